@@ -1,0 +1,4 @@
+"""What is asked of a model, and where in the pictures the answer is."""
+
+from corelens.data.sample import Evidence as Evidence
+from corelens.data.sample import Sample as Sample

@@ -1,0 +1,109 @@
+"""The untrained toy: a small Qwen3-VL with its tokenizer, image processor and chat template."""
+
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2VLImageProcessorPil,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
+
+from corelens.toy.worlds import COLOURS, DIGITS
+
+PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+VISION_START, VISION_END, IMAGE, VIDEO = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
+SPECIAL = (PAD, START, END, VISION_START, VISION_END, IMAGE, VIDEO)
+WORDS = (
+    *("<unk>", "system", "user", "assistant", "which", "digit", "is", "what", "colour", "the", "copy", "plus"),
+    *("?", "."),
+    *DIGITS,
+    *COLOURS,
+)
+
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}{{ '<|im_start|>' + message.role + '\n' }}"
+    "{%- if message.content is string -%}{{ message.content }}"
+    "{%- else -%}{%- for part in message.content -%}"
+    "{%- if part.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>"
+    "{%- elif part.type == 'text' -%}{{ part.text }}{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}{{ '<|im_end|>\n' }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+)
+
+PATCH, MERGE = 8, 2
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word: the special tokens of Qwen3-VL and the words of the toy's questions."""
+    vocabulary = {word: index for index, word in enumerate((*SPECIAL, *WORDS))}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token=PAD,
+        eos_token=END,
+        unk_token="<unk>",
+        additional_special_tokens=[*SPECIAL],
+        padding_side="left",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def image_processor() -> Qwen2VLImageProcessorPil:
+    """Qwen's own processor: patches of 8 pixels, 2 x 2 of them merged into one visual token."""
+    return Qwen2VLImageProcessorPil(
+        patch_size=PATCH, merge_size=MERGE, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]
+    )
+
+
+def model(seed: int, n_layers: int = 6, n_heads: int = 16, n_kv_heads: int = 8, d_head: int = 16) -> Any:
+    """A randomly initialised toy; 64 visual tokens for a picture of 128 x 128 pixels."""
+    ids = {word: index for index, word in enumerate((*SPECIAL, *WORDS))}
+    torch.manual_seed(seed)
+    sections = [d_head // 2 - 2 * (d_head // 6), d_head // 6, d_head // 6]
+    config = Qwen3VLConfig(
+        text_config={
+            "vocab_size": len(ids),
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": n_layers,
+            "num_attention_heads": n_heads,
+            "num_key_value_heads": n_kv_heads,
+            "head_dim": d_head,
+            "max_position_embeddings": 4096,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10_000.0,
+                "mrope_section": sections,
+                "mrope_interleaved": True,
+            },
+            "pad_token_id": ids[PAD],
+            "bos_token_id": None,
+            "eos_token_id": ids[END],
+            "tie_word_embeddings": False,
+        },
+        vision_config={
+            "depth": 4,
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_heads": 4,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": 2,
+            "out_hidden_size": 128,
+            "num_position_embeddings": 256,
+            "deepstack_visual_indexes": [1, 2],
+        },
+        image_token_id=ids[IMAGE],
+        video_token_id=ids[VIDEO],
+        vision_start_token_id=ids[VISION_START],
+        vision_end_token_id=ids[VISION_END],
+        tie_word_embeddings=False,
+    )
+    toy = Qwen3VLForConditionalGeneration(config)
+    toy.generation_config.eos_token_id = ids[END]
+    toy.generation_config.pad_token_id = ids[PAD]
+    return toy
