@@ -54,7 +54,7 @@ class Rows:
     def of(cls, queries: Bool[Tensor, "batch position"]) -> "Rows":
         real = chosen_rows(queries)
         # Chosen positions come first in a stable sort, in their own order.
-        order = queries.logical_not().to(torch.uint8).argsort(-1, stable=True)[:, : real.shape[1]]
+        order = queries.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)[:, : real.shape[1]]
         return cls(torch.where(real, order, 0), real)
 
     def take(self, tensor: Shaped[Tensor, "batch head query last"]) -> Shaped[Tensor, "batch head row last"]:

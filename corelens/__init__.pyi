@@ -1,0 +1,16 @@
+from . import metrics as metrics
+from .attention import chosen_rows as chosen_rows
+from .causal import answers_right as answers_right
+from .data import Evidence as Evidence
+from .data import Sample as Sample
+from .data import prepared_batches as prepared_batches
+from .heads import Head as Head
+from .heads import HeadScores as HeadScores
+from .heads import HeadSet as HeadSet
+from .interventions import ablate as ablate
+from .interventions import mean_outputs as mean_outputs
+from .model import HookedMLLM as HookedMLLM
+from .scanning import scan as scan
+from .tokens import Box as Box
+from .tokens import Role as Role
+from .tokens import TokenMap as TokenMap

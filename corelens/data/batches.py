@@ -1,0 +1,33 @@
+"""Samples in batches, ready for a model."""
+
+from collections.abc import Iterable, Iterator
+
+from tqdm.auto import tqdm
+
+from corelens.data.sample import Sample
+from corelens.inputs import PreparedInputs
+from corelens.model import HookedMLLM
+
+
+def prepared_batches(
+    model: HookedMLLM, samples: Iterable[Sample], batch_size: int, doing: str
+) -> Iterator[tuple[tuple[Sample, ...], PreparedInputs]]:
+    """Prepares samples batch by batch behind a progress bar that says what is being done.
+
+    Raises:
+        ValueError: If there is no sample, or one cannot be prepared; names the sample.
+    """
+    samples = list(samples)
+    if not samples:
+        raise ValueError("there are no samples.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} is less than one.")
+    with tqdm(total=len(samples), desc=doing, unit="sample") as bar:
+        for start in range(0, len(samples), batch_size):
+            batch = tuple(samples[start : start + batch_size])
+            try:
+                inputs = model.prepare([list(sample.images) for sample in batch], [sample.question for sample in batch])
+            except (ValueError, OSError) as cause:
+                raise type(cause)(f"samples {batch[0].id} to {batch[-1].id}: {cause}") from cause
+            yield batch, inputs
+            bar.update(len(batch))

@@ -1,0 +1,279 @@
+"""From pictures and questions to tensors and a map of their positions, through the model's own processor."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from transformers import AutoConfig, AutoProcessor, BatchFeature
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.utils import is_torchvision_available
+
+from corelens.grids import Grid, picture_grids
+from corelens.tokens import Role, TokenMap, grid_boxes
+
+Picture = Image.Image | str | PathLike
+Message = Mapping[str, Any]
+
+_SENTINEL = re.compile("\ue000(\\d+)\ue001")
+"""Stands for the n-th text of a chat, to find where the template puts it; private characters no one types."""
+
+
+class PreparedInputs(BatchFeature):
+    """The tensors of a Hugging Face forward pass, as a mapping, and the map of their positions."""
+
+    def __init__(self, tensors: Mapping[str, Any], tokens: TokenMap) -> None:
+        super().__init__(dict(tensors))
+        self.tokens = tokens
+
+    def to(self, *args: Any, **kwargs: Any) -> "PreparedInputs":
+        """Moves tensors and map; floating-point tensors also change dtype, if one is given."""
+        super().to(*args, **kwargs)
+        self.tokens = self.tokens.to(self["input_ids"].device)
+        return self
+
+
+def load_processor(name_or_path: str, **kwargs: Any) -> Any:
+    """The processor of a checkpoint; without torchvision, one that takes pictures but no videos.
+
+    Hugging Face's video processors need torchvision, and the processor of a model that also takes videos does not load
+    without them.
+    """
+    if is_torchvision_available():
+        return AutoProcessor.from_pretrained(name_or_path, **kwargs)
+    model_type = AutoConfig.from_pretrained(name_or_path, **kwargs).model_type
+    import transformers
+
+    family: Any = getattr(transformers, PROCESSOR_MAPPING_NAMES.get(model_type, "AutoProcessor"))
+    if family is AutoProcessor or "video_processor" not in family.get_attributes():
+        return AutoProcessor.from_pretrained(name_or_path, **kwargs)
+    parts = [part for part in family.get_attributes() if part != "video_processor"]
+    # The same name, so that what it saves is loaded by the real class elsewhere.
+    pictures_only = type(family.__name__, (family,), {"get_attributes": classmethod(lambda cls: parts)})
+    return pictures_only.from_pretrained(name_or_path, **kwargs)
+
+
+def load_picture(picture: Picture) -> Image.Image:
+    """A picture in RGB, upright, fully decoded.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is no picture, is damaged, or is so large that decoding it would exhaust memory.
+        TypeError: If it is neither a picture nor a path.
+    """
+    if isinstance(picture, str | PathLike):
+        path = Path(fspath(picture))
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no picture file {str(path)!r}.")
+        try:
+            opened = Image.open(path)
+        except UnidentifiedImageError as cause:
+            raise ValueError(f"{str(path)!r} is not a picture that Pillow can read.") from cause
+        except Image.DecompressionBombError as cause:
+            raise ValueError(_too_large(str(path))) from cause
+        name = repr(str(path))
+    elif isinstance(picture, Image.Image):
+        opened, name = picture, "the picture"
+    else:
+        raise TypeError(f"a picture is a PIL image or a path, not {type(picture).__name__}.")
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and opened.width * opened.height > limit:
+        raise ValueError(_too_large(name, opened.width, opened.height))
+    try:
+        return ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, SyntaxError) as cause:
+        raise ValueError(f"{name} is damaged and cannot be decoded: {cause}.") from cause
+
+
+def prepare(
+    processor: Any,
+    model_type: str,
+    images: Picture | Sequence[Any] | None,
+    question: str | Sequence[Any],
+) -> PreparedInputs:
+    """Tensors and token map of a batch; see `HookedMLLM.prepare`."""
+    chats = [_chat(texts, own) for texts, own in _per_sample(images, question)]
+    rendered = [_render(processor, chat) for chat in chats]
+    pictures = [[part["image"] for message in chat for part in message["content"] if "image" in part] for chat in chats]
+    bos = processor.tokenizer.bos_token
+    tensors = processor(
+        text=[text for text, _ in rendered],
+        images=pictures if any(pictures) else None,
+        padding=True,
+        padding_side="left",
+        add_special_tokens=not (bos and rendered[0][0].startswith(bos)),
+        return_offsets_mapping=True,
+        return_text_replacement_offsets=True,
+        return_tensors="pt",
+    )
+    offsets = tensors.pop("offset_mapping").numpy()
+    replaced = tensors.pop("text_replacement_offsets", [[] for _ in chats])
+    grids = picture_grids(model_type, processor, [p for own in pictures for p in own], tensors) if any(pictures) else []
+    maps, image_id = [], processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    for sample, (_, spans) in enumerate(rendered):
+        own = None if grids is None else [grids.pop(0) for _ in pictures[sample]]
+        sequence = _Sequence(tensors["input_ids"][sample].numpy(), tensors["attention_mask"][sample].numpy(), offsets[sample])
+        maps.append(_addresses(sequence, spans, replaced[sample], own, image_id))
+    sizes = tuple(tuple(picture.size for picture in own) for own in pictures)
+    columns = [torch.from_numpy(np.stack(column)) for column in zip(*maps, strict=True)]
+    return PreparedInputs(tensors, TokenMap(*columns, sizes=sizes))
+
+
+# --- chats -----------------------------------------------------------------------------------------------------------
+
+
+def _per_sample(images: Any, question: Any) -> list[tuple[Any, list[Any]]]:
+    """The question of each sample with its pictures."""
+    one = isinstance(question, str) or (len(question) > 0 and isinstance(question[0], Mapping))
+    if one:
+        question, images = [question], [images]
+    if not len(question):
+        raise ValueError("there is no question: give a string, a chat, or a list of them.")
+    if images is None:
+        images = [None] * len(question)
+    if isinstance(images, Picture) or len(images) != len(question):
+        given = "one picture" if isinstance(images, Picture) else f"pictures for {len(images)}"
+        raise ValueError(
+            f"{len(question)} questions came with {given}: give one entry per question, each a picture, a list of "
+            f"pictures or None."
+        )
+    return [
+        (asked, [] if own is None else [own] if isinstance(own, Picture) else list(own))
+        for asked, own in zip(question, images, strict=True)
+    ]
+
+
+def _chat(asked: str | Sequence[Message], images: list[Picture]) -> list[dict[str, Any]]:
+    """A chat whose contents are lists of parts, each picture loaded and in its place."""
+    if isinstance(asked, str):
+        asked = [{"role": "user", "content": [*({"type": "image"} for _ in images), {"type": "text", "text": asked}]}]
+    chat, waiting = [], list(images)
+    for message in asked:
+        content = message["content"]
+        parts = []
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            if part["type"] == "text":
+                parts.append({"type": "text", "text": part["text"]})
+            elif part["type"] == "image":
+                source = part.get("image", part.get("path"))
+                if source is None and not waiting:
+                    raise ValueError(f"the chat names more pictures than the {len(images)} given.")
+                parts.append({"type": "image", "image": load_picture(waiting.pop(0) if source is None else source)})
+            else:
+                raise ValueError(f"a chat part of type {part['type']!r} cannot be prepared; text and image can.")
+        chat.append({"role": message["role"], "content": parts})
+    if waiting:
+        raise ValueError(
+            f"{len(waiting)} of {len(images)} pictures have no place in the chat: it needs one "
+            f"{{'type': 'image'}} part for each."
+        )
+    if chat[-1]["role"] != "user":
+        raise ValueError(f"the chat ends with a message of the {chat[-1]['role']!r}; it must end with the question.")
+    if not any(part["text"].strip() for part in chat[-1]["content"] if part["type"] == "text"):
+        raise ValueError("the question is empty: there is no token to measure attention from.")
+    return chat
+
+
+class _Span(NamedTuple):
+    """Where a text of the chat stands in the rendered prompt, in characters."""
+
+    start: int
+    end: int
+    role: Role
+
+
+def _render(processor: Any, chat: list[dict[str, Any]]) -> tuple[str, list[_Span]]:
+    """The prompt as the model's chat template writes it, and where the texts of the chat stand in it.
+
+    The template is rendered a second time with a private mark in place of every text; what stands around the marks is
+    the template's own, whatever it looks like.
+    """
+    if not getattr(processor, "chat_template", None):
+        raise ValueError(f"{type(processor).__name__} has no chat template, so a question cannot be put to the model.")
+    if any(processor.image_token in part.get("text", "") for message in chat for part in message["content"]):
+        raise ValueError(f"the text holds {processor.image_token!r}, which stands for a picture; pass pictures instead.")
+
+    def render(text_of: Callable[[int, str], str]) -> str:
+        texts = iter(range(10**6))
+        written = [
+            {
+                "role": message["role"],
+                "content": [
+                    {"type": "image"} if "image" in part else {"type": "text", "text": text_of(next(texts), part["text"])}
+                    for part in message["content"]
+                ],
+            }
+            for message in chat
+        ]
+        return processor.apply_chat_template(written, tokenize=False, add_generation_prompt=True)
+
+    prompt = render(lambda index, text: text)
+    texts = [(message, part["text"]) for message in chat for part in message["content"] if "text" in part]
+    spans, cursor = [], 0
+    literal, *rest = _SENTINEL.split(render(lambda index, text: f"\ue000{index}\ue001"))
+    for index, after in zip(rest[::2], rest[1::2], strict=True):
+        cursor += len(literal)
+        message, text = texts[int(index)]
+        # Templates may trim.
+        written = next((form for form in (text, text.strip()) if prompt.startswith(form + after, cursor)), None)
+        if written is None:
+            raise ValueError(f"the chat template changes the text {text!r}, so its tokens cannot be told apart.")
+        role = {"system": Role.SYSTEM}.get(message["role"], Role.QUESTION if message is chat[-1] else Role.CONTEXT)
+        spans.append(_Span(cursor, cursor + len(written), role))
+        cursor, literal = cursor + len(written), after
+    return prompt, spans
+
+
+# --- addresses -------------------------------------------------------------------------------------------------------
+
+
+class _Sequence(NamedTuple):
+    ids: np.ndarray
+    attention_mask: np.ndarray
+    offsets: np.ndarray
+    """First and last character of each token in the prompt, placeholders of pictures expanded."""
+
+
+def _addresses(
+    sequence: _Sequence,
+    spans: list[_Span],
+    replaced: list[dict[str, Any]],
+    grids: list[Grid] | None,
+    image_id: int,
+) -> tuple[np.ndarray, ...]:
+    """Role, media, row, column and box of every position of one sample."""
+    n = len(sequence.ids)
+    role = np.where(sequence.attention_mask == 1, Role.STRUCTURAL, Role.PADDING).astype(np.int64)
+    media, row, column = (np.full(n, -1, np.int64) for _ in range(3))
+    box = np.full((n, 4), np.nan, np.float32)
+    start, end = sequence.offsets.T
+    for span in spans:
+        gained = sum(r["new_span"][1] - r["new_span"][0] - (r["span"][1] - r["span"][0]) for r in replaced if r["span"][1] <= span.start)
+        role[(start < span.end + gained) & (end > span.start + gained) & (end > start)] = span.role
+    for index, replacement in enumerate(replaced):
+        first, last = replacement["new_span"]
+        (tokens,) = np.nonzero((start >= first) & (end <= last) & (end > start) & (sequence.ids == image_id))
+        role[tokens], media[tokens] = Role.IMAGE, index
+        if grids is None:
+            continue
+        rows, columns, region = grids[index]
+        if len(tokens) != rows * columns:
+            raise ValueError(
+                f"picture {index} became {len(tokens)} visual tokens, but its grid is {rows} x {columns}: the processor "
+                f"does not belong to the model."
+            )
+        row[tokens], column[tokens] = np.divmod(np.arange(len(tokens)), columns)
+        box[tokens] = grid_boxes(region, rows, columns).numpy()
+    return role, media, row, column, box
+
+
+def _too_large(name: str, *size: int) -> str:
+    said = f" ({size[0]} x {size[1]} pixels)" if size else ""
+    return (
+        f"{name} is too large to decode safely{said}: Pillow's limit is {Image.MAX_IMAGE_PIXELS} pixels. Shrink it, or "
+        f"raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+    )

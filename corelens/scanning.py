@@ -1,0 +1,89 @@
+"""Scores for every head over many samples, without keeping an activation."""
+
+import inspect
+from collections.abc import Iterable
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from corelens.attention import chosen_rows
+from corelens.data import Sample, prepared_batches
+from corelens.heads import HeadScores
+from corelens.metrics import retrieval_attention_mass
+from corelens.model import HookedMLLM
+from corelens.tokens import Rule, TokenMap
+
+
+@torch.no_grad()
+def scan(
+    model: HookedMLLM,
+    samples: Iterable[Sample],
+    queries: Literal["question", "last"] = "question",
+    rule: Rule = "overlap",
+    batch_size: int = 16,
+) -> HeadScores:
+    """Retrieval attention mass of every head on every sample.
+
+    Attention itself runs fused; only the rows of the query tokens are recomputed, and each layer keeps one number per
+    head before the next layer runs.
+
+    Args:
+        model: The model.
+        samples: Questions with pictures and evidence.
+        queries: Which tokens look: all of the question, or the last one of the prompt, which says the answer.
+        rule: How evidence in pixels becomes visual tokens; see `TokenMap.inside`.
+        batch_size: Samples a pass.
+
+    Raises:
+        ValueError: If a sample has no evidence, or its evidence selects no visual token; names the sample.
+    """
+    if queries not in ("question", "last"):
+        raise ValueError(f"queries={queries!r} is not known; query tokens are question or last.")
+    forward = inspect.signature(model.hf_model.forward).parameters
+    # Nobody reads the logits or the cache of a scan.
+    savings = {name: value for name, value in (("logits_to_keep", 1), ("use_cache", False)) if name in forward}
+    values, ids = [], []
+    for batch, inputs in prepared_batches(model, samples, batch_size, "scan"):
+        asking = getattr(inputs.tokens, queries)
+        evidence = torch.cat([evidence_tokens(sample, inputs.tokens[i], rule) for i, sample in enumerate(batch)])
+        of_layer: dict[int, Tensor] = {}
+
+        def measure(
+            pattern: Tensor, hook: object, layer: int, of_layer: dict[int, Tensor], evidence: Tensor, rows: Tensor
+        ) -> None:
+            of_layer[layer] = retrieval_attention_mass(pattern, evidence, rows)
+
+        measure = partial(measure, of_layer=of_layer, evidence=evidence, rows=chosen_rows(asking))
+        hooks = [(f"blocks.{layer}.attn.hook_pattern", partial(measure, layer=layer)) for layer in range(model.cfg.n_layers)]
+        with model.hooks(fwd_hooks=hooks, queries=asking):
+            model(inputs, **savings)
+        values.append(torch.stack([of_layer[layer] for layer in range(model.cfg.n_layers)], 1).cpu())
+        ids += [sample.id for sample in batch]
+    return HeadScores(
+        values=torch.cat(values),
+        metric="retrieval attention mass",
+        samples=tuple(ids),
+        model=model.cfg.model_name,
+        choices={"queries": queries, "rule": rule},
+    )
+
+
+def evidence_tokens(
+    sample: Sample, tokens: TokenMap, rule: Rule = "overlap"
+) -> Bool[Tensor, "1 position"] | Float[Tensor, "1 position"]:
+    """Which visual tokens hold a sample's evidence, all of its regions together.
+
+    Raises:
+        ValueError: If there is no evidence, or a region of it selects no visual token; names the sample.
+    """
+    if not sample.evidence:
+        raise ValueError(f"sample {sample.id} has no evidence, so nothing can be measured on it.")
+    try:
+        regions = [tokens.inside(region.box, rule, region.media) for region in sample.evidence]
+    except (ValueError, IndexError) as cause:
+        raise ValueError(f"sample {sample.id}: {cause}") from cause
+    # The largest cover, for fractions: a token that two overlapping regions cover is not covered twice.
+    return torch.stack(regions).amax(0) if rule == "fraction" else torch.stack(regions).any(0)

@@ -1,0 +1,43 @@
+"""Fixtures. Nothing here imports corelens at module level: the shape checks must be in place first."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+
+
+@pytest.fixture(autouse=True)
+def _deterministic() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", params=tiny.CONFIGS)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def hf_model(family: str) -> Any:
+    """Read-only by convention; `test_every_family` checks that wrapping leaves no trace."""
+    return tiny.build(family)
+
+
+@pytest.fixture(scope="session")
+def eager(family: str) -> Any:
+    return tiny.build(family, attention="eager")
+
+
+@pytest.fixture(scope="session")
+def model(hf_model: Any) -> Any:
+    from corelens import HookedMLLM
+
+    return HookedMLLM(hf_model)
+
+
+@pytest.fixture(scope="session")
+def toy() -> Any:
+    from corelens import HookedMLLM
+
+    return HookedMLLM.from_pretrained("corelens/toy")
