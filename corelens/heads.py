@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ class Head(NamedTuple):
         return f"L{self.layer}H{self.head}"
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str) -> "Head":
         """The head that `text` names, e.g. `L4H2`."""
         match = re.fullmatch(r"L(\d+)H(\d+)", text.strip())
         if match is None:
@@ -84,7 +84,7 @@ class HeadSet:
         return layers
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str) -> "HeadSet":
         """The set that `text` lists, e.g. `L4H2, L3H7`."""
         return cls(tuple(Head.parse(part) for part in re.split(r"[,\s]+", text.strip()) if part))
 
@@ -93,7 +93,7 @@ class HeadSet:
         Path(path).write_text(json.dumps({"name": self.name, "heads": [str(head) for head in self.heads]}, indent=1))
 
     @classmethod
-    def load(cls, path: str | PathLike[str]) -> Self:
+    def load(cls, path: str | PathLike[str]) -> "HeadSet":
         """Reads what `save` wrote."""
         saved = json.loads(Path(path).read_text())
         if not isinstance(saved, dict) or not {"name", "heads"} <= saved.keys():
@@ -186,7 +186,7 @@ class HeadScores:
         save_file({"values": self.values.contiguous()}, path, metadata={"corelens": json.dumps(about)})
 
     @classmethod
-    def load(cls, path: str | PathLike[str]) -> Self:
+    def load(cls, path: str | PathLike[str]) -> "HeadScores":
         """Reads what `save` wrote."""
         with safe_open(path, "pt") as file:  # pyright: ignore[reportAbstractUsage]
             metadata = file.metadata() or {}

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from threading import RLock
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,7 +14,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformer_lens import ActivationCache, HookedRootModule
-from transformer_lens.hook_points import HookPoint, NamesFilter
+from transformer_lens.hook_points import HookPoint
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from corelens.attention import AttentionTap, tapped
@@ -30,6 +30,9 @@ SHIPPED = {
 
 Hooks = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
 """Pairs of a hook name, or a choice of names, and a function `(tensor, hook)`."""
+
+Names = str | Sequence[str] | Callable[[str], bool] | None
+"""One hook name, some, a choice of names, or None for all."""
 
 # One pass at a time through a Hugging Face model, whoever wraps it: its attention is switched during hooked passes.
 _LOCKS: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
@@ -102,7 +105,7 @@ class HookedMLLM(HookedRootModule):
     One pass runs at a time; `with model.hooks(...)` keeps other threads out until it ends.
     """
 
-    def __init__(self, hf_model: PreTrainedModel, processor: Any = None) -> None:
+    def __init__(self, hf_model: nn.Module, processor: Any = None) -> None:
         """Wraps a loaded model. Nothing about it changes.
 
         Args:
@@ -136,7 +139,7 @@ class HookedMLLM(HookedRootModule):
         self.setup()
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str, *, trust_remote_code: bool = False, **kwargs: Any) -> Self:
+    def from_pretrained(cls, name_or_path: str, *, trust_remote_code: bool = False, **kwargs: Any) -> "HookedMLLM":
         """Loads a model and its processor and wraps them.
 
         Args:
@@ -206,11 +209,11 @@ class HookedMLLM(HookedRootModule):
 
     # nn.Module's own ways to move, switch and list reach the wrapped model, which is not in the module tree.
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "HookedMLLM":
         self.hf_model._apply(fn, recurse)
         return self
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "HookedMLLM":
         self.hf_model.train(mode)
         return super().train(mode)
 
@@ -288,7 +291,7 @@ class HookedMLLM(HookedRootModule):
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
         queries: Bool[Tensor, "batch position"] | None = None,
-    ) -> Iterator[Self]:
+    ) -> Iterator["HookedMLLM"]:
         """Adds hooks until the block ends; the block may hold passes, `generate` and further blocks.
 
         Args:
@@ -322,7 +325,7 @@ class HookedMLLM(HookedRootModule):
         self,
         *model_args: Any,
         queries: Bool[Tensor, "batch position"] | None = None,
-        names_filter: NamesFilter = None,
+        names_filter: Names = None,
         remove_batch_dim: bool = False,
         **kwargs: Any,
     ) -> tuple[Any, ActivationCache]:
