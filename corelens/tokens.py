@@ -137,7 +137,7 @@ class TokenMap:
         return laid_out
 
     def inside(
-        self, box: Box | Sequence[float], rule: Rule = "overlap", media: int = 0
+        self, box: Box | Sequence[float | int], rule: Rule = "overlap", media: int = 0
     ) -> Bool[Tensor, "batch position"] | Float[Tensor, "batch position"]:
         """Which visual tokens of a picture lie in a region of its pixels.
 

@@ -5,6 +5,8 @@ from einops import einsum, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from corelens.metrics.queries import mean_over_queries, require_some
+
 Keys = Bool[Tensor, "batch key"] | Float[Tensor, "batch key"]
 """Which keys count: yes or no, or with a weight in [0, 1]."""
 
@@ -42,9 +44,9 @@ def retrieval_attention_mass(
         >>> retrieval_attention_mass(pattern, evidence, queries)
         tensor([[0.8000]])
     """
-    _require_some(evidence=evidence, queries=queries)
+    require_some(evidence=evidence, queries=queries)
     to_evidence = einsum(pattern, evidence.to(pattern), "batch head query key, batch key -> batch head query")
-    return _mean_over_queries(to_evidence, queries)
+    return mean_over_queries(to_evidence, queries)
 
 
 def visual_share(
@@ -65,9 +67,9 @@ def visual_share(
     Raises:
         ValueError: If a sample has no visual token or no query token.
     """
-    _require_some(image=image, queries=queries)
+    require_some(image=image, queries=queries)
     to_image = einsum(pattern, image.to(pattern), "batch head query key, batch key -> batch head query")
-    return _mean_over_queries(to_image, queries)
+    return mean_over_queries(to_image, queries)
 
 
 def evidence_lift(
@@ -104,19 +106,3 @@ def evidence_lift(
         image.float(), "batch key -> batch 1", "sum"
     )
     return share_of_attention / share_of_tokens
-
-
-def _mean_over_queries(
-    of_query: Float[Tensor, "batch head query"], queries: Bool[Tensor, "batch query"]
-) -> Float[Tensor, "batch head"]:
-    # `where`, not a product: rows that are no query tokens may be NaN.
-    of_chosen = torch.where(queries[:, None], of_query, 0)
-    return reduce(of_chosen, "batch head query -> batch head", "sum") / reduce(
-        queries.to(of_query), "batch query -> batch 1", "sum"
-    )
-
-
-def _require_some(**masks: Tensor) -> None:
-    for name, mask in masks.items():
-        if empty := (~mask.to(torch.bool).any(-1)).nonzero().flatten().tolist():
-            raise ValueError(f"`{name}` marks nothing in sample(s) {empty}: the mass is undefined there.")

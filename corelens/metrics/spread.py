@@ -5,7 +5,7 @@ from einops import reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from corelens.metrics.mass import _mean_over_queries, _require_some
+from corelens.metrics.queries import mean_over_queries, require_some
 
 
 def attention_entropy(
@@ -29,6 +29,6 @@ def attention_entropy(
         >>> attention_entropy(torch.full((1, 1, 1, 4), 0.25), torch.tensor([[True]])).exp()
         tensor([[4.]])
     """
-    _require_some(queries=queries)
+    require_some(queries=queries)
     of_query = reduce(-torch.xlogy(pattern, pattern), "batch head query key -> batch head query", "sum")
-    return _mean_over_queries(of_query, queries)
+    return mean_over_queries(of_query, queries)

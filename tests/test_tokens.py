@@ -1,0 +1,211 @@
+"""Positions and their addresses, on real processors; geometry checked against what the vision tower sees."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import processors
+import tiny
+
+PREPARED = ("qwen3_vl", "qwen2_5_vl", "llava")
+SIZES = [(112, 96), (150, 100), (97, 180), (64, 64)]
+
+
+@pytest.fixture(scope="module", params=PREPARED)
+def seeing(request: pytest.FixtureRequest) -> Any:
+    from corelens import HookedMLLM
+
+    hf_model = tiny.build(request.param)
+    with torch.no_grad():
+        # A random tower that mixes tokens weakly, so that a feature tells which pixels it comes from.
+        for name, parameter in hf_model.get_encoder("image").named_parameters():
+            if "out_proj" in name or "attn.proj" in name:
+                parameter.mul_(0.1)
+    return HookedMLLM(hf_model, processors.build(request.param))
+
+
+def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
+    width, height = size
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def features(model: Any, image: Image.Image) -> torch.Tensor:
+    """Visual features by token, as the decoder gets them."""
+    inputs = model.prepare(image, "Which digit is red?")
+    pixels = {k: v for k, v in inputs.items() if k in ("pixel_values", "image_grid_thw")}
+    found = model.hf_model.get_image_features(**pixels).pooler_output
+    return found.flatten(0, -2) if isinstance(found, torch.Tensor) else torch.cat(list(found)).flatten(0, -2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_changing_pixels_of_a_token_changes_its_feature_most(seeing: Any, size: tuple[int, int]):
+    image = picture(size)
+    tokens = seeing.prepare(image, "Which digit is red?").tokens
+    boxes, before = tokens.box[tokens.image], features(seeing, image)
+    assert len(boxes) == len(before)
+    chosen = np.random.default_rng(0).choice(len(boxes), min(8, len(boxes)), replace=False)
+    hits = 0
+    for token in chosen:
+        # The inner part: resizing mixes pixels across the edges of rectangles.
+        left, top, right, bottom = boxes[token].tolist()
+        inner = (left + (right - left) / 4, top + (bottom - top) / 4, right - (right - left) / 4, bottom - (bottom - top) / 4)
+        changed = np.array(image)
+        region = (slice(int(inner[1]), int(np.ceil(inner[3]))), slice(int(inner[0]), int(np.ceil(inner[2]))))
+        changed[region] = 255 - changed[region]
+        moved = (features(seeing, Image.fromarray(changed)) - before).norm(dim=-1)
+        hits += int(moved.argmax()) == token
+    assert hits == len(chosen)
+
+
+def test_rectangles_tile_what_the_model_sees(seeing: Any):
+    family = seeing.hf_model.config.model_type
+    for size in SIZES:
+        tokens = seeing.prepare(picture(size), "Which digit is red?").tokens
+        boxes = tokens.box[tokens.image]
+        seen = [boxes[:, 0].min(), boxes[:, 1].min(), boxes[:, 2].max(), boxes[:, 3].max()]
+        side = min(size)
+        margins = [(extent - side) / 2 for extent in size]
+        whole = [0, 0, *size]
+        middle = [margins[0], margins[1], size[0] - margins[0], size[1] - margins[1]]
+        # The tiny CLIP resizes the short side to its crop, so it sees the middle square.
+        torch.testing.assert_close(torch.stack(seen), torch.tensor(middle if family == "llava" else whole).float(), atol=1.5, rtol=0)
+        areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        extent = (seen[2] - seen[0]) * (seen[3] - seen[1])
+        torch.testing.assert_close(areas.sum(), extent, rtol=1e-4, atol=0)
+
+
+def test_roles_spell_out_the_prompt(seeing: Any):
+    """Every role's tokens, decoded, are the text that has this role."""
+    from corelens import Role
+
+    chat = [
+        {"role": "system", "content": [{"type": "text", "text": "You are a helpful assistant."}]},
+        {"role": "user", "content": [{"type": "text", "text": "a a a"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "user"}]},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": " a? "}]},
+    ]
+    inputs = seeing.prepare(picture((64, 64)), chat)
+    decode = seeing.processor.tokenizer.decode
+    ids, tokens = inputs["input_ids"], inputs.tokens
+    assert decode(ids[tokens.system]) == "You are a helpful assistant."
+    assert decode(ids[tokens.context]).replace(" ", "") == "aaauser"
+    assert decode(ids[tokens.question]).strip() == "a?"
+    assert set(ids[tokens.image].tolist()) == {tiny.IMAGE}
+    assert int(tokens.last[0].nonzero()) == ids.shape[1] - 1
+    by_role = sum((tokens.role == role).sum() for role in Role)
+    assert by_role == tokens.role.numel()
+    assert "image" in repr(tokens)
+
+
+def test_a_batch_is_its_samples_left_padded(seeing: Any):
+    """Different pictures, numbers of pictures and questions; one sample has none."""
+    images = [picture((64, 64)), [picture((97, 180), 1), picture((150, 100), 2)], None]
+    questions = ["Which digit is red?", "What colour is the 7?", "You?"]
+    together = seeing.prepare(images, questions)
+    for index in range(3):
+        alone = seeing.prepare([images[index]], [questions[index]])
+        n = alone["input_ids"].shape[1]
+        assert torch.equal(together["input_ids"][index, -n:], alone["input_ids"][0])
+        assert together.tokens.padding[index, :-n].all()
+        mine = together.tokens[index]
+        for name in ("role", "media", "row", "column"):
+            assert torch.equal(getattr(mine, name)[:, -n:], getattr(alone.tokens, name))
+        assert torch.equal(mine.box[:, -n:].nan_to_num(-1), alone.tokens.box.nan_to_num(-1))
+        assert mine.sizes == alone.tokens.sizes
+    assert together.tokens.media[1].max() == 1
+    assert together.tokens.last.sum() == 3
+
+
+@torch.no_grad()
+def test_batched_logits_are_those_of_each_sample(seeing: Any):
+    images, questions = [picture((64, 64)), picture((97, 180), 1)], ["Which digit is red?", "What colour is the 7?"]
+    together = seeing(seeing.prepare(images, questions))
+    for index in range(2):
+        alone = seeing(seeing.prepare(images[index], questions[index]))
+        torch.testing.assert_close(together[index, -1], alone[0, -1], atol=2e-4, rtol=1e-3)
+
+
+def test_prepared_tensors_are_those_of_the_processor(seeing: Any):
+    image, question = picture((97, 180)), "Which digit is red?"
+    chat = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
+    expected = seeing.processor.apply_chat_template(
+        chat, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    for inputs in (seeing.prepare(image, question), seeing.prepare(question=chat), seeing.prepare([image], [question])):
+        assert {k for k in inputs} >= {"input_ids", "attention_mask", "pixel_values"}
+        for name, tensor in inputs.items():
+            assert torch.equal(tensor, expected[name]), name
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 90), st.integers(0, 70), st.integers(1, 112), st.integers(1, 96),
+    st.sampled_from(["overlap", "centre", "cover", "fraction"]),
+)  # fmt: skip
+def test_rules_against_loops_over_pixels(left: int, top: int, width: int, height: int, rule: Any):
+    box, tokens = (left, top, min(left + width, 112), min(top + height, 96)), _map()
+    covered = np.zeros((96, 112), bool)
+    covered[box[1] : box[3], box[0] : box[2]] = True
+    # Tokens of 16 x 16 pixels: seven columns, six rows.
+    fraction = covered.reshape(6, 16, 7, 16).mean((1, 3)).flatten()
+    centre = [(c * 16 + 8, r * 16 + 8) for r in range(6) for c in range(7)]
+    expected = {
+        "overlap": fraction > 0,
+        "cover": fraction > 0.5,
+        "fraction": fraction,
+        "centre": [box[0] <= x < box[2] and box[1] <= y < box[3] for x, y in centre],
+    }[rule]
+    if not np.any(expected):
+        with pytest.raises(ValueError, match="selects no token of picture 0"):
+            tokens.inside(box, rule)
+    else:
+        selected = tokens.inside(box, rule)
+        assert not selected[~tokens.image].any()
+        np.testing.assert_allclose(tokens.grid(selected[0].float()).flatten(), np.asarray(expected, float), atol=1e-6)
+
+
+def _map() -> Any:
+    """One picture of 112 x 96 pixels in tokens of 16 x 16, between two structural tokens."""
+    from corelens import Box, Role, TokenMap
+    from corelens.tokens import grid_boxes
+
+    n = 42
+    role = torch.tensor([[Role.STRUCTURAL, *[Role.IMAGE] * n, Role.STRUCTURAL]])
+    media = torch.where(role == Role.IMAGE, 0, -1)
+    row, column = torch.full_like(role, -1), torch.full_like(role, -1)
+    row[0, 1:-1], column[0, 1:-1] = torch.arange(n) // 7, torch.arange(n) % 7
+    box = torch.full((1, n + 2, 4), torch.nan)
+    box[0, 1:-1] = grid_boxes(Box(0, 0, 112, 96), 6, 7)
+    return TokenMap(role, media, row, column, box, (((112, 96),),))
+
+
+@pytest.mark.parametrize(
+    "box", [(-1, 0, 10, 10), (0, 0, 113, 10), (0, 90, 10, 97), (10, 0, 10, 10), (20, 0, 10, 10), (0, 0, float("nan"), 9)]
+)
+def test_boxes_outside_the_picture(box: tuple[float, ...]):
+    with pytest.raises(ValueError, match=r"is not a region of picture 0 of sample 0, which is 112 x 96 pixels"):
+        _map().inside(box)
+
+
+def test_unknown_rules_pictures_and_samples():
+    tokens = _map()
+    with pytest.raises(IndexError, match="sample 0 has no picture 1: it has 1"):
+        tokens.inside((0, 0, 9, 9), media=1)
+    with pytest.raises(IndexError, match="no sample 1: the batch has 1"):
+        tokens[1]
+
+
+def test_a_box_that_the_model_does_not_see():
+    from corelens import HookedMLLM
+
+    model = HookedMLLM(tiny.build("llava"), processors.build("llava"))
+    tokens = model.prepare(picture((300, 100)), "Which digit is red?").tokens
+    with pytest.raises(ValueError, match="in a part of the picture that the model does not see"):
+        tokens.inside((0, 0, 50, 100))
+    assert tokens.inside((0, 0, 150, 100)).any()
