@@ -1,8 +1,9 @@
 """From pictures and questions to tensors and a map of their positions, through the model's own processor."""
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,26 +66,31 @@ def load_picture(picture: Picture) -> Image.Image:
         ValueError: If the file is no picture, is damaged, or is so large that decoding it would exhaust memory.
         TypeError: If it is neither a picture nor a path.
     """
-    if isinstance(picture, str | PathLike):
-        path = Path(fspath(picture))
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no picture file {str(path)!r}.")
-        try:
-            opened = Image.open(path)
-        except UnidentifiedImageError as cause:
-            raise ValueError(f"{str(path)!r} is not a picture that Pillow can read.") from cause
-        except Image.DecompressionBombError as cause:
-            raise ValueError(_too_large(str(path))) from cause
-        name = repr(str(path))
-    elif isinstance(picture, Image.Image):
-        opened, name = picture, "the picture"
-    else:
+    if isinstance(picture, Image.Image):
+        return _decode(picture, "the picture")
+    if not isinstance(picture, str | PathLike):
         raise TypeError(f"a picture is a PIL image or a path, not {type(picture).__name__}.")
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and opened.width * opened.height > limit:
-        raise ValueError(_too_large(name, opened.width, opened.height))
+    path = Path(picture)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no picture file {str(path)!r}.")
     try:
-        return ImageOps.exif_transpose(opened).convert("RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            opened = Image.open(path)
+    except UnidentifiedImageError as cause:
+        raise ValueError(f"{str(path)!r} is not a picture that Pillow can read.") from cause
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as cause:
+        raise ValueError(
+            f"{str(path)!r} is too large to decode safely: Pillow's limit is {Image.MAX_IMAGE_PIXELS} pixels. Shrink "
+            f"it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+        ) from cause
+    with opened:
+        return _decode(opened, repr(str(path)))
+
+
+def _decode(picture: Image.Image, name: str) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(picture).convert("RGB")
     except (OSError, SyntaxError) as cause:
         raise ValueError(f"{name} is damaged and cannot be decoded: {cause}.") from cause
 
@@ -147,7 +153,7 @@ def _per_sample(images: Any, question: Any) -> list[tuple[Any, list[Any]]]:
     ]
 
 
-def _chat(asked: str | Sequence[Message], images: list[Picture]) -> list[dict[str, Any]]:
+def _chat(asked: str | Sequence[Message], images: list[Any]) -> list[dict[str, Any]]:
     """A chat whose contents are lists of parts, each picture loaded and in its place."""
     if isinstance(asked, str):
         asked = [{"role": "user", "content": [*({"type": "image"} for _ in images), {"type": "text", "text": asked}]}]
@@ -269,11 +275,3 @@ def _addresses(
         row[tokens], column[tokens] = np.divmod(np.arange(len(tokens)), columns)
         box[tokens] = grid_boxes(region, rows, columns).numpy()
     return role, media, row, column, box
-
-
-def _too_large(name: str, *size: int) -> str:
-    said = f" ({size[0]} x {size[1]} pixels)" if size else ""
-    return (
-        f"{name} is too large to decode safely{said}: Pillow's limit is {Image.MAX_IMAGE_PIXELS} pixels. Shrink it, or "
-        f"raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
-    )
