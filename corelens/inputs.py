@@ -58,7 +58,7 @@ def load_processor(name_or_path: str, **kwargs: Any) -> Any:
     return pictures_only.from_pretrained(name_or_path, **kwargs)
 
 
-def load_picture(picture: Picture) -> Image.Image:
+def load_picture(picture: object) -> Image.Image:
     """A picture in RGB, upright, fully decoded.
 
     Raises:
