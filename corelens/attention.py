@@ -14,10 +14,10 @@ import torch
 from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from transformer_lens.hook_points import HookPoint
 
 NAME = "corelens"
 """What Hugging Face knows the function and its mask as."""

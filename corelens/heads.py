@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from einops import reduce
 from jaxtyping import Float
 from safetensors import safe_open

@@ -122,7 +122,9 @@ def prepare(
     maps, image_id = [], processor.tokenizer.convert_tokens_to_ids(processor.image_token)
     for sample, (_, spans) in enumerate(rendered):
         own = None if grids is None else [grids.pop(0) for _ in pictures[sample]]
-        sequence = _Sequence(tensors["input_ids"][sample].numpy(), tensors["attention_mask"][sample].numpy(), offsets[sample])
+        sequence = _Sequence(
+            tensors["input_ids"][sample].numpy(), tensors["attention_mask"][sample].numpy(), offsets[sample]
+        )
         maps.append(_addresses(sequence, spans, replaced[sample], own, image_id))
     sizes = tuple(tuple(picture.size for picture in own) for own in pictures)
     columns = [torch.from_numpy(np.stack(column)) for column in zip(*maps, strict=True)]
@@ -201,7 +203,9 @@ def _render(processor: Any, chat: list[dict[str, Any]]) -> tuple[str, list[_Span
     if not getattr(processor, "chat_template", None):
         raise ValueError(f"{type(processor).__name__} has no chat template, so a question cannot be put to the model.")
     if any(processor.image_token in part.get("text", "") for message in chat for part in message["content"]):
-        raise ValueError(f"the text holds {processor.image_token!r}, which stands for a picture; pass pictures instead.")
+        raise ValueError(
+            f"the text holds {processor.image_token!r}, which stands for a picture; pass pictures instead."
+        )
 
     def render(text_of: Callable[[int, str], str]) -> str:
         texts = iter(range(10**6))
@@ -209,7 +213,9 @@ def _render(processor: Any, chat: list[dict[str, Any]]) -> tuple[str, list[_Span
             {
                 "role": message["role"],
                 "content": [
-                    {"type": "image"} if "image" in part else {"type": "text", "text": text_of(next(texts), part["text"])}
+                    {"type": "image"}
+                    if "image" in part
+                    else {"type": "text", "text": text_of(next(texts), part["text"])}
                     for part in message["content"]
                 ],
             }
@@ -258,7 +264,11 @@ def _addresses(
     box = np.full((n, 4), np.nan, np.float32)
     start, end = sequence.offsets.T
     for span in spans:
-        gained = sum(r["new_span"][1] - r["new_span"][0] - (r["span"][1] - r["span"][0]) for r in replaced if r["span"][1] <= span.start)
+        gained = sum(
+            r["new_span"][1] - r["new_span"][0] - (r["span"][1] - r["span"][0])
+            for r in replaced
+            if r["span"][1] <= span.start
+        )
         role[(start < span.end + gained) & (end > span.start + gained) & (end > start)] = span.role
     for index, replacement in enumerate(replaced):
         first, last = replacement["new_span"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import reduce
@@ -35,7 +35,9 @@ class HeadAblation:
 
 
 def ablate(
-    heads: Iterable[Head], how: Literal["zero", "mean"] = "zero", means: Float[Tensor, "layer head d_head"] | None = None
+    heads: Iterable[Head],
+    how: Literal["zero", "mean"] = "zero",
+    means: Float[Tensor, "layer head d_head"] | None = None,
 ) -> FwdHooks:
     """Removes heads by replacing their output, at every position, in prefill and in decoding.
 
@@ -80,14 +82,10 @@ def mean_outputs(
     for _, inputs in prepared_batches(model, samples, batch_size, "mean outputs"):
         kept = ~inputs.tokens.padding
 
-        def add(z: Tensor, hook: object, layer: int, kept: Tensor = kept) -> None:
-            total[layer] += reduce(z[kept].float(), "position head d_head -> head d_head", "sum").to(total)
+        def add(z: Tensor, hook: Any, kept: Tensor = kept) -> None:
+            total[hook.layer()] += reduce(z[kept].float(), "position head d_head -> head d_head", "sum").to(total)
 
-        hooks = [
-            (f"blocks.{layer}.attn.hook_z", lambda z, hook, layer=layer, add=add: add(z, hook, layer))
-            for layer in range(model.cfg.n_layers)
-        ]
-        with model.hooks(fwd_hooks=hooks):
+        with model.hooks(fwd_hooks=[(lambda name: name.endswith("hook_z"), add)]):
             model(inputs)
         n_positions += int(kept.sum())
     return total / n_positions

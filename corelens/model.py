@@ -157,7 +157,9 @@ class HookedMLLM(HookedRootModule):
         if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
             raise FileNotFoundError(f"there is no model folder {path!r}.")
         path = str(Path(path).expanduser()) if path.startswith("~") else path
-        shared = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
+        shared = {
+            name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs
+        }
         try:
             # Safetensors only: other formats are pickles, which run code when they load.
             hf_model = AutoModelForImageTextToText.from_pretrained(
@@ -241,7 +243,9 @@ class HookedMLLM(HookedRootModule):
             FileNotFoundError: If a picture file is missing.
         """
         if self.processor is None:
-            raise ValueError("the model was wrapped without a processor: HookedMLLM(hf_model, processor) prepares inputs.")
+            raise ValueError(
+                "the model was wrapped without a processor: HookedMLLM(hf_model, processor) prepares inputs."
+            )
         return prepare(self.processor, self.hf_model.config.model_type, images, question).to(self.device)
 
     # --- passes ---
@@ -394,7 +398,9 @@ class HookedMLLM(HookedRootModule):
                 )
             if any(point.has_hooks() for point in self.hook_points()):
                 if self.hf_model._compiled_call_impl is not None:
-                    raise RuntimeError("the model is compiled, and hooks need its Python code: load it anew to hook it.")
+                    raise RuntimeError(
+                        "the model is compiled, and hooks need its Python code: load it anew to hook it."
+                    )
                 for block in self._blocks:
                     connected.enter_context(block.listening())
                 taps = {

@@ -1,9 +1,8 @@
 """Scores for every head over many samples, without keeping an activation."""
 
 import inspect
-from collections.abc import Iterable
-from functools import partial
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,7 +20,7 @@ from corelens.tokens import Rule, TokenMap
 def scan(
     model: HookedMLLM,
     samples: Iterable[Sample],
-    queries: Literal["question", "last"] = "question",
+    queries: Literal["question", "last"] = "last",
     rule: Rule = "overlap",
     batch_size: int = 16,
 ) -> HeadScores:
@@ -33,7 +32,8 @@ def scan(
     Args:
         model: The model.
         samples: Questions with pictures and evidence.
-        queries: Which tokens look: all of the question, or the last one of the prompt, which says the answer.
+        queries: Which tokens look: the last one of the prompt, which says the answer, as in the one published formula
+            of the paper's laboratory; or all of the question, as digests of the paper say.
         rule: How evidence in pixels becomes visual tokens; see `TokenMap.inside`.
         batch_size: Samples a pass.
 
@@ -42,25 +42,10 @@ def scan(
     """
     if queries not in ("question", "last"):
         raise ValueError(f"queries={queries!r} is not known; query tokens are question or last.")
-    forward = inspect.signature(model.hf_model.forward).parameters
-    # Nobody reads the logits or the cache of a scan.
-    savings = {name: value for name, value in (("logits_to_keep", 1), ("use_cache", False)) if name in forward}
     values, ids = [], []
     for batch, inputs in prepared_batches(model, samples, batch_size, "scan"):
-        asking = getattr(inputs.tokens, queries)
         evidence = torch.cat([evidence_tokens(sample, inputs.tokens[i], rule) for i, sample in enumerate(batch)])
-        of_layer: dict[int, Tensor] = {}
-
-        def measure(
-            pattern: Tensor, hook: object, layer: int, of_layer: dict[int, Tensor], evidence: Tensor, rows: Tensor
-        ) -> None:
-            of_layer[layer] = retrieval_attention_mass(pattern, evidence, rows)
-
-        measure = partial(measure, of_layer=of_layer, evidence=evidence, rows=chosen_rows(asking))
-        hooks = [(f"blocks.{layer}.attn.hook_pattern", partial(measure, layer=layer)) for layer in range(model.cfg.n_layers)]
-        with model.hooks(fwd_hooks=hooks, queries=asking):
-            model(inputs, **savings)
-        values.append(torch.stack([of_layer[layer] for layer in range(model.cfg.n_layers)], 1).cpu())
+        values.append(retrieval_masses(model, inputs, evidence, getattr(inputs.tokens, queries)).cpu())
         ids += [sample.id for sample in batch]
     return HeadScores(
         values=torch.cat(values),
@@ -69,6 +54,35 @@ def scan(
         model=model.cfg.model_name,
         choices={"queries": queries, "rule": rule},
     )
+
+
+@torch.no_grad()
+def retrieval_masses(
+    model: HookedMLLM,
+    inputs: Mapping[str, Any],
+    evidence: Bool[Tensor, "batch position"] | Float[Tensor, "batch position"],
+    queries: Bool[Tensor, "batch position"],
+) -> Float[Tensor, "batch layer head"]:
+    """Retrieval attention mass of every head in one pass over one batch; nothing of the pass is kept.
+
+    Args:
+        model: The model.
+        inputs: What `prepare` returns, or the tensors of the Hugging Face forward pass.
+        evidence: Which positions hold the evidence, as weights in [0, 1] if it covers tokens in part.
+        queries: Which positions are query tokens.
+    """
+    masses: dict[int, Tensor] = {}
+    rows = chosen_rows(queries)
+
+    def measure(pattern: Tensor, hook: Any) -> None:
+        masses[hook.layer()] = retrieval_attention_mass(pattern, evidence, rows)
+
+    forward = inspect.signature(model.hf_model.forward).parameters
+    # Nobody reads the logits or the cache of a scan.
+    savings = {name: value for name, value in (("logits_to_keep", 1), ("use_cache", False)) if name in forward}
+    with model.hooks(fwd_hooks=[(lambda name: name.endswith("hook_pattern"), measure)], queries=queries):
+        model(inputs, **savings)
+    return torch.stack([masses[layer] for layer in sorted(masses)], 1)
 
 
 def evidence_tokens(

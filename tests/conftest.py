@@ -3,9 +3,8 @@
 from typing import Any
 
 import pytest
-import torch
-
 import tiny
+import torch
 
 
 @pytest.fixture(autouse=True)

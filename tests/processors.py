@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPImageProcessorPil,
@@ -11,8 +12,6 @@ from transformers import (
     Qwen2VLImageProcessorPil,
     Qwen3VLProcessor,
 )
-
-import tiny
 
 TEXT = ["Which digit is red?", "What colour is the 7?", "You are a helpful assistant.", "USER: ASSISTANT: user\n"]
 QWEN_TEMPLATE = (

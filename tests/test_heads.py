@@ -95,7 +95,12 @@ def test_scores_survive_saving(scores: Any, tmp_path: Path):
     scores.save(tmp_path / "scores.safetensors")
     loaded = HeadScores.load(tmp_path / "scores.safetensors")
     assert torch.equal(loaded.values, scores.values)
-    assert (loaded.samples, loaded.metric, loaded.model, loaded.choices) == (("a", "b"), "mass", "tiny", {"queries": "last"})
+    assert (loaded.samples, loaded.metric, loaded.model, loaded.choices) == (
+        ("a", "b"),
+        "mass",
+        "tiny",
+        {"queries": "last"},
+    )
     from safetensors.torch import save_file
 
     save_file({"values": scores.values}, tmp_path / "bare.safetensors")

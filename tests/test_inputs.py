@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processors
 import pytest
+import tiny
 import torch
 from PIL import Image
-
-import processors
-import tiny
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +71,20 @@ def test_bombs_are_not_decoded(model: Any, tmp_path: Path, monkeypatch: pytest.M
         (None, ["Which?", ""], "the question is empty"),
         ([None], ["a", "b"], "2 questions came with pictures for 1"),
         ("image", ["a", "b"], "2 questions came with one picture"),
-        (None, [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]}], "more pictures than the 0"),
+        (
+            None,
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]}],
+            "more pictures than the 0",
+        ),
         (["image"], [{"role": "user", "content": "a"}], "1 of 1 pictures have no place in the chat"),
         (None, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "must end with the question"),
         (None, [{"role": "user", "content": [{"type": "video"}]}], "type 'video' cannot be prepared"),
         (None, "is <|image_pad|> red?", "which stands for a picture"),
     ],
 )
-def test_questions_and_pictures_that_do_not_fit(model: Any, image: Image.Image, images: Any, question: Any, message: str):
+def test_questions_and_pictures_that_do_not_fit(
+    model: Any, image: Image.Image, images: Any, question: Any, message: str
+):
     images = image if images == "image" else [image] if images == ["image"] else images
     with pytest.raises(ValueError, match=message):
         model.prepare(images, question)

@@ -4,13 +4,12 @@ import copy
 from typing import Any
 
 import numpy as np
+import processors
 import pytest
+import tiny
 import torch
 from PIL import Image
 from torch.testing import assert_close
-
-import processors
-import tiny
 
 
 @pytest.fixture(scope="module", params=["qwen3_vl", "llava"])

@@ -50,7 +50,11 @@ def test_masses_are_their_formula_and_lie_between_zero_and_one(a: dict[str, Tens
     ram = metrics.retrieval_attention_mass(a["pattern"], a["evidence"], a["queries"])
     share = metrics.visual_share(a["pattern"], a["image"], a["queries"])
     lift = metrics.evidence_lift(a["pattern"], a["evidence"], a["image"], a["queries"])
-    rest = metrics.visual_share(a["pattern"], ~a["image"] | ~a["evidence"], a["queries"]) if (~a["evidence"]).any(-1).all() else None
+    rest = (
+        metrics.visual_share(a["pattern"], ~a["image"] | ~a["evidence"], a["queries"])
+        if (~a["evidence"]).any(-1).all()
+        else None
+    )
     assert_close(ram, mass_by_loops(a["pattern"], a["evidence"], a["queries"]))
     assert_close(share, mass_by_loops(a["pattern"], a["image"], a["queries"]))
     tokens = a["evidence"].sum(-1, keepdim=True) / a["image"].sum(-1, keepdim=True)

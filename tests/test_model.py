@@ -5,12 +5,11 @@ import threading
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, LlamaConfig
-
-import tiny
 
 LAYERS = range(tiny.TEXT["num_hidden_layers"])
 
@@ -196,7 +195,9 @@ def test_generation_under_hooks_sees_and_edits_every_step(model: Any, hf_model: 
 
 
 @torch.no_grad()
-def test_decoding_with_a_cache_sees_the_rows_of_one_pass(model: Any, hf_model: Any, inputs: dict[str, Tensor], family: str):
+def test_decoding_with_a_cache_sees_the_rows_of_one_pass(
+    model: Any, hf_model: Any, inputs: dict[str, Tensor], family: str
+):
     rows: list[Tensor] = []
     with model.hooks(fwd_hooks=[(pattern_of(2), lambda pattern, hook: rows.append(pattern[:, :, -1]))]):
         sequence = model.generate(inputs, max_new_tokens=3, do_sample=False, eos_token_id=None)
@@ -216,7 +217,9 @@ def test_chosen_queries_in_generation_are_positions_of_the_prompt(model: Any, in
     queries = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     queries[:, -2:] = True
     shapes: list[tuple[int, ...]] = []
-    with model.hooks(fwd_hooks=[(pattern_of(0), lambda pattern, hook: shapes.append(tuple(pattern.shape)))], queries=queries):
+    with model.hooks(
+        fwd_hooks=[(pattern_of(0), lambda pattern, hook: shapes.append(tuple(pattern.shape)))], queries=queries
+    ):
         model.generate(inputs, max_new_tokens=3, do_sample=False)
         model.generate(inputs, max_new_tokens=3, do_sample=False, num_beams=2)
     n = inputs["input_ids"].shape[1]
@@ -342,7 +345,9 @@ def test_inference_mode_edits_act(model: Any, inputs: dict[str, Tensor]):
 
     expected = model.run_with_hooks(inputs, fwd_hooks=[(pattern_of(0), blind)])
     with torch.inference_mode():
-        assert torch.equal(model.run_with_hooks(inputs, fwd_hooks=[(pattern_of(0), lambda p, hook: None)]), model(inputs))
+        assert torch.equal(
+            model.run_with_hooks(inputs, fwd_hooks=[(pattern_of(0), lambda p, hook: None)]), model(inputs)
+        )
         assert_close(model.run_with_hooks(inputs, fwd_hooks=[(pattern_of(0), blind)]), expected)
 
 

@@ -3,14 +3,13 @@
 from typing import Any
 
 import numpy as np
+import processors
 import pytest
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-
-import processors
-import tiny
 
 PREPARED = ("qwen3_vl", "qwen2_5_vl", "llava")
 SIZES = [(112, 96), (150, 100), (97, 180), (64, 64)]
@@ -54,7 +53,12 @@ def test_changing_pixels_of_a_token_changes_its_feature_most(seeing: Any, size: 
     for token in chosen:
         # The inner part: resizing mixes pixels across the edges of rectangles.
         left, top, right, bottom = boxes[token].tolist()
-        inner = (left + (right - left) / 4, top + (bottom - top) / 4, right - (right - left) / 4, bottom - (bottom - top) / 4)
+        inner = (
+            left + (right - left) / 4,
+            top + (bottom - top) / 4,
+            right - (right - left) / 4,
+            bottom - (bottom - top) / 4,
+        )
         changed = np.array(image)
         region = (slice(int(inner[1]), int(np.ceil(inner[3]))), slice(int(inner[0]), int(np.ceil(inner[2]))))
         changed[region] = 255 - changed[region]
@@ -74,7 +78,9 @@ def test_rectangles_tile_what_the_model_sees(seeing: Any):
         whole = [0, 0, *size]
         middle = [margins[0], margins[1], size[0] - margins[0], size[1] - margins[1]]
         # The tiny CLIP resizes the short side to its crop, so it sees the middle square.
-        torch.testing.assert_close(torch.stack(seen), torch.tensor(middle if family == "llava" else whole).float(), atol=1.5, rtol=0)
+        torch.testing.assert_close(
+            torch.stack(seen), torch.tensor(middle if family == "llava" else whole).float(), atol=1.5, rtol=0
+        )
         areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         extent = (seen[2] - seen[0]) * (seen[3] - seen[1])
         torch.testing.assert_close(areas.sum(), extent, rtol=1e-4, atol=0)
@@ -186,7 +192,8 @@ def _map() -> Any:
 
 
 @pytest.mark.parametrize(
-    "box", [(-1, 0, 10, 10), (0, 0, 113, 10), (0, 90, 10, 97), (10, 0, 10, 10), (20, 0, 10, 10), (0, 0, float("nan"), 9)]
+    "box",
+    [(-1, 0, 10, 10), (0, 0, 113, 10), (0, 90, 10, 97), (10, 0, 10, 10), (20, 0, 10, 10), (0, 0, float("nan"), 9)],
 )
 def test_boxes_outside_the_picture(box: tuple[float, ...]):
     with pytest.raises(ValueError, match=r"is not a region of picture 0 of sample 0, which is 112 x 96 pixels"):

@@ -14,7 +14,6 @@ The data are endless: batch i depends on the seed and i alone, so a resumed run 
 
 import json
 import math
-import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -380,9 +379,7 @@ def train_natural(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
     model, progress = cast(Any, modules["model"]), run.progress
     modules.load_state_dict(load_file(run.folder / "end-tower.safetensors"))
     chosen = optimiser(model.named_parameters(), 2e-3, slow=0.2)
-    train_stage(
-        run, modules, chosen, NATURAL_STEPS, lambda step: chat_loss(model, batches, step, progress.n_things)
-    )
+    train_stage(run, modules, chosen, NATURAL_STEPS, lambda step: chat_loss(model, batches, step, progress.n_things))
     finish(run, modules, report(model, batches), next_stage="organism")
 
 

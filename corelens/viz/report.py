@@ -42,7 +42,9 @@ class Page:
         """A table; `strong` is the row to stress."""
         head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
         body = "".join(
-            f"<tr{' class=strong' if index == strong else ''}>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>"
+            f"<tr{' class=strong' if index == strong else ''}>"
+            + "".join(f"<td>{escape(c)}</td>" for c in row)
+            + "</tr>"
             for index, row in enumerate(rows)
         )
         self.parts.append(f'<div class="card"><table><tr>{head}</tr>{body}</table></div>')

@@ -1,0 +1,52 @@
+"""The command line: `corelens demo`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def main() -> None:
+    """See which attention heads of a multimodal LLM fetch the visual evidence, and prove it."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for report.html and demo.json.")] = Path("corelens-demo"),
+    model: Annotated[
+        str, typer.Option(help="corelens/toy, corelens/toy-natural, or a folder of a trained toy.")
+    ] = "corelens/toy",
+    as_json: Annotated[bool, typer.Option("--json", help="Print demo.json instead of a table.")] = False,
+) -> None:
+    """Find the heads of a shipped model that fetch the visual evidence, and remove them and others."""
+    if out.exists() and not out.is_dir():
+        raise typer.BadParameter(f"{out} is a file; give a folder.", param_hint="--out")
+    from corelens.demo import header, run_demo
+
+    try:
+        found = run_demo(model)
+    except (OSError, ValueError) as cause:
+        raise typer.BadParameter(str(cause), param_hint="--model") from cause
+    found.save(out)
+    if as_json:
+        print(json.dumps(found.result, indent=1))
+        return
+    console = Console()
+    console.print(f"\n[bold]{found.result['model']}[/bold]", found.result["about"])
+    table = Table(*header(found.result), title="Accuracy in percent, with 5 percent of all heads removed")
+    for row in found.rows:
+        table.add_row(*row, style="bold red" if row[0] == "top" else None)
+    console.print(table)
+    for said, true in found.result["expected"].items():
+        console.print(f"  {'[green]yes[/green]' if true else '[red]no [/red]'}  {said}")
+    console.print(f"\n{found.result['seconds']:.0f} seconds. Report: {out / 'report.html'}\n", highlight=False)
+
+
+if __name__ == "__main__":
+    app()
