@@ -40,7 +40,9 @@ def random_model(attention: str) -> Any:
         text_config=dict(
             vocab_size=1024, hidden_size=1024, intermediate_size=2816, num_hidden_layers=8, num_attention_heads=16,
             num_key_value_heads=8, head_dim=64, max_position_embeddings=16_384,
-            rope_parameters=dict(rope_type="default", rope_theta=5e6, mrope_section=[12, 10, 10], mrope_interleaved=True),
+            rope_parameters=dict(
+                rope_type="default", rope_theta=5e6, mrope_section=[12, 10, 10], mrope_interleaved=True
+            ),
         ),
         vision_config=dict(depth=1, hidden_size=64, intermediate_size=64, num_heads=2, out_hidden_size=1024),
         image_token_id=IMAGE,

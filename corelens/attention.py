@@ -148,12 +148,12 @@ def attention_scores(
         The lowest finite float32 where a query may not look, so that rows that see nothing are even, as in eager
         attention.
     """
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     grouped = _grouped(query, key.shape[1])
     scores = einsum(
         grouped, key.float(), "batch kv_head group row d_qk, batch kv_head key d_qk -> batch kv_head group row key"
     )
-    scores = rearrange(scores, "batch kv_head group row key -> batch (kv_head group) row key") * scaling
+    scores = rearrange(scores, "batch kv_head group row key -> batch (kv_head group) row key") * factor
     if visible.dtype == torch.bool:
         return scores.masked_fill_(~visible, torch.finfo(torch.float32).min)
     return scores + visible.float()
@@ -202,7 +202,7 @@ def _attention(
 
 def _mask(**about: Any) -> Tensor | None:
     """Hugging Face's own mask, with a note of where its first query stands in the sequence."""
-    mask = sdpa_mask(**about)
+    mask: Any = sdpa_mask(**about)
     if mask is not None:
         mask.corelens_first_query = int(about["q_offset"])
     return mask

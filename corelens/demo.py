@@ -196,7 +196,8 @@ def _page(model: HookedMLLM, result: dict[str, Any], scores: HeadScores, top: He
         height=440,
     )
     page.text(
-        f"Question: {sample.question} Answer: {sample.answer}. The box is the evidence; both maps show the last token of the prompt, each on its own scale."
+        f"Question: {sample.question} Answer: {sample.answer}. The box is the evidence; both maps show the last token "
+        "of the prompt, each on its own scale."
     )
     page.heading("How sharp the ranking is")
     page.figures(score_curve(scores, top), height=300)

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import AutoConfig, AutoProcessor, BatchFeature
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
-from transformers.utils import is_torchvision_available
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils.import_utils import is_torchvision_available
 
 from corelens.grids import Grid, picture_grids
 from corelens.tokens import Role, TokenMap, grid_boxes
@@ -47,10 +48,8 @@ def load_processor(name_or_path: str, **kwargs: Any) -> Any:
     if is_torchvision_available():
         return AutoProcessor.from_pretrained(name_or_path, **kwargs)
     model_type = AutoConfig.from_pretrained(name_or_path, **kwargs).model_type
-    import transformers
-
-    family: Any = getattr(transformers, PROCESSOR_MAPPING_NAMES.get(model_type, "AutoProcessor"))
-    if family is AutoProcessor or "video_processor" not in family.get_attributes():
+    family: Any = PROCESSOR_MAPPING.get(CONFIG_MAPPING[model_type], None)
+    if family is None or "video_processor" not in family.get_attributes():
         return AutoProcessor.from_pretrained(name_or_path, **kwargs)
     parts = [part for part in family.get_attributes() if part != "video_processor"]
     # The same name, so that what it saves is loaded by the real class elsewhere.
@@ -279,8 +278,8 @@ def _addresses(
         rows, columns, region = grids[index]
         if len(tokens) != rows * columns:
             raise ValueError(
-                f"picture {index} became {len(tokens)} visual tokens, but its grid is {rows} x {columns}: the processor "
-                f"does not belong to the model."
+                f"picture {index} became {len(tokens)} visual tokens, but its grid is {rows} x {columns}: the "
+                f"processor does not belong to the model."
             )
         row[tokens], column[tokens] = np.divmod(np.arange(len(tokens)), columns)
         box[tokens] = grid_boxes(region, rows, columns).numpy()

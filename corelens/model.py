@@ -133,7 +133,7 @@ class HookedMLLM(HookedRootModule):
             d_model=sites[0].w_o.out_features,
         )
         self._attentions = {site.attention: block.attn for site, block in zip(sites, self._blocks, strict=True)}
-        self._configs = list({id(m.config): m.config for m in self._attentions}.values())  # pyright: ignore[reportArgumentType]
+        self._configs = list({id(site.config): site.config for site in sites}.values())
         self._queries: Bool[Tensor, "batch position"] | None = None
         self._lock = _LOCKS.setdefault(hf_model, RLock())
         self.setup()
@@ -170,7 +170,7 @@ class HookedMLLM(HookedRootModule):
             if "trust_remote_code" not in str(cause):
                 raise
             raise ValueError(
-                f"{name_or_path!r} brings its own Python code. Read it, and if you trust it pass trust_remote_code=True."
+                f"{name_or_path!r} brings its own Python code. Read it; if you trust it, pass trust_remote_code=True."
             ) from cause
         return cls(hf_model.eval(), processor)
 
@@ -314,9 +314,9 @@ class HookedMLLM(HookedRootModule):
             # What an intervention acts on is checked before what it is called, for the clearer message.
             self.check_heads(getattr(function, "heads", ()))
             self._check_names(name)
-        with self._lock, self._limited_to(queries):
-            with super().hooks(list(fwd_hooks), list(bwd_hooks), reset_hooks_end, clear_contexts):
-                yield self
+        hooked = super().hooks(list(fwd_hooks), list(bwd_hooks), reset_hooks_end, clear_contexts)
+        with self._lock, self._limited_to(queries), hooked:
+            yield self
 
     def run_with_hooks(
         self, *model_args: Any, queries: Bool[Tensor, "batch position"] | None = None, **kwargs: Any
@@ -325,7 +325,7 @@ class HookedMLLM(HookedRootModule):
         with self._limited_to(queries):
             return super().run_with_hooks(*model_args, **kwargs)
 
-    def run_with_cache(
+    def run_with_cache(  # pyright: ignore[reportIncompatibleMethodOverride] as TransformerLens's own models do
         self,
         *model_args: Any,
         queries: Bool[Tensor, "batch position"] | None = None,

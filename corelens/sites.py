@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,9 @@ class LayerSite:
 
     attention: nn.Module
     """Calls the attention function."""
+
+    config: PreTrainedConfig
+    """Names the attention function to call; layers share it."""
 
     w_o: nn.Linear
     """Takes the heads' outputs side by side and writes them to the residual stream."""
@@ -70,6 +73,7 @@ def _layer_site(layer: int, block: Any) -> LayerSite:
         layer=layer,
         block=block,
         attention=attention,
+        config=attention.config,
         w_o=w_o,
         n_heads=n_heads,
         d_head=w_o.in_features // n_heads,

@@ -25,7 +25,8 @@ QWEN_TEMPLATE = (
 LLAVA_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message.role | upper }}: "
     "{% for part in message.content %}{% if part.type == 'image' %}<image>\n{% endif %}{% endfor %}"
-    "{% for part in message.content %}{% if part.type == 'text' %}{{ part.text | trim }}{% endif %}{% endfor %} {% endfor %}"
+    "{% for part in message.content %}{% if part.type == 'text' %}{{ part.text | trim }}{% endif %}{% endfor %} "
+    "{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 

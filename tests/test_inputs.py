@@ -165,7 +165,7 @@ def test_remote_code_is_refused_by_name(tmp_path: Path):
     config = {"model_type": "mystery", "auto_map": {"AutoConfig": "code.C", "AutoModelForImageTextToText": "code.M"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "code.py").write_text("raise SystemExit('remote code ran')")
-    with pytest.raises(ValueError, match="brings its own Python code.*trust_remote_code=True"):
+    with pytest.raises(ValueError, match=r"brings its own Python code.*trust_remote_code=True"):
         HookedMLLM.from_pretrained(str(tmp_path))
 
 

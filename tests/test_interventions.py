@@ -173,7 +173,7 @@ def test_samples_without_evidence_or_outside_the_picture(model: Any):
     (sample,) = samples(1)
     with pytest.raises(ValueError, match="sample s0 has no evidence"):
         scan(model, [dataclasses.replace(sample, evidence=())])
-    with pytest.raises(ValueError, match="sample s0: Box.* is not a region of picture 0"):
+    with pytest.raises(ValueError, match=r"sample s0: Box.* is not a region of picture 0"):
         scan(model, [dataclasses.replace(sample, evidence=(Evidence(Box(0, 0, 500, 5)),))])
     with pytest.raises(ValueError, match="sample s0: sample 0 has no picture 2"):
         scan(model, [dataclasses.replace(sample, evidence=(Evidence(Box(0, 0, 5, 5), media=2),))])

@@ -388,7 +388,7 @@ def test_an_unknown_hook_name_is_named_before_anything_runs(llava: Any):
         llava.run_with_cache(inputs, names_filter=["blocks.0.attn.hook_patern"])
     with pytest.raises(ValueError, match=message):
         llava.add_hook("blocks.0.attn.hook_patern", lambda x, hook: x)
-    with pytest.raises(ValueError, match="blocks.7.hook_resid_pre"):
+    with pytest.raises(ValueError, match=r"blocks\.7\.hook_resid_pre"):
         llava.run_with_cache(inputs, names_filter="blocks.7.hook_resid_pre")
     assert not any(point.has_hooks() for point in llava.hook_points())
 

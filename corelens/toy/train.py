@@ -283,7 +283,7 @@ def train_stage(
 ) -> None:
     """Trains until `steps`, saving every `SAVE_EVERY`, and continues from what the run folder holds."""
     progress, stage = run.progress, run.progress.stage
-    names = {parameter: name for name, parameter in modules.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in modules.named_parameters()}
     rates = [group["lr"] for group in optimiser.param_groups]
     if progress.step:
         saved = run.load()

@@ -8,7 +8,7 @@ photograph region.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -68,7 +68,7 @@ def _glyphs(split: Split) -> dict[str, Float[np.ndarray, "glyph 8 8"]]:
     """The handwritten digits of one split, ink from 0 to 1, by the digit they show."""
     from sklearn.datasets import load_digits
 
-    data = load_digits()
+    data: Any = load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
     chosen = order[:_TRAIN_DIGITS] if split == "train" else order[_TRAIN_DIGITS:]
     ink = (data.images[chosen] / 16).astype(np.float32)
