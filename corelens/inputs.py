@@ -51,10 +51,13 @@ def load_processor(name_or_path: str, **kwargs: Any) -> Any:
     family: Any = PROCESSOR_MAPPING.get(CONFIG_MAPPING[model_type], None)
     if family is None or "video_processor" not in family.get_attributes():
         return AutoProcessor.from_pretrained(name_or_path, **kwargs)
+    return pictures_only(family).from_pretrained(name_or_path, **kwargs)
+
+
+def pictures_only(family: Any) -> Any:
+    """A processor class without its video processor; of the same name, so that what it saves is the real class's."""
     parts = [part for part in family.get_attributes() if part != "video_processor"]
-    # The same name, so that what it saves is loaded by the real class elsewhere.
-    pictures_only = type(family.__name__, (family,), {"get_attributes": classmethod(lambda cls: parts)})
-    return pictures_only.from_pretrained(name_or_path, **kwargs)
+    return type(family.__name__, (family,), {"get_attributes": classmethod(lambda cls: parts)})
 
 
 def load_picture(picture: object) -> Image.Image:

@@ -15,6 +15,7 @@ ORDER = [
     "sites",
     "grids",
     "attention",
+    "blocks",
     "inputs",
     "model",
     "data",

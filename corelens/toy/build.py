@@ -1,5 +1,6 @@
 """The untrained toy: a small Qwen3-VL with its tokenizer, image processor and chat template."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,8 +10,10 @@ from transformers import (
     Qwen2VLImageProcessorPil,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
 )
 
+from corelens.inputs import pictures_only
 from corelens.toy.worlds import COLOURS, DIGITS
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -57,6 +60,20 @@ def image_processor() -> Qwen2VLImageProcessorPil:
     return Qwen2VLImageProcessorPil(
         patch_size=PATCH, merge_size=MERGE, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]
     )
+
+
+def processor() -> Any:
+    """Tokenizer, image processor and chat template together, as Qwen3-VL's own class without videos."""
+    return pictures_only(Qwen3VLProcessor)(
+        image_processor=image_processor(), tokenizer=tokenizer(), chat_template=CHAT_TEMPLATE
+    )
+
+
+def save(toy: Any, folder: Path) -> None:
+    """Writes a checkpoint like any other: halved weights, which load as float32, and the processor's files."""
+    halved = {name: tensor.half().contiguous() for name, tensor in toy.state_dict().items()}
+    toy.save_pretrained(folder, state_dict=halved)
+    processor().save_pretrained(folder)
 
 
 def model(seed: int, n_layers: int = 6, n_heads: int = 16, n_kv_heads: int = 8, d_head: int = 16) -> Any:

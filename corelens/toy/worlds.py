@@ -143,9 +143,8 @@ def draw_scene(rng: np.random.Generator, n_things: int, split: Split, distinct: 
 def ask(rng: np.random.Generator, scene: Scene) -> tuple[str, str, Thing]:
     """A question about one thing in the scene, its answer, and the thing that is the evidence."""
     thing = scene.things[rng.integers(len(scene.things))]
-    if rng.random() < 0.5:
-        return f"which digit is {thing.colour} ?", thing.digit, thing
-    return f"what colour is the {thing.digit} ?", thing.colour, thing
+    question, answer = ask_pairs(rng, [(thing.colour, thing.digit)])
+    return question, answer, thing
 
 
 def ask_text(rng: np.random.Generator, task: str) -> tuple[str, str]:
@@ -154,18 +153,33 @@ def ask_text(rng: np.random.Generator, task: str) -> tuple[str, str]:
         total = int(rng.integers(10))
         first = int(rng.integers(total + 1))
         return f"what is {first} plus {total - first} ?", str(total)
+    pairs = draw_pairs(rng)
+    if task == "copy":
+        words = " ".join(say_pairs(pairs).split()[: int(rng.integers(3, 7))])
+        return f"copy {words}", words
+    if task == "recall":
+        question, answer = ask_pairs(rng, pairs)
+        return f"{say_pairs(pairs)} . {question}", answer
+    raise ValueError(f"{task!r} is not a text task; the text tasks are {', '.join(TEXT_TASKS)}.")
+
+
+def draw_pairs(rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Four colours, each with a digit: a scene in words."""
     digits = rng.choice(DIGITS, 4, replace=False)
     colours = rng.choice(tuple(COLOURS), 4, replace=False)
-    pairs = " ".join(f"{colour} {digit}" for colour, digit in zip(colours, digits, strict=True))
-    if task == "copy":
-        words = pairs.split()[: int(rng.integers(3, 7))]
-        return "copy " + " ".join(words), " ".join(words)
-    if task == "recall":
-        asked = int(rng.integers(4))
-        if rng.random() < 0.5:
-            return f"{pairs} . which digit is {colours[asked]} ?", str(digits[asked])
-        return f"{pairs} . what colour is the {digits[asked]} ?", str(colours[asked])
-    raise ValueError(f"{task!r} is not a text task; the text tasks are {', '.join(TEXT_TASKS)}.")
+    return [(str(colour), str(digit)) for colour, digit in zip(colours, digits, strict=True)]
+
+
+def say_pairs(pairs: list[tuple[str, str]]) -> str:
+    return " ".join(f"{colour} {digit}" for colour, digit in pairs)
+
+
+def ask_pairs(rng: np.random.Generator, pairs: list[tuple[str, str]]) -> tuple[str, str]:
+    """A question about one pair, in the words of the questions about scenes, and its answer."""
+    colour, digit = pairs[rng.integers(len(pairs))]
+    if rng.random() < 0.5:
+        return f"which digit is {colour} ?", digit
+    return f"what colour is the {digit} ?", colour
 
 
 def scenes(n: int, seed: int, n_things: int = 6, split: Split = "test") -> Iterator[Sample]:

@@ -1,0 +1,60 @@
+"""Gates on head outputs, to find and close the heads that a model needs least."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class HeadGates:
+    """A factor on every head's output, and how much the loss would change if it went to zero."""
+
+    def __init__(self, model: Any) -> None:
+        config = model.config.text_config
+        self.attention = [layer.self_attn for layer in model.model.language_model.layers]
+        self.d_head = config.head_dim
+        self.open = torch.ones(config.num_hidden_layers, config.num_attention_heads)
+        self.importance = torch.zeros_like(self.open)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Multiplies head outputs by the gates inside the block; a backward pass of the loss adds to `importance`."""
+        gates = self.open.clone().requires_grad_()
+        gates.register_hook(lambda slope: self.importance.add_(slope**2))
+
+        def scale(layer: int) -> Callable[..., Any]:
+            return lambda module, args: (args[0] * gates[layer].repeat_interleave(self.d_head),)
+
+        handles = [
+            attention.o_proj.register_forward_pre_hook(scale(layer)) for layer, attention in enumerate(self.attention)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def state(self) -> dict[str, Tensor]:
+        return {"gates": self.open, "importance": self.importance}
+
+    def load(self, saved: dict[str, Tensor]) -> None:
+        """Takes up what `state` gave, if it is there."""
+        self.open = saved.get("gates", self.open)
+        self.importance = saved.get("importance", self.importance)
+
+    def close_to(self, n: int) -> None:
+        """Closes the open heads of least importance until `n` are left, and forgets the importances seen so far."""
+        ranked = torch.where(self.open > 0, self.importance, math.inf).flatten().argsort()
+        self.open.view(-1)[ranked[: max(0, int(self.open.sum()) - n)]] = 0
+        self.importance.zero_()
+
+    @torch.no_grad()
+    def make_permanent(self) -> None:
+        """Zeroes what closed heads ask and write: they attend evenly, add nothing, and stay so."""
+        for layer, attention in enumerate(self.attention):
+            kept = self.open[layer].repeat_interleave(self.d_head)
+            attention.q_proj.weight.mul_(kept[:, None])
+            attention.o_proj.weight.mul_(kept[None, :])

@@ -1,0 +1,104 @@
+"""A training run that survives being killed: a folder with weights, optimiser state and progress."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+SAVE_EVERY = 50
+
+
+@dataclass
+class Progress:
+    """What a run has done, saved beside its weights."""
+
+    stage: str = "tower"
+    step: int = 0
+    n_things: int = 2
+    """Digits a scene, raised as the model learns."""
+    log: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    reached: dict[str, Any] = field(default_factory=dict)
+    """What every finished stage reached on unseen samples, and how long training had taken by then."""
+
+
+class Run:
+    """A folder that holds everything needed to go on: weights, optimiser state, progress."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        saved = folder / "progress.json"
+        self.progress = Progress(**json.loads(saved.read_text())) if saved.exists() else Progress()
+
+    def save(self, tensors: dict[str, Tensor]) -> None:
+        """Writes tensors first and the record of them last, each in one move, so that a kill leaves a whole state."""
+        state = f"{self.progress.stage}-{self.progress.step}.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, self.folder / f"{state}.part")
+        (self.folder / f"{state}.part").replace(self.folder / state)
+        (self.folder / "progress.part").write_text(json.dumps(asdict(self.progress), indent=1))
+        (self.folder / "progress.part").replace(self.folder / "progress.json")
+        for old in self.folder.glob("*.safetensors"):
+            if old.name != state and not old.name.startswith("end-"):
+                old.unlink()
+
+    def load(self) -> dict[str, Tensor]:
+        state = self.folder / f"{self.progress.stage}-{self.progress.step}.safetensors"
+        return load_file(state) if state.exists() else {}
+
+
+def train_stage(
+    run: Run,
+    modules: nn.ModuleDict,
+    optimiser: torch.optim.Optimizer,
+    steps: int,
+    loss_at: Callable[[int], tuple[Tensor, dict[str, Any]]],
+    extra: Callable[[], dict[str, Tensor]] = dict,
+) -> None:
+    """Trains until `steps`, saving every `SAVE_EVERY`, and continues from what the run folder holds."""
+    progress, stage = run.progress, run.progress.stage
+    names: dict[Tensor, str] = {parameter: name for name, parameter in modules.named_parameters()}
+    rates = [group["lr"] for group in optimiser.param_groups]
+    if progress.step:
+        saved = run.load()
+        modules.load_state_dict({k.removeprefix("w:"): v for k, v in saved.items() if k.startswith("w:")})
+        for group in optimiser.param_groups:
+            for parameter in group["params"]:
+                kept = {key: saved[f"o:{key}:{names[parameter]}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+                optimiser.state[parameter] = kept
+    bar = tqdm(range(progress.step, steps), initial=progress.step, total=steps, desc=stage)
+    began = time.monotonic()
+    for step in bar:
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate * cosine(step, steps)
+        loss, right = loss_at(step)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+        optimiser.step()
+        entry = {"stage": stage, "step": step, "loss": round(loss.item(), 4), "n_things": progress.n_things, **right}
+        progress.log.append(entry)
+        bar.set_postfix(loss=entry["loss"], things=progress.n_things, **right)
+        progress.step = step + 1
+        if progress.step % SAVE_EVERY == 0 or progress.step == steps:
+            progress.seconds += time.monotonic() - began
+            began = time.monotonic()
+            tensors = {f"w:{name}": tensor for name, tensor in modules.state_dict().items()}
+            for parameter, kept in optimiser.state.items():
+                tensors |= {f"o:{key}:{names[parameter]}": value for key, value in kept.items()}
+            run.save(tensors | extra())
+
+
+def cosine(step: int, steps: int, warmup: int = 50, floor: float = 0.02) -> float:
+    """Share of the full learning rate."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
