@@ -11,7 +11,7 @@ from corelens.toy import build, worlds
 from corelens.toy.worlds import COLOURS, DIGITS, TEXT_TASKS
 
 TURNS = 8
-IMAGES, TEXTS = 16, 16
+IMAGES, TEXTS = 16, 24
 TEXT_SHARES = (0.2, 0.6, 0.2)
 """How often each of `TEXT_TASKS` is asked: recall takes longest to learn."""
 

@@ -155,7 +155,7 @@ def ask_text(rng: np.random.Generator, task: str) -> tuple[str, str]:
         return f"what is {first} plus {total - first} ?", str(total)
     pairs = draw_pairs(rng)
     if task == "copy":
-        words = " ".join(say_pairs(pairs).split()[: int(rng.integers(3, 7))])
+        words = " ".join(say_pairs(pairs).split()[: int(rng.integers(2, 7))])
         return f"copy {words}", words
     if task == "recall":
         question, answer = ask_pairs(rng, pairs)
@@ -164,9 +164,10 @@ def ask_text(rng: np.random.Generator, task: str) -> tuple[str, str]:
 
 
 def draw_pairs(rng: np.random.Generator) -> list[tuple[str, str]]:
-    """Four colours, each with a digit: a scene in words."""
-    digits = rng.choice(DIGITS, 4, replace=False)
-    colours = rng.choice(tuple(COLOURS), 4, replace=False)
+    """Two to four colours, each with a digit: a scene in words."""
+    n = int(rng.integers(2, 5))
+    digits = rng.choice(DIGITS, n, replace=False)
+    colours = rng.choice(tuple(COLOURS), n, replace=False)
     return [(str(colour), str(digit)) for colour, digit in zip(colours, digits, strict=True)]
 
 

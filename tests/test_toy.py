@@ -1,0 +1,217 @@
+"""The toy's worlds, its training, and the models that ship."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+from transformers import AutoModelForImageTextToText, Qwen3VLForConditionalGeneration
+
+NAMES = ["corelens/toy", "corelens/toy-natural"]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def shipped(request: pytest.FixtureRequest) -> Any:
+    from corelens import HookedMLLM
+
+    return HookedMLLM.from_pretrained(request.param)
+
+
+# --- worlds ----------------------------------------------------------------------------------------------------------
+
+
+def test_splits_share_no_handwriting_and_no_photograph():
+    from corelens.toy.worlds import _glyphs, _photographs
+
+    train, test = (
+        {glyph.tobytes() for glyphs in _glyphs(split).values() for glyph in glyphs} for split in ("train", "test")
+    )
+    assert len(train) > 1_300
+    assert len(test) > 350
+    assert not train & test
+    widths = [[photograph.shape[1] for photograph in _photographs(split)] for split in ("train", "test")]
+    assert [left + right for left, right in zip(*widths, strict=True)] == [640, 640]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10**6), st.integers(1, 8), st.sampled_from(["train", "test"]))
+def test_questions_have_one_answer_and_boxes_hold_the_thing(seed: int, n_things: int, split: Any):
+    from corelens.toy.worlds import COLOURS, SIDE, ask, draw_scene
+
+    rng = np.random.default_rng(seed)
+    scene = draw_scene(rng, n_things, split)
+    assert len({thing.digit for thing in scene.things}) == len({thing.colour for thing in scene.things})
+    assert len(scene.things) == n_things
+    question, answer, thing = ask(rng, scene)
+    asked = [t for t in scene.things if f" {t.colour} " in question or f" {t.digit} " in question]
+    assert asked == [thing]
+    assert answer in (thing.digit, thing.colour)
+    left, top, right, bottom = (int(edge) for edge in thing.box)
+    assert 0 <= left < right <= SIDE
+    assert 0 <= top < bottom <= SIDE
+    # Somewhere in the box the picture has nearly the thing's colour.
+    pixels = scene.picture[top:bottom, left:right].reshape(-1, 3).astype(int)
+    assert np.abs(pixels - np.array(COLOURS[thing.colour])).max(1).min() < 60
+
+
+def test_a_longer_run_begins_with_the_shorter_one():
+    from corelens.toy import worlds
+
+    short, long = list(worlds.scenes(2, seed=5)), list(worlds.scenes(4, seed=5))
+    assert [s.question for s in short] == [s.question for s in long[:2]]
+    assert [s.images[0].tobytes() for s in short] == [s.images[0].tobytes() for s in long[:2]]  # pyright: ignore
+    assert len({s.id for s in long}) == 4
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 10**6))
+def test_text_tasks_are_right(seed: int):
+    from corelens.toy.worlds import ask_text
+
+    rng = np.random.default_rng(seed)
+    question, answer = ask_text(rng, "sum")
+    _, _, first, _, second, _ = question.split()
+    assert int(first) + int(second) == int(answer)
+    question, answer = ask_text(rng, "copy")
+    assert question == f"copy {answer}"
+    question, answer = ask_text(rng, "recall")
+    words = question.split(" . ")[0].split()
+    pairs = dict(zip(words[::2], words[1::2], strict=True))
+    asked = question.split()[-2]
+    assert answer == (pairs[asked] if asked in pairs else {v: k for k, v in pairs.items()}[asked])
+    with pytest.raises(ValueError, match="'sing' is not a text task; the text tasks are copy, recall, sum"):
+        ask_text(rng, "sing")
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def test_training_chats_are_what_the_processor_makes_of_the_question(shipped: Any):
+    from corelens.toy import worlds
+    from corelens.toy.batches import Batches, chat_words, collate
+
+    batches = Batches(0)
+    (scene,), (text,) = worlds.scenes(1, seed=0), worlds.texts(1, 0, "copy")
+    for sample in (scene, text):
+        n_visual = batches.n_visual if sample.images else 0
+        trained = collate(batches.tokenizer, [chat_words([(sample.question, sample.answer)], n_visual)])
+        inputs = shipped.prepare(list(sample.images), sample.question)
+        n = inputs["input_ids"].shape[1]
+        assert torch.equal(trained["input_ids"][:, :n], inputs["input_ids"])
+        said = trained["input_ids"][trained["labels"] != -100]
+        assert shipped.processor.tokenizer.decode(said) == f"{sample.answer} <|im_end|>"
+
+
+def test_a_killed_run_ends_like_an_unbroken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from corelens.toy import batches, run, train
+
+    monkeypatch.setattr(run, "SAVE_EVERY", 2)
+    monkeypatch.setattr(train, "TOWER_STEPS", 3)
+    monkeypatch.setattr(train, "NATURAL_STEPS", 3)
+    monkeypatch.setattr(batches, "IMAGES", 2)
+    monkeypatch.setattr(batches, "TEXTS", 2)
+    monkeypatch.setattr(train, "ship", lambda *args: None)
+    train.main(tmp_path / "unbroken", until="natural")
+
+    chat_loss, calls = train.chat_loss, 0
+
+    def killed(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return chat_loss(*args)
+
+    monkeypatch.setattr(train, "chat_loss", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(tmp_path / "killed", until="natural")
+    assert json.loads((tmp_path / "killed" / "progress.json").read_text())["step"] == 2
+    train.main(tmp_path / "killed", until="natural")
+    ends = [(tmp_path / name / "end-natural.safetensors").read_bytes() for name in ("unbroken", "killed")]
+    assert ends[0] == ends[1]
+
+
+def test_gates_close_the_heads_that_matter_least_for_good():
+    from corelens.toy import build
+    from corelens.toy.gates import HeadGates
+
+    model = build.model(0)
+    gates = HeadGates(model)
+    inputs = {"input_ids": torch.randint(7, 40, (2, 9)), "attention_mask": torch.ones(2, 9, dtype=torch.long)}
+    before = model(**inputs).logits
+    with gates.applied():
+        logits = model(**inputs).logits
+        assert torch.equal(logits, before)
+        logits.square().sum().backward()
+    assert (gates.importance > 0).all()
+    least = gates.importance.flatten().argsort()[:90]
+    gates.close_to(6)
+    assert gates.open.flatten()[least].sum() == 0
+    assert gates.open.sum() == 6
+    with gates.applied(), torch.no_grad():
+        gated = model(**inputs).logits
+    gates.make_permanent()
+    with torch.no_grad():
+        assert_close(model(**inputs).logits, gated, atol=1e-5, rtol=1e-5)
+
+
+# --- what ships ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_checkpoint_is_like_any_other(name: str):
+    from corelens import HookedMLLM
+    from corelens.model import SHIPPED
+    from corelens.toy import worlds
+
+    folder = SHIPPED[name]
+    plain = AutoModelForImageTextToText.from_pretrained(folder)
+    assert isinstance(plain, Qwen3VLForConditionalGeneration)
+    assert plain.dtype == torch.float32
+    model = HookedMLLM.from_pretrained(name)
+    (sample,) = worlds.scenes(1, seed=3)
+    inputs = model.prepare(list(sample.images), sample.question)
+    with torch.no_grad():
+        assert torch.equal(model(inputs), plain(**inputs).logits)
+    assert (folder / "model.safetensors").stat().st_size < 12e6
+    assert {path.suffix for path in folder.iterdir()} <= {".json", ".jinja", ".safetensors", ".md"}
+
+
+def test_shipped_models_see_and_read(shipped: Any):
+    """A fast look; record.json has the accuracy on 1,000 scenes."""
+    from corelens import answers_right, prepared_batches
+    from corelens.model import SHIPPED
+    from corelens.toy import worlds
+
+    name = next(name for name, folder in SHIPPED.items() if str(folder) == shipped.cfg.model_name)
+    record = json.loads((SHIPPED[name] / "record.json").read_text())
+    assert record["accuracy on unseen samples"]["scenes"] >= 0.95
+    tasks = {"scenes": worlds.scenes(100, seed=9)} | {t: worlds.texts(50, 9, t) for t in worlds.TEXT_TASKS}
+    for task, samples in tasks.items():
+        right = answers_right(shipped, list(prepared_batches(shipped, samples, 50, task)))
+        assert right.float().mean() > record["accuracy on unseen samples"][task] - 0.08
+
+
+def test_closed_heads_of_the_organism_attend_evenly_and_write_nothing():
+    from corelens import HeadSet, HookedMLLM
+    from corelens.model import SHIPPED
+    from corelens.toy import worlds
+
+    model = HookedMLLM.from_pretrained("corelens/toy")
+    record = json.loads((SHIPPED["corelens/toy"] / "record.json").read_text())
+    open_heads = HeadSet.parse(record["open heads"])
+    (sample,) = worlds.scenes(1, seed=4)
+    inputs = model.prepare(list(sample.images), sample.question)
+    _, cache = model.run_with_cache(inputs, names_filter=lambda name: name.endswith("hook_pattern"))
+    for head in model.heads:
+        written = model.blocks[head.layer].attn.W_O[head.head]
+        last = cache["pattern", head.layer][0, head.head, -1]
+        even = torch.full_like(last, 1 / len(last))
+        assert (head in open_heads) == bool(written.abs().sum() > 0)
+        if head not in open_heads:
+            assert_close(last, even)
