@@ -42,7 +42,9 @@ def test_the_same_seeds_give_the_same_numbers(small: Any):
     from corelens.demo import run_demo
 
     again = run_demo("corelens/toy", n_scanned=12, n_tested=12, n_texts=4).result
-    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in small.result.items() if k != "seconds"}
+    assert {k: v for k, v in again.items() if k != "seconds"} == {
+        k: v for k, v in small.result.items() if k != "seconds"
+    }
 
 
 def test_the_report_needs_no_network(small: Any, tmp_path: Path):

@@ -27,7 +27,9 @@ class Progress:
     log: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     reached: dict[str, Any] = field(default_factory=dict)
-    """What every finished stage reached on unseen samples, and how long training had taken by then."""
+    """What every finished stage reached, in how many steps, and how long training had taken by then."""
+    changes: list[str] = field(default_factory=list)
+    """Settings that were changed by hand during the run, for the record."""
 
 
 class Run:
