@@ -3,7 +3,7 @@
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm.auto import tqdm
 
 from corelens.causal import answers_right
@@ -65,8 +66,9 @@ def run_demo(name: str = "corelens/toy", n_scanned: int = 200, n_tested: int = 5
     """
     began = time.monotonic()
     model = HookedMLLM.from_pretrained(name)
-    scores = scan(model, worlds.scenes(n_scanned, SCAN_SEED), queries="last", batch_size=50)
-    by_question = scan(model, worlds.scenes(n_scanned, SCAN_SEED), queries="question", batch_size=50)
+    scanned = list(worlds.scenes(n_scanned, SCAN_SEED))
+    scores = scan(model, scanned, queries="last", batch_size=50)
+    by_question = scan(model, scanned, queries="question", batch_size=50)
     conditions = {
         "nothing removed": [HeadSet((), "none")],
         "top": [scores.top(FRACTION)],
@@ -101,7 +103,7 @@ def run_demo(name: str = "corelens/toy", n_scanned: int = 200, n_tested: int = 5
         "versions": {p: version(p) for p in ("corelens", "torch", "transformers", "transformer-lens")}
         | {"python": platform.python_version()},
     }
-    page = _page(model, result, scores, conditions["top"][0], tasks["scenes"][0])
+    page = _page(model, result, scores, conditions["top"][0], scanned)
     result["seconds"] = round(time.monotonic() - began, 1)
     return Demo(result, page)
 
@@ -163,7 +165,9 @@ def _about(name: str) -> str:
     return json.loads(record.read_text())["about"] if record.is_file() else ""
 
 
-def _page(model: HookedMLLM, result: dict[str, Any], scores: HeadScores, top: HeadSet, sample: Sample) -> Page:
+def _page(
+    model: HookedMLLM, result: dict[str, Any], scores: HeadScores, top: HeadSet, scanned: Sequence[Sample]
+) -> Page:
     accuracy = {task: {c: float(np.mean(v)) for c, v in of.items()} for task, of in result["accuracy"].items()}
     scenes = accuracy["scenes"]
     page = Page(
@@ -191,13 +195,16 @@ def _page(model: HookedMLLM, result: dict[str, Any], scores: HeadScores, top: He
     page.figures(head_map(scores, top))
     page.heading("What they look at")
     best, ordinary = top.heads[0], scores.ranked()[scores.mean.numel() // 2]
+    # Neither the best nor the worst example: the scene on which the head's score is its median.
+    of_best = scores.values[:, best.layer, best.head]
+    sample = scanned[int((of_best == of_best.median()).nonzero()[0])]
     page.figures(
-        *(_overlay(model, sample, head, name) for head, name in ((best, "highest score"), (ordinary, "median score"))),
+        *_overlays(model, sample, {best: "highest score", ordinary: "median score"}),
         height=440,
     )
     page.text(
-        f"Question: {sample.question} Answer: {sample.answer}. The box is the evidence; both maps show the last token "
-        "of the prompt, each on its own scale."
+        f"Question: {sample.question} Answer: {sample.answer}. The box is the evidence; the maps show where the last "
+        f"token of the prompt looks. Of the scanned scenes this is the one on which {best} scores its median."
     )
     page.heading("How sharp the ranking is")
     page.figures(score_curve(scores, top), height=300)
@@ -212,13 +219,19 @@ def _page(model: HookedMLLM, result: dict[str, Any], scores: HeadScores, top: He
     return page
 
 
-def _overlay(model: HookedMLLM, sample: Sample, head: Head, name: str) -> Any:
+def _overlays(model: HookedMLLM, sample: Sample, heads: Mapping[Head, str]) -> list[Any]:
+    """Where the last token looks through some heads, on one scale."""
     inputs = model.prepare(list(sample.images), sample.question)
-    hook = f"blocks.{head.layer}.attn.hook_pattern"
     with torch.no_grad():
-        _, cache = model.run_with_cache(inputs, names_filter=hook, queries=inputs.tokens.last)
-    attention = inputs.tokens.grid(cache[hook][0, head.head, 0])
+        _, cache = model.run_with_cache(
+            inputs, names_filter=lambda name: name.endswith("hook_pattern"), queries=inputs.tokens.last
+        )
+    maps = {head: inputs.tokens.grid(cache["pattern", head.layer][0, head.head, 0]) for head in heads}
+    highest = max(float(attention.max()) for attention in maps.values())
     (picture,) = sample.images
-    assert not isinstance(picture, str)  # scenes are drawn, not read
-    boxes = [region.box for region in sample.evidence]
-    return attention_over_picture(picture, attention, Box(0, 0, *picture.size), f"{head}, {name}", boxes)
+    assert isinstance(picture, Image.Image)  # scenes are drawn, not read
+    boxes, region = [evidence.box for evidence in sample.evidence], Box(0, 0, *picture.size)
+    return [
+        attention_over_picture(picture, attention, region, f"{head}, {heads[head]}", boxes, highest)
+        for head, attention in maps.items()
+    ]

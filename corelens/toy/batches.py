@@ -11,8 +11,8 @@ from corelens.toy import build, worlds
 from corelens.toy.worlds import COLOURS, DIGITS, TEXT_TASKS
 
 TURNS = 8
-IMAGES, TEXTS = 8, 48
-TEXT_SHARES = (0.075, 0.85, 0.075)
+IMAGES, TEXTS = 16, 32
+TEXT_SHARES = (0.2, 0.6, 0.2)
 """How often each of `TEXT_TASKS` is asked: recall takes longest to learn."""
 
 

@@ -1,5 +1,6 @@
 """The untrained toy: a small Qwen3-VL with its tokenizer, image processor and chat template."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,13 @@ def save(toy: Any, folder: Path) -> None:
     halved = {name: tensor.half().contiguous() for name, tensor in toy.state_dict().items()}
     toy.save_pretrained(folder, state_dict=halved)
     processor().save_pretrained(folder)
+    # Said here, since building a video processor needs torchvision; where that is installed, AutoProcessor wants one.
+    config = json.loads((folder / "processor_config.json").read_text())
+    same = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
+    config["video_processor"] = {"video_processor_type": "Qwen3VLVideoProcessor"} | {
+        name: config["image_processor"][name] for name in same
+    }
+    (folder / "processor_config.json").write_text(json.dumps(config, indent=2))
 
 
 def model(seed: int, n_layers: int = 6, n_heads: int = 16, n_kv_heads: int = 8, d_head: int = 16) -> Any:

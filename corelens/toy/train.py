@@ -77,7 +77,7 @@ def train_tower(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
 def train_natural(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
     model, progress = cast(Any, modules["model"]), run.progress
     modules.load_state_dict(load_file(run.folder / "end-tower.safetensors"))
-    chosen = optimiser(model.named_parameters(), 7e-3, slow=0.1)
+    chosen = optimiser(model.named_parameters(), 2e-3, slow=0.2)
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, Any]]:
         if ready_for_more(progress):
@@ -104,7 +104,7 @@ def train_organism(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
             loss, right = chat_loss(model, batches, NATURAL_STEPS + step, run.progress.n_things)
         return loss, right | {"open": int(gates.open.sum())}
 
-    chosen = optimiser(model.named_parameters(), 5e-4, slow=0.2)
+    chosen = optimiser(model.named_parameters(), 1e-3, slow=0.2)
     train_stage(run, modules, chosen, ORGANISM_STEPS, loss_at, gates.state)
     gates.make_permanent()
     heads = HeadSet(tuple(Head(*place) for place in gates.open.nonzero().tolist()))

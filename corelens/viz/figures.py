@@ -47,6 +47,7 @@ def attention_over_picture(
     region: Box,
     title: str,
     evidence: Sequence[Box] = (),
+    highest: float | None = None,
 ) -> go.Figure:
     """One head's attention over a picture, a cell per visual token; redder means more, clear means none.
 
@@ -56,6 +57,7 @@ def attention_over_picture(
         region: The pixels that the grid covers.
         title: What is shown.
         evidence: Regions to outline.
+        highest: Attention that gets the strongest colour; the highest in the picture by default.
     """
     rows, columns = attention.shape
     width, height = (region.right - region.left) / columns, (region.bottom - region.top) / rows
@@ -68,7 +70,7 @@ def attention_over_picture(
             dy=height,
             colorscale=_HEAT,
             zmin=0,
-            zmax=max(float(attention.max()), 1e-9),
+            zmax=highest or max(float(attention.max()), 1e-9),
             colorbar=dict(title=dict(text="attention", side="right"), thickness=12),
             hovertemplate="%{z:.3f}<extra></extra>",
         )

@@ -54,7 +54,7 @@ class Page:
         cards = [
             '<div class="card">'
             + figure.to_html(
-                full_html=False, include_plotlyjs=False, default_height=f"{height}px", config={"displaylogo": False}
+                full_html=False, include_plotlyjs=False, default_height=f"{height}px", config={"displayModeBar": False}
             )
             + "</div>"
             for figure in figures
