@@ -35,15 +35,17 @@ from corelens.toy.gates import HeadGates
 from corelens.toy.run import Progress, Run, train_stage
 from corelens.toy.worlds import COLOURS, DIGITS, TEXT_TASKS
 
-TOWER_STEPS, NATURAL_STEPS, ORGANISM_STEPS = 1_500, 2_300, 500
-HEADS_KEPT = 12
+TOWER_STEPS, NATURAL_STEPS, ORGANISM_STEPS = 1_500, 2_300, 400
+HEADS_KEPT = 19
 
 ABOUT = {
     "natural": "Trained on its tasks alone, with no pressure on its heads.",
     "organism": (
         f"A model organism: after ordinary training its heads were closed one after another, least needed first, until "
-        f"{HEADS_KEPT} were left, while training went on. Closed heads attend evenly and write nothing. That few heads "
-        f"do the work is therefore made, not found; which of them look at the evidence, and what they do, is measured."
+        f"{HEADS_KEPT} of 96 were left, while training went on. Closed heads attend evenly and write nothing. That few "
+        f"heads do the work is therefore made, not found. How many to leave was chosen with the outcome in view: with "
+        f"25 left, ten heads shared the looking and removing five of them cost little; with 12 left, two heads did it "
+        f"alone and the five best-ranked included heads that copy text."
     ),
 }
 
