@@ -43,7 +43,7 @@ def test_attention_lies_over_the_pixels_it_belongs_to():
     assert Image.open(io.BytesIO(png)).tobytes() == picture.tobytes()
     (box,) = figure["layout"]["shapes"]
     assert (box["x0"], box["y0"], box["x1"], box["y1"]) == (1, 2, 3, 4)
-    assert figure["layout"]["yaxis"]["range"] == (40, 0)  # downwards, as in pictures
+    assert figure["layout"]["yaxis"]["range"] == [40, 0]  # downwards, as in pictures
 
 
 def test_the_curve_is_sorted_and_colours_the_chosen(scores: Any):
