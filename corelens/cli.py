@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
 
 @app.callback()
@@ -37,15 +38,23 @@ def demo(
     if as_json:
         print(json.dumps(found.result, indent=1))
         return
-    console = Console()
-    console.print(f"\n[bold]{found.result['model']}[/bold]", found.result["about"])
-    table = Table(*header(found.result), title="Accuracy in percent, with 5 percent of all heads removed")
+    console = Console(highlight=False)
+    console.print(f"\n[bold]{found.result['model']}[/bold]  {found.result['about']}")
+    table = Table(
+        box=box.SIMPLE, title="Accuracy in percent, with 5 percent of all heads removed", title_justify="left"
+    )
+    for number, name in enumerate(header(found.result)[:-1]):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
     for row in found.rows:
-        table.add_row(*row, style="bold red" if row[0] == "top" else None)
+        table.add_row(*row[:-1], style="bold red" if row[0] == "top" else None)
     console.print(table)
+    for row in found.rows:
+        if row[-1].startswith("L"):
+            console.print(f"  {row[0]}: {row[-1]}")
+    console.print()
     for said, true in found.result["expected"].items():
         console.print(f"  {'[green]yes[/green]' if true else '[red]no [/red]'}  {said}")
-    console.print(f"\n{found.result['seconds']:.0f} seconds. Report: {out / 'report.html'}\n", highlight=False)
+    console.print(f"\n{found.result['seconds']:.0f} seconds. Report: {out / 'report.html'}\n")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def hf_model(family: str) -> Any:
-    """Read-only by convention; `test_every_family` checks that wrapping leaves no trace."""
+    """Read-only by convention; `test_wrapping_and_exceptions_leave_no_trace` checks that wrapping leaves no trace."""
     return tiny.build(family)
 
 
