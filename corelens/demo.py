@@ -153,7 +153,7 @@ def _rows(result: Mapping[str, Any]) -> list[list[str]]:
         cells = []
         for task in result["accuracy"]:
             values = result["accuracy"][task][condition]
-            spread = f" ± {100 * np.std(values):.1f}" if len(values) > 1 else ""
+            spread = f" ±{100 * np.std(values):.1f}" if len(values) > 1 else ""
             cells.append(f"{100 * np.mean(values):.1f}{spread}")
         rows.append([condition, *cells, sets[0] if len(sets) == 1 else f"{len(sets)} draws"])
     return rows

@@ -77,9 +77,11 @@ def retrieval_masses(
     def measure(pattern: Tensor, hook: Any) -> None:
         masses[hook.layer()] = retrieval_attention_mass(pattern, evidence, rows)
 
-    forward = inspect.signature(model.hf_model.forward).parameters
+    takes = inspect.signature(model.hf_model.forward).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
     # Nobody reads the logits or the cache of a scan.
-    savings = {name: value for name, value in (("logits_to_keep", 1), ("use_cache", False)) if name in forward}
+    savings = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+    savings |= {"use_cache": False} if takes_any or "use_cache" in takes else {}
     with model.hooks(fwd_hooks=[(lambda name: name.endswith("hook_pattern"), measure)], queries=queries):
         model(inputs, **savings)
     return torch.stack([masses[layer] for layer in sorted(masses)], 1)

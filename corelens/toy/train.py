@@ -35,7 +35,7 @@ from corelens.toy.gates import HeadGates
 from corelens.toy.run import Progress, Run, train_stage
 from corelens.toy.worlds import COLOURS, DIGITS, TEXT_TASKS
 
-TOWER_STEPS, NATURAL_STEPS, ORGANISM_STEPS = 1_500, 2_300, 400
+TOWER_STEPS, NATURAL_STEPS, ORGANISM_STEPS = 1_500, 2_600, 400
 HEADS_KEPT = 19
 
 ABOUT = {
