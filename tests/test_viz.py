@@ -56,16 +56,15 @@ def test_the_curve_is_sorted_and_colours_the_chosen(scores: Any):
     assert bars["marker"]["color"][2] != bars["marker"]["color"][3]
 
 
-def test_bars_are_means_with_the_spread_of_seeds():
+def test_bars_are_means_and_dots_are_seeds():
     from corelens.viz import accuracy_bars
 
-    figure = accuracy_bars(
-        {"scenes": {"nothing": [1.0], "random": [0.5, 0.7]}, "copy": {"nothing": [0.9], "random": [0.9, 0.9]}}
-    )
-    scenes = figure.to_dict()["data"][0]
-    assert np.allclose(scenes["y"], [1.0, 0.6])
-    assert scenes["error_y"]["array"][0] is None
-    assert np.isclose(scenes["error_y"]["array"][1], 0.1)
+    of_copy = {"nothing": [0.9], "random": [0.9, 0.9]}
+    figure = accuracy_bars({"scenes": {"nothing": [1.0], "random": [0.5, 0.7]}, "copy": of_copy}).to_dict()
+    bars, dots, *_ = figure["data"]
+    assert np.allclose(bars["y"], [1.0, 0.6])
+    assert list(zip(dots["x"], dots["y"], strict=True)) == [("random", 0.5), ("random", 0.7)]
+    assert bars["offsetgroup"] == dots["offsetgroup"] == "scenes"
 
 
 def test_text_in_a_page_is_escaped():

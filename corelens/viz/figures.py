@@ -125,23 +125,30 @@ def accuracy_bars(accuracies: Mapping[str, Mapping[str, Sequence[float]]]) -> go
     palette = [ACCENT, "#3d5a80", "#6c9a8b", "#c9ada7"]
     figure = go.Figure()
     for (task, conditions), colour in zip(accuracies.items(), palette, strict=False):
-        names = list(conditions)
         figure.add_bar(
             name=task,
-            x=names,
+            offsetgroup=task,
+            x=list(conditions),
             y=[float(np.mean(values)) for values in conditions.values()],
-            error_y=dict(
-                array=[float(np.std(values)) if len(values) > 1 else None for values in conditions.values()],
-                thickness=1.2,
-                color=INK,
-            ),
             marker_color=colour,
-            customdata=[[", ".join(f"{value:.1%}" for value in values)] for values in conditions.values()],
-            hovertemplate="%{x}<br>" + task + " %{y:.1%} (%{customdata[0]})<extra></extra>",
+            hovertemplate="%{x}<br>" + task + " %{y:.1%}<extra></extra>",
         )
-    figure.update_layout(barmode="group", bargap=0.25, legend=dict(orientation="h", y=1.1, x=1, xanchor="right"))
+        seeds = [(name, value) for name, values in conditions.items() if len(values) > 1 for value in values]
+        figure.add_scatter(
+            name=f"{task}, each seed",
+            offsetgroup=task,
+            x=[name for name, _ in seeds],
+            y=[value for _, value in seeds],
+            mode="markers",
+            marker=dict(color=INK, size=5, opacity=0.6),
+            showlegend=False,
+            hovertemplate="%{x}<br>" + task + " %{y:.1%}, one seed<extra></extra>",
+        )
+    figure.update_layout(
+        barmode="group", scattermode="group", bargap=0.25, legend=dict(orientation="h", y=1.1, x=1, xanchor="right")
+    )
     figure.update_yaxes(title="accuracy", range=[0, 1.02], tickformat=".0%")
-    return _styled(figure, "Accuracy by which heads are removed; whiskers: standard deviation over seeds")
+    return _styled(figure, "Accuracy by which heads are removed; bars are means, dots single seeds")
 
 
 def _styled(figure: go.Figure, title: str) -> go.Figure:
