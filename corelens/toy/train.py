@@ -73,7 +73,7 @@ def train_tower(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
     seen = [(name, p) for name, p in model.model.visual.named_parameters() if "deepstack" not in name]
     chosen = optimiser([*seen, *probe.named_parameters()], 2e-3)
     train_stage(run, modules, chosen, TOWER_STEPS, lambda step: tower_loss(model, probe, batches, step))
-    finish(run, modules, {}, next_stage="natural")
+    finish(run, modules, "natural")
 
 
 def train_natural(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
@@ -87,8 +87,7 @@ def train_natural(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
         return chat_loss(model, batches, step, progress.n_things)
 
     train_stage(run, modules, chosen, NATURAL_STEPS, loss_at)
-    finish(run, modules, {}, next_stage="organism")
-    ship(run, "natural", model, {})
+    finish(run, modules, "organism")
 
 
 def train_organism(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
@@ -110,8 +109,7 @@ def train_organism(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
     train_stage(run, modules, chosen, ORGANISM_STEPS, loss_at, gates.state)
     gates.make_permanent()
     heads = HeadSet(tuple(Head(*place) for place in gates.open.nonzero().tolist()))
-    finish(run, modules, {"open heads": str(heads)}, next_stage="done")
-    ship(run, "organism", model, {"open heads": str(heads)})
+    finish(run, modules, "done", **{"open heads": str(heads)})
 
 
 # --- losses ----------------------------------------------------------------------------------------------------------
@@ -169,17 +167,20 @@ def _share(right: Tensor) -> float:
 # --- results ---------------------------------------------------------------------------------------------------------
 
 
-def finish(run: Run, modules: nn.ModuleDict, reached: dict[str, Any], next_stage: str) -> None:
-    """Keeps the end of a stage and goes on to the next."""
+def finish(run: Run, modules: nn.ModuleDict, next_stage: str, **more: str) -> None:
+    """Keeps the end of a stage, ships it if it is a model of its own, and goes on to the next."""
     progress = run.progress
+    progress.reached[progress.stage] = {"steps": progress.step, "seconds": round(progress.seconds), **more}
     save_file(modules.state_dict(), run.folder / f"end-{progress.stage}.safetensors")
-    progress.reached[progress.stage] = reached | {"steps": progress.step, "seconds": round(progress.seconds)}
+    if progress.stage in ABOUT:
+        ship(run, modules["model"], more)
     progress.stage, progress.step = next_stage, 0
     run.save({})
 
 
-def ship(run: Run, stage: str, model: Any, more: dict[str, Any]) -> None:
+def ship(run: Run, model: Any, more: dict[str, str]) -> None:
     """Writes a finished model as a checkpoint, and beside it the record of how it came to be and what it can do."""
+    stage = run.progress.stage
     folder = run.folder / stage
     build.save(model, folder)
     record = {
