@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from corelens.causal import answers_right
 from corelens.data import Sample, prepared_batches
 from corelens.heads import Head, HeadScores, HeadSet
+from corelens.inputs import PreparedInputs
 from corelens.interventions import ablate
 from corelens.model import SHIPPED, HookedMLLM
 from corelens.scanning import scan
@@ -113,6 +114,9 @@ def measure(
 ) -> Accuracies:
     """Accuracy on every task with every set of heads zeroed."""
     batches = {task: list(prepared_batches(model, samples, 100, f"prepare {task}")) for task, samples in tasks.items()}
+    for prepared in batches.values():
+        for _, inputs in prepared:
+            _see_once(model, inputs)
     accuracies: Accuracies = {task: {condition: [] for condition in conditions} for task in tasks}
     runs = [(condition, heads) for condition, sets in conditions.items() for heads in sets]
     for condition, heads in tqdm(runs, desc="ablate", unit="set"):
@@ -121,6 +125,16 @@ def measure(
             right = answers_right(model, prepared, ablate(heads), max_new_tokens=longest + 1)
             accuracies[task][condition].append(round(right.float().mean().item(), 4))
     return accuracies
+
+
+@torch.no_grad()
+def _see_once(model: HookedMLLM, inputs: PreparedInputs) -> None:
+    """Replaces pixels by what the vision tower makes of them: the same under every intervention on the decoder."""
+    if "pixel_values" in inputs:
+        # Hugging Face sets this method on the model's class at run time.
+        towers: Any = model.hf_model
+        pixels, grid = inputs.pop("pixel_values"), inputs["image_grid_thw"]
+        inputs["mm_encoder_outputs"] = {"image": towers.get_image_features(pixel_values=pixels, image_grid_thw=grid)}
 
 
 def expectations(accuracies: Accuracies) -> dict[str, bool]:
