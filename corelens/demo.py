@@ -131,7 +131,7 @@ def measure(
 def _see_once(model: HookedMLLM, inputs: PreparedInputs) -> None:
     """Replaces pixels by what the vision tower makes of them: the same under every intervention on the decoder."""
     if "pixel_values" in inputs:
-        # Hugging Face sets this method on the model's class at run time.
+        # Any: the method belongs to Qwen3-VL, which the toys are, not to every Hugging Face model.
         towers: Any = model.hf_model
         pixels, grid = inputs.pop("pixel_values"), inputs["image_grid_thw"]
         inputs["mm_encoder_outputs"] = {"image": towers.get_image_features(pixel_values=pixels, image_grid_thw=grid)}
