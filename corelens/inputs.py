@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import AutoConfig, AutoProcessor, BatchFeature
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.import_utils import is_torchvision_available
 
-from corelens.grids import Grid, picture_grids
+from corelens.grids import Seen, no_boxes, segments
 from corelens.tokens import Role, TokenMap, grid_boxes
 
 Picture = Image.Image | str | PathLike
@@ -99,7 +100,7 @@ def _decode(picture: Image.Image, name: str) -> Image.Image:
 
 def prepare(
     processor: Any,
-    model_type: str,
+    config: Any,
     images: Picture | Sequence[Any] | None,
     question: str | Sequence[Any],
 ) -> PreparedInputs:
@@ -120,17 +121,23 @@ def prepare(
     )
     offsets = tensors.pop("offset_mapping").numpy()
     replaced = tensors.pop("text_replacement_offsets", [[] for _ in chats])
-    grids = picture_grids(model_type, processor, [p for own in pictures for p in own], tensors) if any(pictures) else []
-    maps, image_id = [], processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    maps, n_before = [], 0
     for sample, (_, spans) in enumerate(rendered):
-        own = None if grids is None else [grids.pop(0) for _ in pictures[sample]]
         sequence = _Sequence(
             tensors["input_ids"][sample].numpy(), tensors["attention_mask"][sample].numpy(), offsets[sample]
         )
-        maps.append(_addresses(sequence, spans, replaced[sample], own, image_id))
+        columns = _roles(sequence, spans, replaced[sample])
+        for media, (picture, replacement) in enumerate(zip(pictures[sample], replaced[sample], strict=True)):
+            placeholders = _placeholders(sequence, replacement, config.image_token_id)
+            seen = Seen(
+                config, processor, tensors, n_before + media, picture.size, len(placeholders), len(pictures[sample])
+            )
+            _address(columns, media, placeholders, seen)
+        n_before += len(pictures[sample])
+        maps.append(columns)
+    stacked = {name: torch.from_numpy(np.stack([columns[name] for columns in maps])) for name in maps[0]}
     sizes = tuple(tuple(picture.size for picture in own) for own in pictures)
-    columns = [torch.from_numpy(np.stack(column)) for column in zip(*maps, strict=True)]
-    return PreparedInputs(tensors, TokenMap(*columns, sizes=sizes))
+    return PreparedInputs(tensors, TokenMap(**stacked, sizes=sizes, no_boxes=no_boxes(config.model_type)))
 
 
 # --- chats -----------------------------------------------------------------------------------------------------------
@@ -252,18 +259,10 @@ class _Sequence(NamedTuple):
     """First and last character of each token in the prompt, placeholders of pictures expanded."""
 
 
-def _addresses(
-    sequence: _Sequence,
-    spans: list[_Span],
-    replaced: list[dict[str, Any]],
-    grids: list[Grid] | None,
-    image_id: int,
-) -> tuple[np.ndarray, ...]:
-    """Role, media, row, column and box of every position of one sample."""
+def _roles(sequence: _Sequence, spans: list[_Span], replaced: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """The columns of a token map for one sample, with the roles of its text."""
     n = len(sequence.ids)
     role = np.where(sequence.attention_mask == 1, Role.STRUCTURAL, Role.PADDING).astype(np.int64)
-    media, row, column = (np.full(n, -1, np.int64) for _ in range(3))
-    box = np.full((n, 4), np.nan, np.float32)
     start, end = sequence.offsets.T
     for span in spans:
         gained = sum(
@@ -272,18 +271,37 @@ def _addresses(
             if r["span"][1] <= span.start
         )
         role[(start < span.end + gained) & (end > span.start + gained) & (end > start)] = span.role
-    for index, replacement in enumerate(replaced):
-        first, last = replacement["new_span"]
-        (tokens,) = np.nonzero((start >= first) & (end <= last) & (end > start) & (sequence.ids == image_id))
-        role[tokens], media[tokens] = Role.IMAGE, index
-        if grids is None:
-            continue
-        rows, columns, region = grids[index]
-        if len(tokens) != rows * columns:
-            raise ValueError(
-                f"picture {index} became {len(tokens)} visual tokens, but its grid is {rows} x {columns}: the "
-                f"processor does not belong to the model."
-            )
-        row[tokens], column[tokens] = np.divmod(np.arange(len(tokens)), columns)
-        box[tokens] = grid_boxes(region, rows, columns).numpy()
-    return role, media, row, column, box
+    return {
+        "role": role,
+        **{name: np.full(n, -1, np.int64) for name in ("media", "view", "row", "column")},
+        "overview": np.zeros(n, bool),
+        "box": np.full((n, 4), np.nan, np.float32),
+        "seconds": np.full((n, 2), np.nan, np.float32),
+    }
+
+
+def _placeholders(sequence: _Sequence, replacement: dict[str, Any], image_id: int) -> np.ndarray:
+    """The positions that hold the visual tokens of one picture."""
+    first, last = replacement["new_span"]
+    start, end = sequence.offsets.T
+    return np.flatnonzero((start >= first) & (end <= last) & (end > start) & (sequence.ids == image_id))
+
+
+def _address(columns: dict[str, np.ndarray], media: int, placeholders: np.ndarray, seen: Seen) -> None:
+    """Writes the roles and addresses of one picture's tokens."""
+    columns["media"][placeholders] = media
+    columns["role"][placeholders] = Role.IMAGE
+    if no_boxes(seen.config.model_type):
+        return
+    for view, segment in enumerate(segments(seen)):
+        run, placeholders = np.split(placeholders, [segment.rows * (segment.columns + segment.row_end) + segment.end])
+        n_cells = segment.rows * (segment.columns + segment.row_end)
+        cells = rearrange(run[:n_cells], "(row cell) -> row cell", row=segment.rows)
+        tokens = cells[:, : segment.columns].reshape(-1)
+        # Row ends hold the place of no pixels.
+        columns["role"][run] = Role.STRUCTURAL
+        columns["role"][tokens] = Role.IMAGE
+        columns["view"][run] = view
+        columns["overview"][tokens] = segment.overview
+        columns["row"][tokens], columns["column"][tokens] = np.divmod(np.arange(len(tokens)), segment.columns)
+        columns["box"][tokens] = grid_boxes(segment.region, segment.rows, segment.columns).numpy()

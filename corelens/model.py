@@ -190,7 +190,7 @@ class HookedMLLM(HookedRootModule):
             raise ValueError(
                 "the model was wrapped without a processor: HookedMLLM(hf_model, processor) prepares inputs."
             )
-        return prepare(self.processor, self.hf_model.config.model_type, images, question).to(self.device)
+        return prepare(self.processor, self.hf_model.config, images, question).to(self.device)
 
     # --- passes ---
 

@@ -1,7 +1,7 @@
 """Positions with addresses: what every position of a sequence is, and which pixels it stands for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from typing import Literal, NamedTuple
 
@@ -12,6 +12,9 @@ from torch import Tensor
 
 Rule = Literal["overlap", "centre", "cover", "fraction"]
 """How a region of pixels becomes positions; see `TokenMap.inside`."""
+
+Views = Literal["all", "tiles", "overview"]
+"""Which views of a picture that is seen more than once; see `TokenMap.inside`."""
 
 
 class Box(NamedTuple):
@@ -35,12 +38,18 @@ class Role(IntEnum):
     QUESTION = 4
     """Text of the last user turn."""
     IMAGE = 5
-    """One visual token."""
+    """One visual token of a picture."""
+    VIDEO = 6
+    """One visual token of a video."""
 
 
 @dataclass(frozen=True)
 class TokenMap:
-    """What every position of a batch of sequences is; pictures are counted from zero within each sample.
+    """What every position of a batch of sequences is.
+
+    Media, which are pictures and videos, are counted from zero within each sample in the order of the prompt. Models
+    see a picture in one view, or in several: tiles, and often an overview. A video has a view for every frame, or for
+    every pair of frames where the model merges two.
 
     Boolean masks are named after what they select: `question`, `image`, `last` and so on, all [batch position].
     """
@@ -49,18 +58,31 @@ class TokenMap:
     """A `Role`."""
 
     media: Int[Tensor, "batch position"]
-    """Which picture; -1 where there is none."""
+    """Which picture or video; -1 where there is none."""
+
+    view: Int[Tensor, "batch position"]
+    """Which view of it: a tile or the overview of a picture, a frame of a video; -1 where there is none."""
+
+    overview: Bool[Tensor, "batch position"]
+    """Whether the view shows the whole of a picture that also has tiles."""
 
     row: Int[Tensor, "batch position"]
-    """Row in the picture's grid of visual tokens; -1 where there is none, or where the model has no grid."""
+    """Row in the view's grid of visual tokens; -1 where there is none, or where the model has no grid."""
 
     column: Int[Tensor, "batch position"]
 
     box: Float[Tensor, "batch position 4"]
-    """Left, top, right, bottom of the pixels that the position stands for; NaN where there are none."""
+    """Left, top, right, bottom of the pixels that the position stands for; NaN where there are none. Reaches beyond
+    the picture where the processor padded it."""
+
+    seconds: Float[Tensor, "batch position 2"]
+    """When the frames that the position stands for begin and end; NaN outside videos."""
 
     sizes: tuple[tuple[tuple[int, int], ...], ...]
-    """Width and height of every picture of every sample, in pixels."""
+    """Width and height of all media of every sample, in pixels."""
+
+    no_boxes: str = ""
+    """Why visual tokens have no rectangles; empty where they have."""
 
     def __len__(self) -> int:
         return len(self.role)
@@ -69,15 +91,14 @@ class TokenMap:
         """The map of one sample, still with a batch axis."""
         if not -len(self) <= sample < len(self):
             raise IndexError(f"there is no sample {sample}: the batch has {len(self)}.")
-        chosen = [getattr(self, field.name)[sample][None] for field in fields(self) if field.name != "sizes"]
-        return TokenMap(*chosen, sizes=(self.sizes[sample],))
+        chosen = {name: tensor[sample][None] for name, tensor in self._columns().items()}
+        return replace(self, **chosen, sizes=(self.sizes[sample],))
 
     def __repr__(self) -> str:
         lines = []
         for sample in range(len(self)):
             counts = {role.name.lower(): int((self.role[sample] == role).sum()) for role in Role}
-            grids = [self[sample].grid_shape(media) for media in range(len(self.sizes[sample]))]
-            shapes = ", ".join(f"{rows} x {columns}" for rows, columns in grids)
+            shapes = ", ".join(self[sample]._shape_of(media) for media in range(len(self.sizes[sample])))
             said = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
             lines.append(f"sample {sample}: {said}" + (f" ({shapes})" if shapes else ""))
         return "TokenMap(" + "; ".join(lines) + ")"
@@ -89,8 +110,13 @@ class TokenMap:
 
     @property
     def image(self) -> Bool[Tensor, "batch position"]:
-        """Visual tokens, without the tokens that delimit pictures."""
+        """Visual tokens of pictures, without the tokens that delimit them."""
         return self.role == Role.IMAGE
+
+    @property
+    def video(self) -> Bool[Tensor, "batch position"]:
+        """Visual tokens of videos, without the tokens that delimit them."""
+        return self.role == Role.VIDEO
 
     @property
     def system(self) -> Bool[Tensor, "batch position"]:
@@ -120,38 +146,47 @@ class TokenMap:
 
     def to(self, device: torch.device | str) -> "TokenMap":
         """The same map on another device."""
-        moved = [getattr(self, field.name).to(device) for field in fields(self) if field.name != "sizes"]
-        return TokenMap(*moved, sizes=self.sizes)
+        return replace(self, **{name: tensor.to(device) for name, tensor in self._columns().items()})
 
-    def grid_shape(self, media: int = 0) -> tuple[int, int]:
-        """Rows and columns of a picture's visual tokens, for a map of one sample."""
-        chosen = self._tokens_of(media)
+    def grid_shape(self, media: int = 0, view: int = 0) -> tuple[int, int]:
+        """Rows and columns of the visual tokens of one view, for a map of one sample."""
+        chosen = self._tokens_of(media, view)
         return int(self.row[chosen].max()) + 1, int(self.column[chosen].max()) + 1
 
-    def grid(self, values: Shaped[Tensor, "position"], media: int = 0) -> Shaped[Tensor, "row column"]:
-        """Values of a picture's visual tokens laid out as they stand in the picture, for a map of one sample."""
-        rows, columns = self.grid_shape(media)
+    def grid(self, values: Shaped[Tensor, "position"], media: int = 0, view: int = 0) -> Shaped[Tensor, "row column"]:
+        """Values of the visual tokens of one view laid out as they stand in it, for a map of one sample."""
+        rows, columns = self.grid_shape(media, view)
         laid_out = values.new_zeros(rows, columns)
-        chosen = self._tokens_of(media)
+        chosen = self._tokens_of(media, view)
         laid_out[self.row[chosen], self.column[chosen]] = values[chosen[0]]
         return laid_out
 
     def inside(
-        self, box: Box | Sequence[float | int], rule: Rule = "overlap", media: int = 0
+        self,
+        box: Box | Sequence[float | int],
+        rule: Rule = "overlap",
+        media: int = 0,
+        views: Views = "all",
+        seconds: tuple[float | int, float | int] | None = None,
     ) -> Bool[Tensor, "batch position"] | Float[Tensor, "batch position"]:
-        """Which visual tokens of a picture lie in a region of its pixels.
+        """Which visual tokens of a picture or video lie in a region of its pixels.
 
         Args:
             box: Left, top, right, bottom in pixels of the original picture, the same for every sample of the batch.
             rule: `overlap`: the token's rectangle shares some area with the box. `centre`: its centre lies in the
                 box. `cover`: more than half of it lies in the box. `fraction`: the share of it that lies in the box,
                 as a number in [0, 1] instead of yes or no.
-            media: Which picture.
+            media: Which picture or video.
+            views: A model that sees a picture in tiles and in an overview holds the evidence twice: `all` selects it
+                in both, `tiles` and `overview` in one of them. Pictures seen only once are not affected.
+            seconds: Of a video, only frames that show some of this time, from and to; None for the whole video.
 
         Raises:
             ValueError: If the box is empty, leaves the picture, or selects no token in some sample.
-            IndexError: If a sample has no such picture.
+            IndexError: If a sample has no such picture or video.
         """
+        if views not in ("all", "tiles", "overview"):
+            raise ValueError(f"views={views!r} is not known; the views are all, tiles and overview.")
         if rule not in ("overlap", "centre", "cover", "fraction"):
             raise ValueError(f"rule={rule!r} is not known; the rules are overlap, centre, cover and fraction.")
         left, top, right, bottom = box = Box(*box)
@@ -164,12 +199,15 @@ class TokenMap:
                     f"{box} is not a region of picture {media} of sample {sample}, which is {width} x {height} pixels: "
                     f"it needs 0 <= left < right <= {width} and 0 <= top < bottom <= {height}."
                 )
-        tokens = self.image & (self.media == media)
+        tokens = (self.image | self.video) & (self.media == media)
         if self.box[tokens].isnan().any():
-            raise ValueError(
-                "where this model's visual tokens stand in the picture is not known, so a region cannot be "
-                "turned into tokens."
-            )
+            raise ValueError(f"a region cannot be turned into tokens: {self.no_boxes}")
+        if views != "all":
+            twice = (tokens & self.overview).any(-1, keepdim=True) & (tokens & ~self.overview).any(-1, keepdim=True)
+            tokens &= ~twice | (self.overview == (views == "overview"))
+        if seconds is not None:
+            start, end = seconds
+            tokens &= (self.seconds[..., 0] < end) & (self.seconds[..., 1] > start)
         x0, y0, x1, y1 = self.box.unbind(-1)
         width = torch.minimum(x1, torch.tensor(right)) - torch.maximum(x0, torch.tensor(left))
         height = torch.minimum(y1, torch.tensor(bottom)) - torch.maximum(y0, torch.tensor(top))
@@ -189,12 +227,29 @@ class TokenMap:
             )
         return selected
 
-    def _tokens_of(self, media: int) -> Bool[Tensor, "1 position"]:
+    def _columns(self) -> dict[str, Tensor]:
+        """What is kept by position."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("sizes", "no_boxes")}
+
+    def _shape_of(self, media: int) -> str:
+        tokens = self.media[0] == media
+        if self.no_boxes or not (tokens & (self.row[0] >= 0)).any():
+            return f"{int((tokens & (self.role[0] >= Role.IMAGE)).sum())} without a grid"
+        counts: dict[tuple[int, int], int] = {}
+        for view in range(int(self.view[0][tokens].max()) + 1):
+            shape = self.grid_shape(media, view)
+            counts[shape] = counts.get(shape, 0) + 1
+        return " + ".join(f"{n} of " * (n > 1) + f"{rows} x {columns}" for (rows, columns), n in counts.items())
+
+    def _tokens_of(self, media: int, view: int) -> Bool[Tensor, "1 position"]:
         if len(self) != 1:
             raise ValueError(f"this map holds {len(self)} samples; choose one first, e.g. tokens[0].")
         if not 0 <= media < len(self.sizes[0]):
             raise IndexError(f"there is no picture {media}: the sample has {len(self.sizes[0])}.")
-        return self.image & (self.media == media)
+        chosen = (self.media == media) & (self.view == view) & (self.row >= 0)
+        if not chosen.any():
+            raise IndexError(self.no_boxes or f"picture {media} has no view {view}.")
+        return chosen
 
 
 def grid_boxes(region: Box, rows: int, columns: int) -> Float[Tensor, "token 4"]:

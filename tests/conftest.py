@@ -1,8 +1,21 @@
 """Fixtures. Nothing here imports corelens at module level: the shape checks must be in place first."""
 
+import importlib.util
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
+
+if importlib.util.find_spec("torchvision"):
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        # Built for another torch than this one, so its compiled operators are missing; its image transforms are not.
+        for name in [name for name in sys.modules if name.startswith("torchvision")]:
+            del sys.modules[name]
+        sys.modules["torchvision._meta_registrations"] = ModuleType("torchvision._meta_registrations")
+
 import tiny
 import torch
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -105,9 +106,10 @@ def test_without_processor_or_template(image: Image.Image):
 def test_a_family_without_known_geometry_still_prepares_and_says_so(image: Image.Image):
     from corelens.inputs import prepare
 
-    inputs = prepare(processors.build("llava"), "some_other_model", image, "Which?")
+    config = SimpleNamespace(model_type="some_other_model", image_token_id=tiny.IMAGE)
+    inputs = prepare(processors.build("llava"), config, image, "Which?")
     assert inputs.tokens.image.sum() == 16
-    with pytest.raises(ValueError, match="where this model's visual tokens stand in the picture is not known"):
+    with pytest.raises(ValueError, match="how the visual tokens of some_other_model tile a picture is not known"):
         inputs.tokens.inside((0, 0, 9, 9))
 
 
@@ -118,7 +120,7 @@ def test_a_processor_that_does_not_belong_to_the_model(image: Image.Image):
     processor.patch_size = 28
     processor.num_additional_image_tokens = 3
     with pytest.raises(ValueError, match="became 6 visual tokens, but its grid is 2 x 2"):
-        prepare(processor, "llava", image, "Which?")
+        prepare(processor, tiny.build("llava").config, image, "Which?")
 
 
 def test_inputs_move_with_their_map(model: Any, image: Image.Image):

@@ -120,7 +120,7 @@ def test_a_batch_is_its_samples_left_padded(seeing: Any):
         assert torch.equal(together["input_ids"][index, -n:], alone["input_ids"][0])
         assert together.tokens.padding[index, :-n].all()
         mine = together.tokens[index]
-        for name in ("role", "media", "row", "column"):
+        for name in ("role", "media", "view", "overview", "row", "column"):
             assert torch.equal(getattr(mine, name)[:, -n:], getattr(alone.tokens, name))
         assert torch.equal(mine.box[:, -n:].nan_to_num(-1), alone.tokens.box.nan_to_num(-1))
         assert mine.sizes == alone.tokens.sizes
@@ -184,11 +184,12 @@ def _map() -> Any:
     n = 42
     role = torch.tensor([[Role.STRUCTURAL, *[Role.IMAGE] * n, Role.STRUCTURAL]])
     media = torch.where(role == Role.IMAGE, 0, -1)
-    row, column = torch.full_like(role, -1), torch.full_like(role, -1)
+    view, row, column = media.clone(), torch.full_like(role, -1), torch.full_like(role, -1)
     row[0, 1:-1], column[0, 1:-1] = torch.arange(n) // 7, torch.arange(n) % 7
     box = torch.full((1, n + 2, 4), torch.nan)
     box[0, 1:-1] = grid_boxes(Box(0, 0, 112, 96), 6, 7)
-    return TokenMap(role, media, row, column, box, (((112, 96),),))
+    seconds = torch.full((1, n + 2, 2), torch.nan)
+    return TokenMap(role, media, view, role < 0, row, column, box, seconds, (((112, 96),),))
 
 
 @pytest.mark.parametrize(
