@@ -62,10 +62,14 @@ class Architecture:
         return [IMAGE] * self.visual if isinstance(self.visual, int) else list(self.visual)
 
 
-def qwen(text: dict[str, Any], vision: dict[str, Any], patch: int = 14, frames: int = 2, **config: Any) -> Architecture:
+def flat(text: dict[str, Any], vision: dict[str, Any], patch: int = 14, frames: int = 1, **config: Any) -> Architecture:
     """Pictures as flat patches with a grid; four patches make one token."""
-    config = dict(text_config=TEXT | text, vision_config=QWEN_VISION | dict(patch_size=patch) | vision) | config
+    config = dict(text_config=TEXT | text, vision_config=VISION | dict(patch_size=patch) | vision) | config
     return Architecture(config, 6, (2 * 24, 3 * frames * patch**2), GRID, "mm_token_type_ids")
+
+
+def qwen(text: dict[str, Any], vision: dict[str, Any], patch: int = 14, **config: Any) -> Architecture:
+    return flat(text, QWEN_VISION | vision, patch, 2, **config)
 
 
 def qwen2_vl(text: dict[str, Any], vision: dict[str, Any] | None = None, **config: Any) -> Architecture:
@@ -189,6 +193,33 @@ def mllama_inputs(inputs: dict[str, Tensor], generator: torch.Generator) -> dict
     """Every token sees all tiles of its picture."""
     rows, length = inputs["input_ids"].shape
     return inputs | {"cross_attention_mask": torch.ones(rows, length, 1, 2)}
+
+
+SAM = VISION | dict(
+    image_size=128, patch_size=16, output_channels=16, mlp_dim=48, window_size=2, global_attn_indexes=[1]
+)
+GEMMA4_TEXT = TEXT | dict(
+    num_hidden_layers=4,
+    sliding_window=8,
+    layer_types=["sliding_attention", "full_attention"] * 2,
+    num_kv_shared_layers=2,
+    global_head_dim=32,
+)
+GEMMA4_VISION = dict(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=16,
+    patch_size=8, pooling_kernel_size=2, position_embedding_size=16,
+)  # fmt: skip
+BART = dict(
+    model_type="bart", vocab_size=VOCABULARY, d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+    decoder_attention_heads=4, encoder_ffn_dim=96, decoder_ffn_dim=96, max_position_embeddings=128,
+    decoder_start_token_id=2, forced_eos_token_id=None, **TOKENS,
+)  # fmt: skip
+DECODER = dict(decoder_input_ids=[[2, 5, 6, 7, 8], [2, 9, 10, 11, 12]])
+
+
+def got_ocr2() -> Architecture:
+    config = dict(text_config=TEXT | dict(model_type="qwen2"), vision_config=SAM, image_token_index=IMAGE)
+    return Architecture(config | dict(image_seq_length=4), 4, (2, 3, 128, 128))
 
 
 MLA = dict(
@@ -376,4 +407,129 @@ ARCHITECTURES: dict[str, Architecture] = {
     "blip-2": blip2("blip_2_qformer"),
     "instructblip": blip2("instructblip_qformer"),
     "instructblipvideo": blip2("instructblipvideo_qformer", frames=2, video_token_index=IMAGE),
+    # fmt: off
+    "aria": Architecture(
+        dict(text_config=TEXT | dict(moe_num_experts=4, moe_topk=2), vision_config=VISION | dict(model_type="idefics3_vision"), projector_patch_to_query_dict={16: 4}, image_token_index=IMAGE), 4
+    ),
+    "blip": Architecture(dict(text_config=TEXT | dict(encoder_hidden_size=32, sep_token_id=2), vision_config=VISION), ()),
+    "chameleon": Architecture(
+        TEXT
+        | dict(
+            vocabulary_map={"<image>": IMAGE} | {f"IMGIMG{chr(65 + code)}Z": 410 + code for code in range(10)},
+            vq_config=dict(embed_dim=8, num_embeddings=10, latent_channels=8, resolution=16, base_channels=32, channel_multiplier=[1, 1, 2], num_res_blocks=1),
+        ),
+        pixels=(2, 3, 16, 16),
+    ),
+    "emu3": Architecture(
+        dict(
+            text_config=TEXT,
+            vocabulary_map={"<image>": IMAGE, "<|extra_200|>": 499} | {f"<|visual token {code:06}|>": 410 + code for code in range(10)},
+            vq_config=dict(codebook_size=10, embed_dim=4, latent_channels=32, base_channels=32, channel_multiplier=[1, 1, 2], num_res_blocks=1, hidden_size=64, attn_resolutions=[2]),
+        ),
+        12,  # every row of four by two ends with a newline
+        (2, 3, 16, 8),
+        dict(image_sizes=[[16, 8]] * 2),
+    ),
+    "janus": Architecture(
+        dict(
+            text_config=TEXT | dict(model_type="llama"), vision_config=VISION | dict(projection_dim=64, num_image_tokens=16), image_token_id=IMAGE,
+            vq_config=dict(embed_dim=8, num_embeddings=16, latent_channels=32, base_channels=32, channel_multiplier=[1, 2], num_res_blocks=1, projection_dim=64, image_token_embed_dim=64),
+        )
+    ),
+    "fuyu": Architecture(dict(text_config=TEXT | dict(model_type="persimmon"), patch_size=14, image_token_id=IMAGE), 4, (2, 4, 3 * 14**2)),
+    "git": Architecture(TEXT | dict(vision_config=VISION), ()),
+    "cosmos3_edge": flat(dict(rope_parameters=MROPE), dict(num_patches=16), 16, projector_hidden_size=64, **QWEN_TOKENS),
+    "deepseek_vl": Architecture(dict(text_config=TEXT | dict(model_type="llama"), vision_config=SIGLIP, image_token_id=IMAGE)),
+    "deepseek_vl_hybrid": Architecture(
+        dict(text_config=TEXT | dict(model_type="llama"), vision_config=SIGLIP, high_res_vision_config=SAM | dict(model_type="sam_vision_model"), image_token_id=IMAGE),
+        constants=dict(high_res_pixel_values=torch.linspace(-1, 1, 2 * 3 * 128**2).sin().view(2, 3, 128, 128)),
+    ),
+    "deepseek_ocr2": Architecture(
+        dict(
+            text_config=TEXT | EXPERTS | dict(n_routed_experts=4, mlp_layer_types=["dense", "sparse", "sparse"]),
+            vision_config=dict(sam_config=SAM | dict(downsample_channels=[24, 32]), encoder_config=TEXT | dict(hidden_size=32, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=2)),
+            image_token_id=IMAGE,
+        ),
+        145,  # the number of queries is fixed
+        (2, 3, 128, 128),
+    ),
+    "unlimited_ocr": Architecture(
+        dict(
+            text_config=TEXT | EXPERTS | dict(n_routed_experts=4, sliding_window=8),
+            vision_config=dict(sam_config=SAM | dict(downsample_channels=[24, 32]), encoder_config=VISION | dict(image_size=28)),
+            image_token_id=IMAGE,
+        ),
+        7,
+        (2, 3, 128, 128),
+    ),
+    "got_ocr2": got_ocr2(),
+    "pp_chart2table": got_ocr2(),
+    "gemma4": Architecture(
+        dict(text_config=GEMMA4_TEXT | dict(hidden_size_per_layer_input=8, vocab_size_per_layer_input=VOCABULARY), vision_config=GEMMA4_VISION, image_token_id=IMAGE, video_token_id=VIDEO, audio_token_id=AUDIO),
+        4, (2, 16, 3 * 8**2), dict(image_position_ids=[[[x, y] for y in range(4) for x in range(4)]] * 2), "mm_token_type_ids",
+    ),
+    "gemma4_unified": Architecture(
+        dict(
+            text_config=GEMMA4_TEXT, image_token_id=IMAGE, video_token_id=VIDEO, audio_token_id=AUDIO,
+            vision_config=dict(patch_size=8, pooling_kernel_size=2, mm_embed_dim=32, mm_posemb_size=16, output_proj_dims=32),
+        ),
+        4, (2, 4, 3 * 16**2), dict(image_position_ids=[[[x, y] for y in range(2) for x in range(2)]] * 2), "mm_token_type_ids",
+    ),
+    "diffusion_gemma": Architecture(
+        dict(
+            text_config=TEXT | SLIDING | dict(global_head_dim=32, num_experts=4, top_k_experts=2, moe_intermediate_size=32), vision_config=GEMMA4_VISION | dict(model_type="gemma4_vision"),
+            image_token_id=IMAGE, boi_token_id=VISION_START, eoi_token_id=VISION_END, canvas_length=8,
+        ),
+        4, (2, 16, 3 * 8**2), dict(image_position_ids=[[[x, y] for y in range(4) for x in range(4)]] * 2, decoder_input_ids=[list(range(10, 18)), list(range(20, 28))]), "mm_token_type_ids",
+    ),
+    "florence2": Architecture(
+        dict(
+            text_config=BART, image_token_id=IMAGE,
+            vision_config=dict(depths=[1] * 4, embed_dim=[8, 16, 24, 32], num_heads=[2] * 4, num_groups=[2] * 4, window_size=3, drop_path_rate=0.0, projection_dim=64, max_position_embeddings=8, max_temporal_embeddings=4),
+        ),
+        5, (2, 3, 64, 64), DECODER,
+    ),
+    "evolla": Architecture(
+        TEXT
+        | dict(
+            protein_encoder_config=dict(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64),
+            aligner_ffn_mult=1, aligner_num_add_layers=2, resampler_depth=1, resampler_dim_head=16, resampler_heads=2, resampler_num_latents=4, resampler_ff_mult=1,
+        ),
+        (), (), dict(protein_input_ids=[[5, 6, 7, 8, 9, 10, 11, 12], [13, 14, 15, 16, 17, 18, 19, 20]], protein_attention_mask=[[1] * 8] * 2),
+    ),
+    "hunyuan_vl": replace(flat(dict(rope_parameters=ROPE | dict(mrope_section=[2, 2, 2, 2])), dict(out_hidden_size=64), 16, image_token_id=IMAGE), visual=10),
+    "idefics": Architecture(
+        TEXT | dict(num_hidden_layers=4, cross_layer_interval=2, vision_config=VISION | dict(embed_dim=32)), (), (2, 1, 3, 56, 56),
+        finish=lambda inputs, _: inputs | dict(image_attention_mask=torch.ones(*inputs["input_ids"].shape, 1)),
+    ),
+    "idefics2": Architecture(
+        dict(
+            text_config=TEXT | dict(model_type="mistral"), vision_config=VISION, image_token_id=IMAGE,
+            perceiver_config=dict(hidden_size=64, resampler_n_latents=4, resampler_depth=1, resampler_n_heads=2, resampler_head_dim=16, num_key_value_heads=1),
+        ),
+        4, (2, 1, 3, 56, 56),
+    ),
+    "mistral4": Architecture(TEXT | MLA | EXPERTS | dict(n_routed_experts=4, first_k_dense_replace=1), (), ()),
+    "kimi_k25": flat(MLA | EXPERTS | dict(model_type="deepseek_v3", n_routed_experts=8, n_group=2, topk_group=1, first_k_dense_replace=1), dict(pos_emb_height=8, pos_emb_width=8), projection_hidden_size=32, **QWEN_TOKENS),
+    "ernie4_5_vl_moe": flat(
+        dict(rope_parameters=ROPE | dict(mrope_section=[3, 3, 2]), moe_intermediate_size=[32, 32], moe_k=2, moe_num_experts=4), dict(depth=2, num_heads=2),
+        image_token_id=IMAGE, video_token_id=VIDEO, image_start_token_id=VISION_START, image_end_token_id=VISION_END,
+    ),
+    "paddleocr_vl": flat(dict(rope_parameters=MROPE), {}, **QWEN_TOKENS),
+    "video_llama_3": flat(dict(model_type="qwen2"), {}, image_token_id=IMAGE, video_token_id=VIDEO),
+    "video_llava": replace(llava(video_token_index=VIDEO, image_seq_length=17), visual=17),
+    "molmo2": Architecture(dict(text_config=TEXT, vision_config=VISION, image_patch_id=IMAGE)),
+    "muse_glimmer": flat(SLIDING, dict(pos_emb_height=8, pos_emb_width=8), frames=2, image_token_id=IMAGE, video_token_id=VIDEO, out_hidden_size=64, projector_hidden_size=48),
+    "lfm3_vl": flat(
+        dict(model_type="lfm3", num_hidden_layers=4, sliding_window=8, layer_types=["conv", "sliding_attention", "conv", "full_attention"]),
+        dict(num_key_value_heads=1, layer_types=["conv", "full_attention"]), 16, 2, projector_hidden_size=48, **QWEN_TOKENS,
+    ),
+    "lfm2_vl": Architecture(
+        dict(
+            text_config=TEXT | dict(model_type="lfm2", num_hidden_layers=4, layer_types=["conv", "full_attention"] * 2), vision_config=VISION | dict(model_type="siglip2_vision_model", num_patches=16),
+            image_token_id=IMAGE, projector_hidden_size=48,
+        ),
+        4, (2, 16, 3 * 14**2), dict(spatial_shapes=[[4, 4]] * 2, pixel_attention_mask=[[1] * 16] * 2),
+    ),
+    # fmt: on
 }

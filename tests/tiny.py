@@ -47,7 +47,8 @@ def batch(name: str, padded: bool = True, seed: int = 3) -> dict[str, Tensor]:
         masks.append([0] * pad + [1] * (len(rows[-1]) - pad))
     ids = torch.tensor(rows)
     inputs = {"input_ids": ids, "attention_mask": torch.tensor(masks)}
-    inputs["pixel_values"] = torch.randn(*architecture.pixels, generator=generator)
+    if architecture.pixels:
+        inputs["pixel_values"] = torch.randn(*architecture.pixels, generator=generator)
     inputs |= {key: torch.as_tensor(value) for key, value in architecture.constants.items()}
     if architecture.types:
         inputs[architecture.types] = (ids == IMAGE).long()
