@@ -54,6 +54,7 @@ class Architecture:
     """The input that tells visual tokens from text."""
     model_type: str = ""
     """The configuration's, where it is not the architecture's name."""
+    pixels_name: str = "pixel_values"
     finish: Callable[[dict[str, Tensor], torch.Generator], dict[str, Tensor]] | None = None
     """Rewrites the inputs where they have another form."""
 
@@ -66,6 +67,11 @@ def flat(text: dict[str, Any], vision: dict[str, Any], patch: int = 14, frames: 
     """Pictures as flat patches with a grid; four patches make one token."""
     config = dict(text_config=TEXT | text, vision_config=VISION | dict(patch_size=patch) | vision) | config
     return Architecture(config, 6, (2 * 24, 3 * frames * patch**2), GRID, "mm_token_type_ids")
+
+
+def square(*args: Any, **config: Any) -> Architecture:
+    """The same, the patches as small pictures."""
+    return replace(flat(*args, **config), pixels=(2 * 24, 3, 14, 14))
 
 
 def qwen(text: dict[str, Any], vision: dict[str, Any], patch: int = 14, **config: Any) -> Architecture:
@@ -209,12 +215,70 @@ GEMMA4_VISION = dict(
     hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=16,
     patch_size=8, pooling_kernel_size=2, position_embedding_size=16,
 )  # fmt: skip
+TIMM = dict(model_type="timm_wrapper", hidden_size=32)
+INKLING_TEXT = TEXT | EXPERTS | dict(
+    num_hidden_layers=4, layer_types=["hybrid_sliding", "hybrid"] * 2, sliding_window_size=8, swa_num_attention_heads=4,
+    swa_num_key_value_heads=2, swa_head_dim=16, d_rel=8, rel_extent=16, n_routed_experts=4, unpadded_vocab_size=VOCABULARY,
+)  # fmt: skip
+KOSMOS_TEXT = dict(
+    vocab_size=VOCABULARY, embed_dim=64, layers=3, ffn_dim=96, attention_heads=4, max_position_embeddings=128, **TOKENS
+)
 BART = dict(
     model_type="bart", vocab_size=VOCABULARY, d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
     decoder_attention_heads=4, encoder_ffn_dim=96, decoder_ffn_dim=96, max_position_embeddings=128,
     decoder_start_token_id=2, forced_eos_token_id=None, **TOKENS,
 )  # fmt: skip
 DECODER = dict(decoder_input_ids=[[2, 5, 6, 7, 8], [2, 9, 10, 11, 12]])
+
+
+AUDIO_TOWER = dict(
+    num_mel_bins=8, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=48, d_model=32, output_dim=64,
+    max_source_positions=16, n_window=4, downsample_hidden_size=8,
+)  # fmt: skip
+OMNI_TOKENS = dict(audio_start_token_id=505, user_token_id=506)
+
+
+def omni(architecture: Architecture, **tokens: int) -> Architecture:
+    """With an ear that hears nothing."""
+    config = {key: value for key, value in architecture.config.items() if key.endswith("config")}
+    return replace(architecture, config=config | dict(audio_config=AUDIO_TOWER) | OMNI_TOKENS | tokens)
+
+
+def minicpm(side: int, **config: Any) -> Architecture:
+    """All patches next to each other in one long picture."""
+    vision = VISION | dict(image_size=14 * side, num_hidden_layers=3)
+    config = dict(
+        text_config=QWEN3_5_TEXT | dict(model_type="qwen3_5_text"), vision_config=vision, insert_layer_id=0,
+        image_token_id=IMAGE, video_token_id=VIDEO,
+    ) | config  # fmt: skip
+    return Architecture(config, 4, (1, 3, 14, 2 * 14 * side**2), dict(target_sizes=[[side, side]] * 2))
+
+
+def muse(text: dict[str, Any], **config: Any) -> Architecture:
+    vision = dict(pos_emb_height=8, pos_emb_width=8)
+    config = dict(out_hidden_size=128, projector_hidden_size=48, image_token_id=IMAGE, video_token_id=VIDEO) | config
+    return flat(SLIDING | text, vision, 14, 2, **config)
+
+
+def numbered(inputs: dict[str, Tensor], _: torch.Generator) -> dict[str, Tensor]:
+    """Patches that start with their row and column."""
+    inputs["flattened_patches"][..., :2] = torch.tensor([[y + 1, x + 1] for y in range(4) for x in range(4)])
+    return inputs
+
+
+def picture_only(inputs: dict[str, Tensor], _: torch.Generator) -> dict[str, Tensor]:
+    return {key: value for key, value in inputs.items() if key not in ("input_ids", "attention_mask")}
+
+
+def pix2struct_inputs(inputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """The padding hides patches."""
+    mask = inputs["attention_mask"][:, :16]
+    return picture_only(numbered(inputs, generator), generator) | dict(attention_mask=mask)
+
+
+def udop_inputs(inputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    corner = torch.rand(*inputs["input_ids"].shape, 2, generator=generator) / 2
+    return inputs | dict(bbox=torch.cat([corner, corner + 0.4], -1))
 
 
 def got_ocr2() -> Architecture:
@@ -510,16 +574,22 @@ ARCHITECTURES: dict[str, Architecture] = {
         4, (2, 1, 3, 56, 56),
     ),
     "mistral4": Architecture(TEXT | MLA | EXPERTS | dict(n_routed_experts=4, first_k_dense_replace=1), (), ()),
-    "kimi_k25": flat(MLA | EXPERTS | dict(model_type="deepseek_v3", n_routed_experts=8, n_group=2, topk_group=1, first_k_dense_replace=1), dict(pos_emb_height=8, pos_emb_width=8), projection_hidden_size=32, **QWEN_TOKENS),
+    "kimi_k25": square(MLA | EXPERTS | dict(model_type="deepseek_v3", n_routed_experts=8, n_group=2, topk_group=1, first_k_dense_replace=1), dict(pos_emb_height=8, pos_emb_width=8), projection_hidden_size=32, **QWEN_TOKENS),
     "ernie4_5_vl_moe": flat(
         dict(rope_parameters=ROPE | dict(mrope_section=[3, 3, 2]), moe_intermediate_size=[32, 32], moe_k=2, moe_num_experts=4), dict(depth=2, num_heads=2),
         image_token_id=IMAGE, video_token_id=VIDEO, image_start_token_id=VISION_START, image_end_token_id=VISION_END,
     ),
-    "paddleocr_vl": flat(dict(rope_parameters=MROPE), {}, **QWEN_TOKENS),
-    "video_llama_3": flat(dict(model_type="qwen2"), {}, image_token_id=IMAGE, video_token_id=VIDEO),
-    "video_llava": replace(llava(video_token_index=VIDEO, image_seq_length=17), visual=17),
-    "molmo2": Architecture(dict(text_config=TEXT, vision_config=VISION, image_patch_id=IMAGE)),
-    "muse_glimmer": flat(SLIDING, dict(pos_emb_height=8, pos_emb_width=8), frames=2, image_token_id=IMAGE, video_token_id=VIDEO, out_hidden_size=64, projector_hidden_size=48),
+    "paddleocr_vl": square(dict(rope_parameters=MROPE), {}, **QWEN_TOKENS),
+    "video_llama_3": replace(flat(dict(model_type="qwen2"), {}, image_token_id=IMAGE, video_token_id=VIDEO), constants=GRID | dict(image_merge_sizes=[2, 2])),
+    "video_llava": replace(llava(video_token_index=VIDEO), pixels_name="pixel_values_images"),
+    "molmo2": Architecture(
+        dict(
+            text_config=TEXT, vision_config=VISION | dict(image_size=[56, 56], num_key_value_heads=2, head_dim=16), image_patch_id=IMAGE,
+            adapter_config=dict(hidden_size=32, num_attention_heads=2, num_key_value_heads=2, head_dim=16, text_hidden_size=64, intermediate_size=48, vision_feature_layer=[-1, -2]),
+        ),
+        4, (2, 16, 3 * 14**2),
+        dict(image_grids=[[2, 2, 0, 0]] * 2, image_token_pooling=[[first + step for step in (0, 1, 4, 5)] for first in (0, 2, 8, 10, 16, 18, 24, 26)]), "mm_token_type_ids",
+    ),
     "lfm3_vl": flat(
         dict(model_type="lfm3", num_hidden_layers=4, sliding_window=8, layer_types=["conv", "sliding_attention", "conv", "full_attention"]),
         dict(num_key_value_heads=1, layer_types=["conv", "full_attention"]), 16, 2, projector_hidden_size=48, **QWEN_TOKENS,
@@ -530,6 +600,139 @@ ARCHITECTURES: dict[str, Architecture] = {
             image_token_id=IMAGE, projector_hidden_size=48,
         ),
         4, (2, 16, 3 * 14**2), dict(spatial_shapes=[[4, 4]] * 2, pixel_attention_mask=[[1] * 16] * 2),
+    ),
+    "dots3_note": flat(
+        MLA | INDEXER | EXPERTS | dict(
+            n_routed_experts=4, shared_experts_intermediate_size=32, head_dim=16, sliding_window=8, layer_types=["indexed_attention", "sliding_attention", "indexed_attention"],
+            swa_num_attention_heads=4, swa_num_key_value_heads=4, swa_q_lora_rank=16, swa_kv_lora_rank=16, swa_head_dim=16, swa_qk_nope_head_dim=8, swa_v_head_dim=16,
+        ),
+        dict(mlp_layer_types=["dense", "dense"], adapter_in_dim=32, adapter_out_dim=64), image_token_id=IMAGE, video_token_id=VIDEO, audio_token_id=AUDIO,
+        audio_config=dict(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, feature_size=8, downsample_hidden_size=4, adapter_input_size=32, adapter_out_dim=64),
+    ),
+    "fast_vlm": llava(TIMM, text_config=TEXT | dict(model_type="qwen2")),
+    "perception_lm": replace(llava(TIMM | dict(model_args=dict(embed_dim=32)), image_token_id=IMAGE, video_token_id=VIDEO), pixels=(2, 1, 3, 56, 56)),
+    "gemma3n": Architecture(
+        dict(
+            text_config=TEXT | dict(
+                num_hidden_layers=4, sliding_window=8, layer_types=["sliding_attention", "full_attention"] * 2, num_kv_shared_layers=2, hidden_size_per_layer_input=8, vocab_size_per_layer_input=VOCABULARY,
+                laurel_rank=8, altup_num_inputs=2, activation_sparsity_pattern=[0.5, 0.0, 0.0, 0.0],
+            ),
+            vision_config=dict(hidden_size=32, vocab_offset=600), vision_soft_tokens_per_image=16, image_token_id=IMAGE, audio_token_id=AUDIO,
+            audio_config=dict(hidden_size=32, vocab_offset=800, input_feat_size=16, conf_num_attention_heads=2, conf_num_hidden_layers=1, sscp_conv_channel_size=[4, 4]),
+        ),
+    ),
+    "inkling2": Architecture(
+        dict(text_config=INKLING_TEXT, vision_config=VISION | dict(posemb_grid_size=8, projection_hidden_dim=48, text_hidden_size=64), image_token_id=IMAGE),
+        6, (2 * 6, 3 * 28**2), dict(image_grid_thw=[[1, 2, 3]] * 2),
+    ),
+    "inkling_mm_model": Architecture(
+        dict(
+            text_config=INKLING_TEXT | dict(mlp_layer_types=["dense", "sparse"] * 2), vision_config=dict(patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=2), image_token_id=IMAGE,
+            audio_config=dict(n_mel_bins=4, mel_vocab_size=8), audio_token_id=AUDIO,
+        ),
+        4, (2 * 4, 2, 8, 8, 3),
+    ),
+    "kosmos-2": Architecture(dict(text_config=KOSMOS_TEXT, vision_config=VISION, latent_query_num=4), 4, types="image_embeds_position_mask"),
+    "kosmos-2.5": Architecture(
+        dict(text_config=KOSMOS_TEXT, vision_config=VISION | dict(patch_embed_hidden_size=48, head_dim=16, max_num_patches=16), latent_query_num=4),
+        4, (2, 16, 2 + 48), types="image_embeds_position_mask", pixels_name="flattened_patches", finish=numbered,
+    ),
+    "minicpmv4_6": minicpm(8),
+    "minicpmv4_7": minicpm(8),
+    "minicpm_ocr": minicpm(4),
+    "minimax_m3_vl": flat(
+        dict(
+            layer_types=["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"], mlp_layer_types=["dense", "sparse", "sparse"], num_local_experts=4, num_experts_per_tok=2, intermediate_size=32,
+            dense_intermediate_size=96, shared_intermediate_size=32, rotary_dim=8, index_n_heads=2, index_head_dim=16, index_block_size=4, index_topk_blocks=2,
+        ),
+        {}, 14, 2, projector_hidden_size=64, image_token_index=IMAGE, video_token_index=VIDEO,
+    ),
+    "muse_glimmer": muse({}),
+    "muse_spark": muse(
+        EXPERTS | dict(num_local_experts=4, moe_hidden_size=64),
+        audio_config=dict(patch_sizes=[4, 2], hidden_sizes=[8, 16], depths=[1, 1], num_hidden_layers=2, out_hidden_size=64), audio_token_id=AUDIO,
+    ),
+    "nemotron_h_omni": Architecture(
+        dict(
+            text_config=TEXT | EXPERTS | dict(
+                model_type="nemotron_h", layers_block_type=["linear_attention", "mlp", "full_attention", "moe", "full_attention"], num_hidden_layers=5, ssm_state_size=16, mamba_num_heads=8, mamba_head_dim=16, n_groups=2,
+                chunk_size=8, n_routed_experts=4, moe_shared_expert_intermediate_size=32,
+            ),
+            vision_config=VISION | dict(model_type="radio", max_img_size=112, num_cls_tokens=1, num_registers=1, video_temporal_patch_size=2, summary_idxs=[0]),
+            vision_hidden_size=32, projector_hidden_size=48, image_token_id=IMAGE, video_token_id=VIDEO,
+        ),
+        4, constants=dict(image_grid_hw=[[4, 4]] * 2),
+    ),
+    "ovis2": Architecture(
+        dict(
+            text_config=TEXT | dict(model_type="qwen2"), vision_config=VISION | dict(vocab_size=32, hidden_stride=2), hidden_size=64, vocab_size=VOCABULARY, image_token_id=IMAGE,
+            visual_indicator_token_ids=[405, 406, 407, 408, 409],
+        ),
+        [405, *[IMAGE] * 4, 406],
+    ),
+    "phi4_multimodal": Architecture(
+        TEXT | dict(
+            vision_config=VISION | dict(num_hidden_layers=3, crop_size=56, image_token_id=IMAGE),
+            audio_config=dict(
+                hidden_size=32, intermediate_size=48, num_blocks=1, num_attention_heads=2, ext_pw_out_channel=32, depthwise_separable_out_channel=32, nemo_conv_channels=8, input_size=16,
+                audio_token_id=AUDIO, feature_layer=-1,
+            ),
+        ),
+        13,  # one crop, a separator and the whole picture, rows of two and a newline
+        (2, 2, 3, 56, 56), dict(image_sizes=[[56, 56]] * 2, image_attention_mask=torch.ones(2, 2, 4, 4)), pixels_name="image_pixel_values",
+    ),
+    "qwen2_5_omni_thinker": omni(
+        qwen2_vl(dict(rope_parameters=MROPE)), image_token_index=IMAGE, video_token_index=VIDEO, audio_token_index=AUDIO, vision_start_token_id=VISION_START, vision_end_token_id=VISION_END
+    ),
+    "qwen3_omni_moe_thinker": omni(qwen3_vl(num_experts=4, **EXPERTS), audio_token_id=AUDIO, **QWEN_TOKENS),
+    "step3p7": Architecture(
+        dict(
+            text_config=TEXT | EXPERTS | dict(
+                layer_types=["full_attention", "sliding_attention", "sliding_attention"], sliding_window=8, num_sliding_attention_heads=6, mlp_layer_types=["dense", "sparse", "sparse"], n_routed_experts=4, share_expert_dim=32,
+            ),
+            vision_config=VISION | dict(image_size=112, mlp_ratio=2.0, text_hidden_size=64, max_position_embeddings=64), image_token_id=IMAGE,
+        ),
+        4, (2, 3, 112, 112),
+    ),
+    "pi0": Architecture(
+        dict(
+            vlm_config=paligemma(dict(model_type="gemma")).config | dict(model_type="paligemma"), dit_config=TEXT | dict(model_type="gemma"),
+            chunk_size=4, max_state_dim=6, max_action_dim=6,
+        ),
+        16, (2, 1, 3, 56, 56),
+        dict(state=[[0.1 * i for i in range(6)]] * 2, noise=torch.linspace(-9, 9, 48).sin().view(2, 4, 6), timestep=[0.3, 0.7], pixel_attention_mask=[[True]] * 2),
+    ),
+    "pix2struct": Architecture(
+        dict(
+            text_config=dict(vocab_size=VOCABULARY, hidden_size=64, d_kv=16, d_ff=96, num_layers=2, num_heads=4, decoder_start_token_id=PAD, **TOKENS),
+            vision_config=dict(hidden_size=64, patch_embed_hidden_size=48, d_kv=16, d_ff=96, num_hidden_layers=2, num_attention_heads=4, seq_len=16),
+        ),
+        (), (2, 16, 2 + 48), DECODER, pixels_name="flattened_patches", finish=pix2struct_inputs,
+    ),
+    "pp_formulanet": Architecture(
+        dict(
+            text_config={key: value for key, value in BART.items() if key != "model_type"} | dict(encoder_attention_heads=4),
+            vision_config=SAM | dict(post_conv_in_channels=16, post_conv_mid_channels=24, post_conv_out_channels=32, decoder_hidden_size=64),
+        ),
+        (), (2, 3, 128, 128), DECODER, finish=picture_only,
+    ),
+    "t5gemma2": Architecture(
+        dict(
+            encoder=dict(text_config=TEXT | SLIDING | dict(query_pre_attn_scalar=16), vision_config=SIGLIP, mm_tokens_per_image=4, boi_token_index=VISION_START, eoi_token_index=VISION_END, image_token_index=IMAGE),
+            decoder=TEXT | SLIDING | dict(query_pre_attn_scalar=16), image_token_index=IMAGE,
+        ),
+        4, constants=DECODER,
+    ),
+    "udop": Architecture(
+        dict(vocab_size=VOCABULARY, d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=4, image_size=56, patch_size=14, max_2d_position_embeddings=64, decoder_start_token_id=PAD, **TOKENS),
+        (), constants=DECODER, finish=udop_inputs,
+    ),
+    "vision-encoder-decoder": Architecture(
+        dict(
+            encoder=VISION | dict(model_type="vit"), decoder=TEXT | dict(model_type="bert", is_decoder=True, add_cross_attention=True, type_vocab_size=1),
+            decoder_start_token_id=2, pad_token_id=PAD,
+        ),
+        (), constants=DECODER, finish=picture_only,
     ),
     # fmt: on
 }
