@@ -36,6 +36,54 @@ QWEN_VISION = dict(
 QWEN_TOKENS = dict(
     image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VISION_START, vision_end_token_id=VISION_END
 )
+MLA = dict(
+    num_key_value_heads=4, kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16
+)
+INDEXER = dict(index_topk=8, index_head_dim=16, index_n_heads=2)
+QWEN3_5_TEXT = TEXT | dict(
+    num_hidden_layers=4,
+    head_dim=32,
+    rope_parameters=ROPE | dict(mrope_section=[2, 1, 1], mrope_interleaved=True, partial_rotary_factor=0.25),
+    linear_key_head_dim=16,
+    linear_value_head_dim=16,
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    layer_types=["linear_attention", "full_attention", "linear_attention", "full_attention"],
+)
+SAM = VISION | dict(
+    image_size=128, patch_size=16, output_channels=16, mlp_dim=48, window_size=2, global_attn_indexes=[1]
+)
+GEMMA4_TEXT = TEXT | dict(
+    num_hidden_layers=4,
+    sliding_window=8,
+    layer_types=["sliding_attention", "full_attention"] * 2,
+    num_kv_shared_layers=2,
+    global_head_dim=32,
+)
+GEMMA4_VISION = dict(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+    head_dim=16, patch_size=8, pooling_kernel_size=2, position_embedding_size=16,
+)  # fmt: skip
+TIMM = dict(model_type="timm_wrapper", hidden_size=32)
+INKLING_TEXT = TEXT | EXPERTS | dict(
+    num_hidden_layers=4, layer_types=["hybrid_sliding", "hybrid"] * 2, sliding_window_size=8, swa_num_attention_heads=4,
+    swa_num_key_value_heads=2, swa_head_dim=16, d_rel=8, rel_extent=16, n_routed_experts=4,
+    unpadded_vocab_size=VOCABULARY,
+)  # fmt: skip
+KOSMOS_TEXT = dict(
+    vocab_size=VOCABULARY, embed_dim=64, layers=3, ffn_dim=96, attention_heads=4, max_position_embeddings=128, **TOKENS
+)
+BART = dict(
+    model_type="bart", vocab_size=VOCABULARY, d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+    decoder_attention_heads=4, encoder_ffn_dim=96, decoder_ffn_dim=96, max_position_embeddings=128,
+    decoder_start_token_id=2, forced_eos_token_id=None, **TOKENS,
+)  # fmt: skip
+DECODER = dict(decoder_input_ids=[[2, 5, 6, 7, 8], [2, 9, 10, 11, 12]])
+AUDIO_TOWER = dict(
+    num_mel_bins=8, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=48, d_model=32, output_dim=64,
+    max_source_positions=16, n_window=4, downsample_hidden_size=8,
+)  # fmt: skip
+OMNI_TOKENS = dict(audio_start_token_id=505, user_token_id=506)
 GRID = dict(image_grid_thw=[[1, 4, 6]] * 2)
 
 
@@ -63,9 +111,16 @@ class Architecture:
         return [IMAGE] * self.visual if isinstance(self.visual, int) else list(self.visual)
 
 
-def flat(text: dict[str, Any], vision: dict[str, Any], patch: int = 14, frames: int = 1, **config: Any) -> Architecture:
+def flat(
+    text: dict[str, Any],
+    vision: dict[str, Any],
+    patch: int = 14,
+    frames: int = 1,
+    tower: dict[str, Any] = VISION,
+    **config: Any,
+) -> Architecture:
     """Pictures as flat patches with a grid; four patches make one token."""
-    config = dict(text_config=TEXT | text, vision_config=VISION | dict(patch_size=patch) | vision) | config
+    config = dict(text_config=TEXT | text, vision_config=tower | dict(patch_size=patch) | vision) | config
     return Architecture(config, 6, (2 * 24, 3 * frames * patch**2), GRID, "mm_token_type_ids")
 
 
@@ -75,7 +130,7 @@ def square(*args: Any, **config: Any) -> Architecture:
 
 
 def qwen(text: dict[str, Any], vision: dict[str, Any], patch: int = 14, **config: Any) -> Architecture:
-    return flat(text, QWEN_VISION | vision, patch, 2, **config)
+    return flat(text, vision, patch, 2, QWEN_VISION, **config)
 
 
 def qwen2_vl(text: dict[str, Any], vision: dict[str, Any] | None = None, **config: Any) -> Architecture:
@@ -85,18 +140,6 @@ def qwen2_vl(text: dict[str, Any], vision: dict[str, Any] | None = None, **confi
 def qwen3_vl(**text: Any) -> Architecture:
     vision = dict(num_position_embeddings=64, deepstack_visual_indexes=[0, 1])
     return qwen(dict(rope_parameters=MROPE | dict(mrope_interleaved=True)) | text, vision, 16, **QWEN_TOKENS)
-
-
-QWEN3_5_TEXT = TEXT | dict(
-    num_hidden_layers=4,
-    head_dim=32,
-    rope_parameters=ROPE | dict(mrope_section=[2, 1, 1], mrope_interleaved=True, partial_rotary_factor=0.25),
-    linear_key_head_dim=16,
-    linear_value_head_dim=16,
-    linear_num_key_heads=2,
-    linear_num_value_heads=4,
-    layer_types=["linear_attention", "full_attention", "linear_attention", "full_attention"],
-)
 
 
 def qwen3_5(**text: Any) -> Architecture:
@@ -201,43 +244,6 @@ def mllama_inputs(inputs: dict[str, Tensor], generator: torch.Generator) -> dict
     return inputs | {"cross_attention_mask": torch.ones(rows, length, 1, 2)}
 
 
-SAM = VISION | dict(
-    image_size=128, patch_size=16, output_channels=16, mlp_dim=48, window_size=2, global_attn_indexes=[1]
-)
-GEMMA4_TEXT = TEXT | dict(
-    num_hidden_layers=4,
-    sliding_window=8,
-    layer_types=["sliding_attention", "full_attention"] * 2,
-    num_kv_shared_layers=2,
-    global_head_dim=32,
-)
-GEMMA4_VISION = dict(
-    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=16,
-    patch_size=8, pooling_kernel_size=2, position_embedding_size=16,
-)  # fmt: skip
-TIMM = dict(model_type="timm_wrapper", hidden_size=32)
-INKLING_TEXT = TEXT | EXPERTS | dict(
-    num_hidden_layers=4, layer_types=["hybrid_sliding", "hybrid"] * 2, sliding_window_size=8, swa_num_attention_heads=4,
-    swa_num_key_value_heads=2, swa_head_dim=16, d_rel=8, rel_extent=16, n_routed_experts=4, unpadded_vocab_size=VOCABULARY,
-)  # fmt: skip
-KOSMOS_TEXT = dict(
-    vocab_size=VOCABULARY, embed_dim=64, layers=3, ffn_dim=96, attention_heads=4, max_position_embeddings=128, **TOKENS
-)
-BART = dict(
-    model_type="bart", vocab_size=VOCABULARY, d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
-    decoder_attention_heads=4, encoder_ffn_dim=96, decoder_ffn_dim=96, max_position_embeddings=128,
-    decoder_start_token_id=2, forced_eos_token_id=None, **TOKENS,
-)  # fmt: skip
-DECODER = dict(decoder_input_ids=[[2, 5, 6, 7, 8], [2, 9, 10, 11, 12]])
-
-
-AUDIO_TOWER = dict(
-    num_mel_bins=8, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=48, d_model=32, output_dim=64,
-    max_source_positions=16, n_window=4, downsample_hidden_size=8,
-)  # fmt: skip
-OMNI_TOKENS = dict(audio_start_token_id=505, user_token_id=506)
-
-
 def omni(architecture: Architecture, **tokens: int) -> Architecture:
     """With an audio tower, which the batch does not use."""
     config = {key: value for key, value in architecture.config.items() if key.endswith("config")}
@@ -285,11 +291,6 @@ def got_ocr2() -> Architecture:
     config = dict(text_config=TEXT | dict(model_type="qwen2"), vision_config=SAM, image_token_index=IMAGE)
     return Architecture(config | dict(image_seq_length=4), 4, (2, 3, 128, 128))
 
-
-MLA = dict(
-    num_key_value_heads=4, kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16
-)
-INDEXER = dict(index_topk=8, index_head_dim=16, index_n_heads=2)
 
 ARCHITECTURES: dict[str, Architecture] = {
     "qwen3_vl": qwen3_vl(),

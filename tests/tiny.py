@@ -25,8 +25,8 @@ ARCHITECTURES = tuple(_ARCHITECTURES)
 """All that can be built: every image-text-to-text architecture of transformers, and some variants."""
 
 TYPES_REFUSED = {
-    "dots3_note", "exaone4_5", "hyperclovax_vision_v2", "kimi_k25", "lfm3_vl", "minimax_m3_vl", "muse_glimmer", "muse_spark",
-    "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "video_llama_3",
+    "dots3_note", "exaone4_5", "hyperclovax_vision_v2", "kimi_k25", "lfm3_vl", "minimax_m3_vl", "muse_glimmer",
+    "muse_spark", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "video_llama_3",
 }  # fmt: skip
 """Their forward pass takes and ignores `mm_token_type_ids`, but `generate` does not take it."""
 
@@ -35,6 +35,9 @@ NO_GENERATION: dict[str, str] = {
     "pi0": "a robot's policy: no `generate`, and its logits are the velocity of its actions",
 }
 NOT_BUILT: dict[str, str] = {}
+
+VISUAL_TOKENS = {name: architecture.tokens.count(IMAGE) for name, architecture in _ARCHITECTURES.items()}
+"""How many a picture takes."""
 
 
 class Tower(nn.Module):
@@ -60,7 +63,7 @@ def tower_or_model(from_config: Callable[..., nn.Module], config: PreTrainedConf
 def build(
     name: str, seed: int = 0, attention: str | None = None, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
-    """A random model with weights large enough that its attention is far from even."""
+    """A random model whose attention is far from even, and where every parameter matters."""
     architecture = _ARCHITECTURES[name]
     torch.manual_seed(seed)
     model_type = architecture.model_type or name
@@ -70,14 +73,13 @@ def build(
         model = model_class._from_config(config, attn_implementation=attention, dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim >= 2:
-                spread = parameter.float().std().item()
-                if spread:
-                    parameter.mul_(0.15 / spread)
-                elif not parameter.any():
-                    parameter.normal_(0, 0.15)
-            elif not parameter.any() and parameter.numel() == 1:  # a gate that would close a whole layer
+            spread = parameter.float().std().item() if parameter.ndim >= 2 else 0
+            if spread:
+                parameter.mul_(0.15 / spread)
+            elif parameter.numel() == 1 and not parameter.any():  # a gate that would close a whole layer
                 parameter.fill_(0.5)
+            else:  # norms, biases and what starts at zero
+                parameter.add_(torch.randn_like(parameter), alpha=0.15)
     return model.eval()
 
 
