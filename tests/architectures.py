@@ -95,7 +95,7 @@ class Architecture:
     visual: int | Sequence[int] = 16
     """How many image tokens a picture takes, or the tokens themselves."""
     pixels: Sequence[int] = (2, 3, 56, 56)
-    """Shape of `pixel_values`."""
+    """Shape of the picture's tensor."""
     constants: dict[str, Any] = field(default_factory=dict)
     """Further inputs."""
     types: str = ""
