@@ -74,7 +74,7 @@ class HookedMLLM(HookedRootModule):
         if not isinstance(hf_model, PreTrainedModel):
             raise TypeError(f"{type(hf_model).__name__} is not a Hugging Face model (transformers.PreTrainedModel).")
         sites = layer_sites(hf_model)
-        vision, self._no_vision = vision_sites(hf_model)
+        vision, self._no_vision = vision_sites(hf_model, sites)
         if bug := KNOWN_BUGS.get(hf_model.config.model_type):
             warnings.warn(bug, stacklevel=2)
         # Past nn.Module's registration: TransformerLens names every submodule, and the model is not ours to name.
@@ -87,9 +87,9 @@ class HookedMLLM(HookedRootModule):
             model_name=hf_model.name_or_path or type(hf_model).__name__,
             n_layers=len(sites),
             # The largest, where layers differ.
-            n_heads=max(site.n_heads for site in attentions),
-            d_head=max(site.d_head for site in attentions),
-            d_model=hf_model.config.get_text_config(decoder=True).hidden_size,
+            n_heads=max(attention.n_heads for attention in attentions),
+            d_head=max(attention.d_head for attention in attentions),
+            d_model=attentions[0].d_model,
         )
         self._queries: Bool[Tensor, "batch position"] | None = None
         self._lock = _LOCKS.setdefault(hf_model, RLock())
@@ -403,7 +403,8 @@ class HookedMLLM(HookedRootModule):
                 if taps:
                     names = self._attention_names(taps)
                     connected.enter_context(tapped(taps, names))
-                    connected.callback(self._follow(progress).remove)
+                    if self._queries is not None:
+                        connected.callback(self._follow(progress).remove)
             yield
 
     def _attention_names(self, tapped: Container[nn.Module]) -> list[tuple[PreTrainedConfig, str]]:
@@ -429,8 +430,8 @@ class HookedMLLM(HookedRootModule):
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given = takes.bind_partial(*args, **kwargs).arguments
             given |= given.get("kwargs", {})
-            sequence = given.get("inputs_embeds")
-            sequence = given["input_ids"] if sequence is None else sequence
+            named = ("decoder_inputs_embeds", "decoder_input_ids", "inputs_embeds", "input_ids")
+            sequence = next(given[name] for name in named if given.get(name) is not None)
             cached = given.get("past_key_values")
             progress.n = sequence.shape[1]
             progress.first = 0 if cached is None else int(cached.get_seq_length())

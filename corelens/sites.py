@@ -41,6 +41,11 @@ class AttentionSite:
         """Width of one head's output; zero if W_O was not found."""
         return 0 if self.w_o is None else self.w_o.in_features // self.n_heads
 
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream; zero if W_O was not found."""
+        return 0 if self.w_o is None else self.w_o.out_features
+
 
 @dataclass(frozen=True)
 class Place:
@@ -78,11 +83,13 @@ KNOWN_BUGS = {
 """Faults of transformers that change what is measured, by model type; said when such a model is wrapped."""
 
 _VISION = re.compile("vis(ion|ual)|image|ViT")
-_NO_VISION = re.compile("qformer|perceiver|audio", re.IGNORECASE)
-"""Where vision towers stand, and what else attends to pictures on the way to the decoder."""
+_BETWEEN = re.compile("qformer|perceiver|projector|audio", re.IGNORECASE)
+_OF_MEDIA = re.compile("vis(ion|ual)|image|audio|protein|ViT")
+"""What the paths and classes of vision towers hold, of what stands between them and the decoder, and of all encoders
+of media."""
 
 HEAD_WIDTHS = ("v_head_dim", "head_dim", "attention_head_size", "key_value_proj_dim")
-HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
+HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "groups")
 """What Hugging Face's attention modules call the width and the number of their heads, in order of preference."""
 
 
@@ -105,40 +112,52 @@ def layer_sites(hf_model: PreTrainedModel) -> list[LayerSite]:
         )
     # Any: Hugging Face sets these attributes at run time. Below this function they have types.
     decoder: Any = hf_model.get_decoder()
-    found = {path: module for path, module in decoder.named_modules() if _asks_for_attention(module)}
+    found = {
+        path: module
+        for path, module in decoder.named_modules()
+        if _asks_for_attention(module) and not _OF_MEDIA.search(f"{path} {type(module).__name__}")
+    }
     if not found:
         own = sorted({type(m).__name__ for m in decoder.modules() if "Attention" in type(m).__name__})
         raise TypeError(
             f"{name} is not supported: its text attention ({', '.join(own) or 'none found'}) does not ask transformers "
             f"for an attention function but computes attention on its own, so its heads cannot be hooked."
         )
-    # The list of layers is the one that holds self-attention; Idefics keeps its cross-attention in another.
-    numbered = {path: _layer_of(path) for path in found}
-    lists = list(dict.fromkeys(where for where, _, _ in numbered.values()))
-    layers = decoder.get_submodule(lists[0])
+    # Encoder-decoders keep both in what transformers calls the decoder.
+    found = {path: module for path, module in found.items() if "decoder." in path} or found
+    numbered = {path: _numbered(path) for path in found}
+    where = next(iter(numbered.values()))[0]
+    layers = decoder.get_submodule(where)
     attentions: dict[int, dict[str, AttentionSite]] = {layer: {} for layer in range(len(layers))}
     for path, module in found.items():
-        where, number, below = numbered[path]
-        if where != lists[0]:
-            number *= len(layers) // len(decoder.get_submodule(where))
-        crossing = re.search("cross|enc", below, re.IGNORECASE) is not None
+        other, layer, below = numbered[path]
+        crossing = re.search("cross|enc", below, re.IGNORECASE)
+        if other != where and not crossing:
+            continue
+        # Idefics has its cross-attention in a list of its own, every so many layers.
+        layer *= len(layers) // len(decoder.get_submodule(other))
         site = attention_site(module, decoder.get_submodule(path.rpartition(".")[0]))
-        attentions[number]["cross_attn" if crossing else "attn"] = site
+        attentions[layer]["cross_attn" if crossing else "attn"] = site
     return [_layer_site(layer, block, attentions[layer]) for layer, block in enumerate(layers)]
 
 
-def vision_sites(hf_model: PreTrainedModel) -> tuple[dict[int, AttentionSite], str]:
-    """The vision tower's attention by layer, and, if none can be seen, the reason."""
+def vision_sites(hf_model: PreTrainedModel, layers: list[LayerSite]) -> tuple[dict[int, AttentionSite], str]:
+    """The vision tower's attention by layer, and, if none can be seen, the reason.
+
+    Args:
+        hf_model: The model.
+        layers: Its decoder, whose attention is not the tower's.
+    """
     # Any: not every model has these, and Hugging Face has no type for them.
     model: Any = hf_model
-    in_decoder = set(model.get_decoder().modules())
+    in_decoder = {site.module for layer in layers for site in layer.attentions.values()}
     found = {
         path: module
         for path, module in model.named_modules()
         if module not in in_decoder
         and _asks_for_attention(module)
         and _VISION.search(f"{path} {type(module).__name__}")
-        and not _NO_VISION.search(f"{path} {type(module).__name__}")
+        and not _BETWEEN.search(f"{path} {type(module).__name__}")
     }
     if not found:
         tower = model.get_encoder("image")
@@ -271,7 +290,7 @@ def _names_in_forward(module: nn.Module) -> tuple[str, ...]:
     return () if code is None else code.co_names
 
 
-def _layer_of(path: str) -> tuple[str, int, str]:
+def _numbered(path: str) -> tuple[str, int, str]:
     """The list that a module stands in, its number there, and the path below: `layers.3.self_attn`."""
     where, number, below = re.split(r"\.(\d+)\.", path, maxsplit=1)
     return where, int(number), below
