@@ -424,19 +424,19 @@ class HookedMLLM(HookedRootModule):
 
     def _follow(self, progress: Progress) -> RemovableHandle:
         """Notes which positions each pass through the decoder computes."""
-        decoder = self.hf_model.get_decoder()
-        takes = inspect.signature(decoder.forward)
+        stack = self._sites[0].stack
+        takes = inspect.signature(stack.forward)
 
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given = takes.bind_partial(*args, **kwargs).arguments
             given |= given.get("kwargs", {})
-            named = ("decoder_inputs_embeds", "decoder_input_ids", "inputs_embeds", "input_ids")
+            named = ("inputs_embeds", "input_ids", "decoder_input_ids", "hidden_states")
             sequence = next(given[name] for name in named if given.get(name) is not None)
             cached = given.get("past_key_values")
             progress.n = sequence.shape[1]
             progress.first = 0 if cached is None else int(cached.get_seq_length())
 
-        return decoder.register_forward_pre_hook(note, with_kwargs=True)
+        return stack.register_forward_pre_hook(note, with_kwargs=True)
 
 
 def _shape(tensors: Mapping[str, Any]) -> tuple[int, int]:

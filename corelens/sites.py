@@ -62,6 +62,9 @@ class LayerSite:
     layer: int
     """Absolute number of the layer, from zero."""
 
+    stack: nn.Module
+    """Runs the layers."""
+
     block: nn.Module
     attentions: dict[str, AttentionSite]
     """`attn`, the layer's self-attention or its only attention, and `cross_attn` beside it."""
@@ -138,7 +141,8 @@ def layer_sites(hf_model: PreTrainedModel) -> list[LayerSite]:
         layer *= len(layers) // len(decoder.get_submodule(other))
         site = attention_site(module, decoder.get_submodule(path.rpartition(".")[0]))
         attentions[layer]["cross_attn" if crossing else "attn"] = site
-    return [_layer_site(layer, block, attentions[layer]) for layer, block in enumerate(layers)]
+    stack = decoder.get_submodule(where.rpartition(".")[0])
+    return [_layer_site(layer, stack, block, attentions[layer]) for layer, block in enumerate(layers)]
 
 
 def vision_sites(hf_model: PreTrainedModel, layers: list[LayerSite]) -> tuple[dict[int, AttentionSite], str]:
@@ -202,7 +206,7 @@ def attention_site(module: nn.Module, parent: nn.Module) -> AttentionSite:
     )
 
 
-def _layer_site(layer: int, block: nn.Module, attentions: dict[str, AttentionSite]) -> LayerSite:
+def _layer_site(layer: int, stack: nn.Module, block: nn.Module, attentions: dict[str, AttentionSite]) -> LayerSite:
     missing: dict[str, str] = {}
     if list(attentions) == ["cross_attn"]:
         attentions = {"attn": attentions["cross_attn"]}
@@ -214,7 +218,7 @@ def _layer_site(layer: int, block: nn.Module, attentions: dict[str, AttentionSit
     for name in ("attn_out", "resid_mid", "mlp_out"):
         if name not in points:
             missing[name] = f"how attention and MLP write to the residual stream in {type(block).__name__} is not known"
-    return LayerSite(layer, block, attentions, points, missing)
+    return LayerSite(layer, stack, block, attentions, points, missing)
 
 
 RESIDUAL_FORMS: dict[tuple[str, ...], dict[str, tuple[str, Literal["input in place", "output"]]]] = {
