@@ -15,6 +15,7 @@ import torch
 from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformer_lens.hook_points import HookPoint
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -77,6 +78,10 @@ class Progress:
 
     n: int = 0
 
+    def dropped(self, n_keys: int) -> int:
+        """How many of the first positions a cache of `n_keys` keys, a sliding one, does not hold any more."""
+        return max(self.first + self.n - n_keys, 0)
+
 
 @dataclass(frozen=True)
 class AttentionCall:
@@ -104,7 +109,7 @@ class AttentionCall:
         for some in torch.arange(n, device=self.query.device).split(ROWS_AT_ONCE):
             rows = Rows(some.expand(batch, -1), torch.ones(batch, len(some), dtype=torch.bool, device=some.device))
             mixed.append(_mix(self.pattern(self.scores(rows), rows), self.value))
-        return torch.cat(mixed, 1).to(self.query)
+        return torch.cat(mixed, 1).to(self.query).contiguous()
 
     def scores(self, rows: "Rows | None" = None) -> Float[Tensor, "batch head row key"]:
         """Attention logits of all or some rows, in float32."""
@@ -197,6 +202,9 @@ class AttentionTap:
     """By position in the whole sequence; None shows all rows."""
 
     progress: Progress = field(default_factory=Progress)
+    crossing: bool = False
+    """Whether keys are something else than the sequence."""
+
     uneditable: str = ""
     """Why `z` may be seen but not edited; empty if it may."""
 
@@ -214,7 +222,8 @@ class AttentionTap:
         z, edited = _watch(self.hook_z, z)
         if edited and self.uneditable:
             raise ValueError(f"{self.hook_z.name} was edited, and {self.uneditable}")
-        return z
+        # Some layers view it in another shape.
+        return z.contiguous()
 
     def _look(
         self, call: AttentionCall, z: Float[Tensor, "batch query head d_head"]
@@ -229,10 +238,15 @@ class AttentionTap:
         seen = call.scores(rows)
         if rows is not None and not rows.real.all():
             seen = seen.masked_fill(~rows.real[:, None, :, None], torch.nan)
+        # Columns are positions of the sequence, also where a sliding cache has dropped the first keys.
+        dropped = 0 if self.crossing else self.progress.dropped(seen.shape[-1])
+        seen = pad(seen, (dropped, 0), value=torch.finfo(torch.float32).min)
         scores, edited = _watch(self.hook_attn_scores, seen)
-        pattern, pattern_edited = _watch(self.hook_pattern, call.pattern(scores, rows))
+        seen = pad(call.pattern(scores[..., dropped:], rows), (dropped, 0))
+        pattern, pattern_edited = _watch(self.hook_pattern, seen)
         if not (edited or pattern_edited):
             return z
+        pattern = pattern[..., dropped:]
         from_rows = _mix(pattern, call.value).to(z)
         if rows is None:
             return from_rows

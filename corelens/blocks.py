@@ -25,7 +25,8 @@ class HookedAttention(nn.Module):
     - `hook_o_in`: [batch query head d_head], what enters W_O; only in layers where a gate or a norm stands between it
       and `hook_z`
 
-    The key axis of self-attention is the sequence; of cross-attention, the encoder's positions or, where pictures are
+    The key axis of self-attention is the sequence, also in decoding where a sliding cache has dropped the first keys
+    (`hook_k` and `hook_v` show what it holds); of cross-attention, the encoder's positions or, where pictures are
     its input, their tiles and patches. In a vision tower it is the patches of one picture or tile, batch being these;
     towers that pack pictures or windows into one sequence have a batch of one and all patches, and attention across
     parts is zero.
@@ -52,8 +53,11 @@ class HookedAttention(nn.Module):
 
     def tap(self, queries: Bool[Tensor, "batch position"] | None, progress: Progress) -> AttentionTap:
         """These hook points as the attention function takes them."""
-        points = {name: point for name, point in self.named_children() if name != "hook_o_in"}
-        return AttentionTap(**points, queries=queries, progress=progress, uneditable=self._uneditable)  # pyright: ignore[reportArgumentType] all are hook points
+        points: Any = {name: point for name, point in self.named_children() if name != "hook_o_in"}
+        crossing = self._site.crossing
+        return AttentionTap(
+            **points, queries=queries, progress=progress, crossing=crossing, uneditable=self._uneditable
+        )
 
     @contextmanager
     def listening(self) -> Iterator[None]:

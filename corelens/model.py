@@ -403,8 +403,7 @@ class HookedMLLM(HookedRootModule):
                 if taps:
                     names = self._attention_names(taps)
                     connected.enter_context(tapped(taps, names))
-                    if self._queries is not None:
-                        connected.callback(self._follow(progress).remove)
+                    connected.callback(self._follow(progress).remove)
             yield
 
     def _attention_names(self, tapped: Container[nn.Module]) -> list[tuple[PreTrainedConfig, str]]:

@@ -24,6 +24,9 @@ class AttentionSite:
 
     n_heads: int
 
+    crossing: bool = False
+    """Whether its keys are something else than the sequence."""
+
     w_o: nn.Linear | None = None
     """Takes the heads' outputs side by side and writes them to the residual stream; None if not found."""
 
@@ -85,11 +88,10 @@ KNOWN_BUGS = {
 }
 """Faults of transformers that change what is measured, by model type; said when such a model is wrapped."""
 
-_VISION = re.compile("vis(ion|ual)|image|ViT")
-_BETWEEN = re.compile("qformer|perceiver|projector|audio", re.IGNORECASE)
-_OF_MEDIA = re.compile("vis(ion|ual)|image|audio|protein|ViT")
-"""What the paths and classes of vision towers hold, of what stands between them and the decoder, and of all encoders
-of media."""
+_VISION = re.compile("(?i:vision|visual|image)|ViT")
+_BETWEEN = re.compile("qformer|perceiver|project|audio", re.IGNORECASE)
+_OF_MEDIA = re.compile("vision|visual|image|audio|protein")
+"""What paths and classes say of vision towers, of what stands between them and the decoder, and of encoders."""
 
 HEAD_WIDTHS = ("v_head_dim", "head_dim", "attention_head_size", "key_value_proj_dim")
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "groups")
@@ -118,7 +120,7 @@ def layer_sites(hf_model: PreTrainedModel) -> list[LayerSite]:
     found = {
         path: module
         for path, module in decoder.named_modules()
-        if _asks_for_attention(module) and not _OF_MEDIA.search(f"{path} {type(module).__name__}")
+        if _asks_for_attention(module) and not _OF_MEDIA.search(path)
     }
     if not found:
         own = sorted({type(m).__name__ for m in decoder.modules() if "Attention" in type(m).__name__})
@@ -134,12 +136,12 @@ def layer_sites(hf_model: PreTrainedModel) -> list[LayerSite]:
     attentions: dict[int, dict[str, AttentionSite]] = {layer: {} for layer in range(len(layers))}
     for path, module in found.items():
         other, layer, below = numbered[path]
-        crossing = re.search("cross|enc", below, re.IGNORECASE)
+        crossing = bool(re.search("cross|enc", below, re.IGNORECASE))
         if other != where and not crossing:
             continue
         # Idefics has its cross-attention in a list of its own, every so many layers.
         layer *= len(layers) // len(decoder.get_submodule(other))
-        site = attention_site(module, decoder.get_submodule(path.rpartition(".")[0]))
+        site = attention_site(module, decoder.get_submodule(path.rpartition(".")[0]), crossing)
         attentions[layer]["cross_attn" if crossing else "attn"] = site
     stack = decoder.get_submodule(where.rpartition(".")[0])
     return [_layer_site(layer, stack, block, attentions[layer]) for layer, block in enumerate(layers)]
@@ -172,16 +174,19 @@ def vision_sites(hf_model: PreTrainedModel, layers: list[LayerSite]) -> tuple[di
     if len(set(numbers)) < len(found):
         # Stages and twin attentions count from zero more than once.
         numbers = list(range(len(found)))
-    sites = [attention_site(module, model.get_submodule(path.rpartition(".")[0])) for path, module in found.items()]
+    sites = [
+        attention_site(module, model.get_submodule(path.rpartition(".")[0]), True) for path, module in found.items()
+    ]
     return dict(zip(numbers, sites, strict=True)), ""
 
 
-def attention_site(module: nn.Module, parent: nn.Module) -> AttentionSite:
+def attention_site(module: nn.Module, parent: nn.Module, crossing: bool = False) -> AttentionSite:
     """What an attention module says about itself.
 
     Args:
         module: It asks transformers for its attention function.
         parent: The module that holds it, where BERT keeps its W_O.
+        crossing: Whether its keys are something else than the sequence.
     """
     names = _names_in_forward(module)
     called = names[names.index("ALL_ATTENTION_FUNCTIONS") :]
@@ -199,6 +204,7 @@ def attention_site(module: nn.Module, parent: nn.Module) -> AttentionSite:
         module=module,
         config=said.config,
         n_heads=count or said.config.num_attention_heads,
+        crossing=crossing,
         w_o=w_o,
         gated=bool(norms) or "sigmoid" in names,
         mixing_norm=mixing[0] if mixing else "",
