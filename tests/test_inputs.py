@@ -79,7 +79,7 @@ def test_bombs_are_not_decoded(model: Any, tmp_path: Path, monkeypatch: pytest.M
         ),
         (["image"], [{"role": "user", "content": "a"}], "1 of 1 pictures have no place in the chat"),
         (None, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "must end with the question"),
-        (None, [{"role": "user", "content": [{"type": "video"}]}], "type 'video' cannot be prepared"),
+        (None, [{"role": "user", "content": [{"type": "audio"}]}], "type 'audio' cannot be prepared"),
         (None, "is <|image_pad|> red?", "which stands for a picture"),
     ],
 )
