@@ -191,8 +191,8 @@ def segments(seen: Seen) -> list[Segment]:
     if n != seen.n_tokens:
         grids = " + ".join(f"{s.rows} x {s.columns}" for s in found)
         raise ValueError(
-            f"{seen.kind} {seen.index} became {seen.n_tokens} visual tokens, but its grid is {grids}: the processor does "
-            f"not belong to the model."
+            f"{seen.kind} {seen.index} became {seen.n_tokens} visual tokens, but its grid is {grids}: the processor "
+            f"does not belong to the model."
         )
     return found
 

@@ -224,8 +224,8 @@ class TokenMap:
         }[rule]
         if empty := (~selected.bool().any(-1)).nonzero().flatten().tolist():
             raise ValueError(
-                f"{box} selects no token of {self._name(empty[0], media)} by the rule {rule!r} in sample(s) {empty}: it "
-                f"is too small for the rule, or in a part of the picture that the model does not see"
+                f"{box} selects no token of {self._name(empty[0], media)} by the rule {rule!r} in sample(s) {empty}: "
+                f"it is too small for the rule, or in a part of the picture that the model does not see"
                 + (". Try rule='overlap'." if seconds is None else f", or no sampled frame shows {seconds} seconds.")
             )
         return selected
@@ -241,8 +241,8 @@ class TokenMap:
             # The map holds float32.
             if not 0 <= start < end <= duration * (1 + 1e-6):
                 raise ValueError(
-                    f"seconds={seconds} is not a part of {name} of sample {sample}, which lasts {duration:g} seconds: it "
-                    f"needs 0 <= from < to <= {duration:g}."
+                    f"seconds={seconds} is not a part of {name} of sample {sample}, which lasts {duration:g} seconds: "
+                    f"it needs 0 <= from < to <= {duration:g}."
                 )
         return (self.seconds[..., 0] < end) & (self.seconds[..., 1] > start)
 
