@@ -42,10 +42,14 @@ def load_processor(name_or_path: str, **kwargs: Any) -> Any:
     """The processor of a checkpoint; without torchvision, one that takes pictures but no videos.
 
     Hugging Face's video processors need torchvision, and the processor of a model that also takes videos does not load
-    without them.
+    without them, nor from a checkpoint that was saved without them.
     """
     if is_torchvision_available():
-        return AutoProcessor.from_pretrained(name_or_path, **kwargs)
+        try:
+            return AutoProcessor.from_pretrained(name_or_path, **kwargs)
+        except OSError as cause:
+            if "video processor" not in str(cause):
+                raise
     model_type = AutoConfig.from_pretrained(name_or_path, **kwargs).model_type
     family: Any = PROCESSOR_MAPPING.get(CONFIG_MAPPING[model_type], None)
     if family is None or "video_processor" not in family.get_attributes():

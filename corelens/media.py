@@ -125,7 +125,7 @@ def load_clip(video: object, processor: Any) -> Clip:
     if getattr(processor, "video_processor", None) is None:
         raise ValueError(
             f"this {type(processor).__name__} has no video processor: the model takes no videos, or its processor was "
-            f"loaded without torchvision and must be loaded again."
+            f"saved or loaded without torchvision and must be loaded again."
         )
     if not isinstance(video, Video):
         return _decoded(Path(video), processor.video_processor)
