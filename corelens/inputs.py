@@ -107,9 +107,14 @@ def _tensors(processor: Any, prompts: list[str], pictures: list[list[Any]], clip
     bos = processor.tokenizer.bos_token
     settings = {}
     if clips:
-        # The frames are sampled already, so that only those were decoded.
-        known = {"do_sample_frames": False, "input_data_format": "channels_last"}
-        settings["videos_kwargs"] = {**known, "video_metadata": [replace(clip.metadata) for clip in clips]}
+        settings["videos_kwargs"] = {
+            "do_sample_frames": False,  # they are sampled already, so that no others were decoded
+            "input_data_format": "channels_last",
+            # A copy: Qwen3-VL's processor appends to the list.
+            "video_metadata": [
+                replace(c.metadata, frames_indices=list(c.metadata.frames_indices or [])) for c in clips
+            ],
+        }
     try:
         return processor(
             text=prompts,

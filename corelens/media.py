@@ -106,6 +106,8 @@ class Clip(NamedTuple):
 def load_clip(video: object, processor: Any) -> Clip:
     """The frames that the model's own processor samples from a video; no others are decoded.
 
+    The times of a file's frames are taken from its average frame rate, as Hugging Face takes them.
+
     Raises:
         ImportError: If torchvision, which Hugging Face's video processors need, or a decoder for a file is missing.
         FileNotFoundError: If there is no such file.

@@ -137,6 +137,22 @@ def test_rectangles_tile_every_whole_frame(taking_all: Any, size: tuple[int, int
         assert tokens.grid_shape(view=view)[0] * tokens.grid_shape(view=view)[1] == len(boxes)
 
 
+@needs_torchvision
+def test_frames_that_the_processor_crops():
+    """The region of a frame is measured, not assumed: this processor shows the middle square."""
+    from corelens import HookedMLLM
+
+    cropping = {"size": {"shortest_edge": 70}, "do_center_crop": True, "crop_size": {"height": 70, "width": 70}}
+    processor = video_processors.build("llava_onevision")
+    for name, value in cropping.items():
+        setattr(processor.video_processor, name, value)
+    model = HookedMLLM(video_processors.model("llava_onevision"), processor)
+    boxes = prepared(model, noise(3)).tokens.box[0]
+    seen = torch.stack([boxes[:, 0].nan_to_num(999).min(), boxes[:, 2].nan_to_num(-1).max()])
+    torch.testing.assert_close(seen, torch.tensor([25.0, 125.0]), atol=1.5, rtol=0)
+    assert hit_rate(model, noise(3), [[0], [1], [2]]) >= 0.95
+
+
 def expected_seconds(begins: list[list[int]], n_frames: int, fps: float) -> torch.Tensor:
     first = [frames[0] for frames in begins]
     return torch.tensor(list(zip(first, [*first[1:], n_frames], strict=True))) / fps
