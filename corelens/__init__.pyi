@@ -9,6 +9,7 @@ from .heads import HeadScores as HeadScores
 from .heads import HeadSet as HeadSet
 from .interventions import ablate as ablate
 from .interventions import mean_outputs as mean_outputs
+from .media import Video as Video
 from .model import HookedMLLM as HookedMLLM
 from .scanning import scan as scan
 from .tokens import Box as Box

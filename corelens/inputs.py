@@ -1,25 +1,23 @@
 """From pictures and questions to tensors and a map of their positions, through the model's own processor."""
 
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from os import PathLike
-from pathlib import Path
+from dataclasses import replace
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import AutoConfig, AutoProcessor, BatchFeature
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.import_utils import is_torchvision_available
 
 from corelens.grids import Seen, no_boxes, segments
+from corelens.media import Clip, Footage, Picture, load_clip, load_picture
 from corelens.tokens import Role, TokenMap, grid_boxes
 
-Picture = Image.Image | str | PathLike
 Message = Mapping[str, Any]
 
 _SENTINEL = re.compile("\ue000(\\d+)\ue001")
@@ -44,10 +42,14 @@ def load_processor(name_or_path: str, **kwargs: Any) -> Any:
     """The processor of a checkpoint; without torchvision, one that takes pictures but no videos.
 
     Hugging Face's video processors need torchvision, and the processor of a model that also takes videos does not load
-    without them.
+    without them, nor from a checkpoint that was saved without them.
     """
     if is_torchvision_available():
-        return AutoProcessor.from_pretrained(name_or_path, **kwargs)
+        try:
+            return AutoProcessor.from_pretrained(name_or_path, **kwargs)
+        except OSError as cause:
+            if "video processor" not in str(cause):
+                raise
     model_type = AutoConfig.from_pretrained(name_or_path, **kwargs).model_type
     family: Any = PROCESSOR_MAPPING.get(CONFIG_MAPPING[model_type], None)
     if family is None or "video_processor" not in family.get_attributes():
@@ -61,138 +63,158 @@ def pictures_only(family: Any) -> Any:
     return type(family.__name__, (family,), {"get_attributes": classmethod(lambda cls: parts)})
 
 
-def load_picture(picture: object) -> Image.Image:
-    """A picture in RGB, upright, fully decoded.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is no picture, is damaged, or is so large that decoding it would exhaust memory.
-        TypeError: If it is neither a picture nor a path.
-    """
-    if isinstance(picture, Image.Image):
-        return _decode(picture, "the picture")
-    if not isinstance(picture, str | PathLike):
-        raise TypeError(f"a picture is a PIL image or a path, not {type(picture).__name__}.")
-    path = Path(picture)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no picture file {str(path)!r}.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            opened = Image.open(path)
-    except UnidentifiedImageError as cause:
-        raise ValueError(f"{str(path)!r} is not a picture that Pillow can read.") from cause
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as cause:
-        raise ValueError(
-            f"{str(path)!r} is too large to decode safely: Pillow's limit is {Image.MAX_IMAGE_PIXELS} pixels. Shrink "
-            f"it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
-        ) from cause
-    with opened:
-        return _decode(opened, repr(str(path)))
-
-
-def _decode(picture: Image.Image, name: str) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, SyntaxError) as cause:
-        raise ValueError(f"{name} is damaged and cannot be decoded: {cause}.") from cause
-
-
 def prepare(
     processor: Any,
     config: Any,
     images: Picture | Sequence[Any] | None,
     question: str | Sequence[Any],
+    videos: Footage | Sequence[Any] | None = None,
 ) -> PreparedInputs:
     """Tensors and token map of a batch; see `HookedMLLM.prepare`."""
-    chats = [_chat(texts, own) for texts, own in _per_sample(images, question)]
+    chats = [
+        _chat(asked, own, films, processor) for asked, own, films in _per_sample(question, picture=images, video=videos)
+    ]
     rendered = [_render(processor, chat) for chat in chats]
-    pictures = [[part["image"] for message in chat for part in message["content"] if "image" in part] for chat in chats]
-    bos = processor.tokenizer.bos_token
-    tensors = processor(
-        text=[text for text, _ in rendered],
-        images=pictures if any(pictures) else None,
-        padding=True,
-        padding_side="left",
-        add_special_tokens=not (bos and rendered[0][0].startswith(bos)),
-        return_offsets_mapping=True,
-        return_text_replacement_offsets=True,
-        return_tensors="pt",
-    )
+    pictures, clips = ([_media(chat, kind) for chat in chats] for kind in ("image", "video"))
+    tensors = _tensors(processor, [text for text, _ in rendered], pictures, [clip for own in clips for clip in own])
     offsets = tensors.pop("offset_mapping").numpy()
     replaced = tensors.pop("text_replacement_offsets", [[] for _ in chats])
-    maps, n_before = [], 0
+    maps, sizes, number = [], [], {"image": count(), "video": count()}
     for sample, (_, spans) in enumerate(rendered):
         sequence = _Sequence(
             tensors["input_ids"][sample].numpy(), tensors["attention_mask"][sample].numpy(), offsets[sample]
         )
         columns = _roles(sequence, spans, replaced[sample])
-        for media, (picture, replacement) in enumerate(zip(pictures[sample], replaced[sample], strict=True)):
-            placeholders = _placeholders(sequence, replacement, config.image_token_id)
+        given = {"image": pictures[sample], "video": clips[sample]}
+        # Templates may put pictures before videos, or both before the text, whatever the order of the chat.
+        media = _in_order([replacement["type"] for replacement in replaced[sample]], given)
+        for index, (medium, replacement) in enumerate(zip(media, replaced[sample], strict=True)):
+            placeholders = _placeholders(sequence, replacement, config)
             seen = Seen(
-                config, processor, tensors, n_before + media, picture.size, len(placeholders), len(pictures[sample])
-            )
-            _address(columns, media, placeholders, seen)
-        n_before += len(pictures[sample])
+                config, processor, tensors, next(number[replacement["type"]]), medium.size, len(placeholders),
+                len(pictures[sample]), getattr(medium, "metadata", None),
+            )  # fmt: skip
+            _address(columns, index, placeholders, seen)
+        sizes.append(tuple(medium.size for medium in media))
         maps.append(columns)
     stacked = {name: torch.from_numpy(np.stack([columns[name] for columns in maps])) for name in maps[0]}
-    sizes = tuple(tuple(picture.size for picture in own) for own in pictures)
-    return PreparedInputs(tensors, TokenMap(**stacked, sizes=sizes, no_boxes=no_boxes(config.model_type)))
+    why = no_boxes(config.model_type) or (no_boxes(config.model_type, "video") if any(clips) else "")
+    return PreparedInputs(tensors, TokenMap(**stacked, sizes=tuple(sizes), no_boxes=why))
+
+
+def _tensors(processor: Any, prompts: list[str], pictures: list[list[Any]], clips: list[Clip]) -> BatchFeature:
+    """What the processor makes of a batch."""
+    bos = processor.tokenizer.bos_token
+    settings = {}
+    if clips:
+        settings["videos_kwargs"] = {
+            "do_sample_frames": False,  # they are sampled already, so that no others were decoded
+            "input_data_format": "channels_last",
+            # A copy: Qwen3-VL's processor appends to the list.
+            "video_metadata": [
+                replace(c.metadata, frames_indices=list(c.metadata.frames_indices or [])) for c in clips
+            ],
+        }
+    try:
+        return processor(
+            text=prompts,
+            images=pictures if any(pictures) else None,
+            videos=[clip.frames for clip in clips] or None,
+            padding=True,
+            padding_side="left",
+            add_special_tokens=not (bos and prompts[0].startswith(bos)),
+            return_offsets_mapping=True,
+            return_text_replacement_offsets=True,
+            return_tensors="pt",
+            **settings,
+        )
+    except ValueError as cause:
+        lengths = sorted({len(clip.frames) for clip in clips})
+        if len(lengths) < 2 or "tensor" not in str(cause):
+            raise
+        raise ValueError(
+            f"{type(processor).__name__} takes only videos of one length together, and {lengths} frames were sampled "
+            f"from these: prepare them one by one, or let the processor sample the same number of all "
+            f"(model.processor.video_processor.do_sample_frames = True and .num_frames)."
+        ) from cause
 
 
 # --- chats -----------------------------------------------------------------------------------------------------------
 
 
-def _per_sample(images: Any, question: Any) -> list[tuple[Any, list[Any]]]:
-    """The question of each sample with its pictures."""
+def _per_sample(question: Any, **media: Any) -> list[tuple[Any, ...]]:
+    """The question of each sample with its pictures and its videos."""
     one = isinstance(question, str) or (len(question) > 0 and isinstance(question[0], Mapping))
     if one:
-        question, images = [question], [images]
+        question, media = [question], {kind: [given] for kind, given in media.items()}
     if not len(question):
         raise ValueError("there is no question: give a string, a chat, or a list of them.")
-    if images is None:
-        images = [None] * len(question)
-    if isinstance(images, Picture) or len(images) != len(question):
-        given = "one picture" if isinstance(images, Picture) else f"pictures for {len(images)}"
-        raise ValueError(
-            f"{len(question)} questions came with {given}: give one entry per question, each a picture, a list of "
-            f"pictures or None."
-        )
-    return [
-        (asked, [] if own is None else [own] if isinstance(own, Picture) else list(own))
-        for asked, own in zip(question, images, strict=True)
-    ]
+    columns = []
+    for kind, given in media.items():
+        given = [None] * len(question) if given is None else given
+        if isinstance(given, Picture | Footage) or len(given) != len(question):
+            said = f"one {kind}" if isinstance(given, Picture | Footage) else f"{kind}s for {len(given)}"
+            raise ValueError(
+                f"{len(question)} questions came with {said}: give one entry per question, each a {kind}, a list of "
+                f"{kind}s or None."
+            )
+        columns.append([[] if own is None else list(own) if isinstance(own, list | tuple) else [own] for own in given])
+    return list(zip(question, *columns, strict=True))
 
 
-def _chat(asked: str | Sequence[Message], images: list[Any]) -> list[dict[str, Any]]:
-    """A chat whose contents are lists of parts, each picture loaded and in its place."""
+def _chat(asked: str | Sequence[Message], images: list[Any], videos: list[Any], processor: Any) -> list[dict[str, Any]]:
+    """A chat whose contents are lists of parts, each picture and video loaded and in its place."""
+    given = {"image": images, "video": videos}
     if isinstance(asked, str):
-        asked = [{"role": "user", "content": [*({"type": "image"} for _ in images), {"type": "text", "text": asked}]}]
-    chat, waiting = [], list(images)
+        places = [{"type": kind} for kind, own in given.items() for _ in own]
+        asked = [{"role": "user", "content": [*places, {"type": "text", "text": asked}]}]
+    named = {"image": "pictures", "video": "videos"}
+    chat, waiting = [], {kind: list(own) for kind, own in given.items()}
     for message in asked:
         content = message["content"]
         parts = []
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            if part["type"] == "text":
+            kind = part["type"]
+            if kind == "text":
                 parts.append({"type": "text", "text": part["text"]})
-            elif part["type"] == "image":
-                source = part.get("image", part.get("path"))
-                if source is None and not waiting:
-                    raise ValueError(f"the chat names more pictures than the {len(images)} given.")
-                parts.append({"type": "image", "image": load_picture(waiting.pop(0) if source is None else source)})
+            elif kind in given:
+                source = part.get(kind, part.get("path"))
+                if source is None and not waiting[kind]:
+                    raise ValueError(f"the chat names more {named[kind]} than the {len(given[kind])} given.")
+                source = waiting[kind].pop(0) if source is None else source
+                parts.append(
+                    {"type": kind, kind: load_picture(source) if kind == "image" else load_clip(source, processor)}
+                )
             else:
-                raise ValueError(f"a chat part of type {part['type']!r} cannot be prepared; text and image can.")
+                raise ValueError(f"a chat part of type {kind!r} cannot be prepared; text, image and video can.")
         chat.append({"role": message["role"], "content": parts})
-    if waiting:
-        raise ValueError(
-            f"{len(waiting)} of {len(images)} pictures have no place in the chat: it needs one "
-            f"{{'type': 'image'}} part for each."
-        )
+    for kind, left in waiting.items():
+        if left:
+            raise ValueError(
+                f"{len(left)} of {len(given[kind])} {named[kind]} have no place in the chat: it needs one "
+                f"{{'type': {kind!r}}} part for each."
+            )
     if chat[-1]["role"] != "user":
         raise ValueError(f"the chat ends with a message of the {chat[-1]['role']!r}; it must end with the question.")
     if not any(part["text"].strip() for part in chat[-1]["content"] if part["type"] == "text"):
         raise ValueError("the question is empty: there is no token to measure attention from.")
     return chat
+
+
+def _media(chat: list[dict[str, Any]], kind: str) -> list[Any]:
+    return [part[kind] for message in chat for part in message["content"] if kind in part]
+
+
+def _in_order(kinds: list[str], given: dict[str, list[Any]]) -> list[Any]:
+    """Pictures and videos in the order of the prompt, which has places of these kinds."""
+    if any(kinds.count(kind) != len(own) for kind, own in given.items()):
+        places = f"{kinds.count('image')} pictures and {kinds.count('video')} videos"
+        raise ValueError(
+            f"the model's chat template has places for {places}, and {len(given['image'])} and {len(given['video'])} "
+            f"were given."
+        )
+    waiting = {kind: iter(own) for kind, own in given.items()}
+    return [next(waiting[kind]) for kind in kinds]
 
 
 class _Span(NamedTuple):
@@ -211,10 +233,9 @@ def _render(processor: Any, chat: list[dict[str, Any]]) -> tuple[str, list[_Span
     """
     if not getattr(processor, "chat_template", None):
         raise ValueError(f"{type(processor).__name__} has no chat template, so a question cannot be put to the model.")
-    if any(processor.image_token in part.get("text", "") for message in chat for part in message["content"]):
-        raise ValueError(
-            f"the text holds {processor.image_token!r}, which stands for a picture; pass pictures instead."
-        )
+    for kind, token in (("picture", processor.image_token), ("video", getattr(processor, "video_token", None))):
+        if token and any(token in part.get("text", "") for message in chat for part in message["content"]):
+            raise ValueError(f"the text holds {token!r}, which stands for a {kind}; pass {kind}s instead.")
 
     def render(text_of: Callable[[int, str], str]) -> str:
         texts = iter(range(10**6))
@@ -222,9 +243,9 @@ def _render(processor: Any, chat: list[dict[str, Any]]) -> tuple[str, list[_Span
             {
                 "role": message["role"],
                 "content": [
-                    {"type": "image"}
-                    if "image" in part
-                    else {"type": "text", "text": text_of(next(texts), part["text"])}
+                    {"type": "text", "text": text_of(next(texts), part["text"])}
+                    if part["type"] == "text"
+                    else {"type": part["type"]}
                     for part in message["content"]
                 ],
             }
@@ -256,7 +277,7 @@ class _Sequence(NamedTuple):
     ids: np.ndarray
     attention_mask: np.ndarray
     offsets: np.ndarray
-    """First and last character of each token in the prompt, placeholders of pictures expanded."""
+    """First and last character of each token in the prompt, placeholders of pictures and videos expanded."""
 
 
 def _roles(sequence: _Sequence, spans: list[_Span], replaced: list[dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -280,18 +301,21 @@ def _roles(sequence: _Sequence, spans: list[_Span], replaced: list[dict[str, Any
     }
 
 
-def _placeholders(sequence: _Sequence, replacement: dict[str, Any], image_id: int) -> np.ndarray:
-    """The positions that hold the visual tokens of one picture."""
+def _placeholders(sequence: _Sequence, replacement: dict[str, Any], config: Any) -> np.ndarray:
+    """The positions that hold the visual tokens of one picture or video."""
     first, last = replacement["new_span"]
     start, end = sequence.offsets.T
-    return np.flatnonzero((start >= first) & (end <= last) & (end > start) & (sequence.ids == image_id))
+    # Some models write the frames of a video with the token of pictures.
+    visual = np.isin(sequence.ids, [config.image_token_id, getattr(config, "video_token_id", None) or -1])
+    return np.flatnonzero((start >= first) & (end <= last) & (end > start) & visual)
 
 
 def _address(columns: dict[str, np.ndarray], media: int, placeholders: np.ndarray, seen: Seen) -> None:
-    """Writes the roles and addresses of one picture's tokens."""
+    """Writes the roles and addresses of the tokens of one picture or video."""
+    role = Role.VIDEO if seen.kind == "video" else Role.IMAGE
     columns["media"][placeholders] = media
-    columns["role"][placeholders] = Role.IMAGE
-    if no_boxes(seen.config.model_type):
+    columns["role"][placeholders] = role
+    if no_boxes(seen.config.model_type, seen.kind):
         return
     for view, segment in enumerate(segments(seen)):
         run, placeholders = np.split(placeholders, [segment.rows * (segment.columns + segment.row_end) + segment.end])
@@ -300,8 +324,9 @@ def _address(columns: dict[str, np.ndarray], media: int, placeholders: np.ndarra
         tokens = cells[:, : segment.columns].reshape(-1)
         # Row ends hold the place of no pixels.
         columns["role"][run] = Role.STRUCTURAL
-        columns["role"][tokens] = Role.IMAGE
+        columns["role"][tokens] = role
         columns["view"][run] = view
         columns["overview"][tokens] = segment.overview
         columns["row"][tokens], columns["column"][tokens] = np.divmod(np.arange(len(tokens)), segment.columns)
         columns["box"][tokens] = grid_boxes(segment.region, segment.rows, segment.columns).numpy()
+        columns["seconds"][tokens] = segment.seconds

@@ -21,7 +21,8 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrain
 from corelens.attention import NAME, PACKED, Progress, tapped
 from corelens.blocks import HookedAttention, HookedBlock, HookedVision
 from corelens.heads import Head
-from corelens.inputs import Picture, PreparedInputs, load_processor, prepare
+from corelens.inputs import PreparedInputs, load_processor, prepare
+from corelens.media import Footage, Picture
 from corelens.sites import KNOWN_BUGS, LayerSite, layer_sites, vision_sites
 
 SHIPPED = {
@@ -197,7 +198,10 @@ class HookedMLLM(HookedRootModule):
     # --- inputs ---
 
     def prepare(
-        self, images: Picture | Sequence[Any] | None = None, question: str | Sequence[Any] = ""
+        self,
+        images: Picture | Sequence[Any] | None = None,
+        question: str | Sequence[Any] = "",
+        videos: Footage | Sequence[Any] | None = None,
     ) -> PreparedInputs:
         """Tensors and token map for one question or a batch, through the model's own processor and chat template.
 
@@ -205,20 +209,27 @@ class HookedMLLM(HookedRootModule):
             images: For one question a picture, a list of pictures or None; for a batch, a list with one such entry per
                 question. A picture is a PIL image or a path. Pictures come before the question.
             question: A string, or a chat as a list of messages that ends with the user's; for a batch, a list of
-                these. Chats place pictures by `{"type": "image"}` parts.
+                these. Chats place pictures by `{"type": "image"}` parts and videos by `{"type": "video"}` parts.
+            videos: As `images`. A video is `corelens.Video(frames, fps)`, or the path of a file if torchcodec or PyAV
+                is installed. Videos come after pictures, before the question. The processor samples frames as its
+                settings say (`processor.video_processor.fps` and others). A token's `seconds` last from its first
+                sampled frame until the first of the next view, those of the last view until the video ends. Needs
+                torchvision: `pip install 'corelens[video]'`.
 
         Returns:
             The tensors as a mapping, left-padded, on the model's device, and as `.tokens` the map of their positions.
 
         Raises:
-            ValueError: If a question is empty, pictures and questions do not match, or a picture is damaged or huge.
-            FileNotFoundError: If a picture file is missing.
+            ValueError: If a question is empty, media and questions do not match, a picture is damaged or huge, or a
+                video cannot be sampled.
+            FileNotFoundError: If the file of a picture or video is missing.
+            ImportError: If videos need a package that is not installed.
         """
         if self.processor is None:
             raise ValueError(
                 "the model was wrapped without a processor: HookedMLLM(hf_model, processor) prepares inputs."
             )
-        return prepare(self.processor, self.hf_model.config, images, question).to(self.device)
+        return prepare(self.processor, self.hf_model.config, images, question, videos).to(self.device)
 
     # --- passes ---
 

@@ -76,7 +76,8 @@ class TokenMap:
     the picture where the processor padded it."""
 
     seconds: Float[Tensor, "batch position 2"]
-    """When the frames that the position stands for begin and end; NaN outside videos."""
+    """When the view that the position stands for begins and ends, in seconds of the original video: from its first
+    sampled frame until that of the next view, or until the video ends. NaN outside videos."""
 
     sizes: tuple[tuple[tuple[int, int], ...], ...]
     """Width and height of all media of every sample, in pixels."""
@@ -179,10 +180,12 @@ class TokenMap:
             media: Which picture or video.
             views: A model that sees a picture in tiles and in an overview holds the evidence twice: `all` selects it
                 in both, `tiles` and `overview` in one of them. Pictures seen only once are not affected.
-            seconds: Of a video, only frames that show some of this time, from and to; None for the whole video.
+            seconds: Of a video, only views that show some of this time, from and to; None for the whole video. A view
+                lasts from its first sampled frame until the next view begins.
 
         Raises:
-            ValueError: If the box is empty, leaves the picture, or selects no token in some sample.
+            ValueError: If the box is empty, leaves the picture, or selects no token in some sample; if `seconds` is
+                empty, leaves the video, or is given for a picture.
             IndexError: If a sample has no such picture or video.
         """
         if views not in ("all", "tiles", "overview"):
@@ -196,8 +199,8 @@ class TokenMap:
             width, height = pictures[media]
             if not (0 <= left < right <= width and 0 <= top < bottom <= height):
                 raise ValueError(
-                    f"{box} is not a region of picture {media} of sample {sample}, which is {width} x {height} pixels: "
-                    f"it needs 0 <= left < right <= {width} and 0 <= top < bottom <= {height}."
+                    f"{box} is not a region of {self._name(sample, media)} of sample {sample}, which is {width} x "
+                    f"{height} pixels: it needs 0 <= left < right <= {width} and 0 <= top < bottom <= {height}."
                 )
         tokens = (self.image | self.video) & (self.media == media)
         if self.box[tokens].isnan().any():
@@ -206,8 +209,7 @@ class TokenMap:
             twice = (tokens & self.overview).any(-1, keepdim=True) & (tokens & ~self.overview).any(-1, keepdim=True)
             tokens &= ~twice | (self.overview == (views == "overview"))
         if seconds is not None:
-            start, end = seconds
-            tokens &= (self.seconds[..., 0] < end) & (self.seconds[..., 1] > start)
+            tokens &= self._during(seconds, media)
         x0, y0, x1, y1 = self.box.unbind(-1)
         width = torch.minimum(x1, torch.tensor(right)) - torch.maximum(x0, torch.tensor(left))
         height = torch.minimum(y1, torch.tensor(bottom)) - torch.maximum(y0, torch.tensor(top))
@@ -222,18 +224,39 @@ class TokenMap:
         }[rule]
         if empty := (~selected.bool().any(-1)).nonzero().flatten().tolist():
             raise ValueError(
-                f"{box} selects no token of picture {media} by the rule {rule!r} in sample(s) {empty}: it is too small "
-                f"for the rule, or in a part of the picture that the model does not see. Try rule='overlap'."
+                f"{box} selects no token of {self._name(empty[0], media)} by the rule {rule!r} in sample(s) {empty}: "
+                f"it is too small for the rule, or in a part of the picture that the model does not see"
+                + (". Try rule='overlap'." if seconds is None else f", or no sampled frame shows {seconds} seconds.")
             )
         return selected
+
+    def _during(self, seconds: tuple[float | int, float | int], media: int) -> Bool[Tensor, "batch position"]:
+        """Tokens of a video whose view shows some of this time, after checking that the video has it."""
+        start, end = seconds
+        for sample in range(len(self)):
+            name = self._name(sample, media)
+            if name.startswith("picture"):
+                raise ValueError(f"seconds={seconds} was given, but {name} of sample {sample} is no video.")
+            duration = float(self.seconds[sample, self.media[sample] == media, 1].nan_to_num(-1).max())
+            # The map holds float32.
+            if not 0 <= start < end <= duration * (1 + 1e-6):
+                raise ValueError(
+                    f"seconds={seconds} is not a part of {name} of sample {sample}, which lasts {duration:g} seconds: "
+                    f"it needs 0 <= from < to <= {duration:g}."
+                )
+        return (self.seconds[..., 0] < end) & (self.seconds[..., 1] > start)
 
     def _columns(self) -> dict[str, Tensor]:
         """What is kept by position."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("sizes", "no_boxes")}
 
+    def _name(self, sample: int, media: int) -> str:
+        video = (self.video[sample] & (self.media[sample] == media)).any()
+        return f"{'video' if video else 'picture'} {media}"
+
     def _shape_of(self, media: int) -> str:
         tokens = self.media[0] == media
-        if self.no_boxes or not (tokens & (self.row[0] >= 0)).any():
+        if not (tokens & (self.row[0] >= 0)).any():
             return f"{int((tokens & (self.role[0] >= Role.IMAGE)).sum())} without a grid"
         counts: dict[tuple[int, int], int] = {}
         for view in range(int(self.view[0][tokens].max()) + 1):

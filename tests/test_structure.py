@@ -16,6 +16,7 @@ ORDER = [
     "grids",
     "attention",
     "blocks",
+    "media",
     "inputs",
     "model",
     "data",
