@@ -5,6 +5,7 @@ runs of visual tokens that tile one view of the picture row by row. What part of
 by sending coordinates through the processor, and not worked out per family.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +13,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from transformers.image_processing_utils import select_best_resolution
 
 from corelens.tokens import Box
+
+_SHOWN = 170
+"""Blue of a picture of coordinates; no processor pads with it."""
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
+"""Its multiples, modulo one, are spread evenly over [0, 1)."""
 
 
 class Segment(NamedTuple):
@@ -65,24 +73,28 @@ class Seen:
     def tiles(self) -> list[Box]:
         """The region of the picture that each of the processor's tiles shows, found by sending coordinates through it.
 
-        A picture whose red says x and whose green says y goes through the same resizing, cropping, padding and tiling
-        as the real one; the line through what comes out gives the region, whatever the steps were.
+        A picture whose red says x and whose green says y takes the way of the real one through the processor; the line
+        through what comes out gives the region, whatever the steps were. Its blue is the same everywhere and tells the
+        picture from padding.
         """
         width, height = self.size
-        coordinates = np.zeros((height, width, 3), np.uint8)
-        coordinates[..., 0] = np.round((np.arange(width) + 0.5) / width * 255)
-        coordinates[..., 1] = np.round((np.arange(height) + 0.5) / height * 255)[:, None]
-        output = self.processor.image_processor(
-            Image.fromarray(coordinates), do_normalize=False, do_rescale=False, return_tensors="np"
+        coordinates = np.full((height, width, 3), _SHOWN, np.uint8)
+        # Dithered along the other axis, so that averages over rows and columns are finer than eight bits.
+        x, y = np.arange(width), np.arange(height)[:, None]
+        coordinates[..., 0] = (x + 0.5) / width * 255 + y * _GOLDEN % 1
+        coordinates[..., 1] = (y + 0.5) / height * 255 + x * _GOLDEN % 1
+        # Some processors tile a picture only if it is alone in its prompt.
+        n = min(self.n_pictures, 2)
+        output = self.processor(
+            text=[self.processor.image_token * n],
+            images=[[Image.fromarray(coordinates)] * n],
+            do_normalize=False,
+            do_rescale=False,
+            return_tensors="pt",
         )
-        tiles = np.asarray(output["pixel_values"], np.float64)
-        return [self._region(tile) for tile in tiles.reshape(-1, *tiles.shape[-3:])]
-
-    def _region(self, tile: np.ndarray) -> Box:
-        (width, height), (red, green, _) = self.size, tile
-        left, right = _snapped(_line_ends(red.mean(0) / 255 * width), width)
-        top, bottom = _snapped(_line_ends(green.mean(1) / 255 * height), height)
-        return Box(left, top, right, bottom)
+        tiles = output["pixel_values"].double().numpy()
+        tiles = tiles.reshape(-1, *tiles.shape[-3:])
+        return _regions(tiles[: len(tiles) // n], self.size)
 
 
 def whole_picture(seen: Seen) -> list[Segment]:
@@ -92,16 +104,49 @@ def whole_picture(seen: Seen) -> list[Segment]:
     return [Segment(rows // merge, columns // merge, seen.whole)]
 
 
-def one_tile(seen: Seen) -> list[Segment]:
-    """One tile, patch by patch."""
-    height, width = seen.tensors["pixel_values"].shape[-2:]
-    patch = seen.processor.patch_size
-    return [Segment(height // patch, width // patch, seen.tiles[0])]
+def resized_picture(seen: Seen) -> list[Segment]:
+    """Patches of the picture as it was resized, merged, tile the whole picture."""
+    patch = seen.processor.patch_size * seen.processor.spatial_merge_size
+    rows, columns = (int(side) // patch for side in seen.tensors["image_sizes"][seen.index])
+    return [Segment(rows, columns, seen.whole)]
+
+
+def square_tiles(seen: Seen) -> list[Segment]:
+    """One or more tiles of equally many tokens; an overview among them is the one that shows the whole picture."""
+    side = math.isqrt(seen.n_tokens // len(seen.tiles))
+    parts = any(tile != seen.whole for tile in seen.tiles)
+    return [Segment(side, side, tile, overview=parts and tile == seen.whole) for tile in seen.tiles]
+
+
+def unpadded_canvas(seen: Seen) -> list[Segment]:
+    """An overview, then tiles joined to one canvas without its padding; a newline after each row."""
+    vision, (width, height) = seen.config.vision_config, seen.size
+    side = vision.image_size // vision.patch_size
+    if len(seen.tiles) == 1:
+        return [Segment(side, side, seen.tiles[0], end=1)]
+    canvas = select_best_resolution((height, width), seen.config.image_grid_pinpoints)
+    rows, columns = (extent // vision.patch_size for extent in canvas)
+    scale = min(rows / height, columns / width)
+    # Tokens that see nothing but padding are cut off in equal numbers from both sides.
+    rows -= (rows - int(round(height * scale, 7))) // 2 * 2
+    columns -= (columns - int(round(width * scale, 7))) // 2 * 2
+    x, y = (columns / scale - width) / 2, (rows / scale - height) / 2
+    # The canvas is shrunk if it has many more tokens than this number of tiles.
+    most = float(getattr(seen.config, "vision_aspect_ratio", "inf").removeprefix("anyres_max_"))
+    shrink = math.sqrt(rows * columns / (most * side**2))
+    if shrink > 1.1:
+        rows, columns = int(rows // shrink), int(columns // shrink)
+    joined = Segment(rows, columns, Box(-x, -y, width + x, height + y), row_end=1)
+    return [Segment(side, side, seen.whole, overview=True), joined]
 
 
 SEGMENTS: dict[str, Callable[[Seen], list[Segment]]] = {
     **dict.fromkeys(["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"], whole_picture),
-    **dict.fromkeys(["llava", "vipllava"], one_tile),
+    **dict.fromkeys(["llava", "vipllava", "paligemma"], square_tiles),
+    **dict.fromkeys(["gemma3", "internvl", "idefics3", "smolvlm", "aya_vision", "cohere2_vision"], square_tiles),
+    **dict.fromkeys(["llama4", "perception_lm"], square_tiles),
+    **dict.fromkeys(["llava_next", "llava_onevision"], unpadded_canvas),
+    "mistral3": resized_picture,
 }
 """By model type."""
 
@@ -138,17 +183,44 @@ def segments(seen: Seen) -> list[Segment]:
     return found
 
 
-def _snapped(ends: tuple[float, float], size: int) -> tuple[float, float]:
-    """Ends within a hundredth of the tile from the picture's edges lie on them; interpolation moves them that far."""
-    start, end = ends
-    slack = (end - start) / 100
-    return 0.0 if abs(start) < slack else start, float(size) if abs(end - size) < slack else end
+def _regions(tiles: np.ndarray, size: tuple[int, int]) -> list[Box]:
+    """What part of a picture of coordinates each tile [tile channel y x] shows."""
+    shown = np.abs(tiles[:, 2] - _SHOWN) < 2
+    lines = [
+        [_line(tile, seen, axis) for tile, seen in zip(tiles[:, axis] / 255 * size[axis], shown, strict=True)]
+        for axis in (0, 1)
+    ]
+    slope, coordinate, position = np.moveaxis(np.array(lines), -1, 0)
+    # A tile that is mostly padding: processors pad in order to keep the aspect ratio, and an overview is coarser.
+    slope = np.where(np.isnan(slope), slope[::-1], slope)
+    slope = np.where(np.isnan(slope), np.nanmin(slope), slope)
+    n_pixels = np.array(tiles.shape[:1:-1])[:, None]
+    ends = np.stack([coordinate - slope * position, coordinate + slope * (n_pixels - position)], -1)
+    ends = [_snapped(pairs, extent) for pairs, extent in zip(ends, size, strict=True)]
+    return [Box(*corners) for corners in np.stack(ends, -1).reshape(len(tiles), 4).tolist()]
 
 
-def _line_ends(centres: np.ndarray) -> tuple[float, float]:
-    """Where a line through the coordinates of pixel centres meets the outer edges of the first and last pixel."""
-    position = np.arange(len(centres)) + 0.5
+def _line(coordinates: np.ndarray, shown: np.ndarray, axis: int) -> tuple[float, float, float]:
+    """Slope and a point of the line through the coordinates of a tile's pixels along an axis, x or y."""
+    # All pixels of a column have the same x, and all pixels of a row the same y.
+    n = shown.sum(axis)
+    (seen,) = n.nonzero()
+    if not len(seen):
+        return (np.nan,) * 3
     # Interpolation bends the coordinates at the picture's edges.
-    inner = slice(len(centres) // 10, len(centres) - len(centres) // 10)
-    slope, start = np.polyfit(position[inner], centres[inner], 1)
-    return float(start), float(start + slope * len(centres))
+    inner = seen[len(seen) // 10 : len(seen) - len(seen) // 10]
+    values = np.where(shown, coordinates, 0).sum(axis)[inner] / n[inner]
+    slope = np.polyfit(inner + 0.5, values, 1)[0] if len(seen) > len(n) / 4 else np.nan
+    return slope, values.mean(), inner.mean() + 0.5
+
+
+def _snapped(ends: np.ndarray, extent: int) -> np.ndarray:
+    """Ends of tiles [tile end] on the picture's edges, on each other and on whole pixels, where they all but are.
+
+    Interpolation moves them; neighbours must meet exactly, so that a box up to their edge does not touch the next tile.
+    """
+    tile = np.nanmin(ends[:, 1] - ends[:, 0])
+    ends = np.where(np.abs(ends) < tile / 100, 0, np.where(np.abs(ends - extent) < tile / 100, extent, ends))
+    near = np.abs(ends[..., None] - ends.ravel()) < tile / 100
+    ends = np.where(near, ends.ravel(), 0).sum(-1) / np.where(near.any(-1), near.sum(-1), np.nan)
+    return np.where(np.abs(ends - ends.round()) < tile / 1000, ends.round(), ends)

@@ -106,8 +106,8 @@ def prepare(
 ) -> PreparedInputs:
     """Tensors and token map of a batch; see `HookedMLLM.prepare`."""
     chats = [_chat(texts, own) for texts, own in _per_sample(images, question)]
-    rendered = [_render(processor, chat) for chat in chats]
     pictures = [[part["image"] for message in chat for part in message["content"] if "image" in part] for chat in chats]
+    rendered = [_render(processor, chat, own) for chat, own in zip(chats, pictures, strict=True)]
     bos = processor.tokenizer.bos_token
     tensors = processor(
         text=[text for text, _ in rendered],
@@ -119,6 +119,7 @@ def prepare(
         return_text_replacement_offsets=True,
         return_tensors="pt",
     )
+    tensors.pop("labels", None)  # some processors prepare for training, too
     offsets = tensors.pop("offset_mapping").numpy()
     replaced = tensors.pop("text_replacement_offsets", [[] for _ in chats])
     maps, n_before = [], 0
@@ -203,11 +204,11 @@ class _Span(NamedTuple):
     role: Role
 
 
-def _render(processor: Any, chat: list[dict[str, Any]]) -> tuple[str, list[_Span]]:
+def _render(processor: Any, chat: list[dict[str, Any]], pictures: list[Image.Image]) -> tuple[str, list[_Span]]:
     """The prompt as the model's chat template writes it, and where the texts of the chat stand in it.
 
     The template is rendered a second time with a private mark in place of every text; what stands around the marks is
-    the template's own, whatever it looks like.
+    the template's own, whatever it looks like. The spans count what the processor itself adds to the prompt.
     """
     if not getattr(processor, "chat_template", None):
         raise ValueError(f"{type(processor).__name__} has no chat template, so a question cannot be put to the model.")
@@ -232,10 +233,15 @@ def _render(processor: Any, chat: list[dict[str, Any]]) -> tuple[str, list[_Span
         ]
         return processor.apply_chat_template(written, tokenize=False, add_generation_prompt=True)
 
-    prompt = render(lambda index, text: text)
+    def laid_out(text: str) -> str:
+        images = [pictures] if pictures else None
+        return processor.prepare_inputs_layout(images=images, text=[text])[1][0]
+
+    written_prompt = render(lambda index, text: text)
+    prompt = laid_out(written_prompt)
     texts = [(message, part["text"]) for message in chat for part in message["content"] if "text" in part]
     spans, cursor = [], 0
-    literal, *rest = _SENTINEL.split(render(lambda index, text: f"\ue000{index}\ue001"))
+    literal, *rest = _SENTINEL.split(laid_out(render(lambda index, text: f"\ue000{index}\ue001")))
     for index, after in zip(rest[::2], rest[1::2], strict=True):
         cursor += len(literal)
         message, text = texts[int(index)]
@@ -246,7 +252,7 @@ def _render(processor: Any, chat: list[dict[str, Any]]) -> tuple[str, list[_Span
         role = {"system": Role.SYSTEM}.get(message["role"], Role.QUESTION if message is chat[-1] else Role.CONTEXT)
         spans.append(_Span(cursor, cursor + len(written), role))
         cursor, literal = cursor + len(written), after
-    return prompt, spans
+    return written_prompt, spans
 
 
 # --- addresses -------------------------------------------------------------------------------------------------------
