@@ -36,6 +36,54 @@ QWEN_VISION = dict(
 QWEN_TOKENS = dict(
     image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VISION_START, vision_end_token_id=VISION_END
 )
+MLA = dict(
+    num_key_value_heads=4, kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16
+)
+INDEXER = dict(index_topk=8, index_head_dim=16, index_n_heads=2)
+QWEN3_5_TEXT = TEXT | dict(
+    num_hidden_layers=4,
+    head_dim=32,
+    rope_parameters=ROPE | dict(mrope_section=[2, 1, 1], mrope_interleaved=True, partial_rotary_factor=0.25),
+    linear_key_head_dim=16,
+    linear_value_head_dim=16,
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    layer_types=["linear_attention", "full_attention", "linear_attention", "full_attention"],
+)
+SAM = VISION | dict(
+    image_size=128, patch_size=16, output_channels=16, mlp_dim=48, window_size=2, global_attn_indexes=[1]
+)
+GEMMA4_TEXT = TEXT | dict(
+    num_hidden_layers=4,
+    sliding_window=8,
+    layer_types=["sliding_attention", "full_attention"] * 2,
+    num_kv_shared_layers=2,
+    global_head_dim=32,
+)
+GEMMA4_VISION = dict(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+    head_dim=16, patch_size=8, pooling_kernel_size=2, position_embedding_size=16,
+)  # fmt: skip
+TIMM = dict(model_type="timm_wrapper", hidden_size=32)
+INKLING_TEXT = TEXT | EXPERTS | dict(
+    num_hidden_layers=4, layer_types=["hybrid_sliding", "hybrid"] * 2, sliding_window_size=8, swa_num_attention_heads=4,
+    swa_num_key_value_heads=2, swa_head_dim=16, d_rel=8, rel_extent=16, n_routed_experts=4,
+    unpadded_vocab_size=VOCABULARY,
+)  # fmt: skip
+KOSMOS_TEXT = dict(
+    vocab_size=VOCABULARY, embed_dim=64, layers=3, ffn_dim=96, attention_heads=4, max_position_embeddings=128, **TOKENS
+)
+BART = dict(
+    model_type="bart", vocab_size=VOCABULARY, d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+    decoder_attention_heads=4, encoder_ffn_dim=96, decoder_ffn_dim=96, max_position_embeddings=128,
+    decoder_start_token_id=2, forced_eos_token_id=None, **TOKENS,
+)  # fmt: skip
+DECODER = dict(decoder_input_ids=[[2, 5, 6, 7, 8], [2, 9, 10, 11, 12]])
+AUDIO_TOWER = dict(
+    num_mel_bins=8, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=48, d_model=32, output_dim=64,
+    max_source_positions=16, n_window=4, downsample_hidden_size=8,
+)  # fmt: skip
+OMNI_TOKENS = dict(audio_start_token_id=505, user_token_id=506)
 GRID = dict(image_grid_thw=[[1, 4, 6]] * 2)
 
 
@@ -54,6 +102,7 @@ class Architecture:
     """The input that tells visual tokens from text."""
     model_type: str = ""
     """The configuration's, where it is not the architecture's name."""
+    pixels_name: str = "pixel_values"
     finish: Callable[[dict[str, Tensor], torch.Generator], dict[str, Tensor]] | None = None
     """Rewrites the inputs where they have another form."""
 
@@ -62,10 +111,26 @@ class Architecture:
         return [IMAGE] * self.visual if isinstance(self.visual, int) else list(self.visual)
 
 
-def qwen(text: dict[str, Any], vision: dict[str, Any], patch: int = 14, frames: int = 2, **config: Any) -> Architecture:
+def flat(
+    text: dict[str, Any],
+    vision: dict[str, Any],
+    patch: int = 14,
+    frames: int = 1,
+    tower: dict[str, Any] = VISION,
+    **config: Any,
+) -> Architecture:
     """Pictures as flat patches with a grid; four patches make one token."""
-    config = dict(text_config=TEXT | text, vision_config=QWEN_VISION | dict(patch_size=patch) | vision) | config
+    config = dict(text_config=TEXT | text, vision_config=tower | dict(patch_size=patch) | vision) | config
     return Architecture(config, 6, (2 * 24, 3 * frames * patch**2), GRID, "mm_token_type_ids")
+
+
+def square(*args: Any, **config: Any) -> Architecture:
+    """The same, the patches as small pictures."""
+    return replace(flat(*args, **config), pixels=(2 * 24, 3, 14, 14))
+
+
+def qwen(text: dict[str, Any], vision: dict[str, Any], patch: int = 14, **config: Any) -> Architecture:
+    return flat(text, vision, patch, 2, QWEN_VISION, **config)
 
 
 def qwen2_vl(text: dict[str, Any], vision: dict[str, Any] | None = None, **config: Any) -> Architecture:
@@ -75,18 +140,6 @@ def qwen2_vl(text: dict[str, Any], vision: dict[str, Any] | None = None, **confi
 def qwen3_vl(**text: Any) -> Architecture:
     vision = dict(num_position_embeddings=64, deepstack_visual_indexes=[0, 1])
     return qwen(dict(rope_parameters=MROPE | dict(mrope_interleaved=True)) | text, vision, 16, **QWEN_TOKENS)
-
-
-QWEN3_5_TEXT = TEXT | dict(
-    num_hidden_layers=4,
-    head_dim=32,
-    rope_parameters=ROPE | dict(mrope_section=[2, 1, 1], mrope_interleaved=True, partial_rotary_factor=0.25),
-    linear_key_head_dim=16,
-    linear_value_head_dim=16,
-    linear_num_key_heads=2,
-    linear_num_value_heads=4,
-    layer_types=["linear_attention", "full_attention", "linear_attention", "full_attention"],
-)
 
 
 def qwen3_5(**text: Any) -> Architecture:
@@ -191,10 +244,53 @@ def mllama_inputs(inputs: dict[str, Tensor], generator: torch.Generator) -> dict
     return inputs | {"cross_attention_mask": torch.ones(rows, length, 1, 2)}
 
 
-MLA = dict(
-    num_key_value_heads=4, kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16
-)
-INDEXER = dict(index_topk=8, index_head_dim=16, index_n_heads=2)
+def omni(architecture: Architecture, **tokens: int) -> Architecture:
+    """With an audio tower, which the batch does not use."""
+    config = {key: value for key, value in architecture.config.items() if key.endswith("config")}
+    return replace(architecture, config=config | dict(audio_config=AUDIO_TOWER) | OMNI_TOKENS | tokens)
+
+
+def minicpm(side: int, **config: Any) -> Architecture:
+    """All patches next to each other in one long picture."""
+    vision = VISION | dict(image_size=14 * side, num_hidden_layers=3)
+    config = dict(
+        text_config=QWEN3_5_TEXT | dict(model_type="qwen3_5_text"), vision_config=vision, insert_layer_id=0,
+        image_token_id=IMAGE, video_token_id=VIDEO,
+    ) | config  # fmt: skip
+    return Architecture(config, 4, (1, 3, 14, 2 * 14 * side**2), dict(target_sizes=[[side, side]] * 2))
+
+
+def muse(text: dict[str, Any], **config: Any) -> Architecture:
+    vision = dict(pos_emb_height=8, pos_emb_width=8)
+    config = dict(out_hidden_size=128, projector_hidden_size=48, image_token_id=IMAGE, video_token_id=VIDEO) | config
+    return flat(SLIDING | text, vision, 14, 2, **config)
+
+
+def numbered(inputs: dict[str, Tensor], _: torch.Generator) -> dict[str, Tensor]:
+    """Patches that start with their row and column."""
+    inputs["flattened_patches"][..., :2] = torch.tensor([[y + 1, x + 1] for y in range(4) for x in range(4)])
+    return inputs
+
+
+def picture_only(inputs: dict[str, Tensor], _: torch.Generator) -> dict[str, Tensor]:
+    return {key: value for key, value in inputs.items() if key not in ("input_ids", "attention_mask")}
+
+
+def pix2struct_inputs(inputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """The padding hides patches."""
+    mask = inputs["attention_mask"][:, :16]
+    return picture_only(numbered(inputs, generator), generator) | dict(attention_mask=mask)
+
+
+def udop_inputs(inputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    corner = torch.rand(*inputs["input_ids"].shape, 2, generator=generator) / 2
+    return inputs | dict(bbox=torch.cat([corner, corner + 0.4], -1))
+
+
+def got_ocr2() -> Architecture:
+    config = dict(text_config=TEXT | dict(model_type="qwen2"), vision_config=SAM, image_token_index=IMAGE)
+    return Architecture(config | dict(image_seq_length=4), 4, (2, 3, 128, 128))
+
 
 ARCHITECTURES: dict[str, Architecture] = {
     "qwen3_vl": qwen3_vl(),
@@ -376,4 +472,649 @@ ARCHITECTURES: dict[str, Architecture] = {
     "blip-2": blip2("blip_2_qformer"),
     "instructblip": blip2("instructblip_qformer"),
     "instructblipvideo": blip2("instructblipvideo_qformer", frames=2, video_token_index=IMAGE),
+    "aria": Architecture(
+        dict(
+            text_config=TEXT | dict(moe_num_experts=4, moe_topk=2),
+            vision_config=VISION | dict(model_type="idefics3_vision"),
+            projector_patch_to_query_dict={16: 4},
+            image_token_index=IMAGE,
+        ),
+        4,
+    ),
+    "blip": Architecture(
+        dict(text_config=TEXT | dict(encoder_hidden_size=32, sep_token_id=2), vision_config=VISION), ()
+    ),
+    "chameleon": Architecture(
+        TEXT
+        | dict(
+            vocabulary_map={"<image>": IMAGE} | {f"IMGIMG{chr(65 + code)}Z": 410 + code for code in range(10)},
+            vq_config=dict(
+                embed_dim=8,
+                num_embeddings=10,
+                latent_channels=8,
+                resolution=16,
+                base_channels=32,
+                channel_multiplier=[1, 1, 2],
+                num_res_blocks=1,
+            ),
+        ),
+        pixels=(2, 3, 16, 16),
+    ),
+    "emu3": Architecture(
+        dict(
+            text_config=TEXT,
+            vocabulary_map={"<image>": IMAGE, "<|extra_200|>": 499}
+            | {f"<|visual token {code:06}|>": 410 + code for code in range(10)},
+            vq_config=dict(
+                codebook_size=10,
+                embed_dim=4,
+                latent_channels=32,
+                base_channels=32,
+                channel_multiplier=[1, 1, 2],
+                num_res_blocks=1,
+                hidden_size=64,
+                attn_resolutions=[2],
+            ),
+        ),
+        12,  # every row of four by two ends with a newline
+        (2, 3, 16, 8),
+        dict(image_sizes=[[16, 8]] * 2),
+    ),
+    "janus": Architecture(
+        dict(
+            text_config=TEXT | dict(model_type="llama"),
+            vision_config=VISION | dict(projection_dim=64, num_image_tokens=16),
+            image_token_id=IMAGE,
+            vq_config=dict(
+                embed_dim=8,
+                num_embeddings=16,
+                latent_channels=32,
+                base_channels=32,
+                channel_multiplier=[1, 2],
+                num_res_blocks=1,
+                projection_dim=64,
+                image_token_embed_dim=64,
+            ),
+        )
+    ),
+    "fuyu": Architecture(
+        dict(text_config=TEXT | dict(model_type="persimmon"), patch_size=14, image_token_id=IMAGE), 4, (2, 4, 3 * 14**2)
+    ),
+    "git": Architecture(TEXT | dict(vision_config=VISION), ()),
+    "cosmos3_edge": flat(
+        dict(rope_parameters=MROPE), dict(num_patches=16), 16, projector_hidden_size=64, **QWEN_TOKENS
+    ),
+    "deepseek_vl": Architecture(
+        dict(text_config=TEXT | dict(model_type="llama"), vision_config=SIGLIP, image_token_id=IMAGE)
+    ),
+    "deepseek_vl_hybrid": Architecture(
+        dict(
+            text_config=TEXT | dict(model_type="llama"),
+            vision_config=SIGLIP,
+            high_res_vision_config=SAM | dict(model_type="sam_vision_model"),
+            image_token_id=IMAGE,
+        ),
+        constants=dict(high_res_pixel_values=torch.linspace(-1, 1, 2 * 3 * 128**2).sin().view(2, 3, 128, 128)),
+    ),
+    "deepseek_ocr2": Architecture(
+        dict(
+            text_config=TEXT | EXPERTS | dict(n_routed_experts=4, mlp_layer_types=["dense", "sparse", "sparse"]),
+            vision_config=dict(
+                sam_config=SAM | dict(downsample_channels=[24, 32]),
+                encoder_config=TEXT
+                | dict(hidden_size=32, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=2),
+            ),
+            image_token_id=IMAGE,
+        ),
+        145,  # the number of queries is fixed
+        (2, 3, 128, 128),
+    ),
+    "unlimited_ocr": Architecture(
+        dict(
+            text_config=TEXT | EXPERTS | dict(num_key_value_heads=4, n_routed_experts=4, sliding_window=8),
+            vision_config=dict(
+                sam_config=SAM | dict(downsample_channels=[24, 32]), encoder_config=VISION | dict(image_size=28)
+            ),
+            image_token_id=IMAGE,
+        ),
+        7,
+        (2, 3, 128, 128),
+    ),
+    "got_ocr2": got_ocr2(),
+    "pp_chart2table": got_ocr2(),
+    "gemma4": Architecture(
+        dict(
+            text_config=GEMMA4_TEXT | dict(hidden_size_per_layer_input=8, vocab_size_per_layer_input=VOCABULARY),
+            vision_config=GEMMA4_VISION,
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+            audio_token_id=AUDIO,
+        ),
+        4,
+        (2, 16, 3 * 8**2),
+        dict(image_position_ids=[[[x, y] for y in range(4) for x in range(4)]] * 2),
+        "mm_token_type_ids",
+    ),
+    "gemma4_unified": Architecture(
+        dict(
+            text_config=GEMMA4_TEXT,
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+            audio_token_id=AUDIO,
+            vision_config=dict(
+                patch_size=8, pooling_kernel_size=2, mm_embed_dim=32, mm_posemb_size=16, output_proj_dims=32
+            ),
+        ),
+        4,
+        (2, 4, 3 * 16**2),
+        dict(image_position_ids=[[[x, y] for y in range(2) for x in range(2)]] * 2),
+        "mm_token_type_ids",
+    ),
+    "diffusion_gemma": Architecture(
+        dict(
+            text_config=TEXT
+            | SLIDING
+            | dict(global_head_dim=32, num_experts=4, top_k_experts=2, moe_intermediate_size=32),
+            vision_config=GEMMA4_VISION | dict(model_type="gemma4_vision"),
+            image_token_id=IMAGE,
+            boi_token_id=VISION_START,
+            eoi_token_id=VISION_END,
+            canvas_length=8,
+        ),
+        4,
+        (2, 16, 3 * 8**2),
+        dict(
+            image_position_ids=[[[x, y] for y in range(4) for x in range(4)]] * 2,
+            decoder_input_ids=[list(range(10, 18)), list(range(20, 28))],
+        ),
+        "mm_token_type_ids",
+    ),
+    "florence2": Architecture(
+        dict(
+            text_config=BART,
+            image_token_id=IMAGE,
+            vision_config=dict(
+                depths=[1] * 4,
+                embed_dim=[8, 16, 24, 32],
+                num_heads=[2] * 4,
+                num_groups=[2] * 4,
+                window_size=3,
+                drop_path_rate=0.0,
+                projection_dim=64,
+                max_position_embeddings=8,
+                max_temporal_embeddings=4,
+            ),
+        ),
+        5,
+        (2, 3, 64, 64),
+        DECODER,
+    ),
+    "evolla": Architecture(
+        TEXT
+        | dict(
+            protein_encoder_config=dict(
+                vocab_size=40,
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=64,
+            ),
+            aligner_ffn_mult=1,
+            aligner_num_add_layers=2,
+            resampler_depth=1,
+            resampler_dim_head=16,
+            resampler_heads=2,
+            resampler_num_latents=4,
+            resampler_ff_mult=1,
+        ),
+        (),
+        (),
+        dict(
+            protein_input_ids=[[5, 6, 7, 8, 9, 10, 11, 12], [13, 14, 15, 16, 17, 18, 19, 20]],
+            protein_attention_mask=[[1] * 8] * 2,
+        ),
+    ),
+    "hunyuan_vl": replace(
+        flat(
+            dict(rope_parameters=ROPE | dict(mrope_section=[2, 2, 2, 2])),
+            dict(out_hidden_size=64),
+            16,
+            image_token_id=IMAGE,
+        ),
+        visual=10,
+    ),
+    "idefics": Architecture(
+        TEXT | dict(num_hidden_layers=4, cross_layer_interval=2, vision_config=VISION | dict(embed_dim=32)),
+        (),
+        (2, 1, 3, 56, 56),
+        finish=lambda inputs, _: inputs | dict(image_attention_mask=torch.ones(*inputs["input_ids"].shape, 1)),
+    ),
+    "idefics2": Architecture(
+        dict(
+            text_config=TEXT | dict(model_type="mistral"),
+            vision_config=VISION,
+            image_token_id=IMAGE,
+            perceiver_config=dict(
+                hidden_size=64,
+                resampler_n_latents=4,
+                resampler_depth=1,
+                resampler_n_heads=2,
+                resampler_head_dim=16,
+                num_key_value_heads=1,
+            ),
+        ),
+        4,
+        (2, 1, 3, 56, 56),
+    ),
+    "mistral4": Architecture(TEXT | MLA | EXPERTS | dict(n_routed_experts=4, first_k_dense_replace=1), (), ()),
+    "kimi_k25": square(
+        MLA
+        | EXPERTS
+        | dict(
+            model_type="deepseek_v3", head_dim=8, n_routed_experts=8, n_group=2, topk_group=1, first_k_dense_replace=1
+        ),
+        dict(pos_emb_height=8, pos_emb_width=8),
+        projection_hidden_size=32,
+        **QWEN_TOKENS,
+    ),
+    "ernie4_5_vl_moe": flat(
+        dict(
+            rope_parameters=ROPE | dict(mrope_section=[3, 3, 2]),
+            moe_intermediate_size=[32, 32],
+            moe_k=2,
+            moe_num_experts=4,
+        ),
+        dict(depth=2, num_heads=2),
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        image_start_token_id=VISION_START,
+        image_end_token_id=VISION_END,
+    ),
+    "paddleocr_vl": square(dict(rope_parameters=MROPE), {}, **QWEN_TOKENS),
+    "video_llama_3": replace(
+        flat(dict(model_type="qwen2"), {}, image_token_id=IMAGE, video_token_id=VIDEO),
+        constants=GRID | dict(image_merge_sizes=[2, 2]),
+    ),
+    "video_llava": replace(llava(video_token_index=VIDEO), pixels_name="pixel_values_images"),
+    "molmo2": Architecture(
+        dict(
+            text_config=TEXT,
+            vision_config=VISION | dict(image_size=[56, 56], num_key_value_heads=2, head_dim=16),
+            image_patch_id=IMAGE,
+            adapter_config=dict(
+                hidden_size=32,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                head_dim=16,
+                text_hidden_size=64,
+                intermediate_size=48,
+                vision_feature_layer=[-1, -2],
+            ),
+        ),
+        4,
+        (2, 16, 3 * 14**2),
+        dict(
+            image_grids=[[2, 2, 0, 0]] * 2,
+            image_token_pooling=[[first + step for step in (0, 1, 4, 5)] for first in (0, 2, 8, 10, 16, 18, 24, 26)],
+        ),
+        "mm_token_type_ids",
+    ),
+    "lfm3_vl": flat(
+        dict(
+            model_type="lfm3",
+            num_hidden_layers=4,
+            sliding_window=8,
+            layer_types=["conv", "sliding_attention", "conv", "full_attention"],
+        ),
+        dict(num_key_value_heads=1, layer_types=["conv", "full_attention"]),
+        16,
+        2,
+        projector_hidden_size=48,
+        **QWEN_TOKENS,
+    ),
+    "lfm2_vl": Architecture(
+        dict(
+            text_config=TEXT | dict(model_type="lfm2", num_hidden_layers=4, layer_types=["conv", "full_attention"] * 2),
+            vision_config=VISION | dict(model_type="siglip2_vision_model", num_patches=16),
+            image_token_id=IMAGE,
+            projector_hidden_size=48,
+        ),
+        4,
+        (2, 16, 3 * 14**2),
+        dict(spatial_shapes=[[4, 4]] * 2, pixel_attention_mask=[[1] * 16] * 2),
+    ),
+    "dots3_note": flat(
+        MLA
+        | INDEXER
+        | EXPERTS
+        | dict(
+            n_routed_experts=4,
+            shared_experts_intermediate_size=32,
+            head_dim=16,
+            sliding_window=8,
+            layer_types=["indexed_attention", "sliding_attention", "indexed_attention"],
+            swa_num_attention_heads=4,
+            swa_num_key_value_heads=4,
+            swa_q_lora_rank=16,
+            swa_kv_lora_rank=16,
+            swa_head_dim=16,
+            swa_qk_nope_head_dim=8,
+            swa_v_head_dim=16,
+        ),
+        dict(mlp_layer_types=["dense", "dense"], adapter_in_dim=32, adapter_out_dim=64),
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        audio_token_id=AUDIO,
+        audio_config=dict(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            feature_size=8,
+            downsample_hidden_size=4,
+            adapter_input_size=32,
+            adapter_out_dim=64,
+        ),
+    ),
+    "fast_vlm": llava(TIMM, text_config=TEXT | dict(model_type="qwen2")),
+    "perception_lm": replace(
+        llava(TIMM | dict(model_args=dict(embed_dim=32)), image_token_id=IMAGE, video_token_id=VIDEO),
+        pixels=(2, 1, 3, 56, 56),
+    ),
+    "gemma3n": Architecture(
+        dict(
+            text_config=TEXT
+            | dict(
+                num_hidden_layers=4,
+                sliding_window=8,
+                layer_types=["sliding_attention", "full_attention"] * 2,
+                num_kv_shared_layers=2,
+                hidden_size_per_layer_input=8,
+                vocab_size_per_layer_input=VOCABULARY,
+                laurel_rank=8,
+                altup_num_inputs=2,
+                activation_sparsity_pattern=[0.5, 0.0, 0.0, 0.0],
+            ),
+            vision_config=dict(hidden_size=32, vocab_offset=600),
+            vision_soft_tokens_per_image=16,
+            image_token_id=IMAGE,
+            audio_token_id=AUDIO,
+            audio_config=dict(
+                hidden_size=32,
+                vocab_offset=800,
+                input_feat_size=16,
+                conf_num_attention_heads=2,
+                conf_num_hidden_layers=1,
+                sscp_conv_channel_size=[4, 4],
+            ),
+        )
+    ),
+    "inkling2": Architecture(
+        dict(
+            text_config=INKLING_TEXT,
+            vision_config=VISION | dict(posemb_grid_size=8, projection_hidden_dim=48, text_hidden_size=64),
+            image_token_id=IMAGE,
+        ),
+        6,
+        (2 * 6, 28, 28, 3),
+        dict(image_grid_thw=[[1, 2, 3]] * 2),
+    ),
+    "inkling_mm_model": Architecture(
+        dict(
+            text_config=INKLING_TEXT | dict(mlp_layer_types=["dense", "sparse"] * 2, logits_mup_width_multiplier=1.0),
+            vision_config=dict(patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=2),
+            image_token_id=IMAGE,
+            audio_config=dict(n_mel_bins=4, mel_vocab_size=8),
+            audio_token_id=AUDIO,
+        ),
+        4,
+        (2 * 4, 2, 8, 8, 3),
+    ),
+    "kosmos-2": Architecture(
+        dict(text_config=KOSMOS_TEXT, vision_config=VISION, latent_query_num=4), 4, types="image_embeds_position_mask"
+    ),
+    "kosmos-2.5": Architecture(
+        dict(
+            text_config=KOSMOS_TEXT,
+            vision_config=VISION | dict(patch_embed_hidden_size=48, head_dim=16, max_num_patches=16),
+            latent_query_num=4,
+        ),
+        4,
+        (2, 16, 2 + 48),
+        types="image_embeds_position_mask",
+        pixels_name="flattened_patches",
+        finish=numbered,
+    ),
+    "minicpmv4_6": minicpm(8),
+    "minicpmv4_7": replace(minicpm(8), types="mm_token_type_ids"),
+    "minicpm_ocr": minicpm(4),
+    "minimax_m3_vl": flat(
+        dict(
+            layer_types=["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"],
+            mlp_layer_types=["dense", "sparse", "sparse"],
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            intermediate_size=32,
+            dense_intermediate_size=96,
+            shared_intermediate_size=32,
+            rotary_dim=8,
+            index_n_heads=2,
+            index_head_dim=16,
+            index_block_size=4,
+            index_topk_blocks=2,
+        ),
+        {},
+        14,
+        2,
+        projector_hidden_size=64,
+        image_token_index=IMAGE,
+        video_token_index=VIDEO,
+    ),
+    "muse_glimmer": muse({}),
+    "muse_spark": muse(
+        EXPERTS | dict(num_local_experts=4, moe_hidden_size=64),
+        audio_config=dict(
+            patch_sizes=[4, 2], hidden_sizes=[8, 16], depths=[1, 1], num_hidden_layers=2, out_hidden_size=64
+        ),
+        audio_token_id=AUDIO,
+    ),
+    "nemotron_h_omni": Architecture(
+        dict(
+            text_config=TEXT
+            | EXPERTS
+            | dict(
+                model_type="nemotron_h",
+                layers_block_type=["linear_attention", "mlp", "full_attention", "moe", "full_attention"],
+                num_hidden_layers=5,
+                ssm_state_size=16,
+                mamba_num_heads=8,
+                mamba_head_dim=16,
+                n_groups=2,
+                chunk_size=8,
+                n_routed_experts=4,
+                moe_shared_expert_intermediate_size=32,
+            ),
+            vision_config=VISION
+            | dict(
+                model_type="radio",
+                max_img_size=112,
+                num_cls_tokens=1,
+                num_registers=1,
+                video_temporal_patch_size=2,
+                summary_idxs=[0],
+            ),
+            vision_hidden_size=32,
+            projector_hidden_size=48,
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+        ),
+        4,
+        (2 * 16, 3 * 14**2),
+        dict(image_grid_hw=[[4, 4]] * 2),
+    ),
+    "ovis2": Architecture(
+        dict(
+            text_config=TEXT | dict(model_type="qwen2"),
+            vision_config=VISION | dict(vocab_size=32, hidden_stride=2),
+            hidden_size=64,
+            vocab_size=VOCABULARY,
+            image_token_id=IMAGE,
+            visual_indicator_token_ids=[405, 406, 407, 408, 409],
+        ),
+        [405, *[IMAGE] * 4, 406],
+    ),
+    "phi4_multimodal": Architecture(
+        TEXT
+        | dict(
+            vision_config=VISION | dict(num_hidden_layers=3, crop_size=56, image_token_id=IMAGE),
+            audio_config=dict(
+                hidden_size=32,
+                intermediate_size=48,
+                num_blocks=1,
+                num_attention_heads=2,
+                ext_pw_out_channel=32,
+                depthwise_separable_out_channel=32,
+                nemo_conv_channels=8,
+                input_size=16,
+                audio_token_id=AUDIO,
+                feature_layer=-1,
+            ),
+        ),
+        13,  # one crop, a separator and the whole picture, rows of two and a newline
+        (2, 2, 3, 56, 56),
+        dict(image_sizes=[[56, 56]] * 2, image_attention_mask=torch.ones(2, 2, 4, 4)),
+        pixels_name="image_pixel_values",
+    ),
+    "qwen2_5_omni_thinker": omni(
+        qwen2_vl(dict(rope_parameters=MROPE)),
+        image_token_index=IMAGE,
+        video_token_index=VIDEO,
+        audio_token_index=AUDIO,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
+    ),
+    "qwen3_omni_moe_thinker": omni(qwen3_vl(num_experts=4, **EXPERTS), audio_token_id=AUDIO, **QWEN_TOKENS),
+    "step3p7": Architecture(
+        dict(
+            text_config=TEXT
+            | EXPERTS
+            | dict(
+                layer_types=["full_attention", "sliding_attention", "sliding_attention"],
+                sliding_window=8,
+                num_sliding_attention_heads=6,
+                mlp_layer_types=["dense", "sparse", "sparse"],
+                n_routed_experts=4,
+                share_expert_dim=32,
+            ),
+            vision_config=VISION | dict(image_size=112, mlp_ratio=2.0, text_hidden_size=64, max_position_embeddings=64),
+            image_token_id=IMAGE,
+        ),
+        4,
+        (2, 3, 112, 112),
+    ),
+    "pi0": Architecture(
+        dict(
+            vlm_config=paligemma(dict(model_type="gemma")).config | dict(model_type="paligemma"),
+            dit_config=TEXT | dict(model_type="gemma"),
+            chunk_size=4,
+            max_state_dim=6,
+            max_action_dim=6,
+        ),
+        16,
+        (2, 1, 3, 56, 56),
+        dict(
+            state=[[0.1 * i for i in range(6)]] * 2,
+            noise=torch.linspace(-9, 9, 48).sin().view(2, 4, 6),
+            timestep=[0.3, 0.7],
+            pixel_attention_mask=[[True]] * 2,
+        ),
+    ),
+    "pix2struct": Architecture(
+        dict(
+            text_config=dict(
+                vocab_size=VOCABULARY,
+                hidden_size=64,
+                d_kv=16,
+                d_ff=96,
+                num_layers=2,
+                num_heads=4,
+                decoder_start_token_id=PAD,
+                **TOKENS,
+            ),
+            vision_config=dict(
+                hidden_size=64,
+                patch_embed_hidden_size=48,
+                d_kv=16,
+                d_ff=96,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                seq_len=16,
+            ),
+        ),
+        (),
+        (2, 16, 2 + 48),
+        DECODER,
+        pixels_name="flattened_patches",
+        finish=pix2struct_inputs,
+    ),
+    "pp_formulanet": Architecture(
+        dict(
+            text_config={key: value for key, value in BART.items() if key != "model_type"}
+            | dict(encoder_attention_heads=4),
+            vision_config=SAM
+            | dict(
+                post_conv_in_channels=16, post_conv_mid_channels=24, post_conv_out_channels=32, decoder_hidden_size=64
+            ),
+        ),
+        (),
+        (2, 3, 128, 128),
+        DECODER,
+        finish=picture_only,
+    ),
+    "t5gemma2": Architecture(
+        dict(
+            encoder=dict(
+                text_config=TEXT | SLIDING | dict(query_pre_attn_scalar=16),
+                vision_config=SIGLIP,
+                mm_tokens_per_image=4,
+                boi_token_index=VISION_START,
+                eoi_token_index=VISION_END,
+                image_token_index=IMAGE,
+            ),
+            decoder=TEXT | SLIDING | dict(query_pre_attn_scalar=16),
+            image_token_index=IMAGE,
+        ),
+        4,
+        constants=DECODER,
+    ),
+    "udop": Architecture(
+        dict(
+            vocab_size=VOCABULARY,
+            d_model=64,
+            d_kv=16,
+            d_ff=96,
+            num_layers=2,
+            num_heads=4,
+            image_size=56,
+            patch_size=14,
+            max_2d_position_embeddings=64,
+            decoder_start_token_id=PAD,
+            **TOKENS,
+        ),
+        (),
+        constants=DECODER,
+        finish=udop_inputs,
+    ),
+    "vision-encoder-decoder": Architecture(
+        dict(
+            encoder=VISION | dict(model_type="vit"),
+            decoder=TEXT | dict(model_type="bert", is_decoder=True, add_cross_attention=True, type_vocab_size=1),
+            decoder_start_token_id=2,
+            pad_token_id=PAD,
+        ),
+        (),
+        constants=DECODER,
+        finish=picture_only,
+    ),
 }
