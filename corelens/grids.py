@@ -70,31 +70,40 @@ class Seen:
         return Box(0, 0, *self.size)
 
     @cached_property
-    def tiles(self) -> list[Box]:
-        """The region of the picture that each of the processor's tiles shows, found by sending coordinates through it.
-
-        A picture whose red says x and whose green says y takes the way of the real one through the processor; the line
-        through what comes out gives the region, whatever the steps were. Its blue is the same everywhere and tells the
-        picture from padding.
-        """
-        width, height = self.size
-        coordinates = np.full((height, width, 3), _SHOWN, np.uint8)
-        # Dithered along the other axis, so that averages over rows and columns are finer than eight bits.
-        x, y = np.arange(width), np.arange(height)[:, None]
-        coordinates[..., 0] = (x + 0.5) / width * 255 + y * _GOLDEN % 1
-        coordinates[..., 1] = (y + 0.5) / height * 255 + x * _GOLDEN % 1
+    def measured(self) -> Mapping[str, Any]:
+        """What the processor makes of a picture of coordinates of the same size, resized, cropped, padded and tiled."""
         # Some processors tile a picture only if it is alone in its prompt.
         n = min(self.n_pictures, 2)
-        output = self.processor(
+        return self.processor(
             text=[self.processor.image_token * n],
-            images=[[Image.fromarray(coordinates)] * n],
+            images=[[Image.fromarray(_coordinates(*self.size))] * n],
             do_normalize=False,
             do_rescale=False,
             return_tensors="pt",
         )
-        tiles = output["pixel_values"].double().numpy()
+
+    @cached_property
+    def tiles(self) -> list[Box]:
+        """The region of the picture that each of the processor's tiles shows, whatever the steps were."""
+        tiles = self.measured["pixel_values"].double().numpy()
         tiles = tiles.reshape(-1, *tiles.shape[-3:])
-        return _regions(tiles[: len(tiles) // n], self.size)
+        return self.regions(tiles[: len(tiles) // min(self.n_pictures, 2)])
+
+    def regions(self, tiles: np.ndarray) -> list[Box]:
+        """What part of the picture each tile [tile channel y x] of a picture of coordinates shows."""
+        shown = np.abs(tiles[:, 2] - _SHOWN) < 2
+        lines = [
+            [_line(tile, seen, axis) for tile, seen in zip(tiles[:, axis] / 255 * extent, shown, strict=True)]
+            for axis, extent in enumerate(self.size)
+        ]
+        slope, coordinate, position = np.moveaxis(np.array(lines), -1, 0)
+        # A tile that is mostly padding: processors pad in order to keep the aspect ratio, and an overview is coarser.
+        slope = np.where(np.isnan(slope), slope[::-1], slope)
+        slope = np.where(np.isnan(slope), np.nanmin(slope), slope)
+        n_pixels = np.array(tiles.shape[:1:-1])[:, None]
+        ends = np.stack([coordinate - slope * position, coordinate + slope * (n_pixels - position)], -1)
+        ends = [_snapped(pairs, extent) for pairs, extent in zip(ends, self.size, strict=True)]
+        return [Box(*corners) for corners in np.stack(ends, -1).reshape(len(tiles), 4).tolist()]
 
 
 def whole_picture(seen: Seen) -> list[Segment]:
@@ -183,21 +192,17 @@ def segments(seen: Seen) -> list[Segment]:
     return found
 
 
-def _regions(tiles: np.ndarray, size: tuple[int, int]) -> list[Box]:
-    """What part of a picture of coordinates each tile [tile channel y x] shows."""
-    shown = np.abs(tiles[:, 2] - _SHOWN) < 2
-    lines = [
-        [_line(tile, seen, axis) for tile, seen in zip(tiles[:, axis] / 255 * size[axis], shown, strict=True)]
-        for axis in (0, 1)
-    ]
-    slope, coordinate, position = np.moveaxis(np.array(lines), -1, 0)
-    # A tile that is mostly padding: processors pad in order to keep the aspect ratio, and an overview is coarser.
-    slope = np.where(np.isnan(slope), slope[::-1], slope)
-    slope = np.where(np.isnan(slope), np.nanmin(slope), slope)
-    n_pixels = np.array(tiles.shape[:1:-1])[:, None]
-    ends = np.stack([coordinate - slope * position, coordinate + slope * (n_pixels - position)], -1)
-    ends = [_snapped(pairs, extent) for pairs, extent in zip(ends, size, strict=True)]
-    return [Box(*corners) for corners in np.stack(ends, -1).reshape(len(tiles), 4).tolist()]
+def _coordinates(width: int, height: int) -> np.ndarray:
+    """A picture whose red says x and whose green says y; its blue tells it from padding.
+
+    The line through what a processor makes of it gives the region that is shown. Coordinates are dithered along the
+    other axis, so that averages over rows and columns are finer than eight bits.
+    """
+    x, y = np.arange(width), np.arange(height)[:, None]
+    picture = np.full((height, width, 3), _SHOWN, np.uint8)
+    picture[..., 0] = (x + 0.5) / width * 255 + y * _GOLDEN % 1
+    picture[..., 1] = (y + 0.5) / height * 255 + x * _GOLDEN % 1
+    return picture
 
 
 def _line(coordinates: np.ndarray, shown: np.ndarray, axis: int) -> tuple[float, float, float]:
@@ -206,7 +211,7 @@ def _line(coordinates: np.ndarray, shown: np.ndarray, axis: int) -> tuple[float,
     n = shown.sum(axis)
     (seen,) = n.nonzero()
     if not len(seen):
-        return (np.nan,) * 3
+        return np.nan, np.nan, np.nan
     # Interpolation bends the coordinates at the picture's edges.
     inner = seen[len(seen) // 10 : len(seen) - len(seen) // 10]
     values = np.where(shown, coordinates, 0).sum(axis)[inner] / n[inner]

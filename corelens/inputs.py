@@ -2,7 +2,8 @@
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,19 +110,19 @@ def prepare(
     pictures = [[part["image"] for message in chat for part in message["content"] if "image" in part] for chat in chats]
     rendered = [_render(processor, chat, own) for chat, own in zip(chats, pictures, strict=True)]
     bos = processor.tokenizer.bos_token
-    tensors = processor(
-        text=[text for text, _ in rendered],
-        images=pictures if any(pictures) else None,
-        padding=True,
-        padding_side="left",
-        add_special_tokens=not (bos and rendered[0][0].startswith(bos)),
-        return_offsets_mapping=True,
-        return_text_replacement_offsets=True,
-        return_tensors="pt",
-    )
+    with _replacements(processor) as replaced:
+        tensors = processor(
+            text=[text for text, _ in rendered],
+            images=pictures if any(pictures) else None,
+            padding=True,
+            padding_side="left",
+            add_special_tokens=not (bos and rendered[0][0].startswith(bos)),
+            return_offsets_mapping=True,
+            return_tensors="pt",
+        )
+    replaced = replaced or [[] for _ in chats]
     tensors.pop("labels", None)  # some processors prepare for training, too
     offsets = tensors.pop("offset_mapping").numpy()
-    replaced = tensors.pop("text_replacement_offsets", [[] for _ in chats])
     maps, n_before = [], 0
     for sample, (_, spans) in enumerate(rendered):
         sequence = _Sequence(
@@ -139,6 +140,27 @@ def prepare(
     stacked = {name: torch.from_numpy(np.stack([columns[name] for columns in maps])) for name in maps[0]}
     sizes = tuple(tuple(picture.size for picture in own) for own in pictures)
     return PreparedInputs(tensors, TokenMap(**stacked, sizes=sizes, no_boxes=no_boxes(config.model_type)))
+
+
+@contextmanager
+def _replacements(processor: Any) -> Iterator[list[list[dict[str, Any]]]]:
+    """What a processor writes in place of each picture of each prompt, and where.
+
+    Listened to, because a processor that is asked to return it fails if the first prompt of a batch has no picture.
+    """
+    heard = []
+    write = processor.get_text_with_replacements
+
+    def listen(*args: Any, **kwargs: Any) -> tuple[Any, list[list[dict[str, Any]]]]:
+        text, replaced = write(*args, **kwargs)
+        heard.extend(replaced)
+        return text, replaced
+
+    processor.get_text_with_replacements = listen
+    try:
+        yield heard
+    finally:
+        del processor.get_text_with_replacements
 
 
 # --- chats -----------------------------------------------------------------------------------------------------------

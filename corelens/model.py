@@ -180,7 +180,8 @@ class HookedMLLM(HookedRootModule):
                 these. Chats place pictures by `{"type": "image"}` parts.
 
         Returns:
-            The tensors as a mapping, left-padded, on the model's device, and as `.tokens` the map of their positions.
+            The tensors as a mapping, left-padded, on the model's device and in its dtype, and as `.tokens` the map of
+            their positions.
 
         Raises:
             ValueError: If a question is empty, pictures and questions do not match, or a picture is damaged or huge.
@@ -190,7 +191,7 @@ class HookedMLLM(HookedRootModule):
             raise ValueError(
                 "the model was wrapped without a processor: HookedMLLM(hf_model, processor) prepares inputs."
             )
-        return prepare(self.processor, self.hf_model.config, images, question).to(self.device)
+        return prepare(self.processor, self.hf_model.config, images, question).to(self.device, self.hf_model.dtype)
 
     # --- passes ---
 

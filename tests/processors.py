@@ -73,11 +73,11 @@ class Family:
     """How the processor sets its image processor, against the latter's own settings."""
     bos: str | None = None
     videos: str = ""
-    """The video processor's class, where the processor's parts come in an order that leaves none out."""
+    """The video processor's class, where the processor does nothing without one."""
 
     @property
     def needs_torchvision(self) -> bool:
-        return not self.images.endswith("Pil") or self.processor == "PixtralProcessor"
+        return not self.images.endswith("Pil") or bool(self.videos) or self.processor == "PixtralProcessor"
 
 
 SQUARE = {"height": 56, "width": 56}
@@ -102,7 +102,11 @@ def qwen(processor: str, patch: int) -> Family:
 
 
 def gemma3(**pictures: Any) -> Family:
-    special = {tiny.IMAGE: "<image_soft_token>", tiny.VISION_START: "<start_of_image>", tiny.VISION_END: "<end_of_image>"}
+    special = {
+        tiny.IMAGE: "<image_soft_token>",
+        tiny.VISION_START: "<start_of_image>",
+        tiny.VISION_END: "<end_of_image>",
+    }
     return Family(
         "Gemma3Processor",
         "Gemma3ImageProcessorPil",
@@ -137,7 +141,7 @@ FAMILIES: dict[str, Family] = {
     "llava_onevision": Family(
         "LlavaOnevisionProcessor",
         "LlavaOnevisionImageProcessorPil",
-        dict(size=SQUARE, image_grid_pinpoints=[[56 * rows, 56 * columns] for rows in range(1, 7) for columns in range(1, 7)]),
+        dict(size=SQUARE, image_grid_pinpoints=[[56 * y, 56 * x] for y in range(1, 7) for x in range(1, 7)]),
         template("<image>", "<s>{role}\n"),
         {tiny.IMAGE: "<image>", tiny.VIDEO: "<video>"},
         options=dict(num_image_tokens=16, vision_feature_select_strategy="full", vision_aspect_ratio="anyres_max_9"),
@@ -165,7 +169,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "smolvlm": Family(
         "SmolVLMProcessor", "SmolVLMImageProcessorPil", IDEFICS_SETTINGS, IDEFICS_CHAT, IDEFICS,
-        options=dict(image_seq_len=16),
+        options=dict(image_seq_len=16), videos="SmolVLMVideoProcessor",
     ),
     "mistral3": Family(
         "PixtralProcessor",
