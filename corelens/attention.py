@@ -1,13 +1,14 @@
 """The one attention function, which every head of every layer passes through while somebody looks.
 
-It computes what the model's fused attention computes, lets hooks see and edit queries, keys, values and head outputs,
+It computes what the model's own attention computes, lets hooks see and edit queries, keys, values and head outputs,
 and recomputes exact attention rows in float32 for those who look at scores or patterns. Nothing S x S is made unless
-the pattern is asked for without choosing queries.
+the pattern is asked for without choosing queries, or the model itself picks keys query by query.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,8 +23,12 @@ from transformers.masking_utils import sdpa_mask
 NAME = "corelens"
 """What Hugging Face knows the function and its mask as."""
 
-UNSUPPORTED = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")
-"""Arguments that change attention in ways this function does not compute yet."""
+PACKED = "corelens_flash"
+"""The same function for vision towers that pack pictures or windows into one sequence: they hand the whole sequence
+and its boundaries only to functions whose name holds "flash", and call all others once for every part."""
+
+ROWS_AT_ONCE = 256
+"""Rows computed together where fused attention cannot compute what the model asks for."""
 
 
 def chosen_rows(queries: Bool[Tensor, "batch position"]) -> Bool[Tensor, "batch query"]:
@@ -64,6 +69,121 @@ class Rows:
 
 
 @dataclass
+class Progress:
+    """Which positions of the sequence the present pass computes."""
+
+    first: int = 0
+    """Positions that a cache holds already."""
+
+    n: int = 0
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One call of the attention function: all that decides what the heads find."""
+
+    module: nn.Module
+    query: Float[Tensor, "batch head query d_qk"]
+    key: Float[Tensor, "batch kv_head key d_qk"]
+    value: Float[Tensor, "batch kv_head key d_head"]
+    mask: Tensor | None
+    scaling: float | None
+    others: dict[str, Any] = field(default_factory=dict)
+    """What else Hugging Face passes: soft caps, sinks, biases, chosen keys, boundaries, and much that says nothing."""
+
+    def heads_outputs(self) -> Float[Tensor, "batch query head d_head"]:
+        """What every head finds, by fused attention wherever it can compute that."""
+        if self.boundaries is not None:
+            lengths = self.boundaries.diff().tolist()
+            parts = zip(*(tensor.split(lengths, 2) for tensor in (self.query, self.key, self.value)), strict=True)
+            return torch.cat([self._fused(*part) for part in parts], 1)
+        if self.softcap is None and self.sinks is None:
+            return self._fused(self.query, self.key, self.value)
+        batch, _, n, _ = self.query.shape
+        mixed = []
+        for some in torch.arange(n, device=self.query.device).split(ROWS_AT_ONCE):
+            rows = Rows(some.expand(batch, -1), torch.ones(batch, len(some), dtype=torch.bool, device=some.device))
+            mixed.append(_mix(self.pattern(self.scores(rows), rows), self.value))
+        return torch.cat(mixed, 1).to(self.query)
+
+    def scores(self, rows: "Rows | None" = None) -> Float[Tensor, "batch head row key"]:
+        """Attention logits of all or some rows, in float32."""
+        query = self.query if rows is None else rows.take(self.query)
+        bias: Tensor | None = self.others.get("position_bias")
+        if bias is not None and rows is not None:
+            bias = rows.take(bias.expand(len(query), -1, -1, -1))
+        return attention_scores(query, self.key, self.scaling, self._visible(rows), self.softcap, bias)
+
+    def pattern(self, scores: Float[Tensor, "batch head row key"], rows: "Rows | None" = None) -> Tensor:
+        """Attention of logits; sinks take their share, so that rows of models with sinks sum to less than one."""
+        if self.sinks is None:
+            return scores.softmax(-1)
+        sinks = self.sinks if rows is None or self.sinks.shape[2] == 1 else rows.take(self.sinks)
+        sinks = sinks.float().expand(*scores.shape[:3], 1)
+        return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
+
+    @property
+    def softcap(self) -> float | None:
+        return self.others.get("softcap")
+
+    @property
+    def sinks(self) -> Float[Tensor, "#batch head #query 1"] | None:
+        """Logits that compete with the keys and have no value: one per head, or one per query and head."""
+        by_head: Tensor | None = self.others.get("s_aux")
+        return self.others.get("sinks") if by_head is None else rearrange(by_head, "head -> 1 head 1 1")
+
+    @property
+    def boundaries(self) -> Int[Tensor, "part"] | None:
+        """Where the parts of a packed sequence begin and end; attention stays within each."""
+        return self.others.get("cu_seq_lens_q")
+
+    @property
+    def causal(self) -> bool:
+        """Whether queries see no later keys where no mask is given: the rule of Hugging Face's fused attention."""
+        said = self.others.get("is_causal")
+        return getattr(self.module, "is_causal", True) if said is None else said
+
+    @cached_property
+    def full_mask(self) -> Tensor | None:
+        """The mask, with keys that the model picked query by query taken into account."""
+        indices, blocks = self.others.get("indices"), self.others.get("block_indices")
+        if indices is not None:
+            picked = torch.zeros(*indices.shape[:2], self.key.shape[2], dtype=torch.bool, device=indices.device)
+            picked = picked.scatter_(-1, indices.long(), True)[:, None]
+            if self.mask is None or self.mask.dtype == torch.bool:
+                return picked if self.mask is None else self.mask & picked
+            return self.mask.masked_fill(~picked, torch.finfo(self.mask.dtype).min)
+        if blocks is not None:
+            n_queries, n_keys = self.query.shape[2], self.key.shape[2]
+            position = self.others.get("position_ids")
+            if position is None:
+                position = torch.arange(n_keys - n_queries, n_keys, device=self.key.device)[None]
+            position = position.expand(len(self.query), -1)
+            indexer: Any = self.module.indexer
+            return indexer.build_block_mask(blocks, self.mask, n_keys, self.query.dtype, self.query.device, position)
+        return self.mask
+
+    def _fused(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return sdpa_attention_forward(
+            self.module, query, key, value, self.full_mask, scaling=self.scaling, **self.others
+        )[0]
+
+    def _visible(self, rows: "Rows | None") -> Tensor:
+        """The mask of the wanted rows, made explicit where Hugging Face leaves it to the fused kernel."""
+        if self.full_mask is not None:
+            return self.full_mask if rows is None else rows.take(self.full_mask.expand(len(self.query), -1, -1, -1))
+        n_queries, n_keys = self.query.shape[2], self.key.shape[2]
+        column = torch.arange(n_keys, device=self.key.device)
+        row = torch.arange(n_queries, device=self.key.device)[None] if rows is None else rows.position
+        if self.boundaries is not None:
+            part = torch.bucketize(column, self.boundaries, right=True)
+            return (part[row][..., None] == part)[:, None]
+        if not self.causal or n_queries == 1:
+            return torch.ones_like(column, dtype=torch.bool)[None, None, None]
+        return (column <= row[..., None])[:, None]
+
+
+@dataclass
 class AttentionTap:
     """The hook points of one layer's attention, and the queries whose rows they show."""
 
@@ -73,61 +193,64 @@ class AttentionTap:
     hook_attn_scores: HookPoint
     hook_pattern: HookPoint
     hook_z: HookPoint
-    queries: Bool[Tensor, "batch position"] | None
+    queries: Bool[Tensor, "batch position"] | None = None
     """By position in the whole sequence; None shows all rows."""
 
-    def attend(
-        self,
-        module: nn.Module,
-        query: Float[Tensor, "batch head query d_qk"],
-        key: Float[Tensor, "batch kv_head key d_qk"],
-        value: Float[Tensor, "batch kv_head key d_head"],
-        mask: Tensor | None,
-        scaling: float | None,
-        **others: Any,
-    ) -> Float[Tensor, "batch query head d_head"]:
+    progress: Progress = field(default_factory=Progress)
+    uneditable: str = ""
+    """Why `z` may be seen but not edited; empty if it may."""
+
+    def attend(self, call: AttentionCall) -> Float[Tensor, "batch query head d_head"]:
         """Head outputs, after every hook has seen and edited what it asked for."""
-        query = _by_position(self.hook_q, query)
-        key = _by_position(self.hook_k, key)
-        value = _by_position(self.hook_v, value)
-        z, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **others)
+        call = replace(
+            call,
+            query=_by_position(self.hook_q, call.query),
+            key=_by_position(self.hook_k, call.key),
+            value=_by_position(self.hook_v, call.value),
+        )
+        z = call.heads_outputs()
         if self.hook_attn_scores.has_hooks() or self.hook_pattern.has_hooks():
-            z = self._look(module, query, key, value, mask, scaling, others.get("is_causal"), z)
-        return _call(self.hook_z, z)
+            z = self._look(call, z)
+        z, edited = _watch(self.hook_z, z)
+        if edited and self.uneditable:
+            raise ValueError(f"{self.hook_z.name} was edited, and {self.uneditable}")
+        return z
 
     def _look(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scaling: float | None,
-        is_causal: bool | None,
-        z: Float[Tensor, "batch query head d_head"],
+        self, call: AttentionCall, z: Float[Tensor, "batch query head d_head"]
     ) -> Float[Tensor, "batch query head d_head"]:
         """Shows scores and pattern to their hooks; head outputs change only if the hooks changed them."""
-        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         rows = None
         if self.queries is not None:
-            here = _queries_of_call(self.queries, query, key, mask)
+            here = self._queries_of(call)
             if not here.any():
                 return z
             rows = Rows.of(here)
-        visible = _visible(query.shape[2], key, mask, causal, rows)
-        seen = attention_scores(query if rows is None else rows.take(query), key, scaling, visible)
+        seen = call.scores(rows)
         if rows is not None and not rows.real.all():
             seen = seen.masked_fill(~rows.real[:, None, :, None], torch.nan)
         scores, edited = _watch(self.hook_attn_scores, seen)
-        pattern, pattern_edited = _watch(self.hook_pattern, scores.softmax(-1))
+        pattern, pattern_edited = _watch(self.hook_pattern, call.pattern(scores, rows))
         if not (edited or pattern_edited):
             return z
-        from_rows = _mix(pattern, value).to(z)
+        from_rows = _mix(pattern, call.value).to(z)
         if rows is None:
             return from_rows
         batch = torch.arange(len(z), device=z.device)[:, None].expand_as(rows.position)
         real = rows.real
         return z.index_put((batch[real], rows.position[real]), from_rows[real])
+
+    def _queries_of(self, call: AttentionCall) -> Bool[Tensor, "batch query"]:
+        """The part of `queries` that this call computes: all in a plain pass, nothing beyond the prompt in decoding."""
+        assert self.queries is not None
+        n = call.query.shape[2]
+        # Layers that share another's keys compute only the last position of a prompt in `generate` (Gemma 4).
+        first = self.progress.first + self.progress.n - n
+        here = torch.zeros(len(self.queries), n, dtype=torch.bool, device=call.query.device)
+        part = self.queries[:, first : first + n]
+        here[:, : part.shape[1]] = part
+        # Beams repeat every sample.
+        return here.repeat_interleave(len(call.query) // len(self.queries), 0)
 
 
 def attention_scores(
@@ -135,6 +258,8 @@ def attention_scores(
     key: Float[Tensor, "batch kv_head key d_qk"],
     scaling: float | None,
     visible: Shaped[Tensor, "#batch #head #row #key"],
+    softcap: float | None = None,
+    bias: Float[Tensor, "#batch #head #row #key"] | None = None,
 ) -> Float[Tensor, "batch head row key"]:
     """Attention logits in float32.
 
@@ -143,6 +268,8 @@ def attention_scores(
         key: Keys, the cached ones included; groups of query heads share one.
         scaling: Factor on the products; None means one over the root of their width.
         visible: True where a query may look, or, as floats, what is added to the logits.
+        softcap: Bound on the logits, which they approach as a hyperbolic tangent.
+        bias: Added to the logits, by relative position and the like.
 
     Returns:
         The lowest finite float32 where a query may not look, so that rows that see nothing are even, as in eager
@@ -154,28 +281,38 @@ def attention_scores(
         grouped, key.float(), "batch kv_head group row d_qk, batch kv_head key d_qk -> batch kv_head group row key"
     )
     scores = rearrange(scores, "batch kv_head group row key -> batch (kv_head group) row key") * factor
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
+    if bias is not None:
+        scores = scores + bias.float()
     if visible.dtype == torch.bool:
         return scores.masked_fill_(~visible, torch.finfo(torch.float32).min)
     return scores + visible.float()
 
 
 @contextmanager
-def tapped(taps: dict[nn.Module, AttentionTap], configs: Iterable[PreTrainedConfig]) -> Iterator[None]:
-    """Leads the attention of the given modules through their taps until the block ends."""
-    AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, _mask)
+def tapped(taps: dict[nn.Module, AttentionTap], names: list[tuple[PreTrainedConfig, str]]) -> Iterator[None]:
+    """Leads the attention of the given modules through their taps until the block ends.
+
+    Args:
+        taps: By attention module.
+        names: The configurations whose modules ask for the function, and what it is called there: `NAME` or `PACKED`.
+    """
+    for name in (NAME, PACKED):
+        AttentionInterface.register(name, _attention)
+        AttentionMaskInterface.register(name, sdpa_mask)
     # The private name: the public setter would also change sub-configurations, the vision tower's among them.
-    before = [(config, config._attn_implementation_internal) for config in configs]
+    before = [(config, config._attn_implementation_internal) for config, _ in names]
     try:
-        for config, _ in before:
-            config._attn_implementation_internal = NAME
+        for config, name in names:
+            config._attn_implementation_internal = name
         for module, tap in taps.items():
             module.__dict__["_corelens_tap"] = tap
         yield
     finally:
         for module in taps:
             module.__dict__.pop("_corelens_tap", None)
-        for config, implementation in before:
+        for config, implementation in reversed(before):
             config._attn_implementation_internal = implementation
 
 
@@ -189,48 +326,9 @@ def _attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """What Hugging Face calls. The module that calls leads to the state, so that models do not see one another."""
+    call = AttentionCall(module, query, key, value, attention_mask, scaling, others)
     tap: AttentionTap | None = module.__dict__.get("_corelens_tap")
-    if tap is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
-    if unsupported := [name for name in UNSUPPORTED if others.get(name) is not None]:
-        raise NotImplementedError(
-            f"{type(module).__name__} passes `{unsupported[0]}` to its attention, which corelens does not compute yet: "
-            f"its heads cannot be hooked."
-        )
-    return tap.attend(module, query, key, value, attention_mask, scaling, **others), None
-
-
-def _mask(**about: Any) -> Tensor | None:
-    """Hugging Face's own mask, with a note of where its first query stands in the sequence."""
-    mask: Any = sdpa_mask(**about)
-    if mask is not None:
-        mask.corelens_first_query = int(about["q_offset"])
-    return mask
-
-
-def _queries_of_call(queries: Tensor, query: Tensor, key: Tensor, mask: Tensor | None) -> Bool[Tensor, "batch query"]:
-    """The part of `queries` that this call computes: everything in a plain pass, nothing beyond it when decoding."""
-    n, first = query.shape[2], 0
-    if mask is not None:
-        first = getattr(mask, "corelens_first_query", key.shape[2] - n)
-    elif n == 1:
-        first = key.shape[2] - 1
-    here = torch.zeros(len(queries), n, dtype=torch.bool, device=query.device)
-    part = queries[:, first : first + n]
-    here[:, : part.shape[1]] = part
-    # Beams repeat every sample.
-    return here.repeat_interleave(len(query) // len(queries), 0)
-
-
-def _visible(n_queries: int, key: Tensor, mask: Tensor | None, causal: bool, rows: Rows | None) -> Tensor:
-    """The mask of the wanted rows, made explicit where Hugging Face leaves it to the fused kernel."""
-    if mask is not None:
-        return mask if rows is None else rows.take(mask.expand(len(rows.position), -1, -1, -1))
-    columns = torch.arange(key.shape[2], device=key.device)
-    if not causal or n_queries == 1:
-        return torch.ones_like(columns, dtype=torch.bool)[None, None, None]
-    position = torch.arange(n_queries, device=key.device)[None] if rows is None else rows.position
-    return (columns <= position[..., None])[:, None]
+    return call.heads_outputs() if tap is None else tap.attend(call), None
 
 
 def _by_position(hook: HookPoint, heads_first: Tensor) -> Tensor:

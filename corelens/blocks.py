@@ -1,4 +1,4 @@
-"""The hook points of one decoder layer, and how they connect to it for the length of a pass."""
+"""The hook points of a layer, and how they connect to it for the length of a pass."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,64 +9,115 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from corelens.attention import AttentionTap
-from corelens.sites import LayerSite
+from corelens.attention import AttentionTap, Progress
+from corelens.sites import AttentionSite, LayerSite
 
 
 class HookedAttention(nn.Module):
-    """The hook points of one layer's attention.
+    """The hook points of one attention module.
 
     - `hook_q`: [batch query head d_qk], normed and rotated, as they meet the keys
     - `hook_k`: [batch key kv_head d_qk] and `hook_v`: [batch key kv_head d_head], cached positions included; an edit
       acts on this pass and does not change the cache
-    - `hook_attn_scores`, `hook_pattern`: [batch head query key] in float32, before and after the softmax
-    - `hook_z`: [batch query head d_head], what each head found, before W_O
+    - `hook_attn_scores`, `hook_pattern`: [batch head query key] in float32, before and after the softmax; rows of
+      models with attention sinks sum to less than one, since a sink takes the rest
+    - `hook_z`: [batch query head d_head], what each head found
+    - `hook_o_in`: [batch query head d_head], what enters W_O; only in layers where a gate or a norm stands between it
+      and `hook_z`
+
+    The key axis of self-attention is the sequence; of cross-attention, the encoder's positions or, where pictures are
+    its input, their tiles and patches. In a vision tower it is the patches of one picture or tile, batch being these;
+    towers that pack pictures or windows into one sequence have a batch of one and all patches, and attention across
+    parts is zero.
+    """
+
+    def __init__(self, site: AttentionSite) -> None:
+        super().__init__()
+        self._site = site
+        self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
+        self.hook_attn_scores, self.hook_pattern, self.hook_z = HookPoint(), HookPoint(), HookPoint()
+        if site.gated and site.w_o is not None:
+            self.hook_o_in = HookPoint()
+
+    @property
+    def W_O(self) -> Float[Tensor, "head d_head d_model"]:
+        """What turns each head's output into what it writes to the residual stream."""
+        if self._site.w_o is None:
+            raise ValueError(f"where {type(self._site.module).__name__} keeps its W_O is not known.")
+        return rearrange(self._site.w_o.weight, "d_model (head d_head) -> head d_head d_model", head=self._site.n_heads)
+
+    @property
+    def has_hooks(self) -> bool:
+        return any(point.has_hooks() for point in self.children() if isinstance(point, HookPoint))
+
+    def tap(self, queries: Bool[Tensor, "batch position"] | None, progress: Progress) -> AttentionTap:
+        """These hook points as the attention function takes them."""
+        points = {name: point for name, point in self.named_children() if name != "hook_o_in"}
+        return AttentionTap(**points, queries=queries, progress=progress, uneditable=self._uneditable)  # pyright: ignore[reportArgumentType] all are hook points
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Connects `hook_o_in`, if it has hooks, until the block ends."""
+        site, point = self._site, getattr(self, "hook_o_in", None)
+        if point is None or not point.has_hooks():
+            yield
+            return
+
+        def show(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+            by_head = rearrange(args[0], "... (head d_head) -> ... head d_head", head=site.n_heads)
+            return (rearrange(point(by_head), "... head d_head -> ... (head d_head)"),)
+
+        assert site.w_o is not None
+        connection = site.w_o.register_forward_pre_hook(show)
+        try:
+            yield
+        finally:
+            connection.remove()
+
+    @property
+    def _uneditable(self) -> str:
+        if not self._site.mixing_norm:
+            return ""
+        return (
+            f"{type(self._site.module).__name__}.{self._site.mixing_norm} normalises all heads together afterwards, so "
+            f"that changing one head there changes what the others write. Edit hook_o_in, behind that norm."
+        )
+
+
+class HookedBlock(nn.Module):
+    """The hook points of one decoder layer: `attn` and `cross_attn` where it has them, and the residual stream's.
+
+    Those are [batch position d_model]: `hook_resid_pre`, `hook_attn_out`, `hook_resid_mid`, `hook_mlp_out`,
+    `hook_resid_post`; a layer has those that its form allows.
     """
 
     def __init__(self, site: LayerSite) -> None:
         super().__init__()
         self._site = site
-        self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
-        self.hook_attn_scores, self.hook_pattern, self.hook_z = HookPoint(), HookPoint(), HookPoint()
-
-    @property
-    def W_O(self) -> Float[Tensor, "head d_head d_model"]:
-        """What turns each head's output into what it writes to the residual stream."""
-        return rearrange(self._site.w_o.weight, "d_model (head d_head) -> head d_head d_model", head=self._site.n_heads)
-
-    def tap(self, queries: Bool[Tensor, "batch position"] | None) -> AttentionTap:
-        """These hook points as the attention function takes them."""
-        points = {name: point for name, point in self.named_children() if isinstance(point, HookPoint)}
-        return AttentionTap(**points, queries=queries)
-
-
-class HookedBlock(nn.Module):
-    """The hook points of one decoder layer, all [batch position d_model]."""
-
-    def __init__(self, site: LayerSite) -> None:
-        super().__init__()
-        self._site = site
-        self.hook_resid_pre = HookPoint()
-        self.attn = HookedAttention(site)
-        self.hook_attn_out, self.hook_resid_mid = HookPoint(), HookPoint()
-        self.hook_mlp_out, self.hook_resid_post = HookPoint(), HookPoint()
+        for name, attention in site.attentions.items():
+            self.add_module(name, HookedAttention(attention))
+        for name in site.points:
+            self.add_module(f"hook_{name}", HookPoint())
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Connects the residual hook points that have hooks to the Hugging Face layer until the block ends."""
-        site = self._site
-        connections = [
-            (self.hook_resid_pre, site.block, _at_input),
-            (self.hook_attn_out, site.attn_out, _at_output),
-            (self.hook_resid_mid, site.before_mlp, _at_input_in_place),
-            (self.hook_mlp_out, site.mlp_out, _at_output),
-            (self.hook_resid_post, site.block, _at_output),
-        ]
+        connect = {"input": _at_input, "input in place": _at_input_in_place, "output": _at_output}
         with ExitStack() as undo:
-            for point, module, connect in connections:
+            for name, place in self._site.points.items():
+                point: Any = getattr(self, f"hook_{name}")
                 if point.has_hooks():
-                    undo.callback(connect(point, module).remove)
+                    undo.callback(connect[place.side](point, place.module).remove)
             yield
+
+
+class HookedVision(nn.Module):
+    """The hook points of the vision tower, `blocks.{layer}.attn`, by layer."""
+
+    def __init__(self, sites: dict[int, AttentionSite]) -> None:
+        super().__init__()
+        layers = {str(layer): nn.ModuleDict({"attn": HookedAttention(site)}) for layer, site in sites.items()}
+        self.blocks = nn.ModuleDict(layers)
 
 
 def _at_input(point: HookPoint, module: nn.Module) -> Any:

@@ -30,7 +30,9 @@ class HeadAblation:
     ) -> Float[Tensor, "batch query head d_head"]:
         # A copy: caches keep what the head really found.
         z = z.clone()
-        z[:, :, [head for _, head in self.heads]] = 0 if self.replacement is None else self.replacement.to(z)
+        z[:, :, [head for _, head in self.heads]] = (
+            0 if self.replacement is None else self.replacement[:, : z.shape[-1]].to(z)
+        )
         return z
 
 
@@ -76,16 +78,20 @@ def ablate(
 def mean_outputs(
     model: HookedMLLM, samples: Iterable[Sample], batch_size: int = 16
 ) -> Float[Tensor, "layer head d_head"]:
-    """Every head's output `z`, averaged over all positions of all samples that are not padding, in float32."""
+    """Every head's output `z`, averaged over all positions of all samples that are not padding, in float32.
+
+    Zero where there is no head, and beyond a head's width where layers differ in it.
+    """
     total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, device=model.device)
     n_positions = 0
     for _, inputs in prepared_batches(model, samples, batch_size, "mean outputs"):
         kept = ~inputs.tokens.padding
 
         def add(z: Tensor, hook: Any, kept: Tensor = kept) -> None:
-            total[hook.layer()] += reduce(z[kept].float(), "position head d_head -> head d_head", "sum").to(total)
+            found = reduce(z[kept].float(), "position head d_head -> head d_head", "sum").to(total)
+            total[hook.layer(), : found.shape[0], : found.shape[1]] += found
 
-        with model.hooks(fwd_hooks=[(lambda name: name.endswith("hook_z"), add)]):
+        with model.hooks(fwd_hooks=[(name, add) for name in model.attn_names("z")]):
             model(inputs)
         n_positions += int(kept.sum())
     return total / n_positions

@@ -1,6 +1,8 @@
 """HookedMLLM: any Hugging Face image-text-to-text model with TransformerLens hook points."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import inspect
+import warnings
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,15 +14,15 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformer_lens import ActivationCache, HookedRootModule
-from transformer_lens.hook_points import HookPoint
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
-from corelens.attention import tapped
-from corelens.blocks import HookedBlock
+from corelens.attention import NAME, PACKED, Progress, tapped
+from corelens.blocks import HookedAttention, HookedBlock, HookedVision
 from corelens.heads import Head
 from corelens.inputs import Picture, PreparedInputs, load_processor, prepare
-from corelens.sites import LayerSite, layer_sites
+from corelens.sites import KNOWN_BUGS, LayerSite, layer_sites, vision_sites
 
 SHIPPED = {
     "corelens/toy": Path(__file__).parent / "toy" / "organism",
@@ -39,10 +41,13 @@ _LOCKS: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
 
 
 class HookedMLLM(HookedRootModule):
-    """A Hugging Face image-text-to-text model with TransformerLens hook points on its decoder.
+    """A Hugging Face image-text-to-text model with TransformerLens hook points.
 
     Hook names are `blocks.{layer}.hook_{resid_pre,attn_out,resid_mid,mlp_out,resid_post}` and
-    `blocks.{layer}.attn.hook_{q,k,v,attn_scores,pattern,z}`; `HookedAttention` says what each shows.
+    `blocks.{layer}.attn.hook_{q,k,v,attn_scores,pattern,z,o_in}` for the decoder, `blocks.{layer}.cross_attn.hook_*`
+    where a layer attends to an encoder beside itself, and `vision.blocks.{layer}.attn.hook_*` for the vision tower;
+    `HookedAttention` says what each shows. Layers keep their absolute numbers, and a layer has the hook points that
+    make sense for it: one of linear attention, say, has no `attn`.
 
     Between passes, and in passes that nobody looks at, the Hugging Face model is untouched: it runs its own attention,
     bit for bit. While a hook looks at attention, the decoder runs fused (sdpa) attention through corelens's function.
@@ -57,7 +62,11 @@ class HookedMLLM(HookedRootModule):
             processor: Its processor, needed by `prepare` alone.
 
         Raises:
-            TypeError: If it is compiled, takes no image tokens, or its decoder is not supported.
+            TypeError: If it is compiled, takes no pictures, or computes its text attention in a way that cannot be
+                hooked.
+
+        Warns:
+            UserWarning: If a known fault of transformers changes what is measured on this type of model.
         """
         super().__init__()
         if hasattr(hf_model, "_orig_mod"):
@@ -65,19 +74,23 @@ class HookedMLLM(HookedRootModule):
         if not isinstance(hf_model, PreTrainedModel):
             raise TypeError(f"{type(hf_model).__name__} is not a Hugging Face model (transformers.PreTrainedModel).")
         sites = layer_sites(hf_model)
+        vision, self._no_vision = vision_sites(hf_model, sites)
+        if bug := KNOWN_BUGS.get(hf_model.config.model_type):
+            warnings.warn(bug, stacklevel=2)
         # Past nn.Module's registration: TransformerLens names every submodule, and the model is not ours to name.
         self.__dict__["hf_model"] = hf_model
         self.processor = processor
         self.blocks = nn.ModuleList(HookedBlock(site) for site in sites)
+        self.vision = HookedVision(vision)
+        attentions = [site.attentions["attn"] for site in sites if "attn" in site.attentions]
         self.cfg = SimpleNamespace(
             model_name=hf_model.name_or_path or type(hf_model).__name__,
             n_layers=len(sites),
-            n_heads=sites[0].n_heads,
-            d_head=sites[0].d_head,
-            d_model=sites[0].w_o.out_features,
+            # The largest, where layers differ.
+            n_heads=max(attention.n_heads for attention in attentions),
+            d_head=max(attention.d_head for attention in attentions),
+            d_model=attentions[0].d_model,
         )
-        self._attentions = {site.attention: block.attn for site, block in zip(sites, self._blocks, strict=True)}
-        self._configs = list({id(site.config): site.config for site in sites}.values())
         self._queries: Bool[Tensor, "batch position"] | None = None
         self._lock = _LOCKS.setdefault(hf_model, RLock())
         self.setup()
@@ -122,8 +135,18 @@ class HookedMLLM(HookedRootModule):
 
     @property
     def heads(self) -> tuple[Head, ...]:
-        """Every attention head of the decoder."""
-        return tuple(Head(site.layer, head) for site in self._sites for head in range(site.n_heads))
+        """Every attention head of the decoder: those of `blocks.{layer}.attn`."""
+        return tuple(
+            Head(site.layer, head)
+            for site in self._sites
+            if "attn" in site.attentions
+            for head in range(site.attentions["attn"].n_heads)
+        )
+
+    def attn_names(self, point: str) -> list[str]:
+        """The names of an attention hook point, e.g. `pattern`, in every decoder layer that has heads, in order."""
+        layers = [site.layer for site in self._sites if "attn" in site.attentions]
+        return [f"blocks.{layer}.attn.hook_{point}" for layer in layers]
 
     @property
     def device(self) -> torch.device:
@@ -147,11 +170,16 @@ class HookedMLLM(HookedRootModule):
         """Raises a ValueError that names the first head that the model does not have."""
         existing = set(self.heads)
         for head in heads:
-            if head not in existing:
-                raise ValueError(
-                    f"{head} does not exist: the model has {self.cfg.n_layers} layers of {self.cfg.n_heads} heads, "
-                    f"counted from zero."
-                )
+            if head in existing:
+                continue
+            site = self._sites[head.layer] if 0 <= head.layer < len(self._sites) else None
+            if site is None:
+                reason = f"the model has {self.cfg.n_layers} layers of {self.cfg.n_heads} heads"
+            elif "attn" in site.missing:
+                raise ValueError(f"{head} does not exist: {site.missing['attn']}.")
+            else:
+                reason = f"layer {head.layer} has {site.attentions['attn'].n_heads} heads"
+            raise ValueError(f"{head} does not exist: {reason}, counted from zero.")
 
     # nn.Module's own ways to move, switch and list reach the wrapped model, which is not in the module tree.
 
@@ -227,7 +255,9 @@ class HookedMLLM(HookedRootModule):
     def answer(self, inputs: PreparedInputs, max_new_tokens: int = 32) -> list[str]:
         """The greedy answer to each prepared question, as text."""
         sequences = self.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        said = sequences[:, inputs["input_ids"].shape[1] :]
+        # Decoders beside an encoder return only what they said.
+        prompt = 0 if self.hf_model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        said = sequences[:, prompt:]
         return [text.strip() for text in self.processor.tokenizer.batch_decode(said, skip_special_tokens=True)]
 
     # --- hooks ---
@@ -280,12 +310,13 @@ class HookedMLLM(HookedRootModule):
     ) -> tuple[Any, ActivationCache]:
         """One pass and everything that its hook points showed.
 
-        Without `queries` and `names_filter` this holds every pattern whole: heads x positions x positions per layer.
+        Without `queries` and `names_filter` this holds every pattern of the decoder whole: heads x positions x
+        positions per layer. The vision tower's hook points are kept only if `names_filter` chooses them.
 
         Args:
             model_args: What `forward` takes.
             queries: Positions whose rows `attn_scores` and `pattern` hold, instead of all; see `hooks`.
-            names_filter: Hook names to keep: one, a list, or a choice of names.
+            names_filter: Hook names to keep: one, a list, or a choice of names; None for all of the decoder.
             remove_batch_dim: Whether to drop the batch axis of a batch of one.
             kwargs: Other arguments of TransformerLens's run_with_cache (`device`, `incl_bwd`, `pos_slice`), and
                 tensors.
@@ -298,6 +329,8 @@ class HookedMLLM(HookedRootModule):
                 self._check_names(name)
         if remove_batch_dim and (batch := _shape({**(model_args[0] if model_args else {}), **kwargs})[0]) != 1:
             raise ValueError(f"remove_batch_dim=True needs a batch of one, and this one has {batch} samples.")
+        if names_filter is None:
+            names_filter = [name for name in self.hook_dict if not name.startswith("vision.")]
         with self._lock, self._limited_to(queries):
             output, cache = super().run_with_cache(
                 *model_args, names_filter=names_filter, remove_batch_dim=remove_batch_dim, **kwargs
@@ -312,9 +345,19 @@ class HookedMLLM(HookedRootModule):
     # --- how ---
 
     def _check_names(self, name: str | Callable[[str], bool]) -> None:
-        if isinstance(name, str) and name not in self.hook_dict:
-            near = get_close_matches(name, self.hook_dict, n=3, cutoff=0)
-            raise ValueError(f"there is no hook point {name!r}; the nearest are {', '.join(near)}.")
+        if not isinstance(name, str) or name in self.hook_dict:
+            return
+        if name.startswith("vision.") and self._no_vision:
+            raise ValueError(f"there is no hook point {name!r}: {self._no_vision}")
+        match name.split("."):
+            case ["blocks", layer, point, *_] if layer.isdecimal() and int(layer) < len(self._sites):
+                reason = self._sites[int(layer)].missing.get(point.removeprefix("hook_"))
+            case _:
+                reason = None
+        if reason:
+            raise ValueError(f"there is no hook point {name!r}: {reason}.")
+        near = get_close_matches(name, self.hook_dict, n=3, cutoff=0)
+        raise ValueError(f"there is no hook point {name!r}; the nearest are {', '.join(near)}.")
 
     @contextmanager
     def _limited_to(self, queries: Bool[Tensor, "batch position"] | None) -> Iterator[None]:
@@ -346,21 +389,61 @@ class HookedMLLM(HookedRootModule):
                     raise RuntimeError(
                         "the model is compiled, and hooks need its Python code: load it anew to hook it."
                     )
+                progress = Progress()
                 for block in self._blocks:
                     connected.enter_context(block.listening())
+                for attention in self.modules():
+                    if isinstance(attention, HookedAttention):
+                        connected.enter_context(attention.listening())
                 taps = {
-                    module: attention.tap(self._queries)
-                    for module, attention in self._attentions.items()
-                    if any(point.has_hooks() for point in attention.children() if isinstance(point, HookPoint))
+                    attention._site.module: attention.tap(self._queries if decoder else None, progress)
+                    for part, decoder in ((self.blocks, True), (self.vision, False))
+                    for attention in part.modules()
+                    if isinstance(attention, HookedAttention) and attention.has_hooks
                 }
                 if taps:
-                    connected.enter_context(tapped(taps, self._configs))
+                    names = self._attention_names(taps)
+                    connected.enter_context(tapped(taps, names))
+                    if self._queries is not None:
+                        connected.callback(self._follow(progress).remove)
             yield
+
+    def _attention_names(self, tapped: Container[nn.Module]) -> list[tuple[PreTrainedConfig, str]]:
+        """What the attention function is called in each configuration that leads to a tapped module."""
+        names: dict[int, tuple[PreTrainedConfig, str]] = {}
+        decoder = self.hf_model.get_decoder()
+        if any(module in tapped for module in decoder.modules()):
+            # Those of the models within as well: masks are made by these.
+            for module in decoder.modules():
+                if isinstance(module, PreTrainedModel):
+                    names[id(module.config)] = (module.config, NAME)
+        for attention in self.modules():
+            if isinstance(attention, HookedAttention) and attention._site.module in tapped:
+                site = attention._site
+                names[id(site.config)] = (site.config, PACKED if site.packed else NAME)
+        return list(names.values())
+
+    def _follow(self, progress: Progress) -> RemovableHandle:
+        """Notes which positions each pass through the decoder computes."""
+        stack = self._sites[0].stack
+        takes = inspect.signature(stack.forward)
+
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = takes.bind_partial(*args, **kwargs).arguments
+            given |= given.get("kwargs", {})
+            named = ("inputs_embeds", "input_ids", "decoder_input_ids", "hidden_states")
+            sequence = next(given[name] for name in named if given.get(name) is not None)
+            cached = given.get("past_key_values")
+            progress.n = sequence.shape[1]
+            progress.first = 0 if cached is None else int(cached.get_seq_length())
+
+        return stack.register_forward_pre_hook(note, with_kwargs=True)
 
 
 def _shape(tensors: Mapping[str, Any]) -> tuple[int, int]:
     """Batch and number of positions of the sequence, cached positions included."""
-    given = tensors.get("input_ids")
+    given = tensors.get("decoder_input_ids")
+    given = tensors.get("input_ids") if given is None else given
     given = tensors.get("inputs_embeds") if given is None else given
     if given is None:
         raise ValueError("the inputs hold neither `input_ids` nor `inputs_embeds`.")

@@ -70,6 +70,9 @@ def retrieval_masses(
         inputs: What `prepare` returns, or the tensors of the Hugging Face forward pass.
         evidence: Which positions hold the evidence, as weights in [0, 1] if it covers tokens in part.
         queries: Which positions are query tokens.
+
+    Returns:
+        NaN where there is no head: in layers without softmax attention, and in layers with fewer heads than others.
     """
     masses: dict[int, Tensor] = {}
     rows = chosen_rows(queries)
@@ -82,9 +85,19 @@ def retrieval_masses(
     # Nobody reads the logits or the cache of a scan.
     savings = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
     savings |= {"use_cache": False} if takes_any or "use_cache" in takes else {}
-    with model.hooks(fwd_hooks=[(lambda name: name.endswith("hook_pattern"), measure)], queries=queries):
+    with model.hooks(fwd_hooks=[(name, measure) for name in model.attn_names("pattern")], queries=queries):
         model(inputs, **savings)
-    return torch.stack([masses[layer] for layer in sorted(masses)], 1)
+    return _by_layer(masses, model.cfg.n_layers, model.cfg.n_heads)
+
+
+def _by_layer(
+    found: Mapping[int, Float[Tensor, "batch head"]], n_layers: int, n_heads: int
+) -> Float[Tensor, "batch layer head"]:
+    """Layers in order; NaN where there is no head, in layers without attention and in layers with fewer heads."""
+    whole = next(iter(found.values())).new_full((len(next(iter(found.values()))), n_layers, n_heads), torch.nan)
+    for layer, values in found.items():
+        whole[:, layer, : values.shape[1]] = values
+    return whole
 
 
 def evidence_tokens(

@@ -95,7 +95,7 @@ class Architecture:
     visual: int | Sequence[int] = 16
     """How many image tokens a picture takes, or the tokens themselves."""
     pixels: Sequence[int] = (2, 3, 56, 56)
-    """Shape of `pixel_values`."""
+    """Shape of the picture's tensor."""
     constants: dict[str, Any] = field(default_factory=dict)
     """Further inputs."""
     types: str = ""
@@ -376,7 +376,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "granite4_vision": tiles(
         CLIP | dict(hidden_size=64, num_hidden_layers=3),
         size=56,
-        text_config=TEXT | dict(model_type="granite4_vision_text"),
+        text_config=TEXT | dict(model_type="granite4_vision_text", attention_multiplier=0.25),
         downsample_rate="1/2",
         deepstack_layer_map=[[-1, 0], [-2, 1]],
         use_spatial_sampling=False,
@@ -913,7 +913,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "muse_glimmer": muse({}),
     "muse_spark": muse(
-        EXPERTS | dict(num_local_experts=4, moe_hidden_size=64),
+        EXPERTS | dict(num_local_experts=4, moe_hidden_size=64, qk_scale_factor=2.0),
         audio_config=dict(
             patch_sizes=[4, 2], hidden_sizes=[8, 16], depths=[1, 1], num_hidden_layers=2, out_hidden_size=64
         ),

@@ -148,8 +148,8 @@ def test_heads_that_do_not_exist(model: Any):
     from corelens import HeadSet, ablate
 
     inputs = model.prepare(None, "Which?")
-    for heads in ("L3H0", "L0H4"):
-        message = f"{heads} does not exist: the model has 3 layers of 4 heads, counted from zero"
+    for heads, has in (("L3H0", "the model has 3 layers of 4 heads"), ("L0H4", "layer 0 has 4 heads")):
+        message = f"{heads} does not exist: {has}, counted from zero"
         with pytest.raises(ValueError, match=message):
             model.run_with_hooks(inputs, fwd_hooks=ablate(HeadSet.parse(heads)))
         with pytest.raises(ValueError, match=message):

@@ -31,7 +31,7 @@ TYPES_REFUSED = {
 """Their forward pass takes and ignores `mm_token_type_ids`, but `generate` does not take it."""
 
 NO_GENERATION: dict[str, str] = {
-    "diffusion_gemma": "block diffusion: `generate` denoises whole blocks and takes no `decoder_input_ids`",
+    "diffusion_gemma": "block diffusion: `generate` samples whole blocks and takes no `decoder_input_ids`",
     "pi0": "a robot's policy: no `generate`, and its logits are the velocity of its actions",
 }
 NOT_BUILT: dict[str, str] = {}
