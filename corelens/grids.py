@@ -91,15 +91,18 @@ class Seen:
 
     def regions(self, tiles: np.ndarray) -> list[Box]:
         """What part of the picture each tile [tile channel y x] of a picture of coordinates shows."""
-        shown = np.abs(tiles[:, 2] - _SHOWN) < 2
+        off = np.abs(tiles[:, 2] - _SHOWN)
+        # Where resizing mixes in padding, the coordinates are off as well.
+        shown = off < off.min() + 1
         lines = [
             [_line(tile, seen, axis) for tile, seen in zip(tiles[:, axis] / 255 * extent, shown, strict=True)]
             for axis, extent in enumerate(self.size)
         ]
         slope, coordinate, position = np.moveaxis(np.array(lines), -1, 0)
-        # A tile that is mostly padding: processors pad in order to keep the aspect ratio, and an overview is coarser.
+        # A tile that is mostly padding: padding keeps the aspect ratio, and the tile before has the same scale.
         slope = np.where(np.isnan(slope), slope[::-1], slope)
-        slope = np.where(np.isnan(slope), np.nanmin(slope), slope)
+        for tile in range(1, len(tiles)):
+            slope[:, tile] = np.where(np.isnan(slope[:, tile]), slope[:, tile - 1], slope[:, tile])
         n_pixels = np.array(tiles.shape[:1:-1])[:, None]
         ends = np.stack([coordinate - slope * position, coordinate + slope * (n_pixels - position)], -1)
         ends = [_snapped(pairs, extent) for pairs, extent in zip(ends, self.size, strict=True)]
@@ -198,7 +201,7 @@ def _coordinates(width: int, height: int) -> np.ndarray:
     The line through what a processor makes of it gives the region that is shown. Coordinates are dithered along the
     other axis, so that averages over rows and columns are finer than eight bits.
     """
-    x, y = np.arange(width), np.arange(height)[:, None]
+    x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
     picture = np.full((height, width, 3), _SHOWN, np.uint8)
     picture[..., 0] = (x + 0.5) / width * 255 + y * _GOLDEN % 1
     picture[..., 1] = (y + 0.5) / height * 255 + x * _GOLDEN % 1

@@ -3,7 +3,6 @@
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -64,7 +63,7 @@ def families(*without: str) -> list[Any]:
 
 @pytest.fixture(scope="module", params=families())
 def seeing(request: pytest.FixtureRequest) -> Iterator[Any]:
-    from corelens.inputs import prepare
+    from corelens import HookedMLLM
 
     name = request.param
     architecture_name = name.removesuffix("_pan_and_scan")
@@ -80,10 +79,7 @@ def seeing(request: pytest.FixtureRequest) -> Iterator[Any]:
         for part, parameter in hf_model.get_encoder("image").named_parameters():
             if any(output in part for output in ("out_proj", "o_proj", "attn.proj")):
                 parameter.mul_(0.03)
-    processor = processors.build(name)
-    return SimpleNamespace(
-        name=name, hf_model=hf_model, processor=processor, prepare=partial(prepare, processor, hf_model.config)
-    )
+    return SimpleNamespace(name=name, model=HookedMLLM(hf_model, processors.build(name)))
 
 
 def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
@@ -96,20 +92,20 @@ def pictures(sizes: list[tuple[int, int]]) -> list[Image.Image]:
 
 
 @torch.no_grad()
-def features(seeing: Any, images: list[Image.Image]) -> torch.Tensor:
+def features(model: Any, images: list[Image.Image]) -> torch.Tensor:
     """Visual features of the pictures of one prompt, as the decoder gets them, with those that stand for no pixels."""
-    inputs = seeing.processor(text=[seeing.processor.image_token * len(images)], images=[images], return_tensors="pt")
+    inputs = model.processor(text=[model.processor.image_token * len(images)], images=[images], return_tensors="pt")
     pixels = {key: value for key, value in inputs.items() if key.startswith(("pixel", "image", "batch_num"))}
-    pixels["pixel_values"] = pixels["pixel_values"].to(seeing.hf_model.dtype)
-    owner = seeing.hf_model if hasattr(seeing.hf_model, "get_image_features") else seeing.hf_model.model
+    pixels["pixel_values"] = pixels["pixel_values"].to(model.hf_model.dtype)
+    owner = model.hf_model if hasattr(model.hf_model, "get_image_features") else model.hf_model.model
     output = owner.get_image_features(**pixels, return_dict=True)
     found = output.last_hidden_state if output.pooler_output is None else output.pooler_output
     return torch.cat([part.flatten(0, -2) for part in ([found] if isinstance(found, torch.Tensor) else found)])
 
 
-def hits(seeing: Any, images: list[Image.Image], tokens: Any, n: int = 10) -> list[bool]:
+def hits(model: Any, images: list[Image.Image], tokens: Any, n: int = 10) -> list[bool]:
     """Whether changing the inside of a token's rectangle changes its feature most within its view, for some tokens."""
-    before = features(seeing, images)
+    before = features(model, images)
     placeholders = (tokens.image | (tokens.structural & (tokens.view >= 0)))[0].nonzero().flatten()
     assert len(placeholders) == len(before)
     found = []
@@ -124,7 +120,7 @@ def hits(seeing: Any, images: list[Image.Image], tokens: Any, n: int = 10) -> li
         if not changed[rows, columns].size:
             continue  # sees padding
         changed[rows, columns] = 255 - changed[rows, columns]
-        moved = (features(seeing, [*images[:media], Image.fromarray(changed), *images[media + 1 :]]) - before).norm(
+        moved = (features(model, [*images[:media], Image.fromarray(changed), *images[media + 1 :]]) - before).norm(
             dim=-1
         )
         mine = (tokens.image & (tokens.media == media) & (tokens.view == tokens.view[0, token]))[0, placeholders]
@@ -139,7 +135,7 @@ def test_changing_pixels_of_a_token_changes_its_feature_most(seeing: Any, sizes:
     if seeing.name in SAME_NUMBER_OF_TILES:
         sizes = sizes[:1] * len(sizes)
     images = pictures(sizes)
-    found = hits(seeing, images, seeing.prepare(images, QUESTION).tokens)
+    found = hits(seeing.model, images, seeing.model.prepare(images, QUESTION).tokens)
     assert len(found) == 10
     assert np.mean(found) >= 0.95
 
@@ -160,19 +156,19 @@ WRONG: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
 def test_wrong_rectangles_are_found_out(seeing: Any, wrong: str):
     """The test above can fail."""
     images = pictures(SIZES[:1])
-    tokens = seeing.prepare(images, QUESTION).tokens
+    tokens = seeing.model.prepare(images, QUESTION).tokens
     box = tokens.box.clone()
     for number in range(int(tokens.view.max()) + 1):
         view = (tokens.image & (tokens.view == number))[0].nonzero().flatten()
         box[0, view] = box[0, view[WRONG[wrong](tokens, view)]]
-    found = hits(seeing, images, replace(tokens, box=box))
+    found = hits(seeing.model, images, replace(tokens, box=box))
     assert len(found) == 10
     assert np.mean(found) <= 0.5
 
 
 def test_views_in_another_order_are_found_out(seeing: Any):
     images = pictures(SIZES[:1])
-    tokens = seeing.prepare(images, QUESTION).tokens
+    tokens = seeing.model.prepare(images, QUESTION).tokens
     views = [
         (tokens.image & (tokens.view == view))[0].nonzero().flatten() for view in range(int(tokens.view.max()) + 1)
     ]
@@ -180,13 +176,13 @@ def test_views_in_another_order_are_found_out(seeing: Any):
         pytest.skip("the views of a picture cannot be mistaken for each other")
     box = tokens.box.clone()
     box[0, torch.cat(views)] = box[0, torch.cat(views[1:] + views[:1])]
-    assert np.mean(hits(seeing, images, replace(tokens, box=box))) <= 0.5
+    assert np.mean(hits(seeing.model, images, replace(tokens, box=box))) <= 0.5
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_rectangles_tile_the_picture(seeing: Any, size: tuple[int, int]):
     """Every pixel of the picture lies in exactly one token of the tiles, and in exactly one of the overview."""
-    tokens = seeing.prepare(picture(size), QUESTION).tokens
+    tokens = seeing.model.prepare(picture(size), QUESTION).tokens
     width, height = size
     x, y = torch.arange(width) + 0.5, torch.arange(height)[:, None] + 0.5
     expected = torch.ones(height, width)
@@ -212,16 +208,16 @@ def test_rectangles_tile_the_picture(seeing: Any, size: tuple[int, int]):
 
 
 def test_roles_and_views(seeing: Any):
-    inputs = seeing.prepare(pictures(PAIR if seeing.name not in SAME_NUMBER_OF_TILES else PAIR[:1] * 2), QUESTION)
+    inputs = seeing.model.prepare(pictures(PAIR if seeing.name not in SAME_NUMBER_OF_TILES else PAIR[:1] * 2), QUESTION)
     tokens, ids = inputs.tokens, inputs["input_ids"]
-    image_id = seeing.hf_model.config.image_token_id
+    image_id = seeing.model.hf_model.config.image_token_id
     assert (ids[tokens.image] == image_id).all()
     newlines = tokens.structural & (ids == image_id)
     assert newlines.any() == (seeing.name in NEWLINES)
     assert tokens.box[tokens.image].isfinite().all()
     assert tokens.box[~tokens.image].isnan().all()
     assert (tokens.row[~tokens.image] == -1).all()
-    decode = seeing.processor.tokenizer.decode
+    decode = seeing.model.processor.tokenizer.decode
     assert decode(ids[tokens.question]).strip() == QUESTION
     for media in range(2):
         (views,) = (tokens.media == media).nonzero(as_tuple=True)[1:]
@@ -234,7 +230,7 @@ def test_roles_and_views(seeing: Any):
 
 
 def test_regions_of_a_picture_that_is_seen_more_than_once(seeing: Any):
-    tokens = seeing.prepare(picture((160, 96)), QUESTION).tokens
+    tokens = seeing.model.prepare(picture((160, 96)), QUESTION).tokens
     box = (60, 20, 90, 50)
     both, tiles, overview = (tokens.inside(box, views=views) for views in ("all", "tiles", "overview"))
     if tokens.overview.any():
@@ -247,6 +243,7 @@ def test_regions_of_a_picture_that_is_seen_more_than_once(seeing: Any):
         assert torch.equal(both, overview)
 
 
+@torch.no_grad()
 def test_a_batch_is_its_samples_left_padded(seeing: Any):
     """Different pictures, numbers of pictures and questions; one sample has none, where the processor lets it."""
     one, two = (PAIR[:1] * 3, PAIR[:1] * 2) if seeing.name in SAME_NUMBER_OF_TILES else (SIZES[1:2], PAIR)
@@ -254,9 +251,10 @@ def test_a_batch_is_its_samples_left_padded(seeing: Any):
     questions = ["You?", QUESTION, "What colour is the 7?"]
     if seeing.name in PICTURE_NEEDED:
         images, questions = images[1:], questions[1:]
-    together = seeing.prepare(images, questions)
+    together = seeing.model.prepare(images, questions)
+    logits = seeing.model(together)
     for index in range(len(images)):
-        alone = seeing.prepare([images[index]], [questions[index]])
+        alone = seeing.model.prepare([images[index]], [questions[index]])
         n = alone["input_ids"].shape[1]
         assert torch.equal(together["input_ids"][index, -n:], alone["input_ids"][0])
         assert together.tokens.padding[index, :-n].all()
@@ -265,3 +263,44 @@ def test_a_batch_is_its_samples_left_padded(seeing: Any):
             assert torch.equal(getattr(mine, name)[:, -n:], getattr(alone.tokens, name))
         assert torch.equal(mine.box[:, -n:].nan_to_num(-1), alone.tokens.box.nan_to_num(-1))
         assert mine.sizes == alone.tokens.sizes
+        torch.testing.assert_close(logits[index, -1], seeing.model(alone)[0, -1], atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(6000, 400), (400, 5003), (333, 250)], ids=str)
+def test_tiles_of_large_pictures_are_exact(size: tuple[int, int]):
+    """Eight bits of colour say where a tile ends, to a thousandth of its size."""
+    from corelens.grids import Seen
+
+    *tiles, whole = Seen(None, processors.build("internvl"), {}, 0, size, 0, 1).tiles
+    assert whole == (0, 0, *size)
+    for extent, first, last in ((size[0], 0, 2), (size[1], 1, 3)):
+        starts, ends = sorted({tile[first] for tile in tiles}), sorted({tile[last] for tile in tiles})
+        assert starts[1:] == ends[:-1]
+        expected = np.linspace(0, extent, len(starts) + 1)
+        np.testing.assert_allclose([*starts, extent], expected, atol=expected[1] / 1000)
+
+
+def test_tiles_that_are_mostly_padding():
+    """A picture of 230 x 25 pixels at the top left of four tiles of 112."""
+    from corelens.grids import Seen, _coordinates
+
+    canvas = np.zeros((112, 4 * 112, 3))
+    canvas[:25, :230] = _coordinates(230, 25)
+    tiles = canvas.reshape(112, 4, 112, 3).transpose(1, 3, 0, 2)
+    seen = Seen(None, None, {}, 0, (230, 25), 0, 1)
+    regions = np.array(seen.regions(tiles[:3]))
+    np.testing.assert_allclose(regions[:, 0], [0, 112, 224], atol=0.5)
+    np.testing.assert_allclose(regions[:, 2], [112, 224, 336], atol=0.5)
+    np.testing.assert_allclose(regions[:, [1, 3]], [[0, 112]] * 3, atol=0.5)
+    # One without any pixel of the picture has no region.
+    assert np.isnan(seen.regions(tiles)[3][0])
+
+
+def test_a_picture_that_another_follows_is_not_tiled_by_llava_onevision():
+    """It is padded to a square instead."""
+    from corelens.grids import Seen, segments
+
+    config = SimpleNamespace(model_type="llava_onevision", vision_config=SimpleNamespace(image_size=56, patch_size=14))
+    (segment,) = segments(Seen(config, processors.build("llava_onevision"), {}, 0, (160, 96), 17, 2))
+    assert (segment.rows, segment.columns, segment.end, segment.overview) == (4, 4, 1, False)
+    np.testing.assert_allclose(segment.region, (0, -32, 160, 128), atol=0.5)
