@@ -117,10 +117,10 @@ def whole_picture(seen: Seen) -> list[Segment]:
 
 
 def resized_picture(seen: Seen) -> list[Segment]:
-    """Patches of the picture as it was resized, merged, tile the whole picture."""
-    patch = seen.processor.patch_size * seen.processor.spatial_merge_size
-    rows, columns = (int(side) // patch for side in seen.tensors["image_sizes"][seen.index])
-    return [Segment(rows, columns, seen.whole)]
+    """Square patches of the picture as it was resized tile the whole picture."""
+    height, width = (int(side) for side in seen.tensors["image_sizes"][seen.index])
+    patch = math.isqrt(height * width // seen.n_tokens)
+    return [Segment(height // patch, width // patch, seen.whole)]
 
 
 def square_tiles(seen: Seen) -> list[Segment]:
@@ -154,11 +154,11 @@ def unpadded_canvas(seen: Seen) -> list[Segment]:
 
 SEGMENTS: dict[str, Callable[[Seen], list[Segment]]] = {
     **dict.fromkeys(["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"], whole_picture),
-    **dict.fromkeys(["llava", "vipllava", "paligemma"], square_tiles),
+    **dict.fromkeys(["llava", "vipllava", "fast_vlm", "deepseek_vl", "janus", "paligemma"], square_tiles),
     **dict.fromkeys(["gemma3", "internvl", "idefics3", "smolvlm", "aya_vision", "cohere2_vision"], square_tiles),
     **dict.fromkeys(["llama4", "perception_lm"], square_tiles),
     **dict.fromkeys(["llava_next", "llava_onevision"], unpadded_canvas),
-    "mistral3": resized_picture,
+    **dict.fromkeys(["mistral3", "mistral_large4", "lighton_ocr"], resized_picture),
 }
 """By model type."""
 

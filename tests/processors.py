@@ -1,7 +1,7 @@
 """Real processors for tiny models, built without a network. Nothing here imports corelens."""
 
 import importlib.util
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import tiny
@@ -101,6 +101,24 @@ def qwen(processor: str, patch: int) -> Family:
     return Family(processor, "Qwen2VLImageProcessorPil", settings, QWEN_TEMPLATE, QWEN)
 
 
+def llava(**options: Any) -> Family:
+    default = dict(patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1)
+    settings = dict(size={"shortest_edge": 56}, crop_size=SQUARE)
+    return Family(
+        "LlavaProcessor", "CLIPImageProcessorPil", settings, LLAVA_TEMPLATE, options=default | options, bos="<s>"
+    )
+
+
+PIXTRAL = Family(
+    "PixtralProcessor",
+    "PixtralImageProcessor",
+    dict(size={"longest_edge": 224}, patch_size={"height": 28, "width": 28}),
+    template("[IMG]", "[INST]", "[/INST]", "<s>"),
+    {tiny.IMAGE: "[IMG]", 504: "[IMG_BREAK]", 505: "[IMG_END]", 506: "[INST]", 507: "[/INST]"},
+    options=dict(patch_size=14, spatial_merge_size=2),
+)
+
+
 def gemma3(**pictures: Any) -> Family:
     special = {
         tiny.IMAGE: "<image_soft_token>",
@@ -122,14 +140,9 @@ def gemma3(**pictures: Any) -> Family:
 FAMILIES: dict[str, Family] = {
     "qwen3_vl": qwen("Qwen3VLProcessor", 16),
     "qwen2_5_vl": qwen("Qwen2_5_VLProcessor", 14),
-    "llava": Family(
-        "LlavaProcessor",
-        "CLIPImageProcessorPil",
-        dict(size={"shortest_edge": 56}, crop_size=SQUARE),
-        LLAVA_TEMPLATE,
-        options=dict(patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1),
-        bos="<s>",
-    ),
+    "llava": llava(),
+    "vipllava": llava(),
+    "fast_vlm": llava(vision_feature_select_strategy="full", num_additional_image_tokens=0),
     "llava_next": Family(
         "LlavaNextProcessor",
         "LlavaNextImageProcessorPil",
@@ -171,13 +184,30 @@ FAMILIES: dict[str, Family] = {
         "SmolVLMProcessor", "SmolVLMImageProcessorPil", IDEFICS_SETTINGS, IDEFICS_CHAT, IDEFICS,
         options=dict(image_seq_len=16), videos="SmolVLMVideoProcessor",
     ),
-    "mistral3": Family(
-        "PixtralProcessor",
-        "PixtralImageProcessor",
-        dict(size={"longest_edge": 224}, patch_size={"height": 28, "width": 28}),
-        template("[IMG]", "[INST]", "[/INST]", "<s>"),
-        {tiny.IMAGE: "[IMG]", 504: "[IMG_BREAK]", 505: "[IMG_END]", 506: "[INST]", 507: "[/INST]"},
-        options=dict(patch_size=14, spatial_merge_size=2),
+    "mistral3": PIXTRAL,
+    "mistral_large4": PIXTRAL,
+    "lighton_ocr": replace(
+        PIXTRAL,
+        processor="LightOnOcrProcessor",
+        images="PixtralImageProcessorPil",
+        named=dict(image_token="[IMG]", image_break_token="[IMG_BREAK]", image_end_token="[IMG_END]"),
+    ),
+    "deepseek_vl": Family(
+        "DeepseekVLProcessor",
+        "DeepseekVLImageProcessorPil",
+        dict(size=SQUARE),
+        template("<image>", "<s>{role}: "),
+        named=dict(image_token="<image>"),
+        options=dict(num_image_tokens=16),
+    ),
+    "janus": Family(
+        "JanusProcessor",
+        "JanusImageProcessorPil",
+        dict(size=SQUARE),
+        template("<image>", "<s>{role}: "),
+        {tiny.IMAGE: "<image>", tiny.VISION_START: "<boi>", tiny.VISION_END: "<eoi>"},
+        dict(image_token="<image>", boi_token="<boi>", eoi_token="<eoi>"),
+        dict(num_image_tokens=16),
     ),
     "paligemma": Family(
         "PaliGemmaProcessor",
