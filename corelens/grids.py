@@ -14,9 +14,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from transformers.image_processing_utils import select_best_resolution
 from transformers.video_utils import VideoMetadata
 
 from corelens.tokens import Box
+
+_SHOWN = 170
+"""Blue of a picture of coordinates; no processor pads with it."""
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
+"""Its multiples, modulo one, are spread evenly over [0, 1)."""
 
 
 class Segment(NamedTuple):
@@ -75,17 +82,17 @@ class Seen:
         return Box(0, 0, *self.size)
 
     @cached_property
-    def tiles(self) -> list[Box]:
-        """The region of the picture that each of the processor's tiles shows, found by sending coordinates through it.
-
-        A picture whose red says x and whose green says y goes through the same resizing, cropping, padding and tiling
-        as the real one; the line through what comes out gives the region, whatever the steps were.
-        """
-        output = self.processor.image_processor(
-            Image.fromarray(_coordinates(*self.size)), do_normalize=False, do_rescale=False, return_tensors="np"
+    def measured(self) -> Mapping[str, Any]:
+        """What the processor makes of a picture of coordinates of the same size, resized, cropped, padded and tiled."""
+        # Some processors tile a picture only if it is alone in its prompt.
+        n = min(self.n_pictures, 2)
+        return self.processor(
+            text=[self.processor.image_token * n],
+            images=[[Image.fromarray(_coordinates(*self.size))] * n],
+            do_normalize=False,
+            do_rescale=False,
+            return_tensors="pt",
         )
-        tiles = np.asarray(output["pixel_values"], np.float64)
-        return [self._region(tile) for tile in tiles.reshape(-1, *tiles.shape[-3:])]
 
     @cached_property
     def frame(self) -> Box:
@@ -94,7 +101,7 @@ class Seen:
             [_coordinates(*self.size)[None]], do_normalize=False, do_rescale=False, do_sample_frames=False,
             input_data_format="channels_last", return_tensors="pt",
         )  # fmt: skip
-        return self._region(output["pixel_values_videos"][0][0].numpy().astype(np.float64))
+        return self.regions(output["pixel_values_videos"][0][:1].double().numpy())[0]
 
     def seconds(self, n_frames: int) -> list[tuple[float, float]]:
         """When the views of a video begin and end, each of so many sampled frames, in seconds of the video.
@@ -107,11 +114,31 @@ class Seen:
         ends = [*begins[1:], video.total_num_frames]
         return [(begin / video.fps, end / video.fps) for begin, end in zip(begins, ends, strict=True)]
 
-    def _region(self, tile: np.ndarray) -> Box:
-        (width, height), (red, green, _) = self.size, tile
-        left, right = _snapped(_line_ends(red.mean(0) / 255 * width), width)
-        top, bottom = _snapped(_line_ends(green.mean(1) / 255 * height), height)
-        return Box(left, top, right, bottom)
+    @cached_property
+    def tiles(self) -> list[Box]:
+        """The region of the picture that each of the processor's tiles shows, whatever the steps were."""
+        tiles = self.measured["pixel_values"].double().numpy()
+        tiles = tiles.reshape(-1, *tiles.shape[-3:])
+        return self.regions(tiles[: len(tiles) // min(self.n_pictures, 2)])
+
+    def regions(self, tiles: np.ndarray) -> list[Box]:
+        """What part of the picture each tile [tile channel y x] of a picture of coordinates shows."""
+        off = np.abs(tiles[:, 2] - _SHOWN)
+        # Where resizing mixes in padding, the coordinates are off as well.
+        shown = off < off.min() + 1
+        lines = [
+            [_line(tile, seen, axis) for tile, seen in zip(tiles[:, axis] / 255 * extent, shown, strict=True)]
+            for axis, extent in enumerate(self.size)
+        ]
+        slope, coordinate, position = np.moveaxis(np.array(lines), -1, 0)
+        # A tile that is mostly padding: padding keeps the aspect ratio, and the tile before has the same scale.
+        slope = np.where(np.isnan(slope), slope[::-1], slope)
+        for tile in range(1, len(tiles)):
+            slope[:, tile] = np.where(np.isnan(slope[:, tile]), slope[:, tile - 1], slope[:, tile])
+        n_pixels = np.array(tiles.shape[:1:-1])[:, None]
+        ends = np.stack([coordinate - slope * position, coordinate + slope * (n_pixels - position)], -1)
+        ends = [_snapped(pairs, extent) for pairs, extent in zip(ends, self.size, strict=True)]
+        return [Box(*corners) for corners in np.stack(ends, -1).reshape(len(tiles), 4).tolist()]
 
 
 def whole_picture(seen: Seen) -> list[Segment]:
@@ -121,11 +148,40 @@ def whole_picture(seen: Seen) -> list[Segment]:
     return [Segment(rows // merge, columns // merge, seen.whole)]
 
 
-def one_tile(seen: Seen) -> list[Segment]:
-    """One tile, patch by patch."""
-    height, width = seen.tensors["pixel_values"].shape[-2:]
-    patch = seen.processor.patch_size
-    return [Segment(height // patch, width // patch, seen.tiles[0])]
+def resized_picture(seen: Seen) -> list[Segment]:
+    """Square patches of the picture as it was resized tile the whole picture."""
+    height, width = (int(side) for side in seen.tensors["image_sizes"][seen.index])
+    patch = math.isqrt(height * width // seen.n_tokens)
+    return [Segment(height // patch, width // patch, seen.whole)]
+
+
+def square_tiles(seen: Seen) -> list[Segment]:
+    """One or more tiles of equally many tokens; an overview among them is the one that shows the whole picture."""
+    side = math.isqrt(seen.n_tokens // len(seen.tiles))
+    parts = any(tile != seen.whole for tile in seen.tiles)
+    return [Segment(side, side, tile, overview=parts and tile == seen.whole) for tile in seen.tiles]
+
+
+def unpadded_canvas(seen: Seen) -> list[Segment]:
+    """An overview, then tiles joined to one canvas without its padding; a newline after each row."""
+    vision, (width, height) = seen.config.vision_config, seen.size
+    side = vision.image_size // vision.patch_size
+    if len(seen.tiles) == 1:
+        return [Segment(side, side, seen.tiles[0], end=1)]
+    canvas = select_best_resolution((height, width), seen.config.image_grid_pinpoints)
+    rows, columns = (extent // vision.patch_size for extent in canvas)
+    scale = min(rows / height, columns / width)
+    # Tokens that see nothing but padding are cut off in equal numbers from both sides.
+    rows -= (rows - int(round(height * scale, 7))) // 2 * 2
+    columns -= (columns - int(round(width * scale, 7))) // 2 * 2
+    x, y = (columns / scale - width) / 2, (rows / scale - height) / 2
+    # The canvas is shrunk if it has many more tokens than this number of tiles.
+    most = float(getattr(seen.config, "vision_aspect_ratio", "inf").removeprefix("anyres_max_"))
+    shrink = math.sqrt(rows * columns / (most * side**2))
+    if shrink > 1.1:
+        rows, columns = int(rows // shrink), int(columns // shrink)
+    joined = Segment(rows, columns, Box(-x, -y, width + x, height + y), row_end=1)
+    return [Segment(side, side, seen.whole, overview=True), joined]
 
 
 def frames_merged(seen: Seen) -> list[Segment]:
@@ -152,7 +208,11 @@ def frames_as_tiles(seen: Seen) -> list[Segment]:
 
 SEGMENTS: dict[str, Callable[[Seen], list[Segment]]] = {
     **dict.fromkeys(["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"], whole_picture),
-    **dict.fromkeys(["llava", "vipllava"], one_tile),
+    **dict.fromkeys(["llava", "vipllava", "fast_vlm", "deepseek_vl", "janus", "paligemma"], square_tiles),
+    **dict.fromkeys(["gemma3", "internvl", "idefics3", "smolvlm", "aya_vision", "cohere2_vision"], square_tiles),
+    **dict.fromkeys(["llama4", "perception_lm"], square_tiles),
+    **dict.fromkeys(["llava_next", "llava_onevision"], unpadded_canvas),
+    **dict.fromkeys(["mistral3", "mistral_large4", "lighton_ocr"], resized_picture),
 }
 """By model type."""
 
@@ -198,24 +258,39 @@ def segments(seen: Seen) -> list[Segment]:
 
 
 def _coordinates(width: int, height: int) -> np.ndarray:
-    """A picture whose red says x and whose green says y."""
-    coordinates = np.zeros((height, width, 3), np.uint8)
-    coordinates[..., 0] = np.round((np.arange(width) + 0.5) / width * 255)
-    coordinates[..., 1] = np.round((np.arange(height) + 0.5) / height * 255)[:, None]
-    return coordinates
+    """A picture whose red says x and whose green says y; its blue tells it from padding.
+
+    The line through what a processor makes of it gives the region that is shown. Coordinates are dithered along the
+    other axis, so that averages over rows and columns are finer than eight bits.
+    """
+    x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
+    picture = np.full((height, width, 3), _SHOWN, np.uint8)
+    picture[..., 0] = (x + 0.5) / width * 255 + y * _GOLDEN % 1
+    picture[..., 1] = (y + 0.5) / height * 255 + x * _GOLDEN % 1
+    return picture
 
 
-def _snapped(ends: tuple[float, float], size: int) -> tuple[float, float]:
-    """Ends within a hundredth of the tile from the picture's edges lie on them; interpolation moves them that far."""
-    start, end = ends
-    slack = (end - start) / 100
-    return 0.0 if abs(start) < slack else start, float(size) if abs(end - size) < slack else end
-
-
-def _line_ends(centres: np.ndarray) -> tuple[float, float]:
-    """Where a line through the coordinates of pixel centres meets the outer edges of the first and last pixel."""
-    position = np.arange(len(centres)) + 0.5
+def _line(coordinates: np.ndarray, shown: np.ndarray, axis: int) -> tuple[float, float, float]:
+    """Slope and a point of the line through the coordinates of a tile's pixels along an axis, x or y."""
+    # All pixels of a column have the same x, and all pixels of a row the same y.
+    n = shown.sum(axis)
+    (seen,) = n.nonzero()
+    if not len(seen):
+        return np.nan, np.nan, np.nan
     # Interpolation bends the coordinates at the picture's edges.
-    inner = slice(len(centres) // 10, len(centres) - len(centres) // 10)
-    slope, start = np.polyfit(position[inner], centres[inner], 1)
-    return float(start), float(start + slope * len(centres))
+    inner = seen[len(seen) // 10 : len(seen) - len(seen) // 10]
+    values = np.where(shown, coordinates, 0).sum(axis)[inner] / n[inner]
+    slope = np.polyfit(inner + 0.5, values, 1)[0] if len(seen) > len(n) / 4 else np.nan
+    return slope, values.mean(), inner.mean() + 0.5
+
+
+def _snapped(ends: np.ndarray, extent: int) -> np.ndarray:
+    """Ends of tiles [tile end] on the picture's edges, on each other and on whole pixels, where they all but are.
+
+    Interpolation moves them; neighbours must meet exactly, so that a box up to their edge does not touch the next tile.
+    """
+    tile = np.nanmin(ends[:, 1] - ends[:, 0])
+    ends = np.where(np.abs(ends) < tile / 100, 0, np.where(np.abs(ends - extent) < tile / 100, extent, ends))
+    near = np.abs(ends[..., None] - ends.ravel()) < tile / 100
+    ends = np.where(near, ends.ravel(), 0).sum(-1) / np.where(near.any(-1), near.sum(-1), np.nan)
+    return np.where(np.abs(ends - ends.round()) < tile / 1000, ends.round(), ends)

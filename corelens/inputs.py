@@ -1,7 +1,8 @@
 """From pictures and questions to tensors and a map of their positions, through the model's own processor."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from einops import rearrange
+from PIL import Image
 from transformers import AutoConfig, AutoProcessor, BatchFeature
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
@@ -74,11 +76,13 @@ def prepare(
     chats = [
         _chat(asked, own, films, processor) for asked, own, films in _per_sample(question, picture=images, video=videos)
     ]
-    rendered = [_render(processor, chat) for chat in chats]
     pictures, clips = ([_media(chat, kind) for chat in chats] for kind in ("image", "video"))
-    tensors = _tensors(processor, [text for text, _ in rendered], pictures, [clip for own in clips for clip in own])
+    rendered = [_render(processor, chat, own) for chat, own in zip(chats, pictures, strict=True)]
+    with _replacements(processor) as replaced:
+        tensors = _tensors(processor, [text for text, _ in rendered], pictures, [clip for own in clips for clip in own])
+    replaced = replaced or [[] for _ in chats]
+    tensors.pop("labels", None)  # some processors prepare for training, too
     offsets = tensors.pop("offset_mapping").numpy()
-    replaced = tensors.pop("text_replacement_offsets", [[] for _ in chats])
     maps, sizes, number = [], [], {"image": count(), "video": count()}
     for sample, (_, spans) in enumerate(rendered):
         sequence = _Sequence(
@@ -124,7 +128,6 @@ def _tensors(processor: Any, prompts: list[str], pictures: list[list[Any]], clip
             padding_side="left",
             add_special_tokens=not (bos and prompts[0].startswith(bos)),
             return_offsets_mapping=True,
-            return_text_replacement_offsets=True,
             return_tensors="pt",
             **settings,
         )
@@ -137,6 +140,27 @@ def _tensors(processor: Any, prompts: list[str], pictures: list[list[Any]], clip
             f"from these: prepare them one by one, or let the processor sample the same number of all "
             f"(model.processor.video_processor.do_sample_frames = True and .num_frames)."
         ) from cause
+
+
+@contextmanager
+def _replacements(processor: Any) -> Iterator[list[list[dict[str, Any]]]]:
+    """What a processor writes in place of each picture of each prompt, and where.
+
+    Listened to, because a processor that is asked to return it fails if the first prompt of a batch has no picture.
+    """
+    heard = []
+    write = processor.get_text_with_replacements
+
+    def listen(*args: Any, **kwargs: Any) -> tuple[Any, list[list[dict[str, Any]]]]:
+        text, replaced = write(*args, **kwargs)
+        heard.extend(replaced)
+        return text, replaced
+
+    processor.get_text_with_replacements = listen
+    try:
+        yield heard
+    finally:
+        del processor.get_text_with_replacements
 
 
 # --- chats -----------------------------------------------------------------------------------------------------------
@@ -225,11 +249,11 @@ class _Span(NamedTuple):
     role: Role
 
 
-def _render(processor: Any, chat: list[dict[str, Any]]) -> tuple[str, list[_Span]]:
+def _render(processor: Any, chat: list[dict[str, Any]], pictures: list[Image.Image]) -> tuple[str, list[_Span]]:
     """The prompt as the model's chat template writes it, and where the texts of the chat stand in it.
 
     The template is rendered a second time with a private mark in place of every text; what stands around the marks is
-    the template's own, whatever it looks like.
+    the template's own, whatever it looks like. The spans count what the processor itself adds to the prompt.
     """
     if not getattr(processor, "chat_template", None):
         raise ValueError(f"{type(processor).__name__} has no chat template, so a question cannot be put to the model.")
@@ -253,10 +277,15 @@ def _render(processor: Any, chat: list[dict[str, Any]]) -> tuple[str, list[_Span
         ]
         return processor.apply_chat_template(written, tokenize=False, add_generation_prompt=True)
 
-    prompt = render(lambda index, text: text)
+    def laid_out(text: str) -> str:
+        images = [pictures] if pictures else None
+        return processor.prepare_inputs_layout(images=images, text=[text])[1][0]
+
+    written_prompt = render(lambda index, text: text)
+    prompt = laid_out(written_prompt)
     texts = [(message, part["text"]) for message in chat for part in message["content"] if "text" in part]
     spans, cursor = [], 0
-    literal, *rest = _SENTINEL.split(render(lambda index, text: f"\ue000{index}\ue001"))
+    literal, *rest = _SENTINEL.split(laid_out(render(lambda index, text: f"\ue000{index}\ue001")))
     for index, after in zip(rest[::2], rest[1::2], strict=True):
         cursor += len(literal)
         message, text = texts[int(index)]
@@ -267,7 +296,7 @@ def _render(processor: Any, chat: list[dict[str, Any]]) -> tuple[str, list[_Span
         role = {"system": Role.SYSTEM}.get(message["role"], Role.QUESTION if message is chat[-1] else Role.CONTEXT)
         spans.append(_Span(cursor, cursor + len(written), role))
         cursor, literal = cursor + len(written), after
-    return prompt, spans
+    return written_prompt, spans
 
 
 # --- addresses -------------------------------------------------------------------------------------------------------

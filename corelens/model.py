@@ -217,7 +217,8 @@ class HookedMLLM(HookedRootModule):
                 torchvision: `pip install 'corelens[video]'`.
 
         Returns:
-            The tensors as a mapping, left-padded, on the model's device, and as `.tokens` the map of their positions.
+            The tensors as a mapping, left-padded, on the model's device and in its dtype, and as `.tokens` the map of
+            their positions.
 
         Raises:
             ValueError: If a question is empty, media and questions do not match, a picture is damaged or huge, or a
@@ -229,7 +230,8 @@ class HookedMLLM(HookedRootModule):
             raise ValueError(
                 "the model was wrapped without a processor: HookedMLLM(hf_model, processor) prepares inputs."
             )
-        return prepare(self.processor, self.hf_model.config, images, question, videos).to(self.device)
+        prepared = prepare(self.processor, self.hf_model.config, images, question, videos)
+        return prepared.to(self.device, self.hf_model.dtype)
 
     # --- passes ---
 
