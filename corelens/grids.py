@@ -100,7 +100,13 @@ def one_tile(seen: Seen) -> list[Segment]:
 
 
 SEGMENTS: dict[str, Callable[[Seen], list[Segment]]] = {
-    **dict.fromkeys(["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"], whole_picture),
+    **dict.fromkeys(
+        [
+            "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm4v_moe",
+            "glm46v", "glm_ocr", "ernie4_5_vl_moe", "exaone4_5", "hyperclovax_vision_v2", "cosmos3_omni",
+        ],
+        whole_picture,
+    ),
     **dict.fromkeys(["llava", "vipllava"], one_tile),
 }
 """By model type."""

@@ -25,7 +25,7 @@ def _deterministic() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="session", params=tiny.CONFIGS)
+@pytest.fixture(scope="session", params=tiny.FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 

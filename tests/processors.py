@@ -1,8 +1,11 @@
 """Real processors for tiny models, built without a network. Nothing here imports corelens."""
 
-from typing import Any
+import importlib.util
+from typing import Any, NamedTuple
 
+import pytest
 import tiny
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPImageProcessorPil,
@@ -30,8 +33,95 @@ LLAVA_TEMPLATE = (
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 
+GLM_TEMPLATE = (
+    "[gMASK]<sop>\n{% for message in messages %}<|{{ message.role }}|>\n"
+    "{% for part in message.content %}{% if part.type == 'image' %}<|begin_of_image|><|image|><|end_of_image|>"
+    "{% else %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+ERNIE_TEMPLATE = (
+    "<s>{% set pictures = namespace(n=0) %}{% for message in messages %}"
+    "{% if message.role == 'user' %}User: {% elif message.role == 'assistant' %}Assistant: {% endif %}"
+    "{% for part in message.content %}{% if part.type == 'image' %}{% set pictures.n = pictures.n + 1 %}"
+    "Picture {{ pictures.n }}:<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>"
+    "{% else %}{{ part.text }}{% endif %}{% endfor %}\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant: {% endif %}"
+)
 
-def tokenizer(special: dict[int, str], **tokens: str) -> PreTrainedTokenizerFast:
+needs_torchvision = pytest.mark.skipif(
+    importlib.util.find_spec("torchvision") is None, reason="the family's image processor needs torchvision"
+)
+
+
+class Recipe(NamedTuple):
+    """What a family's processor is made of."""
+
+    processor: str
+    pictures: str
+    sizes: dict[str, Any]
+    """Options of the image processor: small pictures."""
+
+    special: dict[int, str]
+    """Special tokens by their id in the tiny configurations."""
+
+    template: str
+    named: dict[str, str] = {}
+    """Special tokens that the tokenizer knows by name."""
+
+    options: dict[str, Any] = {}
+    """Options of the processor."""
+
+
+def chatml(picture: str) -> str:
+    """Qwen's chat template with another form of pictures."""
+    return QWEN_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", picture)
+
+
+SMALL = dict(size={"shortest_edge": 1024, "longest_edge": 10**6})
+QWEN = {
+    tiny.IMAGE: "<|image_pad|>", tiny.VIDEO: "<|video_pad|>", tiny.VISION_START: "<|vision_start|>",
+    tiny.VISION_END: "<|vision_end|>", 504: "<|im_start|>", 505: "<|im_end|>",
+}  # fmt: skip
+GLM = {
+    496: "<|begin_of_video|>", 497: "<|end_of_video|>", tiny.IMAGE: "<|image|>", tiny.VIDEO: "<|video|>",
+    tiny.VISION_START: "<|begin_of_image|>", tiny.VISION_END: "<|end_of_image|>", 504: "[gMASK]", 505: "<sop>",
+    506: "<|system|>", 507: "<|user|>", 508: "<|assistant|>",
+}  # fmt: skip
+ERNIE = {
+    496: "<|VIDEO_START|>", 497: "<|VIDEO_END|>", tiny.IMAGE: "<|IMAGE_PLACEHOLDER|>",
+    tiny.VIDEO: "<|VIDEO_PLACEHOLDER|>", tiny.VISION_START: "<|IMAGE_START|>", tiny.VISION_END: "<|IMAGE_END|>",
+}  # fmt: skip
+
+RECIPES = {
+    **dict.fromkeys(
+        ["qwen3_5", "qwen3_5_moe"],
+        Recipe("Qwen3VLProcessor", "Qwen2VLImageProcessorPil", SMALL | dict(patch_size=16), QWEN, QWEN_TEMPLATE),
+    ),
+    **dict.fromkeys(
+        ["glm4v", "glm4v_moe"], Recipe("Glm4vProcessor", "Glm4vImageProcessorPil", SMALL, GLM, GLM_TEMPLATE)
+    ),
+    **dict.fromkeys(
+        ["glm46v", "glm_ocr"], Recipe("Glm46VProcessor", "Glm46VImageProcessorPil", SMALL, GLM, GLM_TEMPLATE)
+    ),
+    "ernie4_5_vl_moe": Recipe(
+        "Ernie4_5_VLMoeProcessor", "Ernie4_5_VLMoeImageProcessorPil", SMALL, ERNIE, ERNIE_TEMPLATE,
+        named={
+            "image_token": ERNIE[tiny.IMAGE], "image_start_token": ERNIE[tiny.VISION_START],
+            "image_end_token": ERNIE[tiny.VISION_END], "video_token": ERNIE[tiny.VIDEO],
+            "video_start_token": ERNIE[496], "video_end_token": ERNIE[497],
+        },
+    ),
+    "exaone4_5": Recipe("Exaone4_5_Processor", "Qwen2VLImageProcessorPil", SMALL, QWEN, QWEN_TEMPLATE),
+    "hyperclovax_vision_v2": Recipe(
+        "HyperCLOVAXVisionV2Processor", "Qwen2VLImageProcessorPil", SMALL, QWEN, QWEN_TEMPLATE
+    ),
+    "cosmos3_omni": Recipe(
+        "Qwen3VLProcessor", "Qwen2VLImageProcessorPil", SMALL | dict(patch_size=16), QWEN, QWEN_TEMPLATE
+    ),
+}  # fmt: skip
+
+
+def tokenizer(special: dict[int, str], **tokens: Any) -> PreTrainedTokenizerFast:
     """Byte-level BPE whose special tokens have the ids that the tiny configurations expect."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -47,8 +137,23 @@ def tokenizer(special: dict[int, str], **tokens: str) -> PreTrainedTokenizerFast
     return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="</s>", **tokens)
 
 
+def cook(recipe: Recipe) -> Any:
+    real = getattr(transformers, recipe.processor)
+    # Videos need torchvision, and sounds are not for prompts of pictures.
+    parts = [part for part in real.get_attributes() if part in ("image_processor", "tokenizer")]
+    pictures_only = type(real.__name__, (real,), {"get_attributes": classmethod(lambda cls: parts)})
+    return pictures_only(
+        image_processor=getattr(transformers, recipe.pictures)(**recipe.sizes),
+        tokenizer=tokenizer(recipe.special, bos_token="<s>", extra_special_tokens=recipe.named),
+        chat_template=recipe.template,
+        **recipe.options,
+    )
+
+
 def build(family: str) -> Any:
     """The family's own processor class, for pictures only."""
+    if family in RECIPES:
+        return cook(RECIPES[family])
     if family == "llava":
         words = tokenizer({tiny.IMAGE: "<image>"}, bos_token="<s>")
         pictures = CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})

@@ -37,7 +37,7 @@ HEADS = "L0H1, L2H0, L2H3"
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", tiny.CONFIGS)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_zero_ablation_is_zeroed_columns_of_w_o(family: str):
     from corelens import HeadSet, HookedMLLM, ablate
 

@@ -1,107 +1,102 @@
 """Real architectures, tiny and random, and batches for their forward pass. Nothing here imports corelens."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
 import torch
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
-
-VOCABULARY, PAD, IMAGE, VIDEO, VISION_START, VISION_END = 512, 0, 500, 501, 502, 503
-TOKENS = dict(pad_token_id=PAD, bos_token_id=1, eos_token_id=2)
-MROPE = dict(rope_type="default", rope_theta=1e4, mrope_section=[4, 2, 2])
-TEXT = dict(
-    vocab_size=VOCABULARY,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    max_position_embeddings=512,
-    **TOKENS,
+from architectures import (
+    ARCHITECTURES as _ARCHITECTURES,
 )
-QWEN_VISION = dict(
-    depth=2, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=64, spatial_merge_size=2,
-    temporal_patch_size=2,
-)  # fmt: skip
-VISION = dict(
-    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14
+from architectures import IMAGE, PAD, TEXT, VIDEO, VISION_END, VISION_START
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
 )
-QWEN_TOKENS = dict(
-    image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VISION_START, vision_end_token_id=VISION_END
-)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-CONFIGS = {
-    "qwen3_vl": dict(
-        text_config=TEXT | dict(rope_parameters=MROPE | dict(mrope_interleaved=True)),
-        vision_config=QWEN_VISION | dict(patch_size=16, num_position_embeddings=64, deepstack_visual_indexes=[0, 1]),
-        **QWEN_TOKENS,
-    ),
-    "qwen2_5_vl": dict(
-        text_config=TEXT | dict(rope_parameters=MROPE),
-        vision_config=QWEN_VISION | dict(patch_size=14, fullatt_block_indexes=[1], window_size=56),
-        **QWEN_TOKENS,
-    ),
-    "llava": dict(
-        text_config=TEXT | dict(model_type="llama"),
-        vision_config=VISION | dict(model_type="clip_vision_model", projection_dim=32),
-        image_token_index=IMAGE,
-    ),
-    "gemma3": dict(
-        text_config=TEXT
-        | dict(
-            query_pre_attn_scalar=16,
-            sliding_window=8,
-            layer_types=["sliding_attention", "sliding_attention", "full_attention"],
-        ),
-        vision_config=VISION | dict(model_type="siglip_vision_model", vision_use_head=False),
-        mm_tokens_per_image=4,
-        image_token_index=IMAGE,
-        boi_token_index=VISION_START,
-        eoi_token_index=VISION_END,
-    ),
-    "internvl": dict(
-        text_config=TEXT | dict(model_type="qwen2"),
-        vision_config=VISION | dict(image_size=[56, 56], patch_size=[14, 14]),
-        image_token_id=IMAGE,
-        image_seq_length=4,
-    ),
-}
-"""The families that are checked against eager attention."""
+__all__ = ["IMAGE", "PAD", "TEXT", "VIDEO", "VISION_END", "VISION_START"]
 
-VISUAL_TOKENS = {"qwen3_vl": 6, "qwen2_5_vl": 6, "llava": 16, "gemma3": 4, "internvl": 4}
+FAMILIES = ("qwen3_vl", "qwen2_5_vl", "llava", "gemma3", "internvl")
+"""The families that are checked in depth."""
+
+ARCHITECTURES = tuple(_ARCHITECTURES)
 
 
-def build(family: str, seed: int = 0, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+class Tower(nn.Module):
+    """Stands for the vision towers that need timm."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.config = config
+        self.patches = nn.Conv2d(3, config.hidden_size, 14, 14)
+
+    def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
+        features = self.patches(pixel_values)
+        if getattr(self.config, "model_args", None):  # perception_lm: a sequence whose first token is cut off
+            features = nn.functional.pad(features.flatten(2).mT, (0, 0, 1, 0))
+        return BaseModelOutputWithPooling(last_hidden_state=features)
+
+
+def tower_or_model(from_config: Callable[..., nn.Module], config: PreTrainedConfig, **options: Any) -> nn.Module:
+    timm = config.model_type in ("timm_wrapper", "gemma3n_vision")
+    return Tower(config) if timm else from_config(config, **options)
+
+
+def build(
+    name: str, seed: int = 0, attention: str | None = None, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
     """A random model with weights large enough that its attention is far from even."""
+    architecture = _ARCHITECTURES[name]
     torch.manual_seed(seed)
-    kind = "qwen2_5_vl" if family == "qwen2_5_vl" else family
-    config = AutoConfig.for_model(kind, **CONFIGS[family])
-    model = AutoModelForImageTextToText.from_config(config, attn_implementation=attention, dtype=dtype)
+    config = AutoConfig.for_model(architecture.model_type or name, **architecture.config)
+    auto = AutoModelForCausalLM if name == "phi4_multimodal" else AutoModelForImageTextToText
+    with patch.object(AutoModel, "from_config", partial(tower_or_model, AutoModel.from_config)):
+        model = auto.from_config(config, attn_implementation=attention, dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:
-                parameter.mul_(3)
+                spread = parameter.float().std().item()
+                if spread:
+                    parameter.mul_(0.15 / spread)
+                elif not parameter.any():
+                    parameter.normal_(0, 0.15)
+            elif not parameter.any() and parameter.numel() == 1:  # a gate that would close a whole layer
+                parameter.fill_(0.5)
     return model.eval()
 
 
-def batch(family: str, padded: bool = True, seed: int = 3) -> dict[str, Tensor]:
+def batch(name: str, padded: bool = True, seed: int = 3) -> dict[str, Tensor]:
     """Two samples with a picture each; with `padded`, the second starts with three padding tokens."""
+    architecture = _ARCHITECTURES[name]
     generator = torch.Generator().manual_seed(seed)
-    n = VISUAL_TOKENS[family]
     rows, masks = [], []
     for sample in range(2):
         pad = 3 * (padded and sample == 1)
         text = torch.randint(3, 400, (14 - pad,), generator=generator).tolist()
-        rows.append([PAD] * pad + [1, *text[:3], VISION_START, *[IMAGE] * n, VISION_END, *text[3:]])
+        rows.append([PAD] * pad + [1, *text[:3], VISION_START, *architecture.tokens, VISION_END, *text[3:]])
         masks.append([0] * pad + [1] * (len(rows[-1]) - pad))
     ids = torch.tensor(rows)
     inputs = {"input_ids": ids, "attention_mask": torch.tensor(masks)}
-    if family.startswith("qwen"):
-        patch = 16 if family == "qwen3_vl" else 14
-        inputs["pixel_values"] = torch.randn(2 * 24, 3 * 2 * patch * patch, generator=generator)
-        inputs["image_grid_thw"] = torch.tensor([[1, 4, 6]] * 2)
-        inputs["mm_token_type_ids"] = (ids == IMAGE).int()
-    else:
-        inputs["pixel_values"] = torch.randn(2, 3, 56, 56, generator=generator)
-    if family == "gemma3":
-        inputs["token_type_ids"] = (ids == IMAGE).long()
-    return inputs
+    if architecture.pixels:
+        inputs[architecture.pixels_name] = torch.randn(*architecture.pixels, generator=generator)
+    inputs |= {key: torch.as_tensor(value) for key, value in architecture.constants.items()}
+    if architecture.types:
+        inputs[architecture.types] = (ids == IMAGE).long()
+    return architecture.finish(inputs, generator) if architecture.finish else inputs
+
+
+REFUSED = {"exaone4_5": "mm_token_type_ids", "hyperclovax_vision_v2": "mm_token_type_ids"}
+NO_GENERATION: dict[str, str] = {}
+NOT_BUILT: dict[str, str] = {}
+
+
+def generation_inputs(name: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What of a batch `generate` takes."""
+    return {key: value for key, value in inputs.items() if key != REFUSED.get(name)}

@@ -1,0 +1,178 @@
+"""Where visual tokens stand, by family: what each rectangle holds decides the token's own embedding most."""
+
+import inspect
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import processors
+import pytest
+import tiny
+import torch
+from architectures import ARCHITECTURES
+from PIL import Image
+
+# Processors of transformers 5.23 make arrays of tensors in a way that numpy deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
+
+FAMILIES = list(processors.RECIPES)
+SIZES = [(112, 96), (150, 100), (97, 180), (64, 64)]
+LARGER: dict[str, dict[str, Any]] = {}
+"""Towers for larger pictures than the tiny architectures' own."""
+
+
+@dataclass
+class Seeing:
+    """A model and its processor. Geometry does not depend on hooks, so that no decoder is too unusual."""
+
+    hf_model: Any
+    processor: Any
+
+    def prepare(self, images: Any, question: Any = "Which digit is red?") -> Any:
+        from corelens.inputs import prepare
+
+        return prepare(self.processor, self.hf_model.config, images, question)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def seeing(request: pytest.FixtureRequest) -> Seeing:
+    return build(request.param)
+
+
+def build(family: str) -> Seeing:
+    architecture = ARCHITECTURES[family]
+    config = {key: value | LARGER.get(family, {}).get(key, {}) if isinstance(value, dict) else value for key, value in
+              architecture.config.items()}  # fmt: skip
+    with patch.dict(ARCHITECTURES, {family: replace(architecture, config=config)}):
+        hf_model = tiny.build(family)
+    with torch.no_grad():
+        # A random tower that mixes tokens weakly, so that a feature tells which pixels it comes from.
+        for name, parameter in hf_model.get_encoder("image").named_parameters():
+            if any(part in name for part in ("out_proj", "attn.proj", "o_proj", "wo.")):
+                parameter.mul_(0.05)
+    return Seeing(hf_model, processors.build(family))
+
+
+def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
+    width, height = size
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+
+
+class _Seen(Exception):
+    pass
+
+
+@torch.no_grad()
+def embeddings(model: Seeing, images: list[Image.Image]) -> torch.Tensor:
+    """What the decoder gets at every position."""
+    found = []
+
+    def keep(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        found.append(kwargs["inputs_embeds"][0])
+        raise _Seen
+
+    handle = model.hf_model.get_decoder().register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        model.hf_model(**model.prepare(images))
+    except _Seen:
+        return found[0]
+    finally:
+        handle.remove()
+    raise AssertionError("the decoder did not run")
+
+
+def hits(model: Seeing, images: list[Image.Image], boxes: torch.Tensor | None = None) -> list[bool]:
+    """For sampled tokens of all pictures: whether their own embedding changes most when their pixels change."""
+    tokens = model.prepare(images).tokens
+    boxes = tokens.box[0] if boxes is None else boxes
+    before, found = embeddings(model, images), []
+    for media, image in enumerate(images):
+        for overview in tokens.overview[tokens.media == media].unique():
+            same = (tokens.image & (tokens.media == media) & (tokens.overview == overview))[0].nonzero().flatten()
+            for token in np.random.default_rng(0).choice(same, min(8, len(same)), replace=False):
+                left, top, right, bottom = boxes[token].tolist()
+                # The inner part: resizing mixes pixels across the edges of rectangles.
+                x, y = (right - left) / 4, (bottom - top) / 4
+                columns = slice(max(0, int(left + x)), max(0, int(np.ceil(right - x))))
+                rows = slice(max(0, int(top + y)), max(0, int(np.ceil(bottom - y))))
+                changed = np.array(image)
+                if not changed[rows, columns].size:  # padding
+                    continue
+                changed[rows, columns] = 255 - changed[rows, columns] // 8
+                other = [*images[:media], Image.fromarray(changed), *images[media + 1 :]]
+                moved = (embeddings(model, other) - before).norm(dim=-1)
+                found.append(bool(same[moved[same].argmax()] == token))
+    return found
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_changing_pixels_of_a_token_changes_its_embedding_most(seeing: Seeing, size: tuple[int, int]):
+    found = hits(seeing, [picture(size)])
+    assert np.mean(found) >= 0.95, f"{sum(found)} of {len(found)}"
+
+
+def test_two_pictures_in_a_prompt(seeing: Seeing):
+    images = [picture((97, 180), 1), picture((150, 100), 2)]
+    found = hits(seeing, images)
+    assert np.mean(found) >= 0.95, f"{sum(found)} of {len(found)}"
+
+
+@pytest.mark.parametrize("wrong", ["transposed", "shifted"])
+def test_the_check_notices_wrong_rectangles(seeing: Seeing, wrong: str):
+    """Rows and columns swapped, or every rectangle moved by one cell."""
+    image = picture((150, 100))
+    tokens = seeing.prepare([image]).tokens
+    boxes = tokens.box[0].clone()
+    for view in tokens.view[tokens.image].unique():
+        own = (tokens.image & (tokens.view == view))[0].nonzero().flatten()
+        order = torch.arange(len(own)).view(tokens.grid_shape(0, int(view)))
+        other = order.T.flatten() if wrong == "transposed" else order.roll(1, 1).flatten()
+        boxes[own] = boxes[own[other]]
+    assert np.mean(hits(seeing, [image], boxes)) < 0.6
+
+
+def test_visual_tokens_are_the_image_features(seeing: Seeing):
+    """As many as the tower gives, and everything else that belongs to a picture is structural."""
+    inputs = seeing.prepare([picture((97, 180), 1), picture((64, 64), 2)])
+    tokens, hf_model = inputs.tokens, seeing.hf_model
+    names = inspect.signature(hf_model.get_image_features).parameters
+    with torch.no_grad():
+        found = hf_model.get_image_features(**{k: v for k, v in inputs.items() if k in names}).pooler_output
+    features = found.flatten(0, -2) if isinstance(found, torch.Tensor) else torch.cat(list(found)).flatten(0, -2)
+    assert len(features) == tokens.image.sum()
+    assert not tokens.box[tokens.image].isnan().any()
+    assert tokens.box[~tokens.image].isnan().all()
+    assert (inputs["input_ids"][tokens.image] == tiny.IMAGE).all()
+    decode = seeing.processor.tokenizer.decode
+    assert decode(inputs["input_ids"][tokens.question]) == "Which digit is red?"
+    assert not tokens.context.any() and tokens.structural.any()
+
+
+def test_rectangles_tile_the_picture(seeing: Seeing):
+    for size in SIZES:
+        tokens = seeing.prepare([picture(size)]).tokens
+        for views in (tokens.overview, ~tokens.overview):
+            boxes = tokens.box[tokens.image & views]
+            if len(boxes):
+                inner = boxes.clamp(min=0).minimum(torch.tensor([*size, *size]))
+                areas = (inner[:, 2] - inner[:, 0]) * (inner[:, 3] - inner[:, 1])
+                torch.testing.assert_close(areas.sum(), torch.tensor(float(size[0] * size[1])), rtol=0.02, atol=0)
+
+
+def test_a_batch_is_its_samples_left_padded(seeing: Seeing):
+    """Different pictures, numbers of pictures and questions; one sample has none."""
+    images = [picture((64, 64)), [picture((97, 180), 1), picture((150, 100), 2)], None]
+    questions = ["Which digit is red?", "What colour is the 7?", "You?"]
+    together = seeing.prepare(images, questions)
+    for index in range(3):
+        alone = seeing.prepare([images[index]], [questions[index]])
+        n = alone["input_ids"].shape[1]
+        assert torch.equal(together["input_ids"][index, -n:], alone["input_ids"][0])
+        assert together.tokens.padding[index, :-n].all()
+        mine = together.tokens[index]
+        for name in ("role", "media", "view", "overview", "row", "column"):
+            assert torch.equal(getattr(mine, name)[:, -n:], getattr(alone.tokens, name)), name
+        assert torch.equal(mine.box[:, -n:].nan_to_num(-1), alone.tokens.box.nan_to_num(-1))
+        assert mine.sizes == alone.tokens.sizes
+    assert together.tokens.media[1].max() == 1
