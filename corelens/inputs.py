@@ -121,14 +121,15 @@ def prepare(
     )
     offsets = tensors.pop("offset_mapping").numpy()
     replaced = tensors.pop("text_replacement_offsets", [[] for _ in chats])
+    image_id = config.image_token_id if hasattr(config, "image_token_id") else processor.image_token_id
     maps, n_before = [], 0
-    for sample, (_, spans) in enumerate(rendered):
+    for sample, (prompt, spans) in enumerate(rendered):
         sequence = _Sequence(
             tensors["input_ids"][sample].numpy(), tensors["attention_mask"][sample].numpy(), offsets[sample]
         )
-        columns = _roles(sequence, spans, replaced[sample])
+        columns = _roles(sequence, _moved(spans, prompt, sequence, replaced[sample]), replaced[sample])
         for media, (picture, replacement) in enumerate(zip(pictures[sample], replaced[sample], strict=True)):
-            placeholders = _placeholders(sequence, replacement, config.image_token_id)
+            placeholders = _placeholders(sequence, replacement, image_id)
             seen = Seen(
                 config, processor, tensors, n_before + media, picture.size, len(placeholders), len(pictures[sample])
             )
@@ -257,6 +258,15 @@ class _Sequence(NamedTuple):
     attention_mask: np.ndarray
     offsets: np.ndarray
     """First and last character of each token in the prompt, placeholders of pictures expanded."""
+
+
+def _moved(
+    spans: list[_Span], prompt: str, sequence: _Sequence, replaced: list[dict[str, Any]]
+) -> list[_Span]:
+    """Where the texts stand if the processor puts something before the prompt, as the start of the text."""
+    gained = sum(len(r["replacement"]) - len(r["text"]) for r in replaced)
+    put_before = max(0, int(sequence.offsets.max()) - len(prompt) - gained)
+    return [_Span(span.start + put_before, span.end + put_before, span.role) for span in spans]
 
 
 def _roles(sequence: _Sequence, spans: list[_Span], replaced: list[dict[str, Any]]) -> dict[str, np.ndarray]:

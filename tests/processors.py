@@ -68,6 +68,9 @@ class Recipe(NamedTuple):
     named: dict[str, str] = {}
     """Special tokens that the tokenizer knows by name."""
 
+    parts: dict[str, str] = {}
+    """Classes of further parts that the processor insists on."""
+
     options: dict[str, Any] = {}
     """Options of the processor."""
 
@@ -91,6 +94,21 @@ ERNIE = {
     496: "<|VIDEO_START|>", 497: "<|VIDEO_END|>", tiny.IMAGE: "<|IMAGE_PLACEHOLDER|>",
     tiny.VIDEO: "<|VIDEO_PLACEHOLDER|>", tiny.VISION_START: "<|IMAGE_START|>", tiny.VISION_END: "<|IMAGE_END|>",
 }  # fmt: skip
+GEMMA4 = {
+    tiny.IMAGE: "<|image|>", tiny.VIDEO: "<|video|>", tiny.VISION_START: "<|image>", tiny.VISION_END: "<image|>",
+    504: "<|audio|>", 505: "<|audio>", 506: "<audio|>", 507: "<|turn>", 508: "<turn|>",
+}  # fmt: skip
+GEMMA4_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|turn>{{ message.role }}\n"
+    "{% for part in message.content %}{% if part.type == 'image' %}\n\n<|image|>\n\n"
+    "{% else %}{{ part.text | trim }}{% endif %}{% endfor %}<turn|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|turn>model\n{% endif %}"
+)
+PHI4_TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{% for part in message.content %}"
+    "{% if part.type == 'image' %}<|image|>{% else %}{{ part.text }}{% endif %}{% endfor %}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 
 RECIPES = {
     **dict.fromkeys(
@@ -115,10 +133,77 @@ RECIPES = {
     "hyperclovax_vision_v2": Recipe(
         "HyperCLOVAXVisionV2Processor", "Qwen2VLImageProcessorPil", SMALL, QWEN, QWEN_TEMPLATE
     ),
-    "cosmos3_omni": Recipe(
-        "Qwen3VLProcessor", "Qwen2VLImageProcessorPil", SMALL | dict(patch_size=16), QWEN, QWEN_TEMPLATE
+    **dict.fromkeys(
+        ["cosmos3_omni", "qwen4_exp"],
+        Recipe("Qwen3VLProcessor", "Qwen2VLImageProcessorPil", SMALL | dict(patch_size=16), QWEN, QWEN_TEMPLATE),
+    ),
+    "glm5_next": Recipe("Glm5NextProcessor", "Glm46VImageProcessorPil", SMALL, GLM, GLM_TEMPLATE),
+    "glmga": Recipe("Glm46VProcessor", "GlmgaImageProcessorPil", SMALL, GLM, GLM_TEMPLATE),
+    "cohere_compass": Recipe(
+        "CohereCompassProcessor", "CohereCompassImageProcessorPil", SMALL | dict(patch_size=16),
+        QWEN | {tiny.IMAGE: "<|IMAGE_PAD|>", tiny.VIDEO: "<|VIDEO_PAD|>", tiny.VISION_START: "<|VISION_START|>",
+                tiny.VISION_END: "<|VISION_END|>"},
+        chatml("<|VISION_START|><|IMAGE_PAD|><|VISION_END|>"),
+    ),
+    "lfm3_vl": Recipe("Lfm3VlProcessor", "Qwen2VLImageProcessorPil", SMALL | dict(patch_size=16), QWEN, QWEN_TEMPLATE),
+    "video_llama_3": Recipe("VideoLlama3Processor", "VideoLlama3ImageProcessorPil", SMALL, QWEN, chatml("<|image_pad|>")),
+    "paddleocr_vl": Recipe(
+        "PaddleOCRVLProcessor", "PaddleOCRVLImageProcessorPil", SMALL, QWEN, QWEN_TEMPLATE, {"image_token": "<|image_pad|>"},
+    ),
+    "ovis2": Recipe(
+        "Ovis2Processor", "Ovis2ImageProcessorPil",
+        dict(size={"height": 56, "width": 56}, crop_to_patches=True, max_patches=6),
+        {404: "<image>", 405: "<IMG_START>", 406: "<IMG_GRID>", 407: "<IMG_COL>", 408: "<IMG_ROW>", 409: "<IMG_END>",
+         tiny.IMAGE: "<IMG_ATOM>", 505: "<|im_start|>", 506: "<|im_end|>"},
+        chatml("<image>\n"), options=dict(image_seq_length=4),
+    ),
+    "gemma4": Recipe(
+        "Gemma4Processor", "Gemma4ImageProcessorPil", dict(patch_size=8, pooling_kernel_size=2, max_soft_tokens=70),
+        GEMMA4, GEMMA4_TEMPLATE,
+        {name: GEMMA4[index] for name, index in dict(
+            image_token=tiny.IMAGE, boi_token=tiny.VISION_START, eoi_token=tiny.VISION_END, audio_token=504,
+            boa_token=505, eoa_token=506).items()},
+        {"feature_extractor": "Gemma4AudioFeatureExtractor", "video_processor": "Gemma4VideoProcessor"},
+    ),
+    "lfm2_vl": Recipe(
+        "Lfm2VlProcessor", "Lfm2VlImageProcessor",
+        dict(tile_size=56, encoder_patch_size=14, min_image_tokens=2, max_image_tokens=8, max_tiles=4),
+        {tiny.IMAGE: "<image>", tiny.VISION_START: "<|image_start|>", tiny.VISION_END: "<|image_end|>",
+         504: "<|im_start|>", 505: "<|im_end|>", 506: "<|img_thumbnail|>"}
+        | {481 + 4 * row + column: f"<|img_row_{row + 1}_col_{column + 1}|>" for row in range(4) for column in range(4)},
+        "{{ bos_token }}" + chatml("<image>"),
+    ),
+    "kimi_k25": Recipe(
+        "Kimi_K25Processor", "Kimi_K25ImageProcessor", {},
+        {498: "<|media_begin|>", 499: "<|media_end|>", tiny.IMAGE: "<|media_pad|>",
+         tiny.VIDEO: "<|kimi_k25_video_placeholder|>", 504: "<|im_start|>", 505: "<|im_end|>"},
+        chatml("<|media_begin|><|media_pad|><|media_end|>"),
+    ),
+    "minimax_m3_vl": Recipe(
+        "MiniMaxM3VLProcessor", "MiniMaxM3VLImageProcessor", SMALL,
+        {tiny.IMAGE: "]<]image[>[", tiny.VIDEO: "]<]video[>[", tiny.VISION_START: "]<]start of image[>[",
+         tiny.VISION_END: "]<]end of image[>[", 504: "<|im_start|>", 505: "<|im_end|>"},
+        chatml("]<]image[>["),
+    ),
+    "molmo2": Recipe(
+        "Molmo2Processor", "Molmo2ImageProcessor",
+        dict(size={"height": 70, "width": 70}, overlap_margins=[1, 1], max_crops=4),
+        {492: "<im_start>", 493: "<im_end>", 494: "<low_res_im_start>", 495: "<im_col>", 496: "<frame_start>",
+         497: "<frame_end>", 498: "<im_low>", 499: "<|image|>", tiny.IMAGE: "<im_patch>", tiny.VIDEO: "<|video|>",
+         504: "<|im_start|>", 505: "<|im_end|>"},
+        chatml("<|image|>"), parts={"video_processor": "Molmo2VideoProcessor"},
+    ),
+    "phi4_multimodal": Recipe(
+        "Phi4MultimodalProcessor", "Phi4MultimodalImageProcessor", dict(dynamic_hd=6),
+        {tiny.IMAGE: "<|image|>", 504: "<|audio|>", 505: "<|user|>", 506: "<|assistant|>", 507: "<|end|>",
+         508: "<|system|>"},
+        PHI4_TEMPLATE, {"image_token": "<|image|>", "audio_token": "<|audio|>"},
+        {"audio_processor": "Phi4MultimodalFeatureExtractor"},
     ),
 }  # fmt: skip
+
+TORCHVISION = {"gemma4", "kimi_k25", "lfm2_vl", "minimax_m3_vl", "molmo2", "phi4_multimodal"}
+"""Families whose processor does not work without torchvision."""
 
 
 def tokenizer(special: dict[int, str], **tokens: Any) -> PreTrainedTokenizerFast:
@@ -140,12 +225,13 @@ def tokenizer(special: dict[int, str], **tokens: Any) -> PreTrainedTokenizerFast
 def cook(recipe: Recipe) -> Any:
     real = getattr(transformers, recipe.processor)
     # Videos need torchvision, and sounds are not for prompts of pictures.
-    parts = [part for part in real.get_attributes() if part in ("image_processor", "tokenizer")]
+    parts = [part for part in real.get_attributes() if part in ("image_processor", "tokenizer", *recipe.parts)]
     pictures_only = type(real.__name__, (real,), {"get_attributes": classmethod(lambda cls: parts)})
     return pictures_only(
         image_processor=getattr(transformers, recipe.pictures)(**recipe.sizes),
         tokenizer=tokenizer(recipe.special, bos_token="<s>", extra_special_tokens=recipe.named),
         chat_template=recipe.template,
+        **{part: getattr(transformers, name)() for part, name in recipe.parts.items()},
         **recipe.options,
     )
 
