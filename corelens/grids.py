@@ -188,9 +188,28 @@ def crops_and_overview(seen: Seen) -> list[Segment]:
 SEGMENTS: dict[str, Callable[[Seen], list[Segment]]] = {
     **dict.fromkeys(
         [
-            "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm4v_moe",
-            "glm46v", "glm_ocr", "ernie4_5_vl_moe", "exaone4_5", "hyperclovax_vision_v2", "cosmos3_omni",
-            "qwen4_exp", "glm5_next", "glmga", "cohere_compass", "lfm3_vl", "video_llama_3", "paddleocr_vl", "minimax_m3_vl",
+            "qwen2_vl",
+            "qwen2_5_vl",
+            "qwen3_vl",
+            "qwen3_vl_moe",
+            "qwen3_5",
+            "qwen3_5_moe",
+            "glm4v",
+            "glm4v_moe",
+            "glm46v",
+            "glm_ocr",
+            "ernie4_5_vl_moe",
+            "exaone4_5",
+            "hyperclovax_vision_v2",
+            "cosmos3_omni",
+            "qwen4_exp",
+            "glm5_next",
+            "glmga",
+            "cohere_compass",
+            "lfm3_vl",
+            "video_llama_3",
+            "paddleocr_vl",
+            "minimax_m3_vl",
         ],
         whole_picture,
     ),
@@ -204,7 +223,7 @@ SEGMENTS: dict[str, Callable[[Seen], list[Segment]]] = {
 }
 """By model type."""
 
-LEARNED_QUERIES: tuple[str, ...] = ()
+LEARNED_QUERIES = ("aria", "blip-2", "idefics2", "instructblip", "kosmos-2")
 """Model types whose visual tokens are learned queries: each gathers from the whole picture and has no place in it."""
 
 

@@ -119,20 +119,21 @@ def prepare(
         return_text_replacement_offsets=True,
         return_tensors="pt",
     )
-    offsets = tensors.pop("offset_mapping").numpy()
-    replaced = tensors.pop("text_replacement_offsets", [[] for _ in chats])
-    image_id = config.image_token_id if hasattr(config, "image_token_id") else processor.image_token_id
+    mask = tensors["attention_mask"].numpy()
+    if not mask[:, -1].all():
+        raise ValueError("the processor pads on the right: set processor.tokenizer.padding_side = 'left'.")
+    offsets = _padded(tensors.pop("offset_mapping"), mask)
+    visual = _visual(processor, config, tensors)
+    reported = tensors.pop("text_replacement_offsets", None)
     maps, n_before = [], 0
     for sample, (prompt, spans) in enumerate(rendered):
-        sequence = _Sequence(
-            tensors["input_ids"][sample].numpy(), tensors["attention_mask"][sample].numpy(), offsets[sample]
-        )
-        columns = _roles(sequence, _moved(spans, prompt, sequence, replaced[sample]), replaced[sample])
-        for media, (picture, replacement) in enumerate(zip(pictures[sample], replaced[sample], strict=True)):
-            placeholders = _placeholders(sequence, replacement, image_id)
-            seen = Seen(
-                config, processor, tensors, n_before + media, picture.size, len(placeholders), len(pictures[sample])
-            )
+        sequence = _Sequence(visual[sample], mask[sample], offsets[sample])
+        own = pictures[sample]
+        replaced = _unreported(processor, prompt, sequence, len(own)) if reported is None else reported[sample]
+        runs = _placeholders(sequence, replaced, len(own))
+        columns = _roles(sequence, _moved(spans, prompt, sequence, replaced), replaced)
+        for media, (picture, placeholders) in enumerate(zip(own, runs, strict=True)):
+            seen = Seen(config, processor, tensors, n_before + media, picture.size, len(placeholders), len(own))
             _address(columns, media, placeholders, seen)
         n_before += len(pictures[sample])
         maps.append(columns)
@@ -212,10 +213,9 @@ def _render(processor: Any, chat: list[dict[str, Any]]) -> tuple[str, list[_Span
     """
     if not getattr(processor, "chat_template", None):
         raise ValueError(f"{type(processor).__name__} has no chat template, so a question cannot be put to the model.")
-    if any(processor.image_token in part.get("text", "") for message in chat for part in message["content"]):
-        raise ValueError(
-            f"the text holds {processor.image_token!r}, which stands for a picture; pass pictures instead."
-        )
+    token = _image_token(processor)
+    if token and any(token in part.get("text", "") for message in chat for part in message["content"]):
+        raise ValueError(f"the text holds {token!r}, which stands for a picture; pass pictures instead.")
 
     def render(text_of: Callable[[int, str], str]) -> str:
         texts = iter(range(10**6))
@@ -254,32 +254,82 @@ def _render(processor: Any, chat: list[dict[str, Any]]) -> tuple[str, list[_Span
 
 
 class _Sequence(NamedTuple):
-    ids: np.ndarray
+    visual: np.ndarray
+    """Whether it is an image token."""
+
     attention_mask: np.ndarray
     offsets: np.ndarray
     """First and last character of each token in the prompt, placeholders of pictures expanded."""
 
 
-def _moved(
-    spans: list[_Span], prompt: str, sequence: _Sequence, replaced: list[dict[str, Any]]
-) -> list[_Span]:
+def _image_token(processor: Any) -> str:
+    return str(getattr(processor, "image_token", ""))
+
+
+def _visual(processor: Any, config: Any, tensors: Mapping[str, Any]) -> np.ndarray:
+    """Where the image tokens are [sample position]."""
+    if "image_embeds_position_mask" in tensors:  # by position, and not by id
+        return tensors["image_embeds_position_mask"].numpy() == 1
+    owner = config if hasattr(config, "image_token_id") else processor
+    return tensors["input_ids"].numpy() == owner.image_token_id
+
+
+def _padded(found: Any, mask: np.ndarray) -> np.ndarray:
+    """Offsets [sample position 2]; some processors leave them as they are when they pad."""
+    if isinstance(found, torch.Tensor):
+        return found.numpy()
+    offsets = np.zeros((*mask.shape, 2), np.int64)
+    for sample, pairs in enumerate(found):
+        offsets[sample, mask[sample] == 1] = pairs
+    return offsets
+
+
+def _unreported(processor: Any, prompt: str, sequence: _Sequence, n_pictures: int) -> list[dict[str, Any]]:
+    """What the processor put in place of the prompt's image tokens, where it does not say so itself."""
+    token, positions = _image_token(processor), np.flatnonzero(sequence.visual)
+    places = [match.span() for match in re.finditer(re.escape(token), prompt)] if token else []
+    if not places:
+        if n_pictures != bool(len(positions)):
+            raise ValueError(
+                f"{type(processor).__name__} puts one picture before each prompt, so each question needs exactly one "
+                f"picture, not {n_pictures}."
+            )
+        return []
+    starts = [int(sequence.offsets[run[0], 0]) for run in np.split(positions, n_pictures)]
+    # Delimiters before the placeholders; the same for all pictures.
+    before = starts[0] - places[0][0]
+    gained = [start - place - before for start, (place, _) in zip(starts, places, strict=True)]
+    gained.append(_text_length(sequence) - len(prompt))
+    return [
+        {"span": (start, end), "new_span": (start + gained[index], end + gained[index + 1])}
+        for index, (start, end) in enumerate(places)
+    ]
+
+
+def _text_length(sequence: _Sequence) -> int:
+    """Characters of the prompt with placeholders."""
+    return int(sequence.offsets[~sequence.visual].max())
+
+
+def _gained(replacement: dict[str, Any]) -> int:
+    """How many characters the prompt became longer by one replacement."""
+    (start, end), (new_start, new_end) = replacement["span"], replacement["new_span"]
+    return new_end - new_start - (end - start)
+
+
+def _moved(spans: list[_Span], prompt: str, sequence: _Sequence, replaced: list[dict[str, Any]]) -> list[_Span]:
     """Where the texts stand if the processor puts something before the prompt, as the start of the text."""
-    gained = sum(len(r["replacement"]) - len(r["text"]) for r in replaced)
-    put_before = max(0, int(sequence.offsets.max()) - len(prompt) - gained)
+    put_before = max(0, _text_length(sequence) - len(prompt) - sum(map(_gained, replaced)))
     return [_Span(span.start + put_before, span.end + put_before, span.role) for span in spans]
 
 
 def _roles(sequence: _Sequence, spans: list[_Span], replaced: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     """The columns of a token map for one sample, with the roles of its text."""
-    n = len(sequence.ids)
+    n = len(sequence.visual)
     role = np.where(sequence.attention_mask == 1, Role.STRUCTURAL, Role.PADDING).astype(np.int64)
     start, end = sequence.offsets.T
     for span in spans:
-        gained = sum(
-            r["new_span"][1] - r["new_span"][0] - (r["span"][1] - r["span"][0])
-            for r in replaced
-            if r["span"][1] <= span.start
-        )
+        gained = sum(_gained(r) for r in replaced if r["span"][1] <= span.start)
         role[(start < span.end + gained) & (end > span.start + gained) & (end > start)] = span.role
     return {
         "role": role,
@@ -290,11 +340,13 @@ def _roles(sequence: _Sequence, spans: list[_Span], replaced: list[dict[str, Any
     }
 
 
-def _placeholders(sequence: _Sequence, replacement: dict[str, Any], image_id: int) -> np.ndarray:
-    """The positions that hold the visual tokens of one picture."""
-    first, last = replacement["new_span"]
+def _placeholders(sequence: _Sequence, replaced: list[dict[str, Any]], n_pictures: int) -> list[np.ndarray]:
+    """The positions that hold the visual tokens of each picture."""
+    if not replaced:
+        return np.split(np.flatnonzero(sequence.visual), n_pictures) if n_pictures else []
     start, end = sequence.offsets.T
-    return np.flatnonzero((start >= first) & (end <= last) & (end > start) & (sequence.ids == image_id))
+    inside = [(start >= r["new_span"][0]) & (end <= r["new_span"][1]) & (end > start) for r in replaced]
+    return [np.flatnonzero(own & sequence.visual) for own in inside]
 
 
 def _address(columns: dict[str, np.ndarray], media: int, placeholders: np.ndarray, seen: Seen) -> None:

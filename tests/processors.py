@@ -1,7 +1,8 @@
 """Real processors for tiny models, built without a network. Nothing here imports corelens."""
 
 import importlib.util
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import tiny
@@ -53,7 +54,8 @@ needs_torchvision = pytest.mark.skipif(
 )
 
 
-class Recipe(NamedTuple):
+@dataclass(frozen=True)
+class Recipe:
     """What a family's processor is made of."""
 
     processor: str
@@ -65,19 +67,38 @@ class Recipe(NamedTuple):
     """Special tokens by their id in the tiny configurations."""
 
     template: str
-    named: dict[str, str] = {}
+    named: dict[str, str] = field(default_factory=dict)
     """Special tokens that the tokenizer knows by name."""
 
-    parts: dict[str, str] = {}
+    parts: dict[str, str] = field(default_factory=dict)
     """Classes of further parts that the processor insists on."""
 
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = field(default_factory=dict)
     """Options of the processor."""
+
+    words: dict[str, Any] = field(default_factory=dict)
+    """Options of the tokenizer."""
 
 
 def chatml(picture: str) -> str:
     """Qwen's chat template with another form of pictures."""
     return QWEN_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", picture)
+
+
+def tokenizer(special: dict[int, str], **tokens: Any) -> PreTrainedTokenizerFast:
+    """Byte-level BPE whose special tokens have the ids that the tiny configurations expect."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    first = ["<pad>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=first, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    bpe.train_from_iterator(TEXT * 4, trainer)
+    filler = [f"<unused{index}>" for index in range(bpe.get_vocab_size(), min(special))]
+    names = [special.get(index, f"<unused{index}>") for index in range(min(special), max(special) + 1)]
+    bpe.add_special_tokens([*filler, *names])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="</s>", **tokens)
 
 
 SMALL = dict(size={"shortest_edge": 1024, "longest_edge": 10**6})
@@ -109,6 +130,23 @@ PHI4_TEMPLATE = (
     "{% if part.type == 'image' %}<|image|>{% else %}{{ part.text }}{% endif %}{% endfor %}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+SQUARE = dict(size={"height": 56, "width": 56})
+BLIP_TEMPLATE = (
+    "{% for message in messages %}{{ 'Question: ' if message.role == 'user' else 'Answer: ' }}"
+    "{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}\n{% endfor %}"
+    "{% if add_generation_prompt %}Answer:{% endif %}"
+)
+IDEFICS_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ message.role | capitalize }}:"
+    "{% for part in message.content %}{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+KOSMOS = {400: "<unk>"} | {
+    480 + index: token for index, token in enumerate(
+        ["</doc>", "<image>", "</image>", "</chunk>", "</line>", "<phrase>", "</phrase>", "<object>", "</object>",
+         "</delimiter_of_multi_objects/>", "<grounding>", *(f"<patch_index_{index:04}>" for index in range(4))]
+    )
+}  # fmt: skip
 
 RECIPES = {
     **dict.fromkeys(
@@ -146,9 +184,12 @@ RECIPES = {
         chatml("<|VISION_START|><|IMAGE_PAD|><|VISION_END|>"),
     ),
     "lfm3_vl": Recipe("Lfm3VlProcessor", "Qwen2VLImageProcessorPil", SMALL | dict(patch_size=16), QWEN, QWEN_TEMPLATE),
-    "video_llama_3": Recipe("VideoLlama3Processor", "VideoLlama3ImageProcessorPil", SMALL, QWEN, chatml("<|image_pad|>")),
+    "video_llama_3": Recipe(
+        "VideoLlama3Processor", "VideoLlama3ImageProcessorPil", SMALL, QWEN, chatml("<|image_pad|>")
+    ),
     "paddleocr_vl": Recipe(
-        "PaddleOCRVLProcessor", "PaddleOCRVLImageProcessorPil", SMALL, QWEN, QWEN_TEMPLATE, {"image_token": "<|image_pad|>"},
+        "PaddleOCRVLProcessor", "PaddleOCRVLImageProcessorPil", SMALL, QWEN, QWEN_TEMPLATE,
+        {"image_token": "<|image_pad|>"},
     ),
     "ovis2": Recipe(
         "Ovis2Processor", "Ovis2ImageProcessorPil",
@@ -170,11 +211,12 @@ RECIPES = {
         dict(tile_size=56, encoder_patch_size=14, min_image_tokens=2, max_image_tokens=8, max_tiles=4),
         {tiny.IMAGE: "<image>", tiny.VISION_START: "<|image_start|>", tiny.VISION_END: "<|image_end|>",
          504: "<|im_start|>", 505: "<|im_end|>", 506: "<|img_thumbnail|>"}
-        | {481 + 4 * row + column: f"<|img_row_{row + 1}_col_{column + 1}|>" for row in range(4) for column in range(4)},
+        | {481 + 4 * row + column: f"<|img_row_{row + 1}_col_{column + 1}|>"
+           for row in range(4) for column in range(4)},
         "{{ bos_token }}" + chatml("<image>"),
     ),
     "kimi_k25": Recipe(
-        "Kimi_K25Processor", "Kimi_K25ImageProcessor", {},
+        "Kimi_K25Processor", "Kimi_K25ImageProcessor", dict(max_patches=48),
         {498: "<|media_begin|>", 499: "<|media_end|>", tiny.IMAGE: "<|media_pad|>",
          tiny.VIDEO: "<|kimi_k25_video_placeholder|>", 504: "<|im_start|>", 505: "<|im_end|>"},
         chatml("<|media_begin|><|media_pad|><|media_end|>"),
@@ -194,7 +236,8 @@ RECIPES = {
         chatml("<|image|>"), parts={"video_processor": "Molmo2VideoProcessor"},
     ),
     "phi4_multimodal": Recipe(
-        "Phi4MultimodalProcessor", "Phi4MultimodalImageProcessor", dict(dynamic_hd=6),
+        "Phi4MultimodalProcessor", "Phi4MultimodalImageProcessor",
+        dict(size={"height": 128, "width": 128}, patch_size=4, dynamic_hd=4),  # 16 x 16 tokens a crop, as always
         {tiny.IMAGE: "<|image|>", 504: "<|audio|>", 505: "<|user|>", 506: "<|assistant|>", 507: "<|end|>",
          508: "<|system|>"},
         PHI4_TEMPLATE, {"image_token": "<|image|>", "audio_token": "<|audio|>"},
@@ -202,44 +245,61 @@ RECIPES = {
     ),
 }  # fmt: skip
 
+QUERIES = {
+    "aria": Recipe(
+        "AriaProcessor", "AriaImageProcessorPil", {}, {tiny.IMAGE: "<|img|>", 504: "<|im_start|>", 505: "<|im_end|>"},
+        chatml("<|img|>"), {"image_token": "<|img|>"}, options=dict(size_conversion={980: 4}),
+    ),
+    "blip-2": Recipe(
+        "Blip2Processor", "BlipImageProcessorPil", SQUARE, {tiny.IMAGE: "<image>"}, BLIP_TEMPLATE,
+        options=dict(num_query_tokens=4),
+    ),
+    "idefics2": Recipe(
+        "Idefics2Processor", "Idefics2ImageProcessorPil",
+        dict(do_image_splitting=False, size={"shortest_edge": 28, "longest_edge": 56}),
+        {498: "<fake_token_around_image>", tiny.IMAGE: "<image>", 504: "<end_of_utterance>"}, IDEFICS_TEMPLATE,
+        options=dict(image_seq_len=4),
+    ),
+    "instructblip": Recipe(
+        "InstructBlipProcessor", "BlipImageProcessorPil", SQUARE, {tiny.IMAGE: "<image>"}, BLIP_TEMPLATE,
+        options=dict(num_query_tokens=4, qformer_tokenizer=tokenizer({tiny.IMAGE: "<image>"})),
+    ),
+    "kosmos-2": Recipe(
+        "Kosmos2Processor", "CLIPImageProcessorPil",
+        dict(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}),
+        KOSMOS, BLIP_TEMPLATE, options=dict(num_patch_index_tokens=4),
+        words=dict(unk_token="<unk>", padding_side="left"),
+    ),
+}  # fmt: skip
+"""Families whose visual tokens are learned queries."""
+
 TORCHVISION = {"gemma4", "kimi_k25", "lfm2_vl", "minimax_m3_vl", "molmo2", "phi4_multimodal"}
 """Families whose processor does not work without torchvision."""
-
-
-def tokenizer(special: dict[int, str], **tokens: Any) -> PreTrainedTokenizerFast:
-    """Byte-level BPE whose special tokens have the ids that the tiny configurations expect."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    first = ["<pad>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=first, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    bpe.train_from_iterator(TEXT * 4, trainer)
-    filler = [f"<unused{index}>" for index in range(bpe.get_vocab_size(), min(special))]
-    names = [special.get(index, f"<unused{index}>") for index in range(min(special), max(special) + 1)]
-    bpe.add_special_tokens([*filler, *names])
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="</s>", **tokens)
 
 
 def cook(recipe: Recipe) -> Any:
     real = getattr(transformers, recipe.processor)
     # Videos need torchvision, and sounds are not for prompts of pictures.
-    parts = [part for part in real.get_attributes() if part in ("image_processor", "tokenizer", *recipe.parts)]
+    parts = [
+        part
+        for part in real.get_attributes()
+        if part in {"image_processor", "tokenizer"} | {*recipe.parts, *recipe.options}
+    ]
     pictures_only = type(real.__name__, (real,), {"get_attributes": classmethod(lambda cls: parts)})
-    return pictures_only(
+    built = pictures_only(
         image_processor=getattr(transformers, recipe.pictures)(**recipe.sizes),
-        tokenizer=tokenizer(recipe.special, bos_token="<s>", extra_special_tokens=recipe.named),
-        chat_template=recipe.template,
+        tokenizer=tokenizer(recipe.special, bos_token="<s>", extra_special_tokens=recipe.named, **recipe.words),
         **{part: getattr(transformers, name)() for part, name in recipe.parts.items()},
         **recipe.options,
     )
+    built.chat_template = recipe.template  # some processors do not take it
+    return built
 
 
 def build(family: str) -> Any:
     """The family's own processor class, for pictures only."""
-    if family in RECIPES:
-        return cook(RECIPES[family])
+    if family in RECIPES | QUERIES:
+        return cook((RECIPES | QUERIES)[family])
     if family == "llava":
         words = tokenizer({tiny.IMAGE: "<image>"}, bos_token="<s>")
         pictures = CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})

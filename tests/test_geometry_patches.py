@@ -23,7 +23,9 @@ SIZES = [(112, 96), (150, 100), (97, 180), (64, 64)]
 LARGER: dict[str, dict[str, Any]] = {
     "gemma4": dict(vision_config=dict(position_embedding_size=64)),
     "molmo2": dict(vision_config=dict(image_size=[70, 70])),
-    "phi4_multimodal": dict(vision_config=dict(image_size=448, crop_size=448)),
+    "aria": dict(vision_config=dict(image_size=980, patch_size=70), projector_patch_to_query_dict={196: 4}),
+    "kosmos-2": dict(latent_query_num=64),
+    "phi4_multimodal": dict(vision_config=dict(image_size=128, crop_size=128, patch_size=4)),
 }
 """Towers for larger pictures than the tiny architectures' own."""
 
@@ -48,8 +50,9 @@ def seeing(request: pytest.FixtureRequest) -> Seeing:
 
 def build(family: str) -> Seeing:
     architecture = ARCHITECTURES[family]
-    config = {key: value | LARGER.get(family, {}).get(key, {}) if isinstance(value, dict) else value for key, value in
-              architecture.config.items()}  # fmt: skip
+    config = dict(architecture.config)
+    for key, value in LARGER.get(family, {}).items():
+        config[key] = config[key] | value if key.endswith("_config") else value
     with patch.dict(ARCHITECTURES, {family: replace(architecture, config=config)}):
         hf_model = tiny.build(family)
     with torch.no_grad():
@@ -74,11 +77,14 @@ def embeddings(model: Seeing, images: list[Image.Image]) -> torch.Tensor:
     """What the first layer of the decoder gets at every position."""
     found = []
 
-    def keep(module: Any, args: Any) -> None:
-        found.append(args[0][0].flatten(1))  # some decoders have several residual streams
+    def keep(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        found.append(hidden[0].flatten(1))  # some decoders have several residual streams
         raise _Seen
 
-    handle = model.hf_model.get_decoder().layers[0].register_forward_pre_hook(keep)
+    modules = model.hf_model.get_decoder().named_modules()
+    first = next(module for name, module in modules if name.endswith("layers.0"))
+    handle = first.register_forward_pre_hook(keep, with_kwargs=True)
     try:
         model.hf_model(**model.prepare(images))
     except _Seen:
@@ -96,7 +102,7 @@ def hits(model: Seeing, images: list[Image.Image], boxes: torch.Tensor | None = 
     for media, image in enumerate(images):
         for overview in tokens.overview[tokens.media == media].unique():
             same = (tokens.image & (tokens.media == media) & (tokens.overview == overview))[0].nonzero().flatten()
-            for token in np.random.default_rng(0).choice(same, min(8, len(same)), replace=False):
+            for token in np.random.default_rng(0).choice(same, min(8 // len(images), len(same)), replace=False):
                 left, top, right, bottom = boxes[token].tolist()
                 # The inner part: resizing mixes pixels across the edges of rectangles.
                 x, y = (right - left) / 4, (bottom - top) / 4
@@ -115,6 +121,7 @@ def hits(model: Seeing, images: list[Image.Image], boxes: torch.Tensor | None = 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_changing_pixels_of_a_token_changes_its_embedding_most(seeing: Seeing, size: tuple[int, int]):
     found = hits(seeing, [picture(size)])
+    assert len(found) >= 3
     assert np.mean(found) >= 0.95, f"{sum(found)} of {len(found)}"
 
 
@@ -148,7 +155,7 @@ def test_pixels_reach_visual_tokens_and_no_others(seeing: Seeing):
     assert not tokens.box[tokens.image].isnan().any()
     assert tokens.box[~tokens.image].isnan().all()
     assert seeing.processor.tokenizer.decode(inputs["input_ids"][tokens.question]) == "Which digit is red?"
-    assert not tokens.context.any() and tokens.structural.any()
+    assert not tokens.context.any()
 
 
 def test_rectangles_tile_the_picture(seeing: Seeing):
@@ -178,3 +185,70 @@ def test_a_batch_is_its_samples_left_padded(seeing: Seeing):
         assert torch.equal(mine.box[:, -n:].nan_to_num(-1), alone.tokens.box.nan_to_num(-1))
         assert mine.sizes == alone.tokens.sizes
     assert together.tokens.media[1].max() == 1
+
+
+# --- learned queries ---
+
+
+@pytest.fixture(scope="module", params=list(processors.QUERIES))
+def querying(request: pytest.FixtureRequest) -> Seeing:
+    return build(request.param)
+
+
+def test_learned_queries_have_positions_and_no_pixels(querying: Seeing):
+    inputs = querying.prepare([picture((150, 100))])
+    tokens, model_type = inputs.tokens, querying.hf_model.config.model_type
+    moved = (embeddings(querying, [picture((150, 100))]) != embeddings(querying, [picture((150, 100), 1)])).any(-1)
+    assert torch.equal(moved, tokens.image[0])
+    assert (tokens.media == torch.where(tokens.image, 0, -1)).all()
+    assert querying.processor.tokenizer.decode(inputs["input_ids"][tokens.question]) == "Which digit is red?"
+    assert "without a grid" in repr(tokens)
+    with pytest.raises(ValueError, match=f"visual tokens of {model_type} are learned queries.* has no pixels"):
+        tokens.inside((0, 0, 50, 50))
+
+
+def test_roles_in_a_batch_of_learned_queries(querying: Seeing):
+    images = [picture((64, 64)), picture((97, 180), 1)]
+    questions = ["Which digit is red?", "a?"]
+    chat = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "seven"}]},
+        {"role": "user", "content": questions[0]},
+    ]
+    inputs = querying.prepare(images, [chat, questions[1]])
+    decode = querying.processor.tokenizer.decode
+    for sample, asked in enumerate(questions):
+        tokens, ids = inputs.tokens[sample], inputs["input_ids"][sample][None]
+        assert decode(ids[tokens.question]).strip() == asked
+        assert tokens.image.sum() == inputs.tokens[0].image.sum()
+    assert decode(inputs["input_ids"][inputs.tokens.context]) == "What?seven"
+
+
+@pytest.mark.parametrize("family", ["aria", "idefics2"])
+def test_learned_queries_of_several_pictures(family: str):
+    model = build(family)
+    chat = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}, {"type": "image"}]},
+        {"role": "assistant", "content": "seven"},
+        {"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Which?"}]},
+    ]
+    inputs = model.prepare([picture((64, 64), seed) for seed in range(4)], chat)
+    decode, tokens = model.processor.tokenizer.decode, inputs.tokens
+    assert decode(inputs["input_ids"][tokens.context]) == "What?seven"
+    assert decode(inputs["input_ids"][tokens.question]) == "Which?"
+    assert tokens.media[tokens.image].tolist() == [media for media in range(4) for _ in range(4)]
+
+
+@pytest.mark.parametrize("n", [0, 2])
+def test_one_picture_a_question_where_the_processor_puts_it_first(n: int):
+    model = build("blip-2")
+    images = [[picture((64, 64))] * n, [picture((64, 64))]]
+    with pytest.raises(ValueError, match=f"exactly one picture, not {n}"):
+        model.prepare(images, ["Which?", "What?"])
+
+
+def test_padding_on_the_right():
+    model = build("kosmos-2")
+    model.processor.tokenizer.padding_side = "right"
+    with pytest.raises(ValueError, match=r"set processor\.tokenizer\.padding_side = 'left'"):
+        model.prepare([picture((64, 64))] * 2, ["Which digit is red?", "What?"])
