@@ -185,34 +185,14 @@ def crops_and_overview(seen: Seen) -> list[Segment]:
     ]
 
 
+_WHOLE = (
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "cosmos3_omni",
+    "glm4v", "glm4v_moe", "glm46v", "glm_ocr", "glmga", "glm5_next", "ernie4_5_vl_moe", "paddleocr_vl", "exaone4_5",
+    "hyperclovax_vision_v2", "cohere_compass", "lfm3_vl", "video_llama_3", "minimax_m3_vl",
+)  # fmt: skip
+
 SEGMENTS: dict[str, Callable[[Seen], list[Segment]]] = {
-    **dict.fromkeys(
-        [
-            "qwen2_vl",
-            "qwen2_5_vl",
-            "qwen3_vl",
-            "qwen3_vl_moe",
-            "qwen3_5",
-            "qwen3_5_moe",
-            "glm4v",
-            "glm4v_moe",
-            "glm46v",
-            "glm_ocr",
-            "ernie4_5_vl_moe",
-            "exaone4_5",
-            "hyperclovax_vision_v2",
-            "cosmos3_omni",
-            "qwen4_exp",
-            "glm5_next",
-            "glmga",
-            "cohere_compass",
-            "lfm3_vl",
-            "video_llama_3",
-            "paddleocr_vl",
-            "minimax_m3_vl",
-        ],
-        whole_picture,
-    ),
+    **dict.fromkeys(_WHOLE, whole_picture),
     **dict.fromkeys(["llava", "vipllava"], one_tile),
     "ovis2": square_tiles,
     "kimi_k25": padded_picture,
