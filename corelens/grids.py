@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+from einops import rearrange
 from PIL import Image
 from transformers.image_processing_utils import select_best_resolution
 from transformers.video_utils import VideoMetadata
@@ -81,14 +82,21 @@ class Seen:
     def whole(self) -> Box:
         return Box(0, 0, *self.size)
 
+    def padded(self, x: float, y: float) -> Box:
+        """The picture, padded on its right and below to so many times its width and height."""
+        return Box(0, 0, self.size[0] * x, self.size[1] * y)
+
+    @property
+    def n_copies(self) -> int:
+        """Pictures of coordinates: some processors tile a picture only if it is alone in its prompt."""
+        return min(self.n_pictures, 2)
+
     @cached_property
     def measured(self) -> Mapping[str, Any]:
         """What the processor makes of a picture of coordinates of the same size, resized, cropped, padded and tiled."""
-        # Some processors tile a picture only if it is alone in its prompt.
-        n = min(self.n_pictures, 2)
         return self.processor(
-            text=[self.processor.image_token * n],
-            images=[[Image.fromarray(_coordinates(*self.size))] * n],
+            text=[self.processor.image_token * self.n_copies],
+            images=[[Image.fromarray(_coordinates(*self.size))] * self.n_copies],
             do_normalize=False,
             do_rescale=False,
             return_tensors="pt",
@@ -119,7 +127,7 @@ class Seen:
         """The region of the picture that each of the processor's tiles shows, whatever the steps were."""
         tiles = self.measured["pixel_values"].double().numpy()
         tiles = tiles.reshape(-1, *tiles.shape[-3:])
-        return self.regions(tiles[: len(tiles) // min(self.n_pictures, 2)])
+        return self.regions(tiles[: len(tiles) // self.n_copies])
 
     def regions(self, tiles: np.ndarray) -> list[Box]:
         """What part of the picture each tile [tile channel y x] of a picture of coordinates shows."""
@@ -160,6 +168,68 @@ def square_tiles(seen: Seen) -> list[Segment]:
     side = math.isqrt(seen.n_tokens // len(seen.tiles))
     parts = any(tile != seen.whole for tile in seen.tiles)
     return [Segment(side, side, tile, overview=parts and tile == seen.whole) for tile in seen.tiles]
+
+
+def padded_picture(seen: Seen) -> list[Segment]:
+    """`image_grid_thw` patches, merged, tile the picture and what was padded in black to its right and below."""
+    merge = seen.processor.image_processor.merge_size
+    _, rows, columns = seen.tensors["image_grid_thw"][seen.index].tolist()
+    shown = seen.measured["pixel_values"][: rows * columns, 2].double().mean((1, 2)).view(rows, columns) / _SHOWN
+    canvas = seen.padded(columns / float(shown.sum(1).max()), rows / float(shown.sum(0).max()))
+    return [Segment(rows // merge, columns // merge, canvas)]
+
+
+def pooled_picture(seen: Seen) -> list[Segment]:
+    """Patches with positions, pooled in squares, tile the whole picture."""
+    columns, rows = (seen.tensors["image_position_ids"][seen.index].amax(0) + 1).tolist()
+    pool = seen.processor.image_processor.pooling_kernel_size
+    return [Segment(rows // pool, columns // pool, seen.whole)]
+
+
+def patched_tiles(seen: Seen) -> list[Segment]:
+    """Tiles as lists of patches; an overview is last."""
+    patch, shrink = seen.processor.image_processor.encoder_patch_size, seen.config.downsample_factor
+    found = []
+    shapes = seen.measured["spatial_shapes"].tolist()
+    for patches, (rows, columns) in zip(
+        seen.measured["pixel_values"], shapes[: len(shapes) // seen.n_copies], strict=False
+    ):
+        tile = rearrange(
+            patches[: rows * columns], "(row column) (y x c) -> c (row y) (column x)", row=rows, y=patch, x=patch
+        )
+        found.append(Segment(rows // shrink, columns // shrink, seen.regions(tile.double().numpy()[None])[0]))
+    return [s._replace(overview=len(found) > 1 and s.region == seen.whole) for s in found]
+
+
+def overview_and_joined_crops(seen: Seen) -> list[Segment]:
+    """An overview, then overlapping crops joined to one picture; patches are pooled, an odd one at the end alone."""
+    *overview, rows, columns = seen.tensors["image_grids"][seen.index].tolist()
+    pool_y, pool_x = seen.processor.image_processor.pooling_size
+    pooled = seen.measured["image_token_pooling"].unflatten(-1, (pool_y, pool_x)) >= 0
+    segments = []
+    for n_rows, n_columns in (overview, (rows, columns)):
+        own, pooled = pooled[: n_rows * n_columns], pooled[n_rows * n_columns :]
+        own = rearrange(own, "(row column) y x -> (row y) (column x)", row=n_rows)
+        canvas = seen.padded(own.shape[1] / int(own.any(0).sum()), own.shape[0] / int(own.any(1).sum()))
+        segments.append(Segment(n_rows, n_columns, canvas, overview=not segments))
+    return segments
+
+
+def crops_and_overview(seen: Seen) -> list[Segment]:
+    """Crops joined to one picture without most of its padding, then an overview with it; newlines end rows."""
+    crop, (height, width) = seen.config.vision_config.crop_size, seen.tensors["image_sizes"][seen.index].tolist()
+    down, across = height // crop, width // crop
+    mask = seen.tensors["image_attention_mask"][seen.index, 1 : 1 + down * across, ::2, ::2]
+    side = mask.shape[-1]
+    mask = rearrange(mask, "(down across) y x -> (down y) (across x)", down=down)
+    rows, columns = int(mask[:, 0].sum()), int(mask[0].sum())
+    scale = min(width / seen.size[0], height / seen.size[1])
+    x, y = width / scale / seen.size[0], height / scale / seen.size[1]
+    joined = seen.padded(x * columns / (across * side), y * rows / (down * side))
+    return [
+        Segment(rows, columns, joined, row_end=1, end=1),
+        Segment(side, side, seen.padded(x, y), overview=True, row_end=1),
+    ]
 
 
 def unpadded_canvas(seen: Seen) -> list[Segment]:
@@ -206,13 +276,25 @@ def frames_as_tiles(seen: Seen) -> list[Segment]:
     return [Segment(side, side, seen.frame, seconds=span) for span in seen.seconds(1)]
 
 
+_WHOLE = (
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "cosmos3_omni",
+    "glm4v", "glm4v_moe", "glm46v", "glm_ocr", "glmga", "glm5_next", "ernie4_5_vl_moe", "paddleocr_vl", "exaone4_5",
+    "hyperclovax_vision_v2", "cohere_compass", "lfm3_vl", "video_llama_3", "minimax_m3_vl",
+)  # fmt: skip
+
 SEGMENTS: dict[str, Callable[[Seen], list[Segment]]] = {
-    **dict.fromkeys(["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"], whole_picture),
+    **dict.fromkeys(_WHOLE, whole_picture),
     **dict.fromkeys(["llava", "vipllava", "fast_vlm", "deepseek_vl", "janus", "paligemma"], square_tiles),
     **dict.fromkeys(["gemma3", "internvl", "idefics3", "smolvlm", "aya_vision", "cohere2_vision"], square_tiles),
     **dict.fromkeys(["llama4", "perception_lm"], square_tiles),
     **dict.fromkeys(["llava_next", "llava_onevision"], unpadded_canvas),
     **dict.fromkeys(["mistral3", "mistral_large4", "lighton_ocr"], resized_picture),
+    "ovis2": square_tiles,
+    "kimi_k25": padded_picture,
+    "gemma4": pooled_picture,
+    "lfm2_vl": patched_tiles,
+    "molmo2": overview_and_joined_crops,
+    "phi4_multimodal": crops_and_overview,
 }
 """By model type."""
 
@@ -223,7 +305,7 @@ VIDEO_SEGMENTS: dict[str, Callable[[Seen], list[Segment]]] = {
 }
 """By model type, for videos."""
 
-LEARNED_QUERIES: tuple[str, ...] = ()
+LEARNED_QUERIES = ("aria", "blip-2", "idefics2", "instructblip", "kosmos-2")
 """Model types whose visual tokens are learned queries: each gathers from the whole picture and has no place in it."""
 
 

@@ -83,6 +83,8 @@ def prepare(
     replaced = replaced or [[] for _ in chats]
     tensors.pop("labels", None)  # some processors prepare for training, too
     offsets = tensors.pop("offset_mapping").numpy()
+    # Phi-4's configuration does not say what stands for a picture; its processor does.
+    named = config if getattr(config, "image_token_id", None) is not None else processor
     maps, sizes, number = [], [], {"image": count(), "video": count()}
     for sample, (_, spans) in enumerate(rendered):
         sequence = _Sequence(
@@ -93,7 +95,7 @@ def prepare(
         # Templates may put pictures before videos, or both before the text, whatever the order of the chat.
         media = _in_order([replacement["type"] for replacement in replaced[sample]], given)
         for index, (medium, replacement) in enumerate(zip(media, replaced[sample], strict=True)):
-            placeholders = _placeholders(sequence, replacement, config)
+            placeholders = _placeholders(sequence, replacement, named)
             seen = Seen(
                 config, processor, tensors, next(number[replacement["type"]]), medium.size, len(placeholders),
                 len(pictures[sample]), getattr(medium, "metadata", None),
@@ -330,12 +332,12 @@ def _roles(sequence: _Sequence, spans: list[_Span], replaced: list[dict[str, Any
     }
 
 
-def _placeholders(sequence: _Sequence, replacement: dict[str, Any], config: Any) -> np.ndarray:
+def _placeholders(sequence: _Sequence, replacement: dict[str, Any], owner: Any) -> np.ndarray:
     """The positions that hold the visual tokens of one picture or video."""
     first, last = replacement["new_span"]
     start, end = sequence.offsets.T
     # Some models write the frames of a video with the token of pictures.
-    visual = np.isin(sequence.ids, [config.image_token_id, getattr(config, "video_token_id", None) or -1])
+    visual = np.isin(sequence.ids, [owner.image_token_id, getattr(owner, "video_token_id", None) or -1])
     return np.flatnonzero((start >= first) & (end <= last) & (end > start) & visual)
 
 
