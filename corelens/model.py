@@ -41,6 +41,18 @@ Names = str | Sequence[str] | Callable[[str], bool] | None
 _LOCKS: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
 
 
+def located(name_or_path: str) -> str:
+    """The folder of a shipped or local model; a Hub id as it is.
+
+    Raises:
+        FileNotFoundError: If a local path does not exist.
+    """
+    path = str(SHIPPED.get(name_or_path, name_or_path))
+    if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
+        raise FileNotFoundError(f"there is no model folder {path!r}.")
+    return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
 class HookedMLLM(HookedRootModule):
     """A Hugging Face image-text-to-text model with TransformerLens hook points.
 
@@ -111,10 +123,7 @@ class HookedMLLM(HookedRootModule):
             FileNotFoundError: If a local path does not exist.
             ValueError: If the checkpoint needs remote code and may not run it.
         """
-        path = str(SHIPPED.get(name_or_path, name_or_path))
-        if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
-            raise FileNotFoundError(f"there is no model folder {path!r}.")
-        path = str(Path(path).expanduser()) if path.startswith("~") else path
+        path = located(name_or_path)
         shared = {
             name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs
         }

@@ -19,6 +19,7 @@ ORDER = [
     "media",
     "inputs",
     "model",
+    "inspection",
     "data",
     "interventions",
     "causal",

@@ -1,0 +1,79 @@
+"""`corelens models`: what is said of a model before it is loaded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from transformers import LlamaConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from typer.testing import CliRunner
+
+
+def models(*arguments: str) -> Any:
+    from corelens.cli import app
+
+    return CliRunner().invoke(app, ["models", *arguments])
+
+
+def test_the_toy_is_what_its_configuration_says(toy: Any):
+    run = models("corelens/toy", "--json")
+    assert run.exit_code == 0, run.output
+    said = json.loads(run.output)
+    assert said["model_type"] == "qwen3_vl"
+    assert said["n_layers"] == toy.cfg.n_layers
+    assert said["n_heads"] == len(toy.heads) == 96
+    assert said["heads"] == {str(layer): toy.cfg.n_heads for layer in range(toy.cfg.n_layers)}
+    assert len(said["vision"]) == len(toy.vision.blocks)
+    assert said["n_parameters"] == sum(p.numel() for p in toy.hf_model.parameters())
+    assert not any(said[name] for name in ("headless", "cross_attention", "gated", "no_boxes", "no_video_boxes"))
+    text = " ".join(models("corelens/toy").output.split())
+    assert "heads 96: 16 per layer in 0-5" in text
+    assert "picture geometry yes video geometry yes" in text
+
+
+def test_layers_without_heads_are_named(tmp_path: Path):
+    from corelens import HookedMLLM
+
+    hf_model = tiny.build("qwen3_5")
+    hf_model.config.save_pretrained(tmp_path)
+    said = json.loads(models(str(tmp_path), "--json").output)
+    sites = HookedMLLM(hf_model)._sites
+    assert list(said["headless"]) == [str(site.layer) for site in sites if "attn" in site.missing]
+    assert len(said["headless"]) == 2
+    assert all("Qwen3_5GatedDeltaNet" in parts for parts in said["headless"].values())
+    assert said["gated"] == [site.layer for site in sites if "attn" in site.attentions]
+    assert "Qwen3_5GatedDeltaNet" in models(str(tmp_path)).output
+
+
+@pytest.mark.parametrize("mistake", ["no folder", "no pictures", "refused", "offline"])
+def test_mistakes_are_one_sentence(mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # What is not cached cannot be found either way; without the network it is not asked for.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    config = tiny.build("git").config if mistake == "refused" else LlamaConfig()
+    config.save_pretrained(tmp_path)
+    name, reason = {
+        "no folder": (str(tmp_path / "nowhere"), "there is no model folder"),
+        "no pictures": (str(tmp_path), "'llama' is not an image-text-to-text model"),
+        "refused": (str(tmp_path), "computes attention on its own"),
+        "offline": ("corelens-tests/nowhere", "couldn't connect"),
+    }[mistake]
+    run = models(name)
+    assert run.exit_code == 2
+    assert isinstance(run.exception, SystemExit)
+    # Without the frame and the line breaks, which depend on the terminal.
+    assert reason.replace(" ", "") in "".join(run.output.replace("│", "").split())
+
+
+def test_the_list_has_every_model_type():
+    from corelens.inspection import REFUSED
+
+    said = {one["model_type"]: one for one in json.loads(models("--json").output)}
+    assert set(said) == set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    assert {name for name, one in said.items() if one["caveat"] == "refused"} == set(REFUSED)
+    assert said["qwen3_vl"] == {"model_type": "qwen3_vl", "picture": "yes", "video": "yes", "caveat": ""}
+    assert said["minimax_m3_vl"]["caveat"] == "known fault"
+    rows = models().output.splitlines()
+    for name in said:
+        assert any(row.split()[:1] == [name] for row in rows), name
