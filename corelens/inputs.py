@@ -79,18 +79,20 @@ def prepare(
     pictures, clips = ([_media(chat, kind) for chat in chats] for kind in ("image", "video"))
     rendered = [_render(processor, chat, own) for chat, own in zip(chats, pictures, strict=True)]
     with _replacements(processor) as replaced:
-        tensors = _tensors(processor, [text for text, _ in rendered], pictures, [clip for own in clips for clip in own])
+        tensors = _tensors(
+            processor, [text for text, _, _ in rendered], pictures, [clip for own in clips for clip in own]
+        )
     replaced = replaced or [[] for _ in chats]
     tensors.pop("labels", None)  # some processors prepare for training, too
     offsets = tensors.pop("offset_mapping").numpy()
     # Phi-4's configuration does not say what stands for a picture; its processor does.
     named = config if getattr(config, "image_token_id", None) is not None else processor
     maps, sizes, number = [], [], {"image": count(), "video": count()}
-    for sample, (_, spans) in enumerate(rendered):
+    for sample, (_, n_characters, spans) in enumerate(rendered):
         sequence = _Sequence(
             tensors["input_ids"][sample].numpy(), tensors["attention_mask"][sample].numpy(), offsets[sample]
         )
-        columns = _roles(sequence, spans, replaced[sample])
+        columns = _roles(sequence, _moved(spans, n_characters, sequence, replaced[sample]), replaced[sample])
         given = {"image": pictures[sample], "video": clips[sample]}
         # Templates may put pictures before videos, or both before the text, whatever the order of the chat.
         media = _in_order([replacement["type"] for replacement in replaced[sample]], given)
@@ -251,16 +253,17 @@ class _Span(NamedTuple):
     role: Role
 
 
-def _render(processor: Any, chat: list[dict[str, Any]], pictures: list[Image.Image]) -> tuple[str, list[_Span]]:
+def _render(processor: Any, chat: list[dict[str, Any]], pictures: list[Image.Image]) -> tuple[str, int, list[_Span]]:
     """The prompt as the model's chat template writes it, and where the texts of the chat stand in it.
 
     The template is rendered a second time with a private mark in place of every text; what stands around the marks is
-    the template's own, whatever it looks like. The spans count what the processor itself adds to the prompt.
+    the template's own, whatever it looks like. The spans count what the processor itself adds to the prompt, and the
+    length returned beside it does.
     """
     if not getattr(processor, "chat_template", None):
         raise ValueError(f"{type(processor).__name__} has no chat template, so a question cannot be put to the model.")
     for kind, token in (("picture", processor.image_token), ("video", getattr(processor, "video_token", None))):
-        if token and any(token in part.get("text", "") for message in chat for part in message["content"]):
+        if token and any(str(token) in part.get("text", "") for message in chat for part in message["content"]):
             raise ValueError(f"the text holds {token!r}, which stands for a {kind}; pass {kind}s instead.")
 
     def render(text_of: Callable[[int, str], str]) -> str:
@@ -298,7 +301,7 @@ def _render(processor: Any, chat: list[dict[str, Any]], pictures: list[Image.Ima
         role = {"system": Role.SYSTEM}.get(message["role"], Role.QUESTION if message is chat[-1] else Role.CONTEXT)
         spans.append(_Span(cursor, cursor + len(written), role))
         cursor, literal = cursor + len(written), after
-    return written_prompt, spans
+    return written_prompt, len(prompt), spans
 
 
 # --- addresses -------------------------------------------------------------------------------------------------------
@@ -330,6 +333,13 @@ def _roles(sequence: _Sequence, spans: list[_Span], replaced: list[dict[str, Any
         "box": np.full((n, 4), np.nan, np.float32),
         "seconds": np.full((n, 2), np.nan, np.float32),
     }
+
+
+def _moved(spans: list[_Span], n_characters: int, sequence: _Sequence, replaced: list[dict[str, Any]]) -> list[_Span]:
+    """Where the texts stand if the processor puts something before the prompt, such as the start of the text."""
+    gained = sum(r["new_span"][1] - r["new_span"][0] - (r["span"][1] - r["span"][0]) for r in replaced)
+    put_before = max(0, int(sequence.offsets.max()) - n_characters - gained)
+    return [_Span(span.start + put_before, span.end + put_before, span.role) for span in spans]
 
 
 def _placeholders(sequence: _Sequence, replacement: dict[str, Any], owner: Any) -> np.ndarray:
