@@ -76,6 +76,8 @@ def prepare(
     chats = [
         _chat(asked, own, films, processor) for asked, own, films in _per_sample(question, picture=images, video=videos)
     ]
+    if getattr(processor, "image_token", None) is None:
+        raise ValueError(_unsaid(processor))
     pictures, clips = ([_media(chat, kind) for chat in chats] for kind in ("image", "video"))
     rendered = [_render(processor, chat, own) for chat, own in zip(chats, pictures, strict=True)]
     with _replacements(processor) as replaced:
@@ -83,6 +85,8 @@ def prepare(
             processor, [text for text, _, _ in rendered], pictures, [clip for own in clips for clip in own]
         )
     replaced = replaced or [[] for _ in chats]
+    if any(pictures) and not any(replaced):
+        raise ValueError(_unsaid(processor))
     tensors.pop("labels", None)  # some processors prepare for training, too
     offsets = tensors.pop("offset_mapping").numpy()
     # Phi-4's configuration does not say what stands for a picture; its processor does.
@@ -108,6 +112,13 @@ def prepare(
     stacked = {name: torch.from_numpy(np.stack([columns[name] for columns in maps])) for name in maps[0]}
     why = no_boxes(config.model_type) or (no_boxes(config.model_type, "video") if any(clips) else "")
     return PreparedInputs(tensors, TokenMap(**stacked, sizes=tuple(sizes), no_boxes=why))
+
+
+def _unsaid(processor: Any) -> str:
+    return (
+        f"{type(processor).__name__} does not say what it writes in place of a picture, so visual tokens cannot be "
+        f"found. Call the processor itself and pass its tensors to the model."
+    )
 
 
 def _tensors(processor: Any, prompts: list[str], pictures: list[list[Any]], clips: list[Clip]) -> BatchFeature:

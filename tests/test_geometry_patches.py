@@ -237,3 +237,9 @@ def test_learned_queries_of_several_pictures(family: str):
     assert decode(inputs["input_ids"][tokens.context]) == "What?seven"
     assert decode(inputs["input_ids"][tokens.question]) == "Which?"
     assert tokens.media[tokens.image].tolist() == [media for media in range(4) for _ in range(4)]
+
+
+@pytest.mark.parametrize("family", ["blip-2", "instructblip", "idefics2", "kosmos-2"])
+def test_processors_that_do_not_say_what_they_write(family: str):
+    with pytest.raises(ValueError, match="does not say what it writes in place of a picture"):
+        build(family).prepare([picture((64, 64))])
