@@ -1,20 +1,12 @@
-"""Heads, sets of heads and scores of heads: the words everything else speaks."""
+"""Heads and sets of heads: the words everything else speaks."""
 
 import json
-import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-from einops import reduce
-from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import NamedTuple
 
 
 class Head(NamedTuple):
@@ -82,6 +74,26 @@ class HeadSet:
             layers.setdefault(layer, []).append(head)
         return layers
 
+    def __or__(self, other: "HeadSet") -> "HeadSet":
+        """Heads of either set: these in their order, then the others in theirs."""
+        return HeadSet(tuple(dict.fromkeys((*self, *other))), f"{self.name} or {other.name}")
+
+    def __and__(self, other: "HeadSet") -> "HeadSet":
+        """Heads of both sets, in the order of this one."""
+        return HeadSet(tuple(head for head in self if head in other), f"{self.name} and {other.name}")
+
+    def __sub__(self, other: "HeadSet") -> "HeadSet":
+        """Heads of this set that are not in the other."""
+        return HeadSet(tuple(head for head in self if head not in other), f"{self.name} without {other.name}")
+
+    def kv_groups(self, group_size: int) -> set[tuple[int, int]]:
+        """Layer and number of the key-value heads that these heads read from.
+
+        Args:
+            group_size: Query heads that share a key-value head.
+        """
+        return {(layer, head // group_size) for layer, head in self}
+
     @classmethod
     def parse(cls, text: str) -> "HeadSet":
         """The set that `text` lists, e.g. `L4H2, L3H7`."""
@@ -98,107 +110,3 @@ class HeadSet:
         if not isinstance(saved, dict) or not {"name", "heads"} <= saved.keys():
             raise ValueError(f"{path} does not hold a head set: it needs the keys `name` and `heads`.")
         return cls(tuple(Head.parse(head) for head in saved["heads"]), saved["name"])
-
-
-@dataclass(frozen=True)
-class HeadScores:
-    """One number per sample and head, and what the number means.
-
-    Sets of heads are chosen by the mean over samples. Every fraction is of all heads and rounds up: five percent of 96
-    heads are five heads.
-    """
-
-    values: Float[Tensor, "sample layer head"]
-    """Higher means more of `metric`."""
-
-    metric: str
-    """Name of the metric as it appears in figures and files."""
-
-    samples: tuple[str, ...]
-    """The id of every sample, in the order of `values`."""
-
-    model: str = ""
-    """Which model was measured."""
-
-    choices: dict[str, Any] = field(default_factory=dict)
-    """Every choice that shaped the numbers: query tokens, evidence rule, data and the like."""
-
-    def __post_init__(self) -> None:
-        if len(self.samples) != len(self.values):
-            raise ValueError(f"{len(self.samples)} sample ids were given for {len(self.values)} rows of scores.")
-        if not len(self.values):
-            raise ValueError("there is no sample: head scores need at least one.")
-
-    @property
-    def mean(self) -> Float[Tensor, "layer head"]:
-        """Mean over samples."""
-        return reduce(self.values, "sample layer head -> layer head", "mean")
-
-    def ranked(self) -> list[Head]:
-        """All heads, highest mean first; ties in order of layer and head."""
-        n_heads = self.values.shape[-1]
-        order = self.mean.flatten().argsort(descending=True, stable=True)
-        return [Head(*divmod(index, n_heads)) for index in order.tolist()]
-
-    def top(self, fraction: float = 0.05) -> HeadSet:
-        """The heads with the highest means."""
-        n = self._count(fraction)
-        return HeadSet(tuple(self.ranked()[:n]), self._describe("top", n))
-
-    def next(self, fraction: float = 0.05) -> HeadSet:
-        """As many heads as `top`, ranked right after them: the control for "any high-scoring head would do"."""
-        n = self._count(fraction, at_most=0.5)
-        return HeadSet(tuple(self.ranked()[n : 2 * n]), self._describe("next", n))
-
-    def bottom(self, fraction: float = 0.05) -> HeadSet:
-        """As many heads as `top`, with the lowest means, lowest first."""
-        n = self._count(fraction)
-        return HeadSet(tuple(self.ranked()[::-1][:n]), self._describe("bottom", n))
-
-    def random(self, seed: int, fraction: float = 0.05) -> HeadSet:
-        """As many heads as `top`, drawn from all others."""
-        n = self._count(fraction, at_most=0.5)
-        others = sorted(self.ranked()[n:])
-        drawn = np.random.default_rng(seed).choice(len(others), n, replace=False)
-        return HeadSet(tuple(others[index] for index in drawn), f"{n} random heads outside the top {n}, seed {seed}")
-
-    def layer_matched_random(self, seed: int, fraction: float = 0.05) -> HeadSet:
-        """For every head of `top`, another of the same layer that is not in it: the control for depth."""
-        top = self.top(fraction)
-        rng = np.random.default_rng(seed)
-        n_heads = self.values.shape[-1]
-        drawn: list[Head] = []
-        for layer, chosen in sorted(top.by_layer().items()):
-            others = [head for head in range(n_heads) if head not in chosen]
-            if len(others) < len(chosen):
-                raise ValueError(
-                    f"layer {layer} has {n_heads} heads and {len(chosen)} of them are in the top {len(top)}: too few "
-                    f"others to draw from. Take a smaller fraction than {fraction}."
-                )
-            drawn += [Head(layer, int(head)) for head in rng.choice(others, len(chosen), replace=False)]
-        name = f"{len(top)} random heads in the layers of the top {len(top)}, seed {seed}"
-        return HeadSet(tuple(drawn), name)
-
-    def save(self, path: str | PathLike[str]) -> None:
-        """Writes a safetensors file that holds the values and everything said about them."""
-        about = {name: value for name, value in asdict(self).items() if name != "values"}
-        save_file({"values": self.values.contiguous()}, path, metadata={"corelens": json.dumps(about)})
-
-    @classmethod
-    def load(cls, path: str | PathLike[str]) -> "HeadScores":
-        """Reads what `save` wrote."""
-        with safe_open(path, "pt") as file:  # pyright: ignore[reportAbstractUsage]
-            metadata = file.metadata() or {}
-            if "corelens" not in metadata:
-                raise ValueError(f"{path} does not hold head scores: it was not written by HeadScores.save.")
-            about = json.loads(metadata["corelens"])
-            return cls(values=file.get_tensor("values"), **about | {"samples": tuple(about["samples"])})
-
-    def _count(self, fraction: float, at_most: float = 1.0) -> int:
-        if not 0 < fraction <= at_most:
-            raise ValueError(f"fraction={fraction} is outside (0, {at_most:g}]; 0.05 means five percent of all heads.")
-        # Rounding first: 0.07 * 100 is 7.000000000000001 in floating point, and seven heads are meant.
-        return math.ceil(round(fraction * self.mean.numel(), 9))
-
-    def _describe(self, which: str, n: int) -> str:
-        return f"{which} {n} of {self.mean.numel()} heads by {self.metric}"

@@ -1,14 +1,10 @@
-"""How much attention goes where: masses of attention probability on sets of keys."""
+"""Attention masses: the paper's metric, and the share of attention that looks at pictures at all."""
 
 import torch
-from einops import einsum, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from corelens.metrics.queries import mean_over_queries, require_some
-
-Keys = Bool[Tensor, "batch key"] | Float[Tensor, "batch key"]
-"""Which keys count: yes or no, or with a weight in [0, 1]."""
+from corelens.metrics.family import Keys, head_score
 
 
 def retrieval_attention_mass(
@@ -31,7 +27,8 @@ def retrieval_attention_mass(
         Values in [0, 1]. A head that attends evenly scores the evidence's share of the keys that it can see.
 
     Raises:
-        ValueError: If a sample marks no evidence or no query token, where the mean is undefined.
+        ValueError: If a sample marks no evidence or no query token, where the mean is undefined, or if `pattern` holds
+            no probabilities.
 
     Source:
         Sun et al. 2026 (arXiv 2606.05843) name the metric; their formula is not public. This one is inferred: it is
@@ -44,9 +41,12 @@ def retrieval_attention_mass(
         >>> retrieval_attention_mass(pattern, evidence, queries)
         tensor([[0.8000]])
     """
-    require_some(evidence=evidence, queries=queries)
-    to_evidence = einsum(pattern, evidence.to(pattern), "batch head query key, batch key -> batch head query")
-    return mean_over_queries(to_evidence, queries)
+    mass = head_score(pattern, evidence, queries)
+    # Written so that NaN fails as well.
+    if not ((mass > -1e-4) & (mass < 1 + 1e-4)).all():
+        low, high = mass.min().item(), mass.max().item()
+        raise ValueError(f"masses lie between {low:.4g} and {high:.4g}: `pattern` must hold probabilities.")
+    return mass.clamp(0, 1)
 
 
 def visual_share(
@@ -67,42 +67,4 @@ def visual_share(
     Raises:
         ValueError: If a sample has no visual token or no query token.
     """
-    require_some(image=image, queries=queries)
-    to_image = einsum(pattern, image.to(pattern), "batch head query key, batch key -> batch head query")
-    return mean_over_queries(to_image, queries)
-
-
-def evidence_lift(
-    pattern: Float[Tensor, "batch head query key"],
-    evidence: Keys,
-    image: Bool[Tensor, "batch key"],
-    queries: Bool[Tensor, "batch query"],
-) -> Float[Tensor, "batch head"]:
-    r"""How many times more of a head's visual attention the evidence gets than its share of the visual tokens.
-
-    $$\mathrm{lift}_h = \frac{\mathrm{RAM}_h / \mathrm{visual\ share}_h}{|E| / |V|}$$
-
-    It tells a head that finds the evidence from one that merely looks at pictures.
-
-    Args:
-        pattern: Attention probabilities after softmax.
-        evidence: Where the evidence is among the visual tokens.
-        image: Which keys are visual tokens.
-        queries: Which rows of `pattern` are query tokens.
-
-    Returns:
-        One for a head that spreads its visual attention evenly; at most |V| / |E|; NaN for a head that never looks at
-        a visual token.
-
-    Raises:
-        ValueError: If a sample has no evidence, no visual token or no query token, or evidence outside `image`.
-    """
-    outside = (evidence.to(torch.bool) & ~image).any(-1)
-    if outside.any():
-        raise ValueError(f"`evidence` leaves the visual tokens in sample(s) {outside.nonzero().flatten().tolist()}.")
-    mass = retrieval_attention_mass(pattern, evidence, queries)
-    share_of_attention = mass / visual_share(pattern, image, queries)
-    share_of_tokens = reduce(evidence.float(), "batch key -> batch 1", "sum") / reduce(
-        image.float(), "batch key -> batch 1", "sum"
-    )
-    return share_of_attention / share_of_tokens
+    return retrieval_attention_mass(pattern, image, queries)

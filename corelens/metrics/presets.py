@@ -1,0 +1,116 @@
+"""The head scores of the literature as settings of the same axes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from corelens.metrics.aggregation import Aggregation
+from corelens.metrics.family import Normalisation, Reduction
+
+Queries = Literal["last", "question", "answer", "generated", "uncertain"]
+"""Which tokens look. `last`: the last one of the prompt. `question`: the text of the last user turn. `answer`: the
+positions that say the expected answer, which the model is made to say. `generated`: those that say the model's own
+greedy answer. `uncertain`: the one of these whose next-token distribution has the highest entropy."""
+
+Contribution = Literal["attention", "write_size", "write_answer"]
+"""What is summed over the evidence: attention, or attention times the length of what the head writes from there
+(`write_sizes`), or times its part towards the answer's token (`write_towards`)."""
+
+Baseline = Literal["none", "minus_null", "over_generic"]
+"""Which other question the score is compared with, about the same picture: minus the score under "N/A", or divided by
+the score under "Describe the image."."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A head score: one choice on every axis."""
+
+    name: str
+    queries: Queries = "last"
+    contribution: Contribution = "attention"
+    reduction: Reduction = "sum"
+    normalisation: Normalisation = "none"
+    baseline: Baseline = "none"
+    sinks: Literal["kept", "excluded"] = "kept"
+    """Whether attention sinks in the picture count (`attention_sinks`)."""
+
+    aggregation: Aggregation = "mean"
+    source: str = ""
+    """Where it comes from, and how it differs from what was published."""
+
+
+_ALL = (
+    Metric(
+        "ram",
+        source="Retrieval attention mass, Sun et al. 2026 (arXiv 2606.05843). Inferred: their formula is not public; "
+        "this is equation 9 of the same laboratory's Elastic Attention (arXiv 2601.17367).",
+    ),
+    Metric(
+        "ram_question",
+        queries="question",
+        source="Retrieval attention mass from all question tokens, as digests of arXiv 2606.05843 describe it. "
+        "Inferred.",
+    ),
+    Metric(
+        "write_ram",
+        contribution="write_size",
+        source="corelens's own: retrieval attention mass, each key weighted by the length of what the head writes from "
+        "it.",
+    ),
+    Metric(
+        "answer_ram",
+        contribution="write_answer",
+        source="corelens's own: retrieval attention mass, each key weighted by what the head writes from it towards "
+        "the answer's first token. LOCOS without its contrast, at the last prompt token.",
+    ),
+    Metric(
+        "mmrethead",
+        queries="question",
+        baseline="minus_null",
+        source="MMRetHeads (arXiv 2605.27243). Theirs counts the delimiters of the picture as evidence and keeps "
+        "answer options in the null prompt; ours does not.",
+    ),
+    Metric(
+        "qrhead",
+        queries="question",
+        baseline="minus_null",
+        source="QRHead (arXiv 2506.09944), on visual evidence. Theirs counts the instruction as query tokens, too.",
+    ),
+    Metric(
+        "vrh",
+        queries="answer",
+        source="Visual retrieval heads (arXiv 2608.27417), their best variant: output tokens, sum, mean. Query tokens "
+        "are the positions that say the answer's tokens; which they take is not stated.",
+    ),
+    Metric(
+        "vera",
+        queries="last",
+        normalisation="share",
+        source="VERA (arXiv 2602.10146) as its code computes it: evidence over all visual tokens, at the token that "
+        "says the first word. The paper takes the most uncertain generated token: queries='uncertain'.",
+    ),
+    Metric(
+        "sparsemm",
+        queries="answer",
+        reduction="argmax",
+        normalisation="size",
+        source="SparseMM (arXiv 2506.05344): hits weighted by one over the region's tokens. Theirs has a region for "
+        "every answer token, sums over the group of a key-value head and scales to a sum of one.",
+    ),
+    Metric(
+        "locos",
+        queries="answer",
+        contribution="write_answer",
+        normalisation="rest",
+        source="LOCOS (arXiv 2607.01002), with the other visual tokens as the rest, where theirs is text.",
+    ),
+    Metric(
+        "relative_attention",
+        baseline="over_generic",
+        source="MLLMs know where to look (ICLR 2025): attention under the question over attention under a generic "
+        "prompt. Theirs is a map, averaged over heads, in one layer; ours the ratio of each head's evidence mass.",
+    ),
+)
+
+PRESETS = {metric.name: metric for metric in _ALL}
+"""By name. Not in here, since they are no sum over the evidence of one sample: `copy_score` ("Retrieval Head") and
+`localization_heads`."""
