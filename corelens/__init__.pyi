@@ -5,13 +5,15 @@ from .data import Evidence as Evidence
 from .data import Sample as Sample
 from .data import prepared_batches as prepared_batches
 from .heads import Head as Head
-from .heads import HeadScores as HeadScores
 from .heads import HeadSet as HeadSet
 from .interventions import ablate as ablate
 from .interventions import mean_outputs as mean_outputs
 from .media import Video as Video
 from .model import HookedMLLM as HookedMLLM
 from .scanning import scan as scan
+from .scores import HeadScores as HeadScores
+from .scores import agreement as agreement
+from .scores import joined as joined
 from .tokens import Box as Box
 from .tokens import Role as Role
 from .tokens import TokenMap as TokenMap

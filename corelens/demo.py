@@ -16,11 +16,12 @@ from tqdm.auto import tqdm
 
 from corelens.causal import answers_right
 from corelens.data import Sample, prepared_batches
-from corelens.heads import Head, HeadScores, HeadSet
+from corelens.heads import Head, HeadSet
 from corelens.inputs import PreparedInputs
 from corelens.interventions import ablate
 from corelens.model import SHIPPED, HookedMLLM
 from corelens.scanning import scan
+from corelens.scores import HeadScores
 from corelens.tokens import Box
 from corelens.toy import worlds
 from corelens.viz import accuracy_bars, attention_over_picture, head_map, score_curve
@@ -97,7 +98,7 @@ def run_demo(name: str = "corelens/toy", n_scanned: int = 200, n_tested: int = 5
             "questions of each text task": n_texts,
         },
         "seeds": {"scanned scenes": SCAN_SEED, "tested samples": TEST_SEED, "random heads": list(SEEDS)},
-        "mean score": {str(head): round(float(scores.mean[head]), 5) for head in scores.ranked()},
+        "mean score": {str(head): round(float(scores.per_head[head]), 5) for head in scores.ranked()},
         "heads": {condition: [str(heads) for heads in sets] for condition, sets in conditions.items()},
         "accuracy": accuracies,
         "expected": expectations(accuracies),
@@ -186,7 +187,7 @@ def _page(
     scenes = accuracy["scenes"]
     page = Page(
         f"Which heads of {result['model']} fetch the visual evidence?",
-        f"{len(top)} of {scores.mean.numel()} heads were chosen by where they look. With them removed, the model "
+        f"{len(top)} of {scores.n_heads} heads were chosen by where they look. With them removed, the model "
         f"answers {scenes['top']:.1%} of questions about pictures instead of {scenes['nothing removed']:.1%}; with as "
         f"many random heads of the same layers removed, {scenes['random, same layers']:.1%}.",
     )
@@ -208,7 +209,7 @@ def _page(
     page.heading("Where the heads are")
     page.figures(head_map(scores, top))
     page.heading("What they look at")
-    best, ordinary = top.heads[0], scores.ranked()[scores.mean.numel() // 2]
+    best, ordinary = top.heads[0], scores.ranked()[scores.n_heads // 2]
     # Neither the best nor the worst example: the scene on which the head's score is its median.
     of_best = scores.values[:, best.layer, best.head]
     sample = scanned[int((of_best == of_best.median()).nonzero()[0])]

@@ -4,46 +4,13 @@ import json
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from einops import repeat
 
 from corelens.heads import Head
-from corelens.metrics.stability import jaccard, rank_biased_overlap, spearman
 from corelens.scores import HeadScores
-
-
-class Agreement(NamedTuple):
-    """How far two data sets, models or metrics agree about heads."""
-
-    jaccard: float
-    """Of the top sets."""
-
-    spearman: float
-    """Over all heads that both score."""
-
-    rank_biased_overlap: float
-    """Of the rankings, where the top counts most."""
-
-
-def agreement(one: HeadScores, other: HeadScores, n: float | int = 0.05) -> Agreement:
-    """How far two scores of the same heads agree; `n` is the size of the top sets.
-
-    Raises:
-        ValueError: If they do not score the same heads.
-    """
-    if one.values.shape[1:] != other.values.shape[1:] or not torch.equal(one.exist, other.exist):
-        raise ValueError(
-            f"these scores are of {one.n_heads} and {other.n_heads} heads in {tuple(one.values.shape[1:])} and "
-            f"{tuple(other.values.shape[1:])} layers and heads: only scores of the same heads can be compared."
-        )
-    return Agreement(
-        jaccard(set(one.top(n)), set(other.top(n))),
-        spearman(one.per_head, other.per_head),
-        rank_biased_overlap(one.ranked(), other.ranked()),
-    )
 
 
 def to_parquet(scores: Sequence[HeadScores], path: str | PathLike[str]) -> None:
@@ -105,5 +72,3 @@ def load_head_score_list(path: str | PathLike[str], metric: str = "published sco
     for head, score in found.items():
         values[0, head.layer, head.head] = score
     return HeadScores(values, metric, (str(path),))
-
-

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from corelens.attention import chosen_rows
 from corelens.data import Sample, prepared_batches
-from corelens.heads import HeadScores
 from corelens.metrics import retrieval_attention_mass
 from corelens.model import HookedMLLM
+from corelens.scores import HeadScores
 from corelens.tokens import Rule, TokenMap
 
 

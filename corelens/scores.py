@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from os import PathLike
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from corelens.heads import Head, HeadSet
 from corelens.metrics.aggregation import Aggregation, aggregate
 from corelens.metrics.selection import count_of, elbow, n_holding
+from corelens.metrics.stability import jaccard, rank_biased_overlap, spearman
 
 
 @dataclass(frozen=True)
@@ -204,4 +205,35 @@ def joined(parts: Iterable[HeadScores]) -> HeadScores:
         samples=tuple(sample for one in every for sample in one.samples),
         datasets=tuple(name for one in every for name in one.datasets or [""] * len(one.samples)),
         skipped={sample: why for one in every for sample, why in one.skipped.items()},
+    )
+
+
+class Agreement(NamedTuple):
+    """How far two data sets, models or metrics agree about heads."""
+
+    jaccard: float
+    """Of the top sets."""
+
+    spearman: float
+    """Over all heads that both score."""
+
+    rank_biased_overlap: float
+    """Of the rankings, where the top counts most."""
+
+
+def agreement(one: HeadScores, other: HeadScores, n: float | int = 0.05) -> Agreement:
+    """How far two scores of the same heads agree; `n` is the size of the top sets.
+
+    Raises:
+        ValueError: If they do not score the same heads.
+    """
+    if one.values.shape[1:] != other.values.shape[1:] or not torch.equal(one.exist, other.exist):
+        raise ValueError(
+            f"these scores are of {one.n_heads} and {other.n_heads} heads in {tuple(one.values.shape[1:])} and "
+            f"{tuple(other.values.shape[1:])} layers and heads: only scores of the same heads can be compared."
+        )
+    return Agreement(
+        jaccard(set(one.top(n)), set(other.top(n))),
+        spearman(one.per_head, other.per_head),
+        rank_biased_overlap(one.ranked(), other.ranked()),
     )

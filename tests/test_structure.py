@@ -9,9 +9,11 @@ import corelens
 
 PACKAGE = Path(corelens.__file__).parent
 ORDER = [
-    "heads",
-    "tokens",
     "metrics",
+    "heads",
+    "scores",
+    "interchange",
+    "tokens",
     "sites",
     "grids",
     "attention",

@@ -21,7 +21,7 @@ def test_the_head_map_outlines_the_marked_heads(scores: Any):
     from corelens.viz import head_map
 
     figure = head_map(scores, scores.top(0.15)).to_dict()
-    assert np.allclose(figure["data"][0]["z"], scores.mean)
+    assert np.allclose(figure["data"][0]["z"], scores.per_head)
     centres = {((s["x0"] + s["x1"]) / 2, (s["y0"] + s["y1"]) / 2) for s in figure["layout"]["shapes"]}
     assert centres == {(3.0, 2.0), (2.0, 2.0)}
 

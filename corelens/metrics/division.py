@@ -1,6 +1,6 @@
 """Whether heads fall into groups, and where in the model's depth the scores lie."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,13 +48,15 @@ def two_groups(scores: Float[Tensor, "layer head"]) -> Division:
     if len(known) < 4 or not len(positive):
         raise ValueError(f"{len(positive)} of {len(known)} scores are positive: too few to look for groups.")
     logs = known.clamp(min=float(positive.min())).log().numpy()
-    dip, p_value = diptest(logs)
-    mixture = GaussianMixture(2, n_init=5, random_state=0).fit(logs[:, None])
-    grid = np.linspace(*sorted(mixture.means_[:, 0]), 1_000)
+    # Any: the package does not say that it returns a pair.
+    tested: Any = diptest(logs)
+    mixture: Any = GaussianMixture(2, n_init=5, random_state=0).fit(logs[:, None])
+    low, high = np.sort(mixture.means_[:, 0])
     upper = int(mixture.means_[:, 0].argmax())
+    grid = np.linspace(low, high, 1_000)
     chance = mixture.predict_proba(grid[:, None])[:, upper]
     threshold = float(grid[np.abs(chance - 0.5).argmin()])
-    return Division(float(dip), float(p_value), float(np.exp(threshold)), float((logs > threshold).mean()))
+    return Division(float(tested[0]), float(tested[1]), float(np.exp(threshold)), float((logs > threshold).mean()))
 
 
 class DepthProfile(NamedTuple):

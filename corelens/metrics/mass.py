@@ -1,6 +1,5 @@
 """Attention masses: the paper's metric, and the share of attention that looks at pictures at all."""
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -36,6 +35,7 @@ def retrieval_attention_mass(
         attention mass, with any set of query tokens in place of the last one.
 
     Example:
+        >>> import torch
         >>> pattern = torch.tensor([[[[0.7, 0.2, 0.1]]]])
         >>> evidence, queries = torch.tensor([[True, False, True]]), torch.tensor([[True]])
         >>> retrieval_attention_mass(pattern, evidence, queries)

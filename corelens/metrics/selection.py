@@ -82,7 +82,7 @@ def localization_heads(
     threshold = looking.flatten().sort(descending=True).values[elbow(mean) - 1]
     entropy = torch.where((looking >= threshold) & spatial_entropy.isfinite(), spatial_entropy, torch.inf)
     flat = rearrange(entropy, "sample layer head -> sample (layer head)")
-    order = flat.argsort(-1, stable=True)[:, :n]
+    order = flat.argsort(dim=-1, stable=True)[:, :n]
     chosen = torch.zeros_like(flat, dtype=torch.bool).scatter_(-1, order, True) & flat.isfinite()
     return chosen.view_as(entropy)
 

@@ -1,5 +1,7 @@
 """How heads spread their attention: wide or narrow, near or far, in one place of the picture or in many."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from einops import reduce
@@ -126,7 +128,9 @@ def spatial_entropy(maps: Float[Tensor, "*batch row column"]) -> Float[Tensor, "
     above[above <= 1e-3 * flat.max((1, 2), keepdims=True)] = 0
     entropies = np.full(len(flat), np.inf)
     for number, excess in enumerate(above):
-        parts, n = ndimage.label(excess > 0, np.ones((3, 3)))
+        # Any: scipy's own annotation does not know that label returns a pair.
+        found: Any = ndimage.label(excess > 0, np.ones((3, 3)))
+        parts, n = found
         if n:
             shares = ndimage.sum_labels(excess, parts, range(1, n + 1)) / excess.sum()
             entropies[number] = max(0.0, -(shares * np.log(shares)).sum())

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from torch import Tensor
 
 from corelens.metrics.selection import count_of
@@ -89,7 +89,7 @@ def jaccard(one: Set[object], other: Set[object]) -> float:
 def spearman(one: Float[Tensor, "layer head"], other: Float[Tensor, "layer head"]) -> float:
     """Rank correlation of two scores over the heads that both have."""
     both = ~(one.isnan() | other.isnan())
-    return float(spearmanr(one[both].cpu(), other[both].cpu()).statistic)
+    return float(np.corrcoef(rankdata(one[both].cpu()), rankdata(other[both].cpu()))[0, 1])
 
 
 def rank_biased_overlap(one: Sequence[object], other: Sequence[object], persistence: float = 0.95) -> float:
@@ -107,7 +107,9 @@ def rank_biased_overlap(one: Sequence[object], other: Sequence[object], persiste
         Webber, Moffat and Zobel 2010, equation 32 (RBO_ext) for lists of one length.
     """
     if len(one) != len(other) or not one:
-        raise ValueError(f"rankings of {len(one)} and {len(other)} heads cannot be compared; both need the same length.")
+        raise ValueError(
+            f"rankings of {len(one)} and {len(other)} heads cannot be compared; both need the same length."
+        )
     seen_one: set[object] = set()
     seen_other: set[object] = set()
     total, agreement = 0.0, 0.0

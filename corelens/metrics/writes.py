@@ -52,7 +52,9 @@ def write_towards(
     Source:
         LOCOS (arXiv 2607.01002).
     """
-    towards = einsum(W_O.float(), direction.float(), "head d_head d_model, batch query d_model -> batch head query d_head")
+    towards = einsum(
+        W_O.float(), direction.float(), "head d_head d_model, batch query d_model -> batch head query d_head"
+    )
     values = _of_query_heads(values, len(W_O))
     return einsum(towards, values, "batch head query d_head, batch key head d_head -> batch head query key")
 

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from corelens.heads import HeadScores, HeadSet
+from corelens.heads import HeadSet
+from corelens.scores import HeadScores
 from corelens.tokens import Box
 
 INK, ACCENT, QUIET, GRID = "#1f2430", "#d1495b", "#9aa5b1", "#e6e9ee"
@@ -20,7 +21,7 @@ _HEAT = [[0, "rgba(255,214,10,0)"], [0.25, "rgba(255,190,11,0.45)"], [1, "rgba(2
 
 def head_map(scores: HeadScores, marked: HeadSet) -> go.Figure:
     """Every head as a cell, layers upwards; darker means a higher mean score. `marked` heads are outlined."""
-    mean = scores.mean
+    mean = scores.per_head
     figure = go.Figure(
         go.Heatmap(
             z=mean.tolist(),
@@ -100,7 +101,7 @@ def attention_over_picture(
 def score_curve(scores: HeadScores, chosen: HeadSet) -> go.Figure:
     """Mean score of every head, best first; `chosen` heads are coloured."""
     ranked = scores.ranked()
-    values = [float(scores.mean[layer, head]) for layer, head in ranked]
+    values = [float(scores.per_head[layer, head]) for layer, head in ranked]
     colours = [ACCENT if head in chosen else QUIET for head in ranked]
     figure = go.Figure(
         go.Bar(

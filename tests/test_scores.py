@@ -1,0 +1,321 @@
+"""Head scores: the sets they choose, how samples become one number, files, and agreement."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nan
+from torch.testing import assert_close
+
+
+@pytest.fixture
+def scores() -> Any:
+    """Six layers of sixteen heads; the mean falls from L0H0 to L5H15."""
+    from corelens import HeadScores
+
+    mean = torch.arange(96, 0, -1.0).reshape(6, 16)
+    return HeadScores(torch.stack([mean - 1, mean + 1]), "mass", ("a", "b"), "tiny", choices={"queries": "last"})
+
+
+def test_top_next_and_bottom(scores: Any):
+    top = scores.top(0.05)
+    assert str(top) == "L0H0, L0H1, L0H2, L0H3, L0H4"  # 4.8 heads, rounded up
+    assert top.name == "top 5 of 96 heads by mass"
+    assert str(scores.next(0.05)) == "L0H5, L0H6, L0H7, L0H8, L0H9"
+    assert str(scores.bottom(0.05)) == "L5H15, L5H14, L5H13, L5H12, L5H11"
+    assert len(scores.top(1.0)) == 96
+
+
+@given(st.integers(1, 100), st.integers(1, 400))
+def test_whole_percentages_round_up_exactly(percent: int, n_heads: int):
+    from corelens import HeadScores
+
+    scores = HeadScores(torch.zeros(1, 1, n_heads), "mass", ("a",))
+    assert len(scores.top(percent / 100)) == -(-percent * n_heads // 100)
+
+
+def test_random_controls_avoid_the_top_and_repeat_with_their_seed(scores: Any):
+    top = set(scores.top())
+    for draw in (scores.random, scores.layer_matched_random):
+        drawn = [draw(seed) for seed in range(20)]
+        assert all(len(heads) == 5 and not top & set(heads) for heads in drawn)
+        assert draw(3) == drawn[3]
+        assert len({heads.heads for heads in drawn}) > 10
+    assert all(heads.by_layer().keys() == {0} for heads in (scores.layer_matched_random(s) for s in range(5)))
+    assert len({head for seed in range(200) for head in scores.random(seed)}) == 91
+
+
+def test_a_layer_without_others_is_named(scores: Any):
+    with pytest.raises(ValueError, match="layer 0 has 16 heads and 10 of them are in the top 10"):
+        scores.layer_matched_random(0, 0.1)
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.01, float("nan")])
+def test_fractions_outside_their_range(scores: Any, fraction: float):
+    for choose in (scores.top, scores.bottom, scores.next, lambda f: scores.random(0, f)):
+        with pytest.raises(ValueError, match=rf"fraction={fraction} is outside \(0, 1\]"):
+            choose(fraction)
+
+
+def test_numbers_of_heads(scores: Any):
+    assert scores.top(5) == scores.top(0.05)
+    for choose, n in ((scores.top, 0), (scores.bottom, 97), (scores.next, 49), (scores.next, 0.51)):
+        with pytest.raises(ValueError, match=r"of 96 heads; it must be between 1 and (48|96)"):
+            choose(n)
+
+
+def test_heads_that_do_not_exist_are_never_chosen_or_counted():
+    from corelens import HeadScores
+
+    values = torch.arange(24.0).reshape(1, 3, 8)
+    values[:, 1], values[:, 2, 4:] = nan, nan
+    scores = HeadScores(values, "mass", ("a",))
+    assert scores.n_heads == len(scores.ranked()) == 12
+    assert str(scores.top(0.25)) == "L2H3, L2H2, L2H1"
+    assert str(scores.bottom(2)) == "L0H0, L0H1"
+    assert {head.layer for seed in range(20) for head in scores.random(seed, 3)} == {0, 2}
+    assert all(set(scores.layer_matched_random(seed, 2).by_layer()[2]) == {0, 1} for seed in range(5))
+    with pytest.raises(ValueError, match="layer 2 has 4 heads and 3 of them"):
+        scores.layer_matched_random(0, 3)
+
+
+def test_sets_by_threshold_elbow_and_share():
+    from corelens import HeadScores
+
+    values = torch.tensor([[[8.0, 0.4, 0.3], [0.2, 7.0, 0.1]]])
+    scores = HeadScores(values, "mass", ("a",))
+    assert str(scores.above(0.3)) == "L0H0, L1H1, L0H1"
+    assert str(scores.before_elbow()) == "L0H0, L1H1"
+    assert str(scores.holding(0.5)) == "L0H0"
+    assert str(scores.holding(0.9)) == "L0H0, L1H1"
+
+
+def test_scores_survive_saving(scores: Any, tmp_path: Path):
+    from corelens import HeadScores
+
+    scores.save(tmp_path / "scores.safetensors")
+    loaded = HeadScores.load(tmp_path / "scores.safetensors")
+    assert torch.equal(loaded.values, scores.values)
+    assert (loaded.samples, loaded.metric, loaded.model, loaded.choices) == (
+        ("a", "b"),
+        "mass",
+        "tiny",
+        {"queries": "last"},
+    )
+    from safetensors.torch import save_file
+
+    save_file({"values": scores.values}, tmp_path / "bare.safetensors")
+    with pytest.raises(ValueError, match="does not hold head scores"):
+        HeadScores.load(tmp_path / "bare.safetensors")
+
+
+def test_scores_need_one_id_per_sample():
+    from corelens import HeadScores
+
+    with pytest.raises(ValueError, match="1 sample ids were given for 2 rows"):
+        HeadScores(torch.zeros(2, 1, 1), "mass", ("a",))
+    with pytest.raises(ValueError, match="no sample"):
+        HeadScores(torch.zeros(0, 1, 1), "mass", ())
+
+
+def test_joining_keeps_samples_and_refuses_to_mix(scores: Any):
+    from dataclasses import replace
+
+    from corelens import joined
+
+    one = replace(scores, datasets=("x", "x"), skipped={"c": "no picture"})
+    other = replace(scores, samples=("d", "e"), datasets=("y", "y"), values=scores.values + 1)
+    both = joined([one, other])
+    assert both.samples == ("a", "b", "d", "e")
+    assert both.skipped == {"c": "no picture"}
+    assert torch.equal(both.of_dataset("y").values, other.values)
+    with pytest.raises(ValueError, match="there is no data set 'z'; there are x, y"):
+        both.of_dataset("z")
+    with pytest.raises(ValueError, match=r"choices is {'queries': 'last'} in one and {'queries': 'all'} in another"):
+        joined([one, replace(other, choices={"queries": "all"})])
+
+
+# --- aggregation -----------------------------------------------------------------------------------------------------
+
+
+def test_aggregations_by_hand():
+    from corelens.metrics import aggregate
+
+    values = torch.tensor([[[1.0, 2.0, 5.0, nan]], [[3.0, 2.0, 6.0, nan]], [[8.0, 2.0, nan, nan]]])
+    groups = ("x", "x", "y")
+    assert_close(aggregate(values, "mean"), torch.tensor([[4.0, 2.0, 5.5, nan]]), equal_nan=True)
+    assert_close(aggregate(values, "median"), torch.tensor([[3.0, 2.0, 5.0, nan]]), equal_nan=True)
+    assert_close(aggregate(values, "frequency", fraction=0.34), torch.tensor([[2 / 3, 1 / 3, 1, nan]]), equal_nan=True)
+    assert_close(aggregate(values, "rank"), torch.tensor([[-1.0, -4 / 3, 0.0, nan]]), equal_nan=True)
+    assert_close(aggregate(values, "max", groups), torch.tensor([[8.0, 2.0, 5.5, nan]]), equal_nan=True)
+    x = torch.tensor([2.0, 2.0, 5.5])
+    y = torch.tensor([8.0, 2.0])
+    z_x, z_y = (x - x.mean()) / x.std(correction=0), (y - y.mean()) / y.std(correction=0)
+    expected = torch.stack([(z_x[0] + z_y[0]) / 2, (z_x[1] + z_y[1]) / 2, z_x[2], torch.tensor(nan)])[None]
+    assert_close(aggregate(values, "z_score", groups), expected, equal_nan=True)
+
+
+def test_scores_rank_by_their_aggregation(scores: Any):
+    ranked = scores.aggregated("rank")
+    assert ranked.top(2).name == "top 2 of 96 heads by mass (rank)"
+    assert ranked.ranked() == scores.ranked()
+
+
+# --- how sure --------------------------------------------------------------------------------------------------------
+
+
+def test_bootstrap_intervals_cover_the_mean_as_often_as_they_say():
+    from corelens.metrics import bootstrap_interval
+
+    draw = torch.Generator().manual_seed(0)
+    # Forty times five heads, each an experiment of its own with thirty samples.
+    values = torch.randn(30, 40, 5, generator=draw, dtype=torch.double) + 3
+    low, high = bootstrap_interval(values, 0.9)
+    covered = ((low < 3) & (high > 3)).double().mean()
+    assert 0.83 < covered < 0.95
+    assert torch.equal(bootstrap_interval(values, 0.9).low, low)
+    values[:, 0, 0] = nan
+    low, _ = bootstrap_interval(values)
+    assert low[0, 0].isnan()
+    assert (~low.isnan()).sum() == 199
+
+
+def test_stability_is_perfect_without_noise_and_chance_with_noise_alone():
+    from corelens.metrics import stability_curve
+
+    draw = torch.Generator().manual_seed(0)
+    signal = torch.randn(1, 10, 10, generator=draw)
+    noise = torch.randn(40, 10, 10, generator=draw)
+    assert stability_curve(signal.expand(40, -1, -1)).mean.tolist() == [1.0] * 10
+    assert abs(stability_curve(noise, 0.1).mean.mean() - 0.1) < 0.04
+    mixed = stability_curve(signal + noise, 0.1)
+    assert (mixed.n_samples[0], mixed.n_samples[-1]) == (1, 20)
+    assert mixed.mean[-1] > mixed.mean[0] + 0.2
+    with pytest.raises(ValueError, match="1 sample cannot be split"):
+        stability_curve(noise[:1])
+
+
+def test_agreement_of_rankings():
+    from corelens.metrics import jaccard, rank_biased_overlap, spearman
+
+    assert jaccard({1, 2, 3}, {2, 3, 4}) == 0.5
+    one = torch.tensor([[1.0, 2.0, 3.0, nan]])
+    assert spearman(one, one**3) == pytest.approx(1)
+    assert spearman(one, -one) == pytest.approx(-1)
+    letters = list("abcdefgh")
+    assert rank_biased_overlap(letters, letters) == pytest.approx(1)
+    swapped_top, swapped_end = list("bacdefgh"), list("abcdefhg")
+    assert rank_biased_overlap(letters, swapped_top, 0.5) < rank_biased_overlap(letters, swapped_end, 0.5) < 1
+    # By hand: A_1 = 0, A_2 = 1; (1 - p)(0 + p) + p^2.
+    assert rank_biased_overlap("ab", "ba", 0.5) == pytest.approx(0.5 * 0.5 + 0.25)
+    with pytest.raises(ValueError, match="rankings of 2 and 3 heads"):
+        rank_biased_overlap("ab", "abc")
+
+
+def test_agreement_of_scores(scores: Any):
+    from dataclasses import replace
+
+    from corelens import agreement
+
+    assert agreement(scores, scores) == pytest.approx((1, 1, 1))
+    upside_down = replace(scores, values=-scores.values)
+    found = agreement(scores, upside_down)
+    assert found.jaccard == 0
+    assert found.spearman == pytest.approx(-1)
+    with pytest.raises(ValueError, match="only scores of the same heads can be compared"):
+        agreement(scores, replace(scores, values=scores.values[:, :3]))
+
+
+# --- the shape of a ranking ------------------------------------------------------------------------------------------
+
+
+def test_rho_lorenz_and_elbow():
+    from corelens import metrics
+
+    scores = torch.tensor([[4.0, 1.0, -1.0, nan], [3.0, 1.0, 1.0, 0.0]])
+    assert_close(metrics.lorenz_curve(scores), torch.tensor([0.0, 0.4, 0.7, 0.8, 0.9, 1.0, 1.0, 1.0]))
+    assert metrics.rho(scores, 0.5) == pytest.approx(2 / 7)
+    assert metrics.rho(scores, 0.4) == pytest.approx(1 / 7)
+    assert metrics.elbow(torch.tensor([9.0, 8.5, 1.0, 0.9, 0.8, 0.0])) == 2
+    for bad in (torch.zeros(2, 3), -torch.ones(2, 2)):
+        with pytest.raises(ValueError, match="no head has a positive score"):
+            metrics.rho(bad)
+    with pytest.raises(ValueError, match="there is no elbow"):
+        metrics.elbow(torch.ones(5))
+
+
+def test_localization_heads_look_at_the_picture_and_at_one_place():
+    from corelens.metrics import localization_heads
+
+    share = torch.tensor([[[0.9, 0.8, 0.05, 0.04, 0.03, 0.0]]]).expand(2, 1, 6)
+    entropy = torch.tensor([[[2.0, 1.0, 0.0, 0.0, 0.0, 0.0]], [[torch.inf, 1.0, 0.0, 0.0, 0.0, 0.0]]])
+    assert localization_heads(share, entropy, 1).int().tolist() == [[[0, 1, 0, 0, 0, 0]]] * 2
+    assert localization_heads(share, entropy, 2).int().tolist() == [[[1, 1, 0, 0, 0, 0]], [[0, 1, 0, 0, 0, 0]]]
+
+
+def test_two_groups_are_told_from_one():
+    from corelens.metrics import two_groups
+
+    draw = torch.Generator().manual_seed(0)
+    broad = torch.randn(1, 300, generator=draw) - 6
+    retrieving = torch.randn(1, 100, generator=draw) / 2
+    one = two_groups(broad.exp())
+    two = two_groups(torch.cat([broad, retrieving], 1).exp())
+    assert one.p_value > 0.1
+    assert two.p_value < 0.01
+    assert two.upper_share == pytest.approx(0.25, abs=0.02)
+    assert 0.02 < two.threshold < 0.3
+    with pytest.raises(ValueError, match="0 of 6 scores are positive"):
+        two_groups(torch.zeros(2, 3))
+
+
+def test_depth_is_relative():
+    from corelens.metrics import depth_profile
+
+    scores = torch.tensor([[0.0, 0.0], [nan, nan], [3.0, 1.0], [1.0, -5.0], [0.0, 0.0]])
+    profile = depth_profile(scores)
+    assert_close(profile.depth, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
+    assert_close(profile.share, torch.tensor([0.0, 0.0, 0.8, 0.2, 0.0]))
+    assert profile.centre == pytest.approx(0.55)
+    assert profile.mean[1].isnan()
+
+
+# --- files of others -------------------------------------------------------------------------------------------------
+
+
+def test_parquet_has_a_row_for_every_score(scores: Any, tmp_path: Path):
+    from dataclasses import replace
+
+    import pyarrow.parquet as parquet
+
+    from corelens.interchange import to_parquet
+
+    values = scores.values.clone()
+    values[:, 3] = nan
+    to_parquet([replace(scores, values=values, datasets=("x", "y")), scores], tmp_path / "scores.parquet")
+    rows = parquet.read_table(tmp_path / "scores.parquet").to_pylist()
+    assert len(rows) == 2 * 80 + 2 * 96
+    assert rows[100] == {
+        "model": "tiny", "metric": "mass", "dataset": "y", "sample": "b", "layer": 1, "head": 4,
+        "score": float(values[1, 1, 4]),
+    }  # fmt: skip
+
+
+def test_published_lists_survive(scores: Any, tmp_path: Path):
+    from corelens.interchange import load_head_score_list, save_head_score_list
+
+    path = tmp_path / "heads.json"
+    save_head_score_list(scores, path)
+    assert json.loads(path.read_text())["head_score_list"][0] == ["0-0", 96.0]
+    loaded = load_head_score_list(path)
+    assert_close(loaded.per_head, scores.per_head)
+    path.write_text('[["21-10", 0.547], ["20-15", 0.432]]')
+    assert str(load_head_score_list(path).top(1)) == "L21H10"
+    for bad in ("{}", '[["x", 1]]', "nonsense", "[1]"):
+        path.write_text(bad)
+        with pytest.raises(ValueError, match="does not hold a head_score_list"):
+            load_head_score_list(path)
