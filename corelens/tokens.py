@@ -41,6 +41,8 @@ class Role(IntEnum):
     """One visual token of a picture."""
     VIDEO = 6
     """One visual token of a video."""
+    ANSWER = 7
+    """Text of the answer, where a prompt goes on with one (`corelens.continuation`)."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,16 @@ class TokenMap:
         return self.role == Role.CONTEXT
 
     @property
+    def visual(self) -> Bool[Tensor, "batch position"]:
+        """Visual tokens of pictures and videos."""
+        return self.image | self.video
+
+    @property
+    def answer(self) -> Bool[Tensor, "batch position"]:
+        """Text of the answer, where a prompt goes on with one."""
+        return self.role == Role.ANSWER
+
+    @property
     def structural(self) -> Bool[Tensor, "batch position"]:
         """Chat template, picture delimiters, row breaks."""
         return self.role == Role.STRUCTURAL
@@ -154,12 +166,14 @@ class TokenMap:
         chosen = self._tokens_of(media, view)
         return int(self.row[chosen].max()) + 1, int(self.column[chosen].max()) + 1
 
-    def grid(self, values: Shaped[Tensor, "position"], media: int = 0, view: int = 0) -> Shaped[Tensor, "row column"]:
+    def grid(
+        self, values: Shaped[Tensor, "*heads position"], media: int = 0, view: int = 0
+    ) -> Shaped[Tensor, "*heads row column"]:
         """Values of the visual tokens of one view laid out as they stand in it, for a map of one sample."""
         rows, columns = self.grid_shape(media, view)
-        laid_out = values.new_zeros(rows, columns)
+        laid_out = values.new_zeros(*values.shape[:-1], rows, columns)
         chosen = self._tokens_of(media, view)
-        laid_out[self.row[chosen], self.column[chosen]] = values[chosen[0]]
+        laid_out[..., self.row[chosen], self.column[chosen]] = values[..., chosen[0]]
         return laid_out
 
     def inside(

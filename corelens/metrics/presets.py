@@ -25,6 +25,9 @@ class Metric:
     """A head score: one choice on every axis."""
 
     name: str
+    label: str = ""
+    """How figures call it; its name by default."""
+
     queries: Queries = "last"
     contribution: Contribution = "attention"
     reduction: Reduction = "sum"
@@ -37,27 +40,38 @@ class Metric:
     source: str = ""
     """Where it comes from, and how it differs from what was published."""
 
+    def __post_init__(self) -> None:
+        if self.baseline != "none" and self.queries not in ("last", "question"):
+            raise ValueError(
+                f"metric {self.name!r} compares with another question, whose answer is another: its query tokens can "
+                f"be last or question, not {self.queries}."
+            )
+
 
 _ALL = (
     Metric(
         "ram",
+        "retrieval attention mass",
         source="Retrieval attention mass, Sun et al. 2026 (arXiv 2606.05843). Inferred: their formula is not public; "
         "this is equation 9 of the same laboratory's Elastic Attention (arXiv 2601.17367).",
     ),
     Metric(
         "ram_question",
+        "retrieval attention mass of the question",
         queries="question",
         source="Retrieval attention mass from all question tokens, as digests of arXiv 2606.05843 describe it. "
         "Inferred.",
     ),
     Metric(
         "write_ram",
+        "write-weighted retrieval attention mass",
         contribution="write_size",
         source="corelens's own: retrieval attention mass, each key weighted by the length of what the head writes from "
         "it.",
     ),
     Metric(
         "answer_ram",
+        "answer-weighted retrieval attention mass",
         contribution="write_answer",
         source="corelens's own: retrieval attention mass, each key weighted by what the head writes from it towards "
         "the answer's first token. LOCOS without its contrast, at the last prompt token.",
