@@ -244,7 +244,7 @@ def _overlays(model: HookedMLLM, sample: Sample, heads: Mapping[Head, str]) -> l
     highest = max(float(attention.max()) for attention in maps.values())
     (picture,) = sample.images
     assert isinstance(picture, Image.Image)  # scenes are drawn, not read
-    boxes, region = [evidence.box for evidence in sample.evidence], Box(0, 0, *picture.size)
+    boxes, region = [evidence.box for evidence in sample.evidence if evidence.box], Box(0, 0, *picture.size)
     return [
         attention_over_picture(picture, attention, region, f"{head}, {heads[head]}", boxes, highest)
         for head, attention in maps.items()

@@ -9,11 +9,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from corelens.attention import chosen_rows
-from corelens.data import Sample, prepared_batches
+from corelens.data import Sample, evidence_tokens, prepared_batches
 from corelens.heads import HeadScores
 from corelens.metrics import retrieval_attention_mass
 from corelens.model import HookedMLLM
-from corelens.tokens import Rule, TokenMap
+from corelens.tokens import Rule
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def scan(
         raise ValueError(f"queries={queries!r} is not known; query tokens are question or last.")
     values, ids = [], []
     for batch, inputs in prepared_batches(model, samples, batch_size, "scan"):
-        evidence = torch.cat([evidence_tokens(sample, inputs.tokens[i], rule) for i, sample in enumerate(batch)])
+        evidence = evidence_tokens(batch, inputs.tokens, rule)
         values.append(retrieval_masses(model, inputs, evidence, getattr(inputs.tokens, queries)).cpu())
         ids += [sample.id for sample in batch]
     return HeadScores(
@@ -98,21 +98,3 @@ def _by_layer(
     for layer, values in found.items():
         whole[:, layer, : values.shape[1]] = values
     return whole
-
-
-def evidence_tokens(
-    sample: Sample, tokens: TokenMap, rule: Rule = "overlap"
-) -> Bool[Tensor, "1 position"] | Float[Tensor, "1 position"]:
-    """Which visual tokens hold a sample's evidence, all of its regions together.
-
-    Raises:
-        ValueError: If there is no evidence, or a region of it selects no visual token; names the sample.
-    """
-    if not sample.evidence:
-        raise ValueError(f"sample {sample.id} has no evidence, so nothing can be measured on it.")
-    try:
-        regions = [tokens.inside(region.box, rule, region.media) for region in sample.evidence]
-    except (ValueError, IndexError) as cause:
-        raise ValueError(f"sample {sample.id}: {cause}") from cause
-    # The largest cover, for fractions: a token that two overlapping regions cover is not covered twice.
-    return torch.stack(regions).amax(0) if rule == "fraction" else torch.stack(regions).any(0)

@@ -26,8 +26,12 @@ def prepared_batches(
         for start in range(0, len(samples), batch_size):
             batch = tuple(samples[start : start + batch_size])
             try:
-                inputs = model.prepare([list(sample.images) for sample in batch], [sample.question for sample in batch])
-            except (ValueError, OSError) as cause:
+                inputs = model.prepare(
+                    [list(sample.images) for sample in batch],
+                    [sample.chat for sample in batch],
+                    [list(sample.videos) for sample in batch] if any(sample.videos for sample in batch) else None,
+                )
+            except (ValueError, OSError, ImportError) as cause:
                 raise type(cause)(f"samples {batch[0].id} to {batch[-1].id}: {cause}") from cause
             yield batch, inputs
             bar.update(len(batch))
