@@ -1,11 +1,12 @@
 """MLVU: questions on videos of minutes to hours (Zhou et al., 2024; Hub: MLVU/MVLU, gated)."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from corelens.data.reading import BadRow, Row, Samples, folder_of, get, read_json, text
+from corelens.data.reading import BadRow, Row, Samples, folder_of, get, read_rows, text
 from corelens.data.sample import Sample
 
 TASKS = ("plotQA", "needle", "ego", "count", "order", "anomaly_reco", "topic_reasoning", "sub_scene", "summary")
@@ -29,13 +30,13 @@ def mlvu(source: str | PathLike[str] = "MLVU/MVLU", task: str = "needle") -> Sam
     )
     if not (found := sorted(folder.rglob(f"json/*{task}.json"))):
         raise FileNotFoundError(f"{str(folder)!r} holds no json/*_{task}.json.")
-    rows = read_json(found[0])
+    rows = read_rows(found[0])
     videos = found[0].parent.parent / "video" / found[0].stem
 
     def read() -> Iterator[Row]:
         for index, row in enumerate(rows):
             name = f"{task}-{index}"
-            yield name, lambda name=name, row=row: _sample(name, row, videos, task)
+            yield name, partial(_sample, name, row, videos, task)
 
     return Samples(f"MLVU {task}", read)
 

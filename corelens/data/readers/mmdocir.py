@@ -43,7 +43,7 @@ def mmdocir(
     if pages not in ("all", "evidence"):
         raise ValueError(f"pages={pages!r} is not known; pages are all or evidence.")
     folder = folder_of(source, ["*annotations.jsonl", "*pages.parquet"])
-    (annotations,) = files_in(folder, "*annotations.jsonl")[:1]
+    annotations = files_in(folder, "*annotations.jsonl")[0]
     stored = table(files_in(folder, "*pages.parquet"))
     where: dict[str, dict[int, int]] = {}
     for row, (document, page) in enumerate(zip(stored["doc_name"], stored["passage_id"], strict=True)):
@@ -59,10 +59,7 @@ def mmdocir(
                 continue
             for index, asked in enumerate(questions):
                 row = f"{_name(name)}-{index}"
-                yield (
-                    row,
-                    lambda row=row, asked=asked, document=document: _sample(row, asked, document, where, stored, pages),
-                )
+                yield row, partial(_sample, row, asked, document, where, stored, pages)
 
     return Samples("MMDocIR", read)
 

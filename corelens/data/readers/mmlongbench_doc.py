@@ -5,14 +5,14 @@ Not to be confused with MMLongBench, another benchmark.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
 
-from corelens.data.reading import BadRow, Row, Samples, files_in, folder_of, listed, needed, read_json, table, text
+from corelens.data.reading import BadRow, Row, Samples, files_in, folder_of, listed, needed, read_rows, table, text
 from corelens.data.sample import Evidence, Sample
 
 FORMATS = ("Str", "Int", "Float", "List", "None")
@@ -39,13 +39,13 @@ def mmlongbench_doc(
         raise ValueError(f"dots_per_inch={dots_per_inch} is less than one.")
     folder = folder_of(source, ["data/*.parquet", "samples.json", "documents/*.pdf"])
     found = files_in(folder, "samples.json", "*.parquet")
-    rows = read_json(found[0]) if found[0].suffix == ".json" else table(found)
+    rows = read_rows(found[0]) if found[0].suffix == ".json" else table(found)
     documents = {path.name: path for path in folder.rglob("*.pdf")}
 
     def read() -> Iterator[Row]:
         for index in range(len(rows)):
             row = f"{rows[index].get('doc_id', '')}-{index}"
-            yield row, lambda row=row, index=index: _sample(row, rows[index], documents, pages, dots_per_inch)
+            yield row, partial(_sample, row, rows[index], documents, pages, dots_per_inch)
 
     return Samples("MMLongBench-Doc", read)
 

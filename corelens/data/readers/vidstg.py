@@ -1,13 +1,13 @@
 """VidSTG: which object does a sentence mean, where and when? (Zhang et al., 2020), with boxes from VidOR."""
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
 from corelens.data.frames import FileFrames
-from corelens.data.reading import BadRow, Row, Samples, box_in, files_in, folder_of, get, read_json, text
+from corelens.data.reading import BadRow, Row, Samples, box_in, files_in, folder_of, get, read_json, read_rows, text
 from corelens.data.sample import Evidence, Sample
 from corelens.media import Video
 
@@ -35,7 +35,7 @@ def vidstg(
     if not Path(vidor).is_dir():
         raise FileNotFoundError(f"there is no folder {str(vidor)!r} with VidOR's annotations and videos.")
     path = files_in(folder_of(source, [f"*{split}_annotations.json"]), f"{split}_annotations.json")[0]
-    rows = read_json(path)
+    rows = read_rows(path)
     boxes = {file.stem: file for file in Path(vidor).rglob("*.json")}
     videos = {file.stem: file for file in Path(vidor).rglob("*.mp4")}
 
@@ -43,10 +43,7 @@ def vidstg(
         for index, row in enumerate(rows):
             for number in range(max(1, len(row.get(sentences) or ()))):
                 name = f"{row.get('vid', '')}-{index}-{number}"
-                yield (
-                    name,
-                    lambda name=name, row=row, number=number: _sample(name, row, number, sentences, boxes, videos),
-                )
+                yield name, partial(_sample, name, row, number, sentences, boxes, videos)
 
     return Samples(f"VidSTG {split} {sentences}", read)
 
