@@ -65,7 +65,7 @@ def _number(text: str) -> float | None:
 def _same_number(said: float, wanted: float) -> bool:
     """Within one percent, or the same when rounded to the coarser of both, also as a share or as percent."""
     for number in (wanted / 100, wanted, wanted * 100):
-        places = max(2, min(len(str(float_).partition(".")[2]) for float_ in (said, number)))
+        places = max(2, min(len(str(number_).partition(".")[2]) for number_ in (said, number)))
         if math.isclose(number, said, rel_tol=0.01) or round(said, places) == round(number, places):
             return True
     return False

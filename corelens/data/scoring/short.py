@@ -70,9 +70,8 @@ def choice(said: str, choices: Sequence[str], answer: str) -> float | None:
             return float(letters.index(match[1]) == right)
     named = [index for index, option in enumerate(choices) if _says(text, option)]
     if not named:
-        named = sorted(
-            {letters.index(letter) for letter in re.findall(rf"\b([{letters}])\b", text) if letter not in "AI"}
-        )
+        alone = set(re.findall(rf"\b([{letters}])\b", text)) - {"A", "I"}
+        named = [letters.index(letter) for letter in alone]
     return float(named[0] == right) if len(named) == 1 else None
 
 
