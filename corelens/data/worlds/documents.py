@@ -28,7 +28,7 @@ ITEMS = (
     "Pulley",
     "Valve",
 )
-FIELDS = ("Invoice number", "Customer number", "Order date", "Due date", "Contact", "Country")
+MONTHS = ("March", "May", "June", "August", "October")
 COLUMNS = ("Quantity", "Unit price", "Stock code")
 NAMES = ("Ada Brandt", "Ben Okafor", "Chen Li", "Dora Novak", "Emil Sato", "Fay Moreau", "Gus Petrov", "Hana Kim")
 COUNTRIES = ("Brazil", "Canada", "Denmark", "Ghana", "Japan", "Kenya", "Norway", "Peru", "Spain", "Vietnam")
@@ -77,41 +77,34 @@ def _picture(seed: int, index: int) -> Image.Image:
 
 def draw_document(rng: np.random.Generator) -> Document:
     """What a random page says."""
+    used: set[int] = set()
 
-    def number(low: int, high: int) -> str:
-        # As long as the page: the digits of one value may be part of another, but no value occurs twice.
-        while (drawn := str(rng.integers(low, high))) in used:
+    def number(low: int, high: int) -> int:
+        while (drawn := int(rng.integers(low, high))) in used:
             pass
         used.add(drawn)
         return drawn
 
     def date() -> str:
-        return (
-            f"{number(10, 29)} {rng.choice(['March', 'May', 'June', 'August', 'October'])} {rng.integers(2015, 2026)}"
-        )
+        return f"{number(10, 29)} {rng.choice(MONTHS)} {rng.integers(2015, 2026)}"
 
-    used: set[str] = set()
-    values = (
-        number(10_000, 99_999), number(100_000, 999_999), date(), date(), str(rng.choice(NAMES)),
-        str(rng.choice(COUNTRIES)),
-    )  # fmt: skip
-    names = rng.choice(ITEMS, int(rng.integers(5, 9)), replace=False)
-    items = {
-        str(name): dict(
-            zip(
-                COLUMNS,
-                (number(30, 400), f"{number(400, 999)}.{rng.integers(10, 99)}", number(1000, 9999)),
-                strict=True,
-            )
-        )
-        for name in names
+    fields = {
+        "Invoice number": str(number(10_000, 99_999)),
+        "Customer number": str(number(100_000, 999_999)),
+        "Order date": date(),
+        "Due date": date(),
+        "Contact": str(rng.choice(NAMES)),
+        "Country": str(rng.choice(COUNTRIES)),
     }
-    return Document(
-        str(rng.choice(COMPANIES)),
-        ACCENTS[rng.integers(len(ACCENTS))],
-        dict(zip(FIELDS, values, strict=True)),
-        items,
-    )
+    items = {}
+    for name in rng.choice(ITEMS, int(rng.integers(5, 9)), replace=False):
+        price = f"{number(400, 999)}.{rng.integers(10, 99)}"
+        items[str(name)] = {
+            "Quantity": str(number(30, 400)),
+            "Unit price": price,
+            "Stock code": str(number(1000, 9999)),
+        }
+    return Document(str(rng.choice(COMPANIES)), ACCENTS[rng.integers(len(ACCENTS))], fields, items)
 
 
 def draw_page(document: Document) -> tuple[Image.Image, dict[str, Box]]:

@@ -32,12 +32,8 @@ COLOURS: dict[str, Colour] = {
 
 def _round(n: int, start: float = -90.0, inner: float = 1.0) -> list[tuple[float, float]]:
     """Corners on the unit circle, every other one moved inward."""
-    radii = [1.0, inner]
-    angles = [math.radians(start + 360 * corner / n) for corner in range(n)]
-    return [
-        (radii[corner % 2] * math.cos(angle), radii[corner % 2] * math.sin(angle))
-        for corner, angle in enumerate(angles)
-    ]
+    corners = [(inner if corner % 2 else 1.0, math.radians(start + 360 * corner / n)) for corner in range(n)]
+    return [(radius * math.cos(angle), radius * math.sin(angle)) for radius, angle in corners]
 
 
 SHAPES: dict[str, list[tuple[float, float]]] = {
