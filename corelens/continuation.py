@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from corelens.inputs import PreparedInputs
 from corelens.model import HookedMLLM

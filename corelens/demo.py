@@ -69,8 +69,8 @@ def run_demo(name: str = "corelens/toy", n_scanned: int = 200, n_tested: int = 5
     began = time.monotonic()
     model = HookedMLLM.from_pretrained(name)
     scanned = list(worlds.scenes(n_scanned, SCAN_SEED))
-    scores = scan(model, scanned, queries="last", batch_size=50)
-    by_question = scan(model, scanned, queries="question", batch_size=50)
+    scores = scan(model, scanned, "ram", batch_size=32)
+    by_question = scan(model, scanned, "ram_question", batch_size=32)
     conditions = {
         "nothing removed": [HeadSet((), "none")],
         "top": [scores.top(FRACTION)],
@@ -245,7 +245,7 @@ def _overlays(model: HookedMLLM, sample: Sample, heads: Mapping[Head, str]) -> l
     highest = max(float(attention.max()) for attention in maps.values())
     (picture,) = sample.images
     assert isinstance(picture, Image.Image)  # scenes are drawn, not read
-    boxes, region = [evidence.box for evidence in sample.evidence], Box(0, 0, *picture.size)
+    boxes, region = [evidence.box for evidence in sample.evidence if evidence.box], Box(0, 0, *picture.size)
     return [
         attention_over_picture(picture, attention, region, f"{head}, {heads[head]}", boxes, highest)
         for head, attention in maps.items()

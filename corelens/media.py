@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -13,7 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers.utils.import_utils import is_av_available, is_torchcodec_available, is_torchvision_available
 from transformers.video_utils import VideoMetadata, load_video
 
-Picture = Image.Image | str | PathLike
+Picture = Image.Image | str | PathLike | Callable
+"""A PIL image, the path of a file, or a function without arguments that returns a PIL image."""
 
 
 def load_picture(picture: object) -> Image.Image:
@@ -22,8 +24,10 @@ def load_picture(picture: object) -> Image.Image:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is no picture, is damaged, or is so large that decoding it would exhaust memory.
-        TypeError: If it is neither a picture nor a path.
+        TypeError: If it is neither a picture nor a path nor a function that returns a picture.
     """
+    if callable(picture):
+        picture = picture()
     if isinstance(picture, Image.Image):
         return _decode(picture, "the picture")
     if not isinstance(picture, str | PathLike):

@@ -1,118 +1,227 @@
 """Scores for every head over many samples, without keeping an activation."""
 
-import inspect
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+import hashlib
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from importlib.metadata import version
+from os import PathLike
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from corelens.attention import chosen_rows
-from corelens.data import Sample, prepared_batches
-from corelens.metrics import retrieval_attention_mass
+from corelens.data import Sample
+from corelens.measuring import DESCRIPTIONS, Measure, name_of
+from corelens.metrics import PRESETS, Metric, localization_heads
 from corelens.model import HookedMLLM
+from corelens.passes import Choices, Unmeasurable, measure_batch
 from corelens.scores import HeadScores
-from corelens.tokens import Rule, TokenMap
+from corelens.store import Part, Run
+from corelens.tokens import Rule, Views
+
+Samples = Iterable[Sample] | Mapping[str, Iterable[Sample]]
+"""Samples of one data set, or of several by name."""
+
+PART = 32
+"""Samples that are kept or lost together when a scan is interrupted."""
 
 
-@torch.no_grad()
-def scan(
-    model: HookedMLLM,
-    samples: Iterable[Sample],
-    queries: Literal["question", "last"] = "last",
-    rule: Rule = "overlap",
-    batch_size: int = 16,
-) -> HeadScores:
-    """Retrieval attention mass of every head on every sample.
-
-    Attention itself runs fused; only the rows of the query tokens are recomputed, and each layer keeps one number per
-    head before the next layer runs.
+def scan(model: HookedMLLM, samples: Samples, metric: Measure = "ram", **options: Any) -> HeadScores:
+    """One measure of every head on every sample.
 
     Args:
         model: The model.
-        samples: Questions with pictures and evidence.
-        queries: Which tokens look: the last one of the prompt, which says the answer, as in the one published formula
-            of the paper's laboratory; or all of the question, as digests of the paper say.
+        samples: Questions with media, answers and evidence.
+        metric: A `Metric`, or a name that `scan_all` knows.
+        options: As for `scan_all`.
+    """
+    return scan_all(model, samples, [metric], **options)[name_of(metric)]
+
+
+def scan_all(
+    model: HookedMLLM,
+    samples: Samples,
+    measures: Sequence[Measure] = ("ram", "write_ram"),
+    rule: Rule = "overlap",
+    views: Views = "all",
+    batch_size: int = 16,
+    max_new_tokens: int = 32,
+    out: str | PathLike[str] | None = None,
+) -> dict[str, HeadScores]:
+    """Several measures of every head on every sample, from the same passes.
+
+    Attention itself runs fused; only the rows of the query tokens are recomputed, and each layer keeps one number per
+    head before the next layer runs. All measures share a pass over prompt and answer, except those of the model's own
+    answer and those that compare with another question, which need passes of their own.
+
+    Args:
+        model: The model.
+        samples: Questions with media, answers and evidence; a mapping if there are several data sets.
+        measures: Metrics; or names: of `corelens.metrics.PRESETS`, of descriptions that need no evidence (`entropy`,
+            `concentration`, `distance`, `visual_share`, `sink_share`, `spatial_entropy`, all by the last prompt token),
+            or `localization`.
         rule: How evidence in pixels becomes visual tokens; see `TokenMap.inside`.
-        batch_size: Samples a pass.
+        views: Which views of a picture hold it; see `TokenMap.inside`.
+        batch_size: Most samples a pass; fewer after running out of memory.
+        max_new_tokens: Where the model's own answers are cut off, for metrics that need them.
+        out: A folder that keeps finished parts. The same scan into the same folder goes on where it was interrupted.
+
+    Returns:
+        By name. Samples that cannot be measured, since a picture is missing, say, are left out: `HeadScores.skipped`
+        says which and why, and a warning how many.
 
     Raises:
-        ValueError: If a sample has no evidence, or its evidence selects no visual token; names the sample.
+        ValueError: If a measure is not known, there is no sample, none can be measured, or `out` holds another scan;
+            names the difference.
+        RuntimeError: If another process is writing to `out`.
     """
-    if queries not in ("question", "last"):
-        raise ValueError(f"queries={queries!r} is not known; query tokens are question or last.")
-    values, ids = [], []
-    for batch, inputs in prepared_batches(model, samples, batch_size, "scan"):
-        evidence = torch.cat([evidence_tokens(sample, inputs.tokens[i], rule) for i, sample in enumerate(batch)])
-        values.append(retrieval_masses(model, inputs, evidence, getattr(inputs.tokens, queries)).cpu())
-        ids += [sample.id for sample in batch]
-    return HeadScores(
-        values=torch.cat(values),
-        metric="retrieval attention mass",
-        samples=tuple(ids),
-        model=model.cfg.model_name,
-        choices={"queries": queries, "rule": rule},
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} is less than one.")
+    choices = Choices(_resolved(measures), rule, views, batch_size, max_new_tokens)
+    one: Any = samples  # a type checker cannot know that a mapping is not an iterable of samples
+    sets = one if isinstance(samples, Mapping) else {getattr(samples, "name", ""): one}
+    every: list[tuple[str, Sample]] = [(name, sample) for name, own in sets.items() for sample in own]
+    if not every:
+        raise ValueError("there are no samples.")
+    run = nullcontext() if out is None else Run.opened(out, _manifest(model, every, choices))
+    parts = []
+    with run as kept, tqdm(total=len(every), desc="scan", unit="sample") as bar:
+        for number, start in enumerate(range(0, len(every), PART)):
+            part = kept.read(number) if kept else None
+            if part is None:
+                part = scan_part(model, every[start : start + PART], choices)
+                if kept:
+                    kept.write(number, part)
+            parts.append(part)
+            bar.update(len(every[start : start + PART]))
+    return _collected(parts, measures, choices, model)
+
+
+def scan_part(model: HookedMLLM, samples: Sequence[tuple[str, Sample]], choices: Choices) -> Part:
+    """All measures on a few samples, each with the name of its data set."""
+    # Samples of like length are batched, so that little is computed for padding.
+    waiting = _batches(sorted(range(len(samples)), key=lambda index: _length(samples[index][1])), choices.batch_size)
+    values: dict[int, dict[str, Float[Tensor, "layer head"]]] = {}
+    skipped: dict[str, str] = {}
+    while waiting:
+        batch = waiting.pop(0)
+        half = -(-len(batch) // 2)
+        try:
+            found = measure_batch(model, [samples[index][1] for index in batch], choices)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            waiting = _batches(sum(waiting, batch), half)
+        except Unmeasurable as cause:
+            # Halves, to find which sample it is.
+            waiting[:0] = _batches(batch, half) if len(batch) > 1 else []
+            if len(batch) == 1:
+                skipped[samples[batch[0]][1].id] = str(cause)
+        else:
+            for position, index in enumerate(batch):
+                values[index] = {name: tensor[position] for name, tensor in found.items()}
+    measured = sorted(values)
+    nothing = torch.empty(0, model.cfg.n_layers, model.cfg.n_heads)
+    return Part(
+        tuple(samples[index][1].id for index in measured),
+        tuple(samples[index][0] for index in measured),
+        {
+            name: torch.stack([values[index][name] for index in measured]) if measured else nothing
+            for name in map(name_of, choices.measures)
+        },
+        skipped,
     )
 
 
-@torch.no_grad()
-def retrieval_masses(
-    model: HookedMLLM,
-    inputs: Mapping[str, Any],
-    evidence: Bool[Tensor, "batch position"] | Float[Tensor, "batch position"],
-    queries: Bool[Tensor, "batch position"],
-) -> Float[Tensor, "batch layer head"]:
-    """Retrieval attention mass of every head in one pass over one batch; nothing of the pass is kept.
-
-    Args:
-        model: The model.
-        inputs: What `prepare` returns, or the tensors of the Hugging Face forward pass.
-        evidence: Which positions hold the evidence, as weights in [0, 1] if it covers tokens in part.
-        queries: Which positions are query tokens.
-
-    Returns:
-        NaN where there is no head: in layers without softmax attention, and in layers with fewer heads than others.
-    """
-    masses: dict[int, Tensor] = {}
-    rows = chosen_rows(queries)
-
-    def measure(pattern: Tensor, hook: Any) -> None:
-        masses[hook.layer()] = retrieval_attention_mass(pattern, evidence, rows)
-
-    takes = inspect.signature(model.hf_model.forward).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
-    # Nobody reads the logits or the cache of a scan.
-    savings = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-    savings |= {"use_cache": False} if takes_any or "use_cache" in takes else {}
-    with model.hooks(fwd_hooks=[(name, measure) for name in model.attn_names("pattern")], queries=queries):
-        model(inputs, **savings)
-    return _by_layer(masses, model.cfg.n_layers, model.cfg.n_heads)
+def _resolved(measures: Sequence[Measure]) -> tuple[Measure, ...]:
+    """Metrics by their names; what `localization` is made of in its place."""
+    if not measures:
+        raise ValueError("there is no measure; take e.g. 'ram'.")
+    found: dict[str, Measure] = {}
+    for one in measures:
+        if isinstance(one, Metric) or one in DESCRIPTIONS:
+            found[name_of(one)] = one
+        elif one in PRESETS:
+            found[one] = PRESETS[one]
+        elif one == "localization":
+            found |= {name: name for name in ("visual_share", "spatial_entropy")}
+        else:
+            known = ", ".join([*PRESETS, *DESCRIPTIONS, "localization"])
+            raise ValueError(f"there is no measure {one!r}; there are {known}.")
+    return tuple(found.values())
 
 
-def _by_layer(
-    found: Mapping[int, Float[Tensor, "batch head"]], n_layers: int, n_heads: int
-) -> Float[Tensor, "batch layer head"]:
-    """Layers in order; NaN where there is no head, in layers without attention and in layers with fewer heads."""
-    whole = next(iter(found.values())).new_full((len(next(iter(found.values()))), n_layers, n_heads), torch.nan)
-    for layer, values in found.items():
-        whole[:, layer, : values.shape[1]] = values
-    return whole
+def _collected(
+    parts: Sequence[Part], measures: Sequence[Measure], choices: Choices, model: HookedMLLM
+) -> dict[str, HeadScores]:
+    """All parts as head scores, one for each measure that was asked for."""
+    samples = tuple(sample for part in parts for sample in part.samples)
+    datasets = tuple(dataset for part in parts for dataset in part.datasets)
+    skipped = {sample: why for part in parts for sample, why in part.skipped.items()}
+    if skipped:
+        first, why = next(iter(skipped.items()))
+        said = f"{len(skipped)} of {len(samples) + len(skipped)} samples cannot be measured; the first, {first}: {why}"
+        if not samples:
+            raise ValueError(said)
+        warnings.warn(f"{said} All are in .skipped.", stacklevel=3)
+    values = {name: torch.cat([part.values[name] for part in parts]) for name in map(name_of, choices.measures)}
+    if "localization" in measures:
+        values["localization"] = localization_heads(values["visual_share"], values["spatial_entropy"]).float()
+    metrics = {one.name: one for one in choices.measures if isinstance(one, Metric)}
+    shared = {"rule": choices.rule, "views": choices.views}
+    return {
+        name: HeadScores(
+            values[name],
+            metrics[name].label or name if name in metrics else name,
+            samples,
+            model.cfg.model_name,
+            datasets,
+            metrics[name].aggregation if name in metrics else "mean",
+            shared | (asdict(metrics[name]) if name in metrics else {}),
+            skipped,
+        )
+        for name in map(name_of, measures)
+    }
 
 
-def evidence_tokens(
-    sample: Sample, tokens: TokenMap, rule: Rule = "overlap"
-) -> Bool[Tensor, "1 position"] | Float[Tensor, "1 position"]:
-    """Which visual tokens hold a sample's evidence, all of its regions together.
+def _manifest(model: HookedMLLM, samples: Sequence[tuple[str, Sample]], choices: Choices) -> dict[str, Any]:
+    """All that must be the same for parts of a scan to belong together."""
+    config = model.hf_model.config
+    ids = hashlib.sha256("\n".join(f"{d}\t{s.id}\t{s.question}\t{s.answer}" for d, s in samples).encode())
+    return {
+        "model": model.cfg.model_name,
+        "revision": getattr(config, "_commit_hash", None),
+        "weights": _fingerprint(model),
+        "dtype": str(model.hf_model.dtype).removeprefix("torch."),
+        "heads": [model.cfg.n_layers, model.cfg.n_heads],
+        "data sets": list(dict.fromkeys(name for name, _ in samples)),
+        "samples": len(samples),
+        "samples sha256": ids.hexdigest(),
+        "samples a part": PART,
+        **{name: value for name, value in asdict(choices).items() if name != "measures"},
+        "measures": [asdict(one) if isinstance(one, Metric) else one for one in choices.measures],
+        "versions": {package: version(package) for package in ("corelens", "torch", "transformers")},
+    }
 
-    Raises:
-        ValueError: If there is no evidence, or a region of it selects no visual token; names the sample.
-    """
-    if not sample.evidence:
-        raise ValueError(f"sample {sample.id} has no evidence, so nothing can be measured on it.")
-    try:
-        regions = [tokens.inside(region.box, rule, region.media) for region in sample.evidence]
-    except (ValueError, IndexError) as cause:
-        raise ValueError(f"sample {sample.id}: {cause}") from cause
-    # The largest cover, for fractions: a token that two overlapping regions cover is not covered twice.
-    return torch.stack(regions).amax(0) if rule == "fraction" else torch.stack(regions).any(0)
+
+def _fingerprint(model: HookedMLLM) -> str:
+    """Tells models of one name apart: a hash of the first numbers of every weight."""
+    digest = hashlib.sha256()
+    for _, parameter in model.named_parameters():
+        digest.update(parameter.detach().flatten()[:4].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _batches(indices: Sequence[int], size: int) -> list[list[int]]:
+    return [list(indices[start : start + size]) for start in range(0, len(indices), size)]
+
+
+def _length(sample: Sample) -> tuple[int, int, int]:
+    """What makes a prompt long, as far as it is known before its media are read."""
+    pixels = sum(image.width * image.height for image in sample.images if isinstance(image, Image.Image))
+    return len(sample.videos), len(sample.images), pixels + len(sample.question)

@@ -175,7 +175,7 @@ def test_samples_without_evidence_or_outside_the_picture(model: Any):
         scan(model, [dataclasses.replace(sample, evidence=())])
     with pytest.raises(ValueError, match=r"sample s0: Box.* is not a region of picture 0"):
         scan(model, [dataclasses.replace(sample, evidence=(Evidence(Box(0, 0, 500, 5)),))])
-    with pytest.raises(ValueError, match="sample s0: sample 0 has no picture 2"):
+    with pytest.raises(ValueError, match=r"sample s0: evidence is in media \[2\]"):
         scan(model, [dataclasses.replace(sample, evidence=(Evidence(Box(0, 0, 5, 5), media=2),))])
     with pytest.raises(ValueError, match="samples s0 to s0: the question is empty"):
         scan(model, [dataclasses.replace(sample, question="")])

@@ -19,7 +19,7 @@ def answers_right(
     fwd_hooks: FwdHooks | None = None,
     max_new_tokens: int = 8,
 ) -> Bool[Tensor, "sample"]:
-    """Whether the model's greedy answer to each sample is the expected one, word for word, under some hooks.
+    """Whether the model's greedy answer to each sample is an accepted one, word for word, under some hooks.
 
     Args:
         model: The model.
@@ -31,5 +31,5 @@ def answers_right(
     with model.hooks(fwd_hooks=fwd_hooks or []):
         for samples, inputs in batches:
             said = model.answer(inputs, max_new_tokens)
-            right += [answer == sample.answer for answer, sample in zip(said, samples, strict=True)]
+            right += [answer in sample.answers for answer, sample in zip(said, samples, strict=True)]
     return torch.tensor(right)

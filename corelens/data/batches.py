@@ -1,6 +1,6 @@
 """Samples in batches, ready for a model."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from tqdm.auto import tqdm
 
@@ -26,8 +26,17 @@ def prepared_batches(
         for start in range(0, len(samples), batch_size):
             batch = tuple(samples[start : start + batch_size])
             try:
-                inputs = model.prepare([list(sample.images) for sample in batch], [sample.question for sample in batch])
-            except (ValueError, OSError) as cause:
+                inputs = prepare_batch(model, batch)
+            except (ValueError, OSError, ImportError) as cause:
                 raise type(cause)(f"samples {batch[0].id} to {batch[-1].id}: {cause}") from cause
             yield batch, inputs
             bar.update(len(batch))
+
+
+def prepare_batch(model: HookedMLLM, samples: Sequence[Sample]) -> PreparedInputs:
+    """The inputs of a few samples together."""
+    return model.prepare(
+        [list(sample.images) for sample in samples],
+        [sample.chat for sample in samples],
+        [list(sample.videos) for sample in samples] if any(sample.videos for sample in samples) else None,
+    )

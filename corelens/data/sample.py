@@ -1,9 +1,12 @@
-"""One question with its pictures, its answer and its evidence."""
+"""One question with its pictures or videos, its answer and its evidence: the one form that all data sets take."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from PIL import Image
 
+from corelens.media import Footage, Picture, load_picture
 from corelens.tokens import Box
 
 
@@ -11,21 +14,86 @@ from corelens.tokens import Box
 class Evidence:
     """A region that holds what the question asks for."""
 
-    box: Box
-    """In pixels of the original picture."""
+    box: Box | None = None
+    """In pixels of the original picture or video; None for all of it."""
 
     media: int = 0
-    """Which of the sample's pictures, counted from zero."""
+    """Which of the sample's media: pictures and videos are counted together, from zero, in the order of the prompt."""
+
+    seconds: tuple[float | int, float | int] | None = None
+    """Of a video, when: from and to, in seconds; None for all of it, and for pictures."""
+
+    weight: float | int = 1.0
+    """How much of the evidence this region is, in (0, 1]."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight <= 1:
+            raise ValueError(f"weight={self.weight} is outside (0, 1]; leave evidence out instead of weighing it zero.")
+        if self.media < 0:
+            raise ValueError(f"media={self.media} is negative; media are counted from zero.")
+        if self.seconds is not None and not 0 <= self.seconds[0] < self.seconds[1]:
+            raise ValueError(f"seconds={self.seconds} is no time: it needs 0 <= from < to.")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about some pictures, or about none."""
+    """One question about some pictures or videos, or about none.
+
+    Pictures and videos may be paths, or functions that return a picture; they are read when the sample is prepared, so
+    thousands of samples take little memory.
+    """
 
     id: str
     question: str
     answer: str
-    images: tuple[Image.Image | str, ...] = ()
-    """Pictures, or paths to them, in the order in which they precede the question."""
+    images: tuple[Picture, ...] = ()
+    """Pictures, paths to them or functions that return them, in the order in which they precede the question."""
 
     evidence: tuple[Evidence, ...] = ()
+    videos: tuple[Footage, ...] = ()
+    """`corelens.Video`s, or paths to files. They come after the pictures, before the question."""
+
+    prompt: tuple[str | int, ...] = ()
+    """The whole user message, where media do not simply precede the question: texts, and media by their number, each
+    once and in order. It contains the question."""
+
+    choices: tuple[str, ...] = ()
+    """The options of a multiple-choice question, in order; `answer` is one of them."""
+
+    also_accepted: tuple[str, ...] = ()
+    """Other answers that are as right as `answer`."""
+
+    scoring: str = "exact"
+    """Which rule of `corelens.data.score` judges an answer."""
+
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What else the data set says: domain, task, document, pages and the like."""
+
+    def __post_init__(self) -> None:
+        n_media = len(self.images) + len(self.videos)
+        placed = [part for part in self.prompt if isinstance(part, int)]
+        if self.prompt and placed != list(range(n_media)):
+            raise ValueError(f"sample {self.id}: the prompt places media {placed}, and there are {n_media}, in order.")
+        if beyond := [region.media for region in self.evidence if region.media >= n_media]:
+            raise ValueError(f"sample {self.id}: evidence is in media {beyond}, and there are {n_media}.")
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Every answer that is right."""
+        return (self.answer, *self.also_accepted)
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        """The pictures themselves, read now."""
+        return [load_picture(picture) for picture in self.images]
+
+    @property
+    def chat(self) -> str | list[dict[str, Any]]:
+        """What `HookedMLLM.prepare` takes as the question."""
+        if not self.prompt:
+            return self.question
+        kinds = ["image"] * len(self.images) + ["video"] * len(self.videos)
+        parts = [
+            {"type": kinds[part]} if isinstance(part, int) else {"type": "text", "text": part} for part in self.prompt
+        ]
+        return [{"role": "user", "content": parts}]

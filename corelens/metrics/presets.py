@@ -41,10 +41,11 @@ class Metric:
     """Where it comes from, and how it differs from what was published."""
 
     def __post_init__(self) -> None:
-        if self.baseline != "none" and self.queries not in ("last", "question"):
+        answering = self.queries not in ("last", "question") or self.contribution == "write_answer"
+        if self.baseline != "none" and answering:
             raise ValueError(
                 f"metric {self.name!r} compares with another question, whose answer is another: its query tokens can "
-                f"be last or question, not {self.queries}."
+                f"be last or question, and it cannot weigh what is written towards the answer."
             )
 
 

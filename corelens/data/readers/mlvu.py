@@ -1,0 +1,63 @@
+"""MLVU: questions on videos of minutes to hours (Zhou et al., 2024; Hub: MLVU/MVLU, gated)."""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from corelens.data.reading import BadRow, Row, Samples, folder_of, get, read_rows, text
+from corelens.data.sample import Sample
+
+TASKS = ("plotQA", "needle", "ego", "count", "order", "anomaly_reco", "topic_reasoning", "sub_scene", "summary")
+
+
+def mlvu(source: str | PathLike[str] = "MLVU/MVLU", task: str = "needle") -> Samples:
+    """One sample per question of one task. MLVU does not say where in a video the evidence is.
+
+    Args:
+        source: A folder with `json/*_{task}.json` and `video/*_{task}/`, or the Hub id, from which only this task is
+            downloaded; ask for access first.
+        task: plotQA, needle, ego, count, order, anomaly_reco and topic_reasoning are multiple-choice; sub_scene and
+            summary are open, and the authors have them judged by a language model.
+    """
+    if task not in TASKS:
+        raise ValueError(f"task={task!r} is not known; the tasks of MLVU are {', '.join(TASKS)}.")
+    folder = folder_of(
+        source,
+        [f"**/json/*_{task}.json", f"**/video/*_{task}/*"],
+        "MLVU may be used for academic research only: accept its terms on its page",
+    )
+    if not (found := sorted(folder.rglob(f"json/*{task}.json"))):
+        raise FileNotFoundError(f"{str(folder)!r} holds no json/*_{task}.json.")
+    rows = read_rows(found[0])
+    videos = found[0].parent.parent / "video" / found[0].stem
+
+    def read() -> Iterator[Row]:
+        for index, row in enumerate(rows):
+            name = f"{task}-{index}"
+            yield name, partial(_sample, name, row, videos, task)
+
+    return Samples(f"MLVU {task}", read)
+
+
+def _sample(name: str, row: Mapping[str, Any], videos: Path, task: str) -> Sample:
+    path = videos / text(row, "video")
+    if not path.is_file():
+        raise BadRow(f"its video {str(path)!r} does not exist")
+    question, answer = text(row, "question"), text(row, "answer")
+    choices = tuple(str(choice).strip() for choice in row.get("candidates") or ())
+    if choices:
+        if answer not in choices:
+            raise BadRow(f"its answer {answer!r} is none of its candidates {choices}")
+        options = "\n".join(f"({chr(ord('A') + index)}) {choice}" for index, choice in enumerate(choices))
+        question = f"{question}\nOptions:\n{options}\nOnly give the best option."
+    return Sample(
+        name,
+        question,
+        answer,
+        videos=(str(path),),
+        choices=choices,
+        scoring="choice" if choices else "judge",
+        about={"task": task, "duration": get(row, "duration", int, float), "points": row.get("scoring_points")},
+    )

@@ -1,0 +1,268 @@
+"""MMLongBench: five categories of long-context tasks at five lengths (Wang et al., 2025; Hub: ZhaoweiWang/MMLongBench).
+
+Not to be confused with MMLongBench-Doc, another benchmark.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from corelens.data.reading import BadRow, Row, Samples, get, picture_file, read_json, read_line, read_lines, text
+from corelens.data.sample import Evidence, Sample
+
+LENGTHS = (8, 16, 32, 64, 128)
+INTERLEAVED = (
+    "You are given interleaved text and images. Please answer the question based on the given text and images.\n\n"
+)
+IMAGE = re.compile("<image>")
+
+
+class Task(NamedTuple):
+    """How the rows of a task become samples."""
+
+    category: str
+    sample: Callable[[str, Mapping[str, Any], Path], Sample]
+
+
+def mmlongbench(source: str | PathLike[str], task: str, length: int = 8, seed: int = 0) -> Samples:
+    """One sample per row of one task at one length, with text and pictures in their places.
+
+    Of the tasks, those of `NIAH` with needles among the pictures say where the evidence is: all of the needle. The
+    instructions are ours; they ask for what the authors' ask for, in fewer words.
+
+    Args:
+        source: The folder that holds `mmlb_data` and `mmlb_image`, the unpacked archives of the Hub's repository.
+        task: A name of `TASKS`, such as `retrieval-image`, `infoseek` or `slidevqa`.
+        length: Thousands of tokens: 8, 16, 32, 64 or 128.
+        seed: Chooses and orders the examples of many-shot tasks, as the authors' code does without one.
+    """
+    if task not in TASKS:
+        raise ValueError(f"task={task!r} is not known; the tasks of MMLongBench are {', '.join(TASKS)}.")
+    if length not in LENGTHS:
+        raise ValueError(f"length={length} is not known; the lengths of MMLongBench are {LENGTHS}, in thousands.")
+    folder = Path(source).expanduser()
+    if not (folder / "mmlb_data").is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {str(folder / 'mmlb_data')!r}. MMLongBench comes in archives: `hf download "
+            f"ZhaoweiWang/MMLongBench --repo-type dataset --local-dir FOLDER`, then unpack every .tar.gz there."
+        )
+    endings = re.compile(rf"_K{length}(_.*)?\.jsonl?$")
+    found = [path for path in sorted((folder / "mmlb_data").rglob(f"{task}*")) if endings.search(path.name)]
+    if not found:
+        raise FileNotFoundError(f"{str(folder / 'mmlb_data')!r} holds no file {task}*_K{length}*.jsonl.")
+    rows = _examples if TASKS[task].category == "ICL" else _lines
+
+    def read() -> Iterator[Row]:
+        for path in found:
+            for name, row in rows(path, seed):
+                yield name, partial(_checked, name, row, TASKS[task], folder / "mmlb_image", task, length)
+
+    return Samples(f"MMLongBench {task}, {length}K", read)
+
+
+def _lines(path: Path, seed: int) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    for number, line in read_lines(path):
+        yield f"{path.stem}-{number}", partial(read_line, line)
+
+
+def _examples(path: Path, seed: int) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """The questions of a many-shot task, each with examples in an order of its own."""
+    for domain, content in read_json(path).items():
+        for number, asked in enumerate(content["test_example"]):
+            yield f"{path.stem}-{domain}-{number}", partial(_shuffled, content, asked, [seed, number])
+
+
+def _shuffled(content: Mapping[str, Any], asked: Mapping[str, Any], seed: list[int]) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    rounds = content["exemplar_list"][rng.integers(len(content["exemplar_list"]))]
+    return {**asked, "examples": [part[index] for part in rounds for index in rng.permutation(len(part))]}
+
+
+def _checked(
+    name: str, make: Callable[[], dict[str, Any]], task: Task, pictures: Path, task_name: str, length: int
+) -> Sample:
+    row = make()
+    sample = task.sample(name, row, pictures)
+    about = {"category": task.category, "task": task_name, "length": length, "id": row.get("id")}
+    return Sample(**{**vars(sample), "about": {**about, **sample.about}})
+
+
+def _interleave(marked: str, n_pictures: int) -> tuple[str | int, ...]:
+    """Texts and numbers of pictures, from a text that has `<image>` in their places."""
+    texts = IMAGE.split(marked)
+    if len(texts) - 1 != n_pictures:
+        raise BadRow(f"its text has places for {len(texts) - 1} pictures, and it has {n_pictures}")
+    parts: list[str | int] = [texts[0]]
+    for number, after in enumerate(texts[1:]):
+        parts += [number, after]
+    return tuple(part for part in parts if part != "")
+
+
+def _pictures(row: Mapping[str, Any], names: list[str], folder: Path) -> tuple[str, ...]:
+    paths = [path for name in names for path in get(row, name, list)]
+    return tuple(picture_file(folder / path) for path in paths)
+
+
+def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """An answer, or several of which each is right."""
+    found = get(row, "answer", str, list, int)
+    found = tuple(str(answer).strip() for answer in (found if isinstance(found, list) else [found]))
+    if not found or not all(found):
+        raise BadRow("its 'answer' is empty")
+    return found
+
+
+def _context(row: Mapping[str, Any]) -> str:
+    return "\n\n".join(text(part, "text") for part in get(row, "ctxs", list))
+
+
+def _needles(row: Mapping[str, Any]) -> tuple[Evidence, ...]:
+    """The pictures of the haystack that are needles."""
+    needles = [part["image"] for part in row.get("positive_ctxs") or () if isinstance(part, dict) and part.get("image")]
+    # Needles are named without the folder of their task.
+    where = [
+        index
+        for index, path in enumerate(row["image_list"])
+        if any(path == needle or path.endswith(f"/{needle}") for needle in needles)
+    ]
+    if not where:
+        raise BadRow("none of its pictures is a needle that 'positive_ctxs' names")
+    return tuple(Evidence(media=index) for index in where)
+
+
+def _retrieval_augmented(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
+    passages = [f"Document (Title: {text(part, 'title')}): {text(part, 'text')}" for part in get(row, "ctxs", list)]
+    question, (answer, *others) = text(row, "question"), _answers(row)
+    instruction = "Use the given documents to answer the question about the entity shown in the image.\n\n"
+    return Sample(
+        name,
+        question,
+        answer,
+        (picture_file(folder / text(row, "image")),),
+        prompt=(instruction + "\n\n".join(passages) + "\n\n", 0, f"Question: {question}"),
+        also_accepted=tuple(others),
+        scoring="contains",
+    )
+
+
+def _visual_haystack(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
+    answer = {"0": "No", "1": "Yes"}.get(_answers(row)[0], _answers(row)[0])
+    question = f"{text(row, 'question')} Answer Yes or No."
+    return Sample(name, question, answer, _pictures(row, ["ctxs"], folder), scoring="yes-no")
+
+
+def _text_needle(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
+    pictures, question, answers = _pictures(row, ["image_list"], folder), text(row, "question"), _answers(row)
+    return Sample(
+        name,
+        question,
+        answers[0],
+        pictures,
+        prompt=_interleave(f"{INTERLEAVED}{_context(row)}\n\nQuestion: {question}", len(pictures)),
+        also_accepted=answers[1:],
+        scoring="contains",
+    )
+
+
+def _counting(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
+    """How often does something occur? The answer is a list of numbers, of which the sum counts."""
+    images = ["image_list", "needle_image_list"] if "needle_image_list" in row else ["image_list"]
+    pictures, question = _pictures(row, images, folder), text(row, "question")
+    return Sample(
+        name,
+        question,
+        str(get(row, "answer", list)),
+        pictures,
+        _needles(row) if "needle_image_list" in row else (),
+        prompt=_interleave(f"{INTERLEAVED}{_context(row)}\n\nQuestion: {question}", len(pictures)),
+        scoring="count",
+    )
+
+
+def _image_needle(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
+    """Which of these pictures is somewhere in the document?"""
+    pictures, question = _pictures(row, ["image_list", "choices_image"], folder), text(row, "question")
+    letters = [chr(ord("A") + index) for index in range(len(row["choices_image"]))]
+    if not 0 <= (right := get(row, "answer", int)) < len(letters):
+        raise BadRow(f"its 'answer' is {right}, and it has {len(letters)} choices")
+    options = "".join(f"\n{letter}. <image>" for letter in letters)
+    ask = f"\n\nQuestion: {question}{options}\nAnswer with the option's letter."
+    return Sample(
+        name,
+        question,
+        letters[right],
+        pictures,
+        _needles(row),
+        prompt=_interleave(f"{INTERLEAVED}{_context(row)}{ask}", len(pictures)),
+        choices=tuple(letters),
+        scoring="choice",
+    )
+
+
+def _many_shot(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
+    examples = get(row, "examples", list)
+    pictures = tuple(picture_file(folder / text(part, "image")) for part in [*examples, row])
+    labels = "\n\n".join(f"<image>\nlabel: {part['id']}" for part in examples)
+    question = 'Now classify this image. Only output "label: {label}".'
+    return Sample(
+        name,
+        question,
+        _answers(row)[0],
+        pictures,
+        prompt=_interleave(f"Training examples:\n{labels}\n\n{question} <image>", len(pictures)),
+        scoring="label",
+    )
+
+
+def _pages(row: Mapping[str, Any], name: str) -> str:
+    """The pages of documents, each under its name and number, which are in its path: `.../{document}/page{n}.png`."""
+    paths = [Path(path) for path in get(row, name, list)]
+    return "\n\n".join(
+        f"Document {path.parent.name[:15]} (page {path.stem.split('page')[-1]}): <image>" for path in paths
+    )
+
+
+def _summary(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
+    summary, pictures = get(row, "summary", str, list), _pictures(row, ["image_list"], folder)
+    if isinstance(summary, list):
+        summary = "\n\n".join(f"{part['section_title']}:\n" + "\n".join(part["paragraphs"]) for part in summary)
+    question = "Summarize these documents."
+    prompt = _interleave(f"{_pages(row, 'image_list')}\n\n{question}", len(pictures))
+    return Sample(name, question, summary, pictures, prompt=prompt, scoring="judge")
+
+
+def _document(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
+    pictures, asked, document = _pictures(row, ["page_list"], folder), text(row, "question"), text(row, "doc_name")
+    question = (
+        f"Based on Document {document[:15]}, answer the following question as concisely as you can, or write 'Not "
+        f"answerable'. {asked}"
+    )
+    return Sample(
+        name,
+        asked,
+        str(get(row, "answer", str, int, float)),
+        pictures,
+        prompt=_interleave(f"{_pages(row, 'page_list')}\n\n{question}", len(pictures)),
+        scoring="mmlongbench-docqa",
+        about={"document": document, "answer format": text(row, "answer_format")},
+    )
+
+
+TASKS: dict[str, Task] = {
+    **dict.fromkeys(("infoseek", "viquae"), Task("VRAG", _retrieval_augmented)),
+    **dict.fromkeys(("vh_single", "vh_multi"), Task("NIAH", _visual_haystack)),
+    **dict.fromkeys(("retrieval-text", "reasoning-text"), Task("NIAH", _text_needle)),
+    **dict.fromkeys(("counting-text", "counting-image"), Task("NIAH", _counting)),
+    **dict.fromkeys(
+        ("retrieval-image", "reasoning-image", "text-haystack_retrieval-image"), Task("NIAH", _image_needle)
+    ),
+    **dict.fromkeys(("cars196", "food101", "inat2021", "sun397"), Task("ICL", _many_shot)),
+    **dict.fromkeys(("gov-report", "lexsum", "multi-lexsum"), Task("summarisation", _summary)),
+    **dict.fromkeys(("longdocurl", "mmlongdoc", "slidevqa"), Task("DocVQA", _document)),
+}
+"""Every task by the name that its files begin with."""

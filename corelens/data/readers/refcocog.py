@@ -1,0 +1,69 @@
+"""RefCOCOg: where is the thing that a sentence describes? (Mao et al., 2016; Hub: lmms-lab/RefCOCOg)"""
+
+from collections.abc import Iterator
+from functools import partial
+from os import PathLike
+from typing import Any
+
+from corelens.data.reading import (
+    BadRow,
+    Row,
+    Samples,
+    StoredPicture,
+    box_in,
+    files_in,
+    folder_of,
+    get,
+    numbers,
+    picture_size,
+    table,
+)
+from corelens.data.sample import Evidence, Sample
+
+QUESTION = "Please provide the bounding box coordinate of the region this sentence describes: {expression}"
+
+
+def refcocog(
+    source: str | PathLike[str] = "lmms-lab/RefCOCOg", split: str = "val", question: str = QUESTION
+) -> Samples:
+    """One sample for every referring expression; the box of the thing is the evidence and the answer.
+
+    The field `answer` of the data set holds the expressions, `bbox` is left, top, width and height in pixels.
+
+    Args:
+        source: A folder with `{split}-*.parquet`, or a Hub id.
+        split: `val` or `test`.
+        question: What is asked, with `{expression}` in it. Models differ in how they are asked for a box and in which
+            unit they answer; `corelens.data.score` must be told the unit.
+    """
+    if "{expression}" not in question:
+        raise ValueError(f"question={question!r} has no place for the sentence: write {{expression}} in it.")
+    rows = table(files_in(folder_of(source, [f"data/{split}-*.parquet"]), f"{split}-*.parquet"))
+
+    def read() -> Iterator[Row]:
+        ids, expressions = rows["question_id"], rows["answer"]
+        for index, (row, said) in enumerate(zip(ids, expressions, strict=True)):
+            for number in range(max(1, len(said or ()))):
+                yield f"{row}-{number}", partial(_sample, rows, index, number, question)
+
+    return Samples(f"RefCOCOg {split}", read)
+
+
+def _sample(rows: Any, index: int, number: int, question: str) -> Sample:
+    row = rows[index]
+    expressions = get(row, "answer", list)
+    if not expressions or not (expression := (expressions[number] or "").strip()):
+        raise BadRow("its 'answer' holds no referring expression")
+    picture = StoredPicture(rows, index, "image")
+    size = picture_size(picture)
+    left, top, width, height = numbers(row, "bbox", 4)
+    box = box_in([left, top, left + width, top + height], size)
+    return Sample(
+        f"{row['question_id']}-{number}",
+        question.format(expression=expression),
+        str([round(edge) for edge in box]),
+        (picture,),
+        (Evidence(box),),
+        scoring="box",
+        about={"expression": expression, "file": row.get("file_name"), "size": size},
+    )

@@ -1,0 +1,134 @@
+"""The passes that measures need: over the prompt, the prompt and an answer, or the prompt with another question."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import pad
+
+from corelens.continuation import answer_ids, continued, greedy_ids
+from corelens.data import Sample, evidence_tokens, prepare_batch
+from corelens.inputs import PreparedInputs
+from corelens.measuring import Asked, Measure, measure
+from corelens.metrics import Metric
+from corelens.model import HookedMLLM
+from corelens.tokens import Rule, Views
+
+OTHER_QUESTIONS = {"minus_null": "N/A", "over_generic": "Describe the image."}
+"""What is asked instead, by baseline."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Every choice of a scan that shapes its numbers."""
+
+    measures: tuple[Measure, ...]
+    rule: Rule = "overlap"
+    views: Views = "all"
+    batch_size: int = 16
+    max_new_tokens: int = 32
+
+
+class Unmeasurable(ValueError):
+    """Something about a sample itself: a picture that cannot be read, evidence outside it, no answer."""
+
+
+def measure_batch(
+    model: HookedMLLM, samples: Sequence[Sample], choices: Choices
+) -> dict[str, Float[Tensor, "batch layer head"]]:
+    """All measures on one batch.
+
+    Raises:
+        Unmeasurable: If some sample cannot be measured.
+    """
+    groups: dict[str, list[Measure]] = {}
+    for one in choices.measures:
+        groups.setdefault(_sequence(one), []).append(one)
+    if len(groups) > 1 and (of_prompt := groups.pop("prompt", [])):
+        # Attention of the prompt does not change with what follows it: one pass serves both.
+        next(iter(groups.values())).extend(of_prompt)
+    try:
+        passes = [(own, *_asked(model, samples, sequence, own, choices)) for sequence, own in groups.items()]
+        # Each metric that compares with another question, after its own: the same pass about the other question.
+        compared = {
+            baseline: [one for one in choices.measures if isinstance(one, Metric) and one.baseline == baseline]
+            for baseline in OTHER_QUESTIONS
+        }
+        others = {
+            baseline: (own, *_asked(model, _asking(samples, baseline), "prompt", own, choices))
+            for baseline, own in compared.items()
+            if own
+        }
+    except (ValueError, OSError, IndexError) as cause:
+        raise Unmeasurable(str(cause)) from cause
+    found = {}
+    for own, inputs, asked in passes:
+        found |= measure(model, inputs, asked, own)
+    for baseline, (own, inputs, asked) in others.items():
+        for name, score in measure(model, inputs, asked, own).items():
+            found[name] = found[name] - score if baseline == "minus_null" else found[name] / score
+    return found
+
+
+def _sequence(one: Measure) -> str:
+    """What is passed through the model: the prompt, or the prompt and an answer."""
+    if isinstance(one, Metric):
+        if one.queries in ("generated", "uncertain"):
+            return "generated"
+        if one.queries == "answer" or one.contribution == "write_answer":
+            return "answer"
+    return "prompt"
+
+
+def _asked(
+    model: HookedMLLM, samples: Sequence[Sample], sequence: str, measures: Sequence[Measure], choices: Choices
+) -> tuple[PreparedInputs, Asked]:
+    """The tensors of a pass and what to measure it with."""
+    inputs = prepare_batch(model, samples)
+    tokens = inputs.tokens
+    n = tokens.role.shape[1]
+    needs_evidence = any(isinstance(one, Metric) for one in measures)
+    evidence = evidence_tokens(samples, tokens, choices.rule) if needs_evidence else tokens.visual
+    queries = {"last": tokens.last, "question": tokens.question}
+    said = torch.full_like(tokens.role, -1)
+    if sequence != "prompt":
+        if sequence == "answer":
+            answers = answer_ids(model, [sample.answer for sample in samples])
+        else:
+            answers = greedy_ids(model, inputs, choices.max_new_tokens)
+        inputs, saying, said = continued(model, inputs, answers)
+        behind = (0, said.shape[1] - n)
+        evidence = pad(evidence, behind)
+        queries = {name: pad(mask, behind) for name, mask in queries.items()} | {sequence: saying}
+        if any(isinstance(one, Metric) and one.queries == "uncertain" for one in measures):
+            queries["uncertain"] = _most_uncertain(model, inputs, saying)
+    asked = {one.queries if isinstance(one, Metric) else "last" for one in measures}
+    return inputs, Asked(inputs.tokens, evidence, {name: queries[name] for name in asked}, said)
+
+
+def _asking(samples: Sequence[Sample], baseline: str) -> list[Sample]:
+    """The same samples with another question."""
+    other = OTHER_QUESTIONS[baseline]
+    return [
+        replace(
+            sample,
+            question=other,
+            prompt=tuple(
+                part.replace(sample.question, other) if isinstance(part, str) else part for part in sample.prompt
+            ),
+        )
+        for sample in samples
+    ]
+
+
+@torch.no_grad()
+def _most_uncertain(
+    model: HookedMLLM, inputs: PreparedInputs, saying: Bool[Tensor, "batch position"]
+) -> Bool[Tensor, "batch position"]:
+    """Of the positions that say the answer, the one whose next-token distribution has the highest entropy."""
+    logits = model(inputs)[:, -saying.shape[1] :].float()
+    entropy = torch.distributions.Categorical(logits=logits).entropy()
+    chosen = entropy.masked_fill(~saying, -torch.inf).argmax(-1, keepdim=True)
+    return torch.zeros_like(saying).scatter_(-1, chosen, True)

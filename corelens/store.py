@@ -1,0 +1,128 @@
+"""Run folders: the finished parts of a long scan on disk, each complete or absent."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Part:
+    """What was measured on a few samples."""
+
+    samples: tuple[str, ...]
+    datasets: tuple[str, ...]
+    values: Mapping[str, Float[Tensor, "sample layer head"]]
+    """By measure."""
+
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """Samples that could not be measured, by id, and why."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder: `manifest.json`, and `parts/00000.parquet` and so on, written whole or not at all.
+
+    A part is a table with the columns `sample`, `dataset`, `skipped` (the reason, or null) and one per measure: the
+    scores of all heads, layer by layer, null for skipped samples.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    def path(self, number: int) -> Path:
+        return self.folder / "parts" / f"{number:05d}.parquet"
+
+    def read(self, number: int) -> Part | None:
+        """A finished part, or None if it is not there yet."""
+        from pyarrow import parquet
+
+        if not self.path(number).exists():
+            return None
+        table = parquet.read_table(self.path(number))
+        reasons = table["skipped"].to_pylist()
+        measured = table.filter([reason is None for reason in reasons])
+        shape = (-1, *self.manifest["heads"])
+        return Part(
+            tuple(measured["sample"].to_pylist()),
+            tuple(measured["dataset"].to_pylist()),
+            {
+                # A copy: pyarrow's memory cannot be written to, and torch warns of that.
+                name: torch.from_numpy(measured[name].combine_chunks().flatten().to_numpy().copy()).reshape(shape)
+                for name in measured.column_names[3:]
+            },
+            {s: why for s, why in zip(table["sample"].to_pylist(), reasons, strict=True) if why is not None},
+        )
+
+    def write(self, number: int, part: Part) -> None:
+        """Puts a finished part in its place."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        n_left_out = len(part.skipped)
+        columns = {
+            "sample": pa.array([*part.samples, *part.skipped]),
+            "dataset": pa.array([*part.datasets, *[None] * n_left_out], pa.string()),
+            "skipped": pa.array([*[None] * len(part.samples), *part.skipped.values()], pa.string()),
+        }
+        for name, values in part.values.items():
+            scores = [row.flatten().tolist() for row in values]
+            columns[name] = pa.array([*scores, *[None] * n_left_out], pa.list_(pa.float32()))
+        write_whole(self.path(number), lambda path: parquet.write_table(pa.table(columns), path))
+
+    @classmethod
+    @contextmanager
+    def opened(cls, folder: str | PathLike[str], manifest: Mapping[str, Any]) -> Iterator["Run"]:
+        """A new run folder, or one of the same scan; held until the block ends, so that no other process writes to it.
+
+        Raises:
+            ValueError: If the folder holds another scan, or something else; names the differences.
+            RuntimeError: If another process is writing to it.
+        """
+        run = cls(Path(folder), manifest)
+        file = run.folder / "manifest.json"
+        if run.folder.exists() and not file.exists() and any(run.folder.iterdir()):
+            raise ValueError(f"{run.folder} is not empty and holds no scan; choose another folder.")
+        (run.folder / "parts").mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(run.folder / ".lock", blocking=False):
+                if file.exists():
+                    _require_same(json.loads(file.read_text()), manifest, run.folder)
+                else:
+                    write_whole(file, lambda path: path.write_text(json.dumps(manifest, indent=1)))
+                yield run
+        except Timeout as cause:
+            raise RuntimeError(
+                f"another process is writing to {run.folder}; wait for it, or choose another."
+            ) from cause
+
+
+def write_whole(path: Path, write: Any) -> None:
+    """Writes a file so that, whenever the process is killed, the whole file is there or none."""
+    unfinished = path.with_suffix(".unfinished")
+    write(unfinished)
+    with unfinished.open("rb") as written:
+        os.fsync(written.fileno())
+    unfinished.replace(path)
+
+
+def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    differences = [
+        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+        for name in dict.fromkeys((*before, *now))
+        # As JSON keeps it: tuples become lists.
+        if before.get(name) != json.loads(json.dumps(now.get(name)))
+    ]
+    if differences:
+        raise ValueError(
+            f"{folder} holds another scan: {'; '.join(differences)}. Choose another folder, or make the same choices."
+        )
