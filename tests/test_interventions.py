@@ -1,4 +1,4 @@
-"""Ablations against surgery on the weights, and scans against whole patterns."""
+"""Ablations against surgery on the weights."""
 
 import copy
 from typing import Any
@@ -101,46 +101,6 @@ def test_mean_ablation_writes_the_means(model: Any):
                 assert torch.equal(z, plain["z", layer][:, :, head])
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("queries", ["question", "last"])
-@pytest.mark.parametrize("rule", ["overlap", "fraction"])
-def test_a_scan_is_the_metric_on_whole_patterns(model: Any, queries: Any, rule: Any):
-    from corelens import metrics, scan
-
-    scores = scan(model, samples(), queries=queries, rule=rule, batch_size=2)
-    assert scores.values.shape == (5, 3, 4)
-    assert scores.samples == ("s0", "s1", "s2", "s3", "s4")
-    assert scores.choices == {"queries": queries, "rule": rule}
-    for index, sample in enumerate(samples()):
-        inputs = model.prepare(list(sample.images), sample.question)
-        _, cache = model.run_with_cache(inputs)
-        covers = torch.stack([inputs.tokens.inside(e.box, rule).float() for e in sample.evidence]).amax(0)
-        for layer in range(3):
-            ram = metrics.retrieval_attention_mass(cache["pattern", layer], covers, getattr(inputs.tokens, queries))
-            assert_close(scores.values[index, layer], ram[0], atol=1e-5, rtol=1e-4)
-
-
-def test_a_scan_keeps_nothing_square(model: Any, monkeypatch: pytest.MonkeyPatch):
-    """No tensor with two axes as long as the sequence comes into being."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    from corelens import scan
-
-    (sample,) = samples(1)
-    n = model.prepare(list(sample.images), sample.question)["input_ids"].shape[1]
-
-    class NoSquares(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = func(*args, **(kwargs or {}))
-            for tensor in out if isinstance(out, list | tuple) else [out]:
-                if isinstance(tensor, torch.Tensor):
-                    assert list(tensor.shape).count(n) < 2, f"{func} made {tuple(tensor.shape)}"
-            return out
-
-    with NoSquares():
-        scan(model, [sample])
-
-
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
 
@@ -163,21 +123,3 @@ def test_means_are_given_where_they_are_needed_and_only_there():
         ablate([Head(0, 0)], "mean")
     with pytest.raises(ValueError, match="takes no means"):
         ablate([Head(0, 0)], "zero", torch.zeros(3, 4, 16))
-
-
-def test_samples_without_evidence_or_outside_the_picture(model: Any):
-    import dataclasses
-
-    from corelens import Box, Evidence, scan
-
-    (sample,) = samples(1)
-    with pytest.raises(ValueError, match="sample s0 has no evidence"):
-        scan(model, [dataclasses.replace(sample, evidence=())])
-    with pytest.raises(ValueError, match=r"sample s0: Box.* is not a region of picture 0"):
-        scan(model, [dataclasses.replace(sample, evidence=(Evidence(Box(0, 0, 500, 5)),))])
-    with pytest.raises(ValueError, match=r"sample s0: evidence is in media \[2\]"):
-        scan(model, [dataclasses.replace(sample, evidence=(Evidence(Box(0, 0, 5, 5), media=2),))])
-    with pytest.raises(ValueError, match="samples s0 to s0: the question is empty"):
-        scan(model, [dataclasses.replace(sample, question="")])
-    with pytest.raises(ValueError, match="there are no samples"):
-        scan(model, [])
