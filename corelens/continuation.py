@@ -55,7 +55,7 @@ def continued(model: HookedMLLM, inputs: PreparedInputs, answers: Sequence[Seque
     # Any: Hugging Face types it for a mixin. One by one, since some models repeat the last type of token.
     hf_model: Any = model.hf_model
     for _ in range(longest - 1):
-        tensors = hf_model._update_model_kwargs_for_generation(ModelOutput(), tensors)
+        tensors = hf_model._update_model_kwargs_for_generation(ModelOutput(), tensors, False)
     behind = said[:, n - 1 : -1]
     real = said[:, n:] >= 0
     # What fills up shorter answers is seen by nobody; it is the prompt's last token, since that is text.
