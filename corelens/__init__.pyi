@@ -1,3 +1,4 @@
+from . import data as data
 from . import metrics as metrics
 from .attention import chosen_rows as chosen_rows
 from .causal import answers_right as answers_right
