@@ -159,7 +159,7 @@ def document_folder(folder: Path, questions: list[Any], name: str = "report.pdf"
             "domain": "Brochure",
             "passage_id": str(page),
             "image_path": f"page_images/report_{page}.jpg",
-            "image_binary": encoded((1224, 1584), (page, 0, 0)),
+            "image_binary": encoded((1224, 1584), (100 * page, 0, 0)),
             "ocr_text": "",
             "vlm_text": "",
         }
@@ -174,7 +174,7 @@ def test_mmdocir_scales_layouts_from_page_units_to_pixels_and_pages_count_from_z
     one, both = mmdocir(document_folder(tmp_path, questions))
     assert one.id == "report-0"
     assert [picture.size for picture in one.pictures] == [(1224, 1584)] * 3
-    assert [np.asarray(picture)[0, 0, 0] for picture in one.pictures] == [0, 1, 2]
+    assert [np.asarray(picture)[0, 0, 0] // 90 for picture in one.pictures] == [0, 1, 2]
     (evidence,) = one.evidence
     assert evidence.media == 1
     assert evidence.box == pytest.approx(Box(122.4, 158.4, 612, 792))
@@ -217,7 +217,7 @@ def test_mmdocir_skips_what_is_broken(tmp_path: Path):
         "report-7": "a layout is on page 2, which is not among its evidence pages [1]",
         "report-8": "'page_size' is 0 x 792",
         "report-9": "no field 'page_id'",
-        "report-10": "is no object",
+        "report-10": "is no object with a",
         "other-0": "there are no pages of its document 'other.pdf'",
         "line 3": "not JSON",
     }
@@ -452,7 +452,8 @@ def test_mmlongbench_puts_pictures_into_their_places_and_knows_image_needles(ben
     assert [Path(image).name for image in sample.images] == ["a.png", "needle.png", "b.png", "c0.png", "c1.png"]
     assert [part for part in sample.prompt if isinstance(part, int)] == [0, 1, 2, 3, 4]
     assert sample.prompt[2] == "\n\nTwo "
-    assert sample.prompt[-4:] == ("\nA. ", 3, "\nB. ", 4) or sample.prompt[-5:-1] == ("\nA. ", 3, "\nB. ", 4)
+    assert sample.prompt[-5].endswith("Question: Which of these is in the document?\nA. ")
+    assert sample.prompt[-4:-1] == (3, "\nB. ", 4)
     assert sample.choices == ("A", "B")
     assert (score(sample, "B"), score(sample, "(A)"), score(sample, "a dog")) == (1, 0, None)
     assert sample.about | {"id": "niah-0", "category": "NIAH", "length": 8} == sample.about
@@ -515,7 +516,7 @@ def rows_of_other_tasks() -> Iterator[tuple[str, str, Any, str, int]]:
 
 @pytest.mark.parametrize(
     ("task", "file", "row", "right", "n"),
-    rows_of_other_tasks(),
+    list(rows_of_other_tasks()),
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_mmlongbench_reads_its_other_tasks(bench: Path, task: str, file: str, row: Any, right: str, n: int):
