@@ -1,8 +1,10 @@
+from . import data as data
 from . import metrics as metrics
 from .attention import chosen_rows as chosen_rows
 from .causal import answers_right as answers_right
 from .data import Evidence as Evidence
 from .data import Sample as Sample
+from .data import evidence_tokens as evidence_tokens
 from .data import prepared_batches as prepared_batches
 from .heads import Head as Head
 from .heads import HeadSet as HeadSet

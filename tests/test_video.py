@@ -402,3 +402,20 @@ def test_values_that_are_no_video(frames: Any, fps: float, error: type[Exception
 
     with pytest.raises(error, match=message):
         Video(frames, fps)
+
+
+@needs_torchvision
+def test_samples_with_videos_are_prepared_and_their_evidence_moves(sampling: Any, family: str):
+    from corelens import Box, Evidence, Sample, Video, evidence_tokens, prepared_batches
+
+    left, right = Box(0, 0, 40, 40), Box(110, 60, 150, 100)
+    moving = (Evidence(left, seconds=(0.25, 0.375)), Evidence(right, seconds=(1.25, 1.375)))
+    sample = Sample("moving", QUESTION, "7", videos=(Video(noise(12), 8.0),), evidence=moving)
+    ((batch, inputs),) = prepared_batches(sampling, [sample], 1, "test")
+    tokens = inputs.tokens
+    evidence = evidence_tokens(batch, tokens)
+    early, late = tokens.inside(left, seconds=(0.25, 0.375)), tokens.inside(right, seconds=(1.25, 1.375))
+    assert torch.equal(evidence, early | late)
+    assert not (early & late).any()
+    for name, tensor in prepared(sampling, noise(12)).items():
+        assert torch.equal(tensor, inputs[name]), name

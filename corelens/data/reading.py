@@ -131,6 +131,11 @@ def files_in(folder: Path, *patterns: str) -> list[Path]:
     raise FileNotFoundError(f"{str(folder)!r} holds no {' and no '.join(patterns)}.")
 
 
+def refuse(cause: BadRow) -> Sample:
+    """Makes no sample, of a row that was found to be broken before its turn."""
+    raise cause
+
+
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -181,8 +186,10 @@ def table(paths: Sequence[Path]) -> Any:
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def get(row: Mapping[str, Any], name: str, *kinds: type) -> Any:
-    """A field of a row, of one of some types."""
+def get(row: Any, name: str, *kinds: type) -> Any:
+    """A field of a row, or of an object in a row, of one of some types."""
+    if not isinstance(row, Mapping):
+        raise BadRow(f"{row!r:.80} is no object with a {name!r}")
     if name not in row:
         raise BadRow(f"it has no field {name!r}")
     if not isinstance(row[name], kinds):
@@ -190,14 +197,14 @@ def get(row: Mapping[str, Any], name: str, *kinds: type) -> Any:
     return row[name]
 
 
-def text(row: Mapping[str, Any], name: str) -> str:
+def text(row: Any, name: str) -> str:
     """A text of a row, which must not be empty."""
     if not (found := get(row, name, str).strip()):
         raise BadRow(f"its {name!r} is empty")
     return found
 
 
-def listed(row: Mapping[str, Any], name: str, kind: type) -> list[Any]:
+def listed(row: Any, name: str, kind: type) -> list[Any]:
     """A list of a row that may be written as a string, such as `"['Chart']"` or `"[5]"`."""
     found = get(row, name, list, str)
     if isinstance(found, str):
@@ -210,7 +217,7 @@ def listed(row: Mapping[str, Any], name: str, kind: type) -> list[Any]:
     return found
 
 
-def numbers(row: Mapping[str, Any], name: str, n: int) -> list[float | int]:
+def numbers(row: Any, name: str, n: int) -> list[float | int]:
     """So many numbers of a row."""
     found = get(row, name, list)
     if len(found) != n or not all(isinstance(number, int | float) and math.isfinite(number) for number in found):

@@ -46,7 +46,8 @@ def _sample(name: str, row: Mapping[str, Any], videos: Path, task: str) -> Sampl
     if not path.is_file():
         raise BadRow(f"its video {str(path)!r} does not exist")
     question, answer = text(row, "question"), text(row, "answer")
-    choices = tuple(str(choice).strip() for choice in row.get("candidates") or ())
+    given = get(row, "candidates", list) if row.get("candidates") else []
+    choices = tuple(str(choice).strip() for choice in given)
     if choices:
         if answer not in choices:
             raise BadRow(f"its answer {answer!r} is none of its candidates {choices}")

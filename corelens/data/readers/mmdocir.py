@@ -22,6 +22,7 @@ from corelens.data.reading import (
     picture_size,
     read_line,
     read_lines,
+    refuse,
     table,
     text,
 )
@@ -47,6 +48,8 @@ def mmdocir(
     stored = table(files_in(folder, "*pages.parquet"))
     where: dict[str, dict[int, int]] = {}
     for row, (document, page) in enumerate(zip(stored["doc_name"], stored["passage_id"], strict=True)):
+        if not str(page).isdigit():
+            raise ValueError(f"row {row} of the pages has the passage_id {page!r}, which is no number of a page.")
         where.setdefault(_name(document), {})[int(page)] = row
 
     def read() -> Iterator[Row]:
@@ -55,17 +58,13 @@ def mmdocir(
                 document = read_line(line)
                 name, questions = text(document, "doc_name"), get(document, "questions", list)
             except BadRow as cause:
-                yield f"line {number}", partial(_refuse, cause)
+                yield f"line {number}", partial(refuse, cause)
                 continue
             for index, asked in enumerate(questions):
                 row = f"{_name(name)}-{index}"
                 yield row, partial(_sample, row, asked, document, where, stored, pages)
 
     return Samples("MMDocIR", read)
-
-
-def _refuse(cause: BadRow) -> Sample:
-    raise cause
 
 
 def _name(document: str) -> str:

@@ -12,7 +12,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from corelens.data.reading import BadRow, Row, Samples, get, picture_file, read_json, read_line, read_lines, text
+from corelens.data.reading import (
+    BadRow,
+    Row,
+    Samples,
+    get,
+    picture_file,
+    read_json,
+    read_line,
+    read_lines,
+    refuse,
+    text,
+)
 from corelens.data.sample import Evidence, Sample
 
 LENGTHS = (8, 16, 32, 64, 128)
@@ -65,27 +76,33 @@ def mmlongbench(source: str | PathLike[str], task: str, length: int = 8, seed: i
     return Samples(f"MMLongBench {task}, {length}K", read)
 
 
-def _lines(path: Path, seed: int) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def _lines(path: Path, seed: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     for number, line in read_lines(path):
         yield f"{path.stem}-{number}", partial(read_line, line)
 
 
-def _examples(path: Path, seed: int) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def _examples(path: Path, seed: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     """The questions of a many-shot task, each with examples in an order of its own."""
     for domain, content in read_json(path).items():
-        for number, asked in enumerate(content["test_example"]):
-            yield f"{path.stem}-{domain}-{number}", partial(_shuffled, content, asked, [seed, number])
+        try:
+            sets, questions = get(content, "exemplar_list", list), get(content, "test_example", list)
+        except BadRow as cause:
+            yield f"{path.stem}-{domain}", partial(refuse, cause)
+            continue
+        for number, asked in enumerate(questions):
+            yield f"{path.stem}-{domain}-{number}", partial(_shuffled, sets, asked, [seed, number])
 
 
-def _shuffled(content: Mapping[str, Any], asked: Mapping[str, Any], seed: list[int]) -> dict[str, Any]:
+def _shuffled(sets: list[Any], asked: Any, seed: list[int]) -> dict[str, Any]:
+    """A question with one of several sets of examples, which come in rounds and are shuffled within each."""
+    if not isinstance(asked, dict) or not sets:
+        raise BadRow("its question is no object, or there are no examples")
     rng = np.random.default_rng(seed)
-    rounds = content["exemplar_list"][rng.integers(len(content["exemplar_list"]))]
+    rounds = sets[rng.integers(len(sets))]
     return {**asked, "examples": [part[index] for part in rounds for index in rng.permutation(len(part))]}
 
 
-def _checked(
-    name: str, make: Callable[[], dict[str, Any]], task: Task, pictures: Path, task_name: str, length: int
-) -> Sample:
+def _checked(name: str, make: Callable[[], Any], task: Task, pictures: Path, task_name: str, length: int) -> Sample:
     row = make()
     sample = task.sample(name, row, pictures)
     about = {"category": task.category, "task": task_name, "length": length, "id": row.get("id")}
@@ -207,7 +224,7 @@ def _image_needle(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
 def _many_shot(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
     examples = get(row, "examples", list)
     pictures = tuple(picture_file(folder / text(part, "image")) for part in [*examples, row])
-    labels = "\n\n".join(f"<image>\nlabel: {part['id']}" for part in examples)
+    labels = "\n\n".join(f"<image>\nlabel: {get(part, 'id', int, str)}" for part in examples)
     question = 'Now classify this image. Only output "label: {label}".'
     return Sample(
         name,
@@ -230,7 +247,9 @@ def _pages(row: Mapping[str, Any], name: str) -> str:
 def _summary(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
     summary, pictures = get(row, "summary", str, list), _pictures(row, ["image_list"], folder)
     if isinstance(summary, list):
-        summary = "\n\n".join(f"{part['section_title']}:\n" + "\n".join(part["paragraphs"]) for part in summary)
+        summary = "\n\n".join(
+            f"{text(part, 'section_title')}:\n" + "\n".join(get(part, "paragraphs", list)) for part in summary
+        )
     question = "Summarize these documents."
     prompt = _interleave(f"{_pages(row, 'image_list')}\n\n{question}", len(pictures))
     return Sample(name, question, summary, pictures, prompt=prompt, scoring="judge")

@@ -41,7 +41,7 @@ def vidstg(
 
     def read() -> Iterator[Row]:
         for index, row in enumerate(rows):
-            for number in range(max(1, len(row.get(sentences) or ()))):
+            for number in range(max(1, len(said) if isinstance(said := row.get(sentences), list) else 0)):
                 name = f"{row.get('vid', '')}-{index}-{number}"
                 yield name, partial(_sample, name, row, number, sentences, boxes, videos)
 
@@ -79,13 +79,15 @@ def _sample(
         if target in course[frame]:
             seconds = ((frame - start) / fps, (frame + 1 - start) / fps)
             evidence.append(Evidence(box_in(course[frame][target], size), 0, seconds))
+    categories = {get(thing, "tid", int): text(thing, "category") for thing in get(row, "subject/objects", list)}
+    if target not in categories:
+        raise BadRow(f"its target {target} is none of its objects {sorted(categories)}")
     if not evidence:
         raise BadRow(f"its target {target} has no box in VidOR between frames {first} and {last}")
-    categories = {thing["tid"]: thing["category"] for thing in get(row, "subject/objects", list)}
     return Sample(
         name,
         sentence,
-        categories.get(target, ""),
+        categories[target],
         evidence=tuple(evidence),
         videos=(Video(FileFrames(videos[video], start, end), fps),),
         scoring="contains",
@@ -99,7 +101,7 @@ def _span(row: Mapping[str, Any], name: str) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=4)
-def _trajectories(path: Path) -> list[dict[int, list[float]]]:
+def _trajectories(path: Path) -> list[dict[int, list[float | int]]]:
     """Boxes by object, for every frame."""
     try:
         return [

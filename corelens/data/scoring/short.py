@@ -68,7 +68,7 @@ def choice(said: str, choices: Sequence[str], answer: str) -> float | None:
     ):
         if match := re.match(pattern, text, re.DOTALL):
             return float(letters.index(match[1]) == right)
-    named = [index for index, option in enumerate(choices) if _says(text, option)]
+    named = [index for index, option in enumerate(choices) if len(option) > 1 and _says(text, option)]
     if not named:
         alone = set(re.findall(rf"\b([{letters}])\b", text)) - {"A", "I"}
         named = [letters.index(letter) for letter in alone]

@@ -85,14 +85,16 @@ def draw_document(rng: np.random.Generator) -> Document:
         used.add(drawn)
         return drawn
 
-    def date() -> str:
-        return f"{number(10, 29)} {rng.choice(MONTHS)} {rng.integers(2015, 2026)}"
+    def date(year: int) -> str:
+        return f"{number(10, 29)} {rng.choice(MONTHS)} {year}"
+
+    year = int(rng.integers(2015, 2026))
 
     fields = {
         "Invoice number": str(number(10_000, 99_999)),
         "Customer number": str(number(100_000, 999_999)),
-        "Order date": date(),
-        "Due date": date(),
+        "Order date": date(year),
+        "Due date": date(year + 1),
         "Contact": str(rng.choice(NAMES)),
         "Country": str(rng.choice(COUNTRIES)),
     }

@@ -1,9 +1,10 @@
 """Writing and drawing that say which pixels they touched."""
 
+import math
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from corelens.data.reading import Row, Samples
 from corelens.data.sample import Sample
@@ -34,27 +35,39 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def write(
-    picture: Image.Image, place: tuple[float, float], text: str, size: int, colour: Colour = INK, anchor: str = "ls"
+    picture: Image.Image,
+    place: tuple[float | int, float | int],
+    text: str,
+    size: int,
+    colour: Colour = INK,
+    anchor: str = "ls",
 ) -> Box:
     """Writes a line and returns the smallest box around its ink.
 
     The place is that of the baseline's left end, or of what another anchor of Pillow says.
     """
-    mask = Image.new("L", picture.size)
-    ImageDraw.Draw(mask).text(place, text, 255, font(size), anchor)
-    return _apply(picture, mask, colour)
+    bounds = ImageDraw.Draw(picture).textbbox(place, text, font(size), anchor)
+    # Only around the text: masks of whole pages are slow. Two more pixels, since bounds leave out smooth edges.
+    left, top, right, bottom = (math.floor(edge) + (-2, 2)[side > 1] for side, edge in enumerate(bounds))
+    mask = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(mask).text((place[0] - left, place[1] - top), text, 255, font(size), anchor)
+    return _apply(picture, mask, colour, (left, top))
 
 
-def shape(picture: Image.Image, corners: list[tuple[float, float]], colour: Colour) -> Box:
-    """Fills a polygon with smooth edges and returns the smallest box around it."""
+def shape(picture: Image.Image, corners: list[tuple[float | int, float | int]], colour: Colour) -> Box:
+    """Fills a polygon, with smooth edges and a white outline, and returns the smallest box around both."""
     scale = 4
     mask = Image.new("L", (picture.width * scale, picture.height * scale))
     ImageDraw.Draw(mask).polygon([(x * scale, y * scale) for x, y in corners], 255)
-    return _apply(picture, mask.resize(picture.size, Image.Resampling.BOX), colour)
+    inside = mask.resize(picture.size, Image.Resampling.BOX)
+    box = _apply(picture, inside.filter(ImageFilter.MaxFilter(5)), (255, 255, 255))
+    _apply(picture, inside, colour)
+    return box
 
 
-def _apply(picture: Image.Image, mask: Image.Image, colour: Colour) -> Box:
-    picture.paste(colour, mask=mask)
+def _apply(picture: Image.Image, mask: Image.Image, colour: Colour, corner: tuple[int, int] = (0, 0)) -> Box:
+    picture.paste(colour, (*corner, corner[0] + mask.width, corner[1] + mask.height), mask)
     found = mask.getbbox()
     assert found is not None  # nothing that is drawn is empty or outside the picture
-    return Box(*map(float, found))
+    left, top, right, bottom = found
+    return Box(corner[0] + left, corner[1] + top, corner[0] + right, corner[1] + bottom)

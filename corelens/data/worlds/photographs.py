@@ -25,18 +25,16 @@ COLOURS: dict[str, Colour] = {
     "blue": (35, 75, 225),
     "purple": (140, 50, 190),
     "pink": (255, 130, 190),
-    "white": (252, 252, 252),
-    "black": (15, 15, 15),
 }
 
 
-def _round(n: int, start: float = -90.0, inner: float = 1.0) -> list[tuple[float, float]]:
+def _round(n: int, start: float = -90.0, inner: float = 1.0) -> list[tuple[float | int, float | int]]:
     """Corners on the unit circle, every other one moved inward."""
     corners = [(inner if corner % 2 else 1.0, math.radians(start + 360 * corner / n)) for corner in range(n)]
     return [(radius * math.cos(angle), radius * math.sin(angle)) for radius, angle in corners]
 
 
-SHAPES: dict[str, list[tuple[float, float]]] = {
+SHAPES: dict[str, list[tuple[float | int, float | int]]] = {
     "circle": _round(96),
     "square": _round(4, -45.0),
     "triangle": _round(3),
@@ -104,7 +102,7 @@ def draw_things(rng: np.random.Generator, shapes: tuple[str, ...], colours: tupl
     things: list[Pasted] = []
     while len(things) < len(shapes):
         radius = float(rng.uniform(20, 34))
-        x, y = (float(rng.uniform(radius + 4, extent - radius - 4)) for extent in SIZE)
+        x, y = (float(rng.uniform(radius + 6, extent - radius - 6)) for extent in SIZE)
         if all(math.dist((x, y), other.centre) > 1.5 * (radius + other.radius) for other in things):
             things.append(Pasted(str(shapes[len(things)]), colours[len(things)], (x, y), radius))
     photograph = int(rng.integers(2))
@@ -129,15 +127,10 @@ def _pasted(scene: Scene) -> tuple[Image.Image, list[Box]]:
     picture = Image.fromarray(part[:, ::-1] if scene.mirrored else part)
     boxes = []
     for thing in scene.things:
-        outline: Colour = (255, 255, 255) if thing.colour != "white" else (30, 30, 30)
-        boxes.append(shape(picture, _corners(thing, thing.radius), outline))
-        shape(picture, _corners(thing, thing.radius - 4), COLOURS[thing.colour])
+        x, y = thing.centre
+        corners = [(x + thing.radius * right, y + thing.radius * down) for right, down in SHAPES[thing.shape]]
+        boxes.append(shape(picture, corners, COLOURS[thing.colour]))
     return picture, boxes
-
-
-def _corners(thing: Pasted, radius: float) -> list[tuple[float, float]]:
-    x, y = thing.centre
-    return [(x + radius * right, y + radius * down) for right, down in SHAPES[thing.shape]]
 
 
 @cache
