@@ -21,7 +21,7 @@ from corelens.metrics import PRESETS, Metric, localization_heads
 from corelens.model import HookedMLLM
 from corelens.passes import Choices, Unmeasurable, measure_batch
 from corelens.scores import HeadScores
-from corelens.store import Part, Run
+from corelens.store import Part, Run, write_whole
 from corelens.tokens import Rule, Views
 
 Samples = Iterable[Sample] | Mapping[str, Iterable[Sample]]
@@ -69,7 +69,8 @@ def scan_all(
         views: Which views of a picture hold it; see `TokenMap.inside`.
         batch_size: Most samples a pass; fewer after running out of memory.
         max_new_tokens: Where the model's own answers are cut off, for metrics that need them.
-        out: A folder that keeps finished parts. The same scan into the same folder goes on where it was interrupted.
+        out: A folder that keeps finished parts, and in the end the scores of each measure, for `HeadScores.load`. The
+            same scan into the same folder goes on where it was interrupted.
 
     Returns:
         By name. Samples that cannot be measured, since a picture is missing, say, are left out: `HeadScores.skipped`
@@ -99,7 +100,11 @@ def scan_all(
                     kept.write(number, part)
             parts.append(part)
             bar.update(len(every[start : start + PART]))
-    return _collected(parts, measures, choices, model)
+    found = _collected(parts, measures, choices, model)
+    if kept:
+        for name, scores in found.items():
+            write_whole(kept.folder / f"{name}.safetensors", scores.save)
+    return found
 
 
 def scan_part(model: HookedMLLM, samples: Sequence[tuple[str, Sample]], choices: Choices) -> Part:

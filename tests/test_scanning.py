@@ -1,6 +1,7 @@
 """Scans against whole patterns, answers against generation, and run folders that survive being killed."""
 
 import dataclasses
+import json
 import random
 import signal
 import subprocess
@@ -339,7 +340,12 @@ def test_a_scan_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Path):
     command = [sys.executable, "-c", SCAN]
     subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)
     expected = content(tmp_path / "whole")
-    assert set(expected) == {"manifest.json", *(f"parts/0000{number}.parquet" for number in range(4))}
+    assert set(expected) == {
+        "manifest.json",
+        "ram.safetensors",
+        "write_ram.safetensors",
+        *(f"parts/0000{number}.parquet" for number in range(4)),
+    }
     rng, kills, seen = random.Random(0), 0, set()
     while True:
         said = (tmp_path / "said").open("w")
@@ -363,7 +369,7 @@ def test_a_scan_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Path):
 
 
 def test_finished_parts_are_read_and_give_the_same_scores(seeing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from corelens import scanning
+    from corelens import HeadScores, scanning
     from corelens.scanning import scan_all
 
     monkeypatch.setattr(scanning, "PART", 2)
@@ -377,6 +383,7 @@ def test_finished_parts_are_read_and_give_the_same_scores(seeing: Any, tmp_path:
     for name in ("ram", "entropy"):
         assert torch.equal(first[name].values, again[name].values)
         assert dataclasses.replace(first[name], values=again[name].values) == again[name]
+        assert torch.equal(HeadScores.load(tmp_path / "run" / f"{name}.safetensors").values, first[name].values)
 
 
 def test_folders_refuse_other_scans_and_other_writers(seeing: Any, tmp_path: Path):
@@ -400,3 +407,53 @@ def test_folders_refuse_other_scans_and_other_writers(seeing: Any, tmp_path: Pat
     with pytest.raises(ValueError, match="is not empty and holds no scan"):
         scan(seeing, samples(), out=tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def invoke(*arguments: object) -> Any:
+    from typer.testing import CliRunner
+
+    from corelens.cli import app
+
+    return CliRunner().invoke(app, ["scan", "--model", "corelens/toy", *map(str, arguments)])
+
+
+def test_the_command_scores_several_data_sets_and_goes_on(tmp_path: Path):
+    from corelens import HeadScores
+
+    command = ("--data", "scenes=6", "--data", "charts=3", "--metric", "ram, visual_share", "--out", tmp_path / "run")
+    first = invoke(*command, "--limit", 4, "--json")
+    assert first.exit_code == 0, first.output
+    found = json.loads(first.stdout)
+    assert list(found) == ["ram", "visual_share"]
+    assert (found["ram"]["samples"], found["ram"]["heads"], len(found["ram"]["top"])) == (7, 96, 5)
+    scores = HeadScores.load(tmp_path / "run" / "ram.safetensors")
+    assert scores.datasets == ("scenes",) * 4 + ("charts",) * 3
+    best = found["ram"]["top"][0]
+    assert best["head"] == str(scores.ranked()[0])
+    assert best["interval"][0] <= best["score"] <= best["interval"][1]
+    again = invoke(*command, "--limit", 4)
+    assert again.exit_code == 0, again.output
+    assert "7 samples, 96 heads" in again.stdout
+    assert best["head"] in again.stdout
+    assert str(tmp_path / "run" / "ram.safetensors") in again.stdout.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--data", "scenes"), "has no place; write NAME=WHERE"),
+        (("--data", "scenes=many"), "needs a number of samples, as in scenes=200"),
+        (("--data", "cocoa=here"), "is no data set that corelens knows"),
+        (("--data", "refcocog=./nowhere"), "there is no folder"),
+        (("--data", "scenes=2", "--metric", "rham"), "there is no measure 'rham'; there are ram, "),
+        (("--data", "scenes=2", "--batch", "0"), "is neither auto nor a number"),
+    ],
+)
+def test_mistakes_in_the_command_are_named(arguments: tuple[str, ...], said: str, tmp_path: Path):
+    found = invoke(*arguments, "--out", tmp_path / "run")
+    assert found.exit_code == 2
+    assert said in " ".join(found.output.replace("│", "").split())
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,21 @@
+"""The command line: `corelens demo`, `corelens models`, `corelens scan`.
+
+Commands import what they need when they run, so that `--help` is quick.
+"""
+
+import typer
+
+from corelens.cli.demo import demo
+from corelens.cli.models import models
+from corelens.cli.scan import scan
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+
+@app.callback()
+def main() -> None:
+    """See which attention heads of a multimodal LLM fetch the visual evidence, and prove it."""
+
+
+for command in (demo, models, scan):
+    app.command()(command)

@@ -1,0 +1,5 @@
+"""`python -m corelens.cli`."""
+
+from corelens.cli import app
+
+app()
