@@ -90,7 +90,7 @@ def _asked(
     tokens = inputs.tokens
     n = tokens.role.shape[1]
     needs_evidence = any(isinstance(one, Metric) for one in measures)
-    evidence = evidence_tokens(samples, tokens, choices.rule) if needs_evidence else tokens.visual
+    evidence = evidence_tokens(samples, tokens, choices.rule, choices.views) if needs_evidence else tokens.visual
     queries = {"last": tokens.last, "question": tokens.question}
     said = torch.full_like(tokens.role, -1)
     if sequence != "prompt":

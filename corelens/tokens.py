@@ -176,6 +176,16 @@ class TokenMap:
         laid_out[..., self.row[chosen], self.column[chosen]] = values[..., chosen[0]]
         return laid_out
 
+    def of_media(self, media: int = 0, views: Views = "all") -> Bool[Tensor, "batch position"]:
+        """All visual tokens of a picture or video, in all views or in some; see `inside`."""
+        if views not in ("all", "tiles", "overview"):
+            raise ValueError(f"views={views!r} is not known; the views are all, tiles and overview.")
+        tokens = self.visual & (self.media == media)
+        if views == "all":
+            return tokens
+        twice = (tokens & self.overview).any(-1, keepdim=True) & (tokens & ~self.overview).any(-1, keepdim=True)
+        return tokens & (~twice | (self.overview == (views == "overview")))
+
     def inside(
         self,
         box: Box | Sequence[float | int],
@@ -202,8 +212,6 @@ class TokenMap:
                 empty, leaves the video, or is given for a picture.
             IndexError: If a sample has no such picture or video.
         """
-        if views not in ("all", "tiles", "overview"):
-            raise ValueError(f"views={views!r} is not known; the views are all, tiles and overview.")
         if rule not in ("overlap", "centre", "cover", "fraction"):
             raise ValueError(f"rule={rule!r} is not known; the rules are overlap, centre, cover and fraction.")
         left, top, right, bottom = box = Box(*box)
@@ -216,12 +224,9 @@ class TokenMap:
                     f"{box} is not a region of {self._name(sample, media)} of sample {sample}, which is {width} x "
                     f"{height} pixels: it needs 0 <= left < right <= {width} and 0 <= top < bottom <= {height}."
                 )
-        tokens = (self.image | self.video) & (self.media == media)
+        tokens = self.of_media(media, views)
         if self.box[tokens].isnan().any():
             raise ValueError(f"a region cannot be turned into tokens: {self.no_boxes}")
-        if views != "all":
-            twice = (tokens & self.overview).any(-1, keepdim=True) & (tokens & ~self.overview).any(-1, keepdim=True)
-            tokens &= ~twice | (self.overview == (views == "overview"))
         if seconds is not None:
             tokens &= self._during(seconds, media)
         x0, y0, x1, y1 = self.box.unbind(-1)

@@ -276,9 +276,18 @@ def test_spatial_entropy_counts_separate_places():
 def test_presets_are_known_points_of_the_family():
     from corelens.metrics import PRESETS, Metric
 
-    assert {"ram", "write_ram", "mmrethead", "vrh", "vera", "qrhead", "sparsemm", "locos", "relative_attention"} <= set(
-        PRESETS
-    )
+    assert {
+        "ram",
+        "write_ram",
+        "retrieval_head",
+        "mmrethead",
+        "vrh",
+        "vera",
+        "qrhead",
+        "sparsemm",
+        "locos",
+        "relative_attention",
+    } <= set(PRESETS)
     settings_of = {
         name: tuple(value for axis, value in vars(metric).items() if axis not in ("name", "label", "source"))
         for name, metric in PRESETS.items()

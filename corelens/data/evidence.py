@@ -7,11 +7,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from corelens.data.sample import Evidence, Sample
-from corelens.tokens import Box, Rule, TokenMap
+from corelens.tokens import Box, Rule, TokenMap, Views
 
 
 def evidence_tokens(
-    samples: Sequence[Sample], tokens: TokenMap, rule: Rule = "overlap"
+    samples: Sequence[Sample], tokens: TokenMap, rule: Rule = "overlap", views: Views = "all"
 ) -> Bool[Tensor, "batch position"] | Float[Tensor, "batch position"]:
     """Which visual tokens hold the evidence of each sample of a batch, all of its regions together.
 
@@ -22,6 +22,7 @@ def evidence_tokens(
         samples: The samples of the batch.
         tokens: The map of their prepared inputs.
         rule: How pixels become tokens; see `TokenMap.inside`. All of a picture are all of its visual tokens.
+        views: Which views of a picture hold its evidence; see `TokenMap.inside`.
 
     Returns:
         Booleans, or numbers in [0, 1] if the rule is `fraction` or some evidence has a weight below one.
@@ -30,18 +31,18 @@ def evidence_tokens(
         ValueError: If a sample has no evidence, a region lies outside its picture or video, or a region or a whole
             course through a video selects no visual token; names the sample.
     """
-    rows = [_of_sample(sample, tokens[index], rule) for index, sample in enumerate(samples)]
+    rows = [_of_sample(sample, tokens[index], rule, views) for index, sample in enumerate(samples)]
     if all(row.dtype == torch.bool for row in rows):
         return torch.cat(rows)
     return torch.cat([row.float() for row in rows])
 
 
-def _of_sample(sample: Sample, tokens: TokenMap, rule: Rule) -> Tensor:
+def _of_sample(sample: Sample, tokens: TokenMap, rule: Rule, views: Views) -> Tensor:
     if not sample.evidence:
         raise ValueError(f"sample {sample.id} has no evidence, so nothing can be measured on it.")
     try:
         # Processors may start to sample a video late: what no view shows is no evidence for the model.
-        regions = [_of_region(region, tokens, rule) for region in sample.evidence if _shown(region, tokens)]
+        regions = [_of_region(region, tokens, rule, views) for region in sample.evidence if _shown(region, tokens)]
     except ValueError as cause:
         raise ValueError(f"sample {sample.id}: {cause}") from cause
     if not regions:
@@ -58,11 +59,11 @@ def _shown(region: Evidence, tokens: TokenMap) -> bool:
     return not len(first) or region.seconds[1] > float(first.nan_to_num(0).min())
 
 
-def _of_region(region: Evidence, tokens: TokenMap, rule: Rule) -> Tensor:
+def _of_region(region: Evidence, tokens: TokenMap, rule: Rule, views: Views) -> Tensor:
     if region.box is None and region.seconds is None:
-        selected = (tokens.image | tokens.video) & (tokens.media == region.media)
+        selected = tokens.of_media(region.media, views)
         selected = selected.float() if rule == "fraction" else selected
     else:
         box = region.box or Box(0, 0, *tokens.sizes[0][region.media])
-        selected = tokens.inside(box, rule, region.media, seconds=region.seconds)
+        selected = tokens.inside(box, rule, region.media, views, region.seconds)
     return selected if region.weight == 1 else selected.float() * region.weight

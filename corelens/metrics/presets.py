@@ -112,6 +112,15 @@ _ALL = (
         "every answer token, sums over the group of a key-value head and scales to a sum of one.",
     ),
     Metric(
+        "retrieval_head",
+        queries="generated",
+        reduction="argmax",
+        normalisation="size",
+        source="Retrieval heads (arXiv 2404.15574), carried over to pictures as OCR heads (arXiv 2505.15865) do: visual "
+        "tokens hold no word to copy, so a hit is a generated token whose strongest key lies in the evidence. Theirs "
+        "counts right answers alone. For needles of text there is `copy_score`.",
+    ),
+    Metric(
         "locos",
         queries="answer",
         contribution="write_answer",
@@ -127,5 +136,4 @@ _ALL = (
 )
 
 PRESETS = {metric.name: metric for metric in _ALL}
-"""By name. Not in here, since they are no sum over the evidence of one sample: `copy_score` ("Retrieval Head") and
-`localization_heads`."""
+"""By name. Not in here, since it compares heads with one another: `localization_heads`."""

@@ -19,7 +19,8 @@ def write_sizes(
 
     Args:
         values: What `hook_v` shows.
-        W_O: What turns each head's output into what it writes.
+        W_O: What turns each head's output into what it writes. An output gate, which some models have before it, is
+            taken as open.
 
     Source:
         After Kobayashi et al. 2020 (arXiv 2004.10102), who weight attention by the length of transformed values; its
