@@ -116,9 +116,9 @@ _ALL = (
         queries="generated",
         reduction="argmax",
         normalisation="size",
-        source="Retrieval heads (arXiv 2404.15574), carried over to pictures as OCR heads (arXiv 2505.15865) do: visual "
-        "tokens hold no word to copy, so a hit is a generated token whose strongest key lies in the evidence. Theirs "
-        "counts right answers alone. For needles of text there is `copy_score`.",
+        source="Retrieval heads (arXiv 2404.15574), carried over to pictures as OCR heads (arXiv 2505.15865) do: "
+        "visual tokens hold no word to copy, so a hit is a generated token whose strongest key lies in the evidence. "
+        "Theirs counts right answers alone. For needles of text there is `copy_score`.",
     ),
     Metric(
         "locos",
