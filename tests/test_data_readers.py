@@ -617,6 +617,23 @@ def test_a_gated_repository_says_how_to_get_access(monkeypatch: pytest.MonkeyPat
         mlvu()
 
 
+def test_only_what_is_needed_is_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    import huggingface_hub
+
+    asked_for = {}
+
+    def download(name: str, **settings: Any) -> str:
+        asked_for[name] = settings
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    write_table(tmp_path / "data" / "val-0.parquet", [reference()])
+    assert len(list(load("refcocog"))) == 2
+    assert asked_for == {
+        "lmms-lab/RefCOCOg": {"repo_type": "dataset", "allow_patterns": ["data/val-*.parquet"]},
+    }
+
+
 def test_a_data_set_that_cannot_be_downloaded_is_named():
     """The Hub is offline in tests."""
     with pytest.raises(FileNotFoundError, match="'lmms-lab/RefCOCOg' is no local folder, and could not be downloaded"):

@@ -5,6 +5,7 @@ Not to be confused with MMLongBench-Doc, another benchmark.
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -106,7 +107,7 @@ def _checked(name: str, make: Callable[[], Any], task: Task, pictures: Path, tas
     row = make()
     sample = task.sample(name, row, pictures)
     about = {"category": task.category, "task": task_name, "length": length, "id": row.get("id")}
-    return Sample(**{**vars(sample), "about": {**about, **sample.about}})
+    return replace(sample, about={**about, **sample.about})
 
 
 def _interleave(marked: str, n_pictures: int) -> tuple[str | int, ...]:

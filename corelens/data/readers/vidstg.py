@@ -22,7 +22,8 @@ def vidstg(
 
     VidSTG names a target and when the sentence holds of it; its boxes are in VidOR's annotations, and the videos are
     VidOR's. Segments hold their first frame and not their last, as in the code of TubeDETR. Seconds count from the
-    beginning of the segment.
+    beginning of the segment. An answer is right if it names the target's kind; this is ours, since the authors measure
+    how a predicted course of boxes overlaps the target's.
 
     Args:
         source: A folder with `{split}_annotations.json`, or a Hub id such as `k-nick/VidSTG`.
