@@ -69,6 +69,8 @@ def _sample(
     n_frames, fps = get(row, "frame_count", int), get(row, "fps", int, float)
     size = (get(row, "width", int), get(row, "height", int))
     start, end = _span(row, "used_segment")
+    if fps <= 0:
+        raise BadRow(f"its 'fps' is {fps}")
     if not 0 <= start < end <= n_frames:
         raise BadRow(f"its segment {start} to {end} is no part of its {n_frames} frames")
     first, last = _span(row, "temporal_gt")
@@ -102,11 +104,11 @@ def _span(row: Mapping[str, Any], name: str) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=4)
-def _trajectories(path: Path) -> list[dict[int, list[float | int]]]:
+def _trajectories(path: Path) -> list[dict[int, list[float]]]:
     """Boxes by object, for every frame."""
     try:
         return [
-            {thing["tid"]: [thing["bbox"][edge] for edge in ("xmin", "ymin", "xmax", "ymax")] for thing in frame}
+            {thing["tid"]: [float(thing["bbox"][edge]) for edge in ("xmin", "ymin", "xmax", "ymax")] for thing in frame}
             for frame in read_json(path)["trajectories"]
         ]
     except (ValueError, KeyError, TypeError) as cause:
