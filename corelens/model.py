@@ -216,7 +216,8 @@ class HookedMLLM(HookedRootModule):
 
         Args:
             images: For one question a picture, a list of pictures or None; for a batch, a list with one such entry per
-                question. A picture is a PIL image or a path. Pictures come before the question.
+                question. A picture is a PIL image, a path, or a function that returns a PIL image. Pictures come
+                before the question.
             question: A string, or a chat as a list of messages that ends with the user's; for a batch, a list of
                 these. Chats place pictures by `{"type": "image"}` parts and videos by `{"type": "video"}` parts.
             videos: As `images`. A video is `corelens.Video(frames, fps)`, or the path of a file if torchcodec or PyAV

@@ -105,7 +105,7 @@ def test_refcocog_skips_what_is_broken(tmp_path: Path):
         "flat-0": "is empty",
         "short-0": "not 4 numbers",
         "missing-0": "holds no picture",
-        "noise-0": "is not a picture that Pillow can read",
+        "noise-0": "that Pillow can read",
     }
     assert skipped.keys() == reasons.keys()
     for row, reason in reasons.items():
@@ -384,6 +384,8 @@ def test_vidstg_skips_what_is_broken(vidor: Path, tmp_path: Path):
         sentence(temporal_gt={"begin_fid": 2, "end_fid": 9}),
         sentence(temporal_gt={"begin_fid": 9}),
         sentence(questions=[]),
+        sentence(fps=0),
+        sentence(questions=[question | {"target_id": 5}]),
         sentence(questions=[question | {"target_id": 1}]),
         sentence(questions=[question | {"description": ""}]),
         sentence(questions=[question | {"target_id": 1}], temporal_gt={"begin_fid": 5, "end_fid": 9}),
@@ -394,7 +396,8 @@ def test_vidstg_skips_what_is_broken(vidor: Path, tmp_path: Path):
     reasons = [
         "no trajectory file 1.json", "is not an annotation file of VidOR", "no trajectory file 88.json",
         "4 to 99 is no part of its 20 frames", "time 2 to 9 is no part of the used segment 4 to 16",
-        "no field 'end_fid'", "'questions' are empty", "target 1 has no box in VidOR between frames 6 and 9",
+        "no field 'end_fid'", "'questions' are empty", "'fps' is 0",
+        "target 5 is none of its objects [0, 1]", "target 1 has no box in VidOR between frames 6 and 9",
         "'description' is empty", "leaves the picture, which is 64 x 48",
     ]  # fmt: skip
     assert len(skipped) == len(reasons)
@@ -541,6 +544,24 @@ def test_mmlongbench_summaries_are_left_to_a_judge(bench: Path):
         score(sample, "b")
 
 
+def test_mmlongbench_skips_broken_examples(bench: Path):
+    example = {"image": "mm-niah/a.png", "id": 3}
+    asked = {"image": "mm-niah/c0.png", "answer": 3}
+    domains = {
+        "right": {"exemplar_list": [[[example]]], "test_example": [asked]},
+        "none": {"exemplar_list": [], "test_example": [asked]},
+        "flat": {"exemplar_list": [[example]], "test_example": [asked]},
+        "bare": {"exemplar_list": [[[{"image": "mm-niah/a.png"}]]], "test_example": [asked]},
+        "absent": {"test_example": [asked]},
+    }
+    write_json(bench / "mmlb_data" / "food101_K8.json", domains)
+    found, skipped = read(mmlongbench(bench, "food101"))
+    assert [sample.id for sample in found] == ["food101_K8-right-0"]
+    reasons = ["no examples", "do not come in rounds", "no field 'id'", "no field 'exemplar_list'"]
+    for said, reason in zip(skipped.values(), reasons, strict=True):
+        assert reason in said
+
+
 def test_mmlongbench_says_how_to_unpack_it_and_which_tasks_there_are(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"hf download ZhaoweiWang/MMLongBench.*unpack every \.tar\.gz"):
         mmlongbench(tmp_path, "infoseek")
@@ -615,6 +636,23 @@ def test_a_gated_repository_says_how_to_get_access(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(PermissionError, match=r"MLVU/MVLU is gated\..*accept its terms.*hf auth login"):
         mlvu()
+
+
+def test_only_what_is_needed_is_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    import huggingface_hub
+
+    asked_for = {}
+
+    def download(name: str, **settings: Any) -> str:
+        asked_for[name] = settings
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    write_table(tmp_path / "data" / "val-0.parquet", [reference()])
+    assert len(list(load("refcocog"))) == 2
+    assert asked_for == {
+        "lmms-lab/RefCOCOg": {"repo_type": "dataset", "allow_patterns": ["data/val-*.parquet"]},
+    }
 
 
 def test_a_data_set_that_cannot_be_downloaded_is_named():

@@ -18,7 +18,7 @@ from corelens.data.scoring import BoxUnit as BoxUnit
 from corelens.data.scoring import Tally as Tally
 from corelens.data.scoring import score as score
 from corelens.data.scoring import tally as tally
-from corelens.data.worlds import charts as charts
-from corelens.data.worlds import documents as documents
-from corelens.data.worlds import haystacks as haystacks
-from corelens.data.worlds import photographs as photographs
+from corelens.data.worlds.charts import charts as charts
+from corelens.data.worlds.documents import documents as documents
+from corelens.data.worlds.haystacks import haystacks as haystacks
+from corelens.data.worlds.photographs import photographs as photographs

@@ -1,6 +1,7 @@
 """From evidence in pixels and seconds to the positions that hold it."""
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from jaxtyping import Bool, Float
@@ -47,9 +48,7 @@ def _of_sample(sample: Sample, tokens: TokenMap, rule: Rule, views: Views) -> Te
         raise ValueError(f"sample {sample.id}: {cause}") from cause
     if not regions:
         raise ValueError(f"sample {sample.id}: no sampled frame shows its evidence.")
-    if all(region.dtype == torch.bool for region in regions):
-        return torch.stack(regions).any(0)
-    return torch.stack([region.float() for region in regions]).amax(0)
+    return reduce(torch.maximum, regions)
 
 
 def _shown(region: Evidence, tokens: TokenMap) -> bool:

@@ -256,9 +256,7 @@ class StoredPicture:
         try:
             return Image.open(BytesIO(encoded))
         except UnidentifiedImageError as cause:
-            raise BadRow(f"what row {self.row} holds in {self.column!r} is not a picture that Pillow can read") from (
-                cause
-            )
+            raise BadRow(f"row {self.row} holds no picture in {self.column!r} that Pillow can read") from cause
 
 
 def picture_file(path: Path) -> str:

@@ -10,7 +10,10 @@ from corelens.data.readers.mmlongbench_doc import mmlongbench_doc
 from corelens.data.readers.refcocog import refcocog
 from corelens.data.readers.vidstg import vidstg
 from corelens.data.reading import Samples
-from corelens.data.worlds import charts, documents, haystacks, photographs
+from corelens.data.worlds.charts import charts
+from corelens.data.worlds.documents import documents
+from corelens.data.worlds.haystacks import haystacks
+from corelens.data.worlds.photographs import photographs
 
 READERS = {
     "refcocog": refcocog,

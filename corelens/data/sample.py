@@ -55,7 +55,7 @@ class Sample:
 
     prompt: tuple[str | int, ...] = ()
     """The whole user message, where media do not simply precede the question: texts, and media by their number, each
-    once and in order. It contains the question."""
+    once and in order. It contains the question. All of its text counts as the question's tokens."""
 
     choices: tuple[str, ...] = ()
     """The options of a multiple-choice question, in order; `answer` is one of them."""

@@ -35,6 +35,7 @@ def mmdocir(
     """One sample per question; the evidence are its layouts, or whole pages where a page has no layout.
 
     Pages count from zero. Boxes of layouts are in units of `page_size` and become pixels of the page's picture.
+    Answers are scored by ANLS; this is ours, since the authors measure retrieval alone.
 
     Args:
         source: A folder with `*annotations.jsonl` and `*pages.parquet`, or a Hub id.

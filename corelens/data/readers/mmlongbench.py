@@ -5,6 +5,7 @@ Not to be confused with MMLongBench-Doc, another benchmark.
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -17,6 +18,7 @@ from corelens.data.reading import (
     Row,
     Samples,
     get,
+    listed,
     picture_file,
     read_json,
     read_line,
@@ -56,6 +58,8 @@ def mmlongbench(source: str | PathLike[str], task: str, length: int = 8, seed: i
         raise ValueError(f"task={task!r} is not known; the tasks of MMLongBench are {', '.join(TASKS)}.")
     if length not in LENGTHS:
         raise ValueError(f"length={length} is not known; the lengths of MMLongBench are {LENGTHS}, in thousands.")
+    if seed < 0:
+        raise ValueError(f"seed={seed} is negative.")
     folder = Path(source).expanduser()
     if not (folder / "mmlb_data").is_dir():
         raise FileNotFoundError(
@@ -83,7 +87,10 @@ def _lines(path: Path, seed: int) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 def _examples(path: Path, seed: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     """The questions of a many-shot task, each with examples in an order of its own."""
-    for domain, content in read_json(path).items():
+    domains = read_json(path)
+    if not isinstance(domains, dict):
+        raise ValueError(f"{str(path)!r} does not hold examples by domain.")
+    for domain, content in domains.items():
         try:
             sets, questions = get(content, "exemplar_list", list), get(content, "test_example", list)
         except BadRow as cause:
@@ -99,6 +106,8 @@ def _shuffled(sets: list[Any], asked: Any, seed: list[int]) -> dict[str, Any]:
         raise BadRow("its question is no object, or there are no examples")
     rng = np.random.default_rng(seed)
     rounds = sets[rng.integers(len(sets))]
+    if not isinstance(rounds, list) or not all(isinstance(part, list) for part in rounds):
+        raise BadRow("its examples do not come in rounds")
     return {**asked, "examples": [part[index] for part in rounds for index in rng.permutation(len(part))]}
 
 
@@ -106,7 +115,7 @@ def _checked(name: str, make: Callable[[], Any], task: Task, pictures: Path, tas
     row = make()
     sample = task.sample(name, row, pictures)
     about = {"category": task.category, "task": task_name, "length": length, "id": row.get("id")}
-    return Sample(**{**vars(sample), "about": {**about, **sample.about}})
+    return replace(sample, about={**about, **sample.about})
 
 
 def _interleave(marked: str, n_pictures: int) -> tuple[str | int, ...]:
@@ -121,7 +130,7 @@ def _interleave(marked: str, n_pictures: int) -> tuple[str | int, ...]:
 
 
 def _pictures(row: Mapping[str, Any], names: list[str], folder: Path) -> tuple[str, ...]:
-    paths = [path for name in names for path in get(row, name, list)]
+    paths = [path for name in names for path in listed(row, name, str)]
     return tuple(picture_file(folder / path) for path in paths)
 
 
@@ -238,7 +247,7 @@ def _many_shot(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
 
 def _pages(row: Mapping[str, Any], name: str) -> str:
     """The pages of documents, each under its name and number, which are in its path: `.../{document}/page{n}.png`."""
-    paths = [Path(path) for path in get(row, name, list)]
+    paths = [Path(path) for path in listed(row, name, str)]
     return "\n\n".join(
         f"Document {path.parent.name[:15]} (page {path.stem.split('page')[-1]}): <image>" for path in paths
     )

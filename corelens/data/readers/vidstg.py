@@ -22,7 +22,8 @@ def vidstg(
 
     VidSTG names a target and when the sentence holds of it; its boxes are in VidOR's annotations, and the videos are
     VidOR's. Segments hold their first frame and not their last, as in the code of TubeDETR. Seconds count from the
-    beginning of the segment.
+    beginning of the segment. An answer is right if it names the target's kind; this is ours, since the authors measure
+    how a predicted course of boxes overlaps the target's.
 
     Args:
         source: A folder with `{split}_annotations.json`, or a Hub id such as `k-nick/VidSTG`.
@@ -68,6 +69,8 @@ def _sample(
     n_frames, fps = get(row, "frame_count", int), get(row, "fps", int, float)
     size = (get(row, "width", int), get(row, "height", int))
     start, end = _span(row, "used_segment")
+    if fps <= 0:
+        raise BadRow(f"its 'fps' is {fps}")
     if not 0 <= start < end <= n_frames:
         raise BadRow(f"its segment {start} to {end} is no part of its {n_frames} frames")
     first, last = _span(row, "temporal_gt")
@@ -101,11 +104,11 @@ def _span(row: Mapping[str, Any], name: str) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=4)
-def _trajectories(path: Path) -> list[dict[int, list[float | int]]]:
+def _trajectories(path: Path) -> list[dict[int, list[float]]]:
     """Boxes by object, for every frame."""
     try:
         return [
-            {thing["tid"]: [thing["bbox"][edge] for edge in ("xmin", "ymin", "xmax", "ymax")] for thing in frame}
+            {thing["tid"]: [float(thing["bbox"][edge]) for edge in ("xmin", "ymin", "xmax", "ymax")] for thing in frame}
             for frame in read_json(path)["trajectories"]
         ]
     except (ValueError, KeyError, TypeError) as cause:

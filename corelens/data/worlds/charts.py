@@ -49,7 +49,6 @@ def _sample(seed: int, index: int) -> Sample:
         answer,
         (partial(_picture, seed, index),),
         (Evidence(draw_chart(chart)[1][label]),),
-        choices=(),
         scoring=scoring,
         about={"bar": label},
     )

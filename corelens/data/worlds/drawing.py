@@ -56,12 +56,14 @@ def write(
 
 def shape(picture: Image.Image, corners: list[tuple[float | int, float | int]], colour: Colour) -> Box:
     """Fills a polygon, with smooth edges and a white outline, and returns the smallest box around both."""
-    scale = 4
-    mask = Image.new("L", (picture.width * scale, picture.height * scale))
-    ImageDraw.Draw(mask).polygon([(x * scale, y * scale) for x, y in corners], 255)
-    inside = mask.resize(picture.size, Image.Resampling.BOX)
-    box = _apply(picture, inside.filter(ImageFilter.MaxFilter(5)), (255, 255, 255))
-    _apply(picture, inside, colour)
+    scale, margin = 4, 4
+    left, top = (math.floor(min(edge)) - margin for edge in zip(*corners, strict=True))
+    right, bottom = (math.ceil(max(edge)) + margin for edge in zip(*corners, strict=True))
+    mask = Image.new("L", ((right - left) * scale, (bottom - top) * scale))
+    ImageDraw.Draw(mask).polygon([((x - left) * scale, (y - top) * scale) for x, y in corners], 255)
+    inside = mask.resize((right - left, bottom - top), Image.Resampling.BOX)
+    box = _apply(picture, inside.filter(ImageFilter.MaxFilter(5)), (255, 255, 255), (left, top))
+    _apply(picture, inside, colour, (left, top))
     return box
 
 
