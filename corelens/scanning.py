@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from corelens.asking import Choices, Unmeasurable, measure_batch
 from corelens.data import Sample
 from corelens.measuring import DESCRIPTIONS, Measure, name_of
 from corelens.metrics import PRESETS, Metric, localization_heads
 from corelens.model import HookedMLLM
-from corelens.passes import Choices, Unmeasurable, measure_batch
 from corelens.scores import HeadScores
 from corelens.store import Part, Run, write_whole
 from corelens.tokens import Rule, Views

@@ -42,7 +42,7 @@ class Role(IntEnum):
     VIDEO = 6
     """One visual token of a video."""
     ANSWER = 7
-    """Text of the answer, where a prompt goes on with one (`corelens.continuation`)."""
+    """Text of an answer, where one follows the prompt (`corelens.answers`)."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class TokenMap:
 
     @property
     def answer(self) -> Bool[Tensor, "batch position"]:
-        """Text of the answer, where a prompt goes on with one."""
+        """Text of an answer, where one follows the prompt."""
         return self.role == Role.ANSWER
 
     @property
@@ -152,9 +152,9 @@ class TokenMap:
 
     @property
     def last(self) -> Bool[Tensor, "batch position"]:
-        """The last position of each sample that is not padding: the one that says the first word of the answer."""
+        """The last position of each prompt: the one that says the first word of the answer."""
         position = torch.arange(self.role.shape[1], device=self.role.device)
-        final = torch.where(self.padding, -1, position).argmax(-1, keepdim=True)
+        final = torch.where(self.padding | self.answer, -1, position).argmax(-1, keepdim=True)
         return position == final
 
     def to(self, device: torch.device | str) -> "TokenMap":

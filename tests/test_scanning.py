@@ -53,22 +53,20 @@ def whole(model: Any, inputs: Any) -> Any:
 
 def by_hand(model: Any, metric: Any, sample: Any, question: str | None = None) -> Tensor:
     """A metric of one sample from whole patterns, head by head: sums over the evidence, means over query tokens."""
-    from corelens.continuation import answer_ids, continued, greedy_ids
+    from corelens.answers import greedy_answers, said, saying, with_answers
 
     inputs = model.prepare(list(sample.images), question or sample.question)
     covers = torch.stack([inputs.tokens.inside(region.box) for region in sample.evidence]).any(0)
     queries, n = inputs.tokens.question if metric.queries == "question" else inputs.tokens.last, covers.shape[1]
-    ids = answer_ids(model, [sample.answer])
-    if metric.queries in ("generated", "uncertain"):
-        ids = greedy_ids(model, inputs, 4)
-    full, saying, said = continued(model, inputs, ids)
+    own = metric.queries in ("generated", "uncertain")
+    full = with_answers(model, inputs, greedy_answers(model, inputs, 4) if own else [sample.answer])
     logits, cache = whole(model, full)
-    asked = torch.nn.functional.pad(queries, (0, len(ids[0]) - 1))
+    asked = torch.nn.functional.pad(queries, (0, full["input_ids"].shape[1] - n))
     if metric.queries in ("answer", "generated"):
-        asked = saying
+        asked = saying(full.tokens)
     if metric.queries == "uncertain":
         entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
-        asked = saying & (entropy == entropy[saying].max())
+        asked = saying(full.tokens) & (entropy == entropy[saying(full.tokens)].max())
     result = torch.zeros(3, 4)
     for layer in range(3):
         sinks = torch.zeros(1, covers.shape[1], dtype=torch.bool)
@@ -85,7 +83,7 @@ def by_hand(model: Any, metric: Any, sample: Any, question: str | None = None) -
                     if metric.contribution == "write_size":
                         one = one * written.norm()
                     if metric.contribution == "write_answer":
-                        token = said[0, query] if said[0, query] >= 0 else ids[0][0]
+                        token = said(full)[0, query] if said(full)[0, query] >= 0 else full["input_ids"][0, n]
                         one = one * (model.hf_model.get_output_embeddings().weight[token] @ written)
                     total = total + one
                 rows.append(total)
@@ -112,8 +110,8 @@ AXES = [
 @torch.no_grad()
 def test_every_axis_is_the_metric_on_whole_patterns(seeing: Any, monkeypatch: pytest.MonkeyPatch):
     from corelens import metrics
+    from corelens.asking import OTHER_QUESTIONS
     from corelens.metrics import Metric
-    from corelens.passes import OTHER_QUESTIONS
     from corelens.scanning import scan_all
 
     # The models are too narrow for a sink at the published threshold.
@@ -212,7 +210,7 @@ def test_localization_is_chosen_from_its_two_measures(seeing: Any):
 @pytest.mark.parametrize("family", [*tiny.FAMILIES, "paligemma", "mllama", "qwen3_5", "idefics3", "llama4"])
 def test_positions_that_say_an_answer_attend_as_in_generation(family: str):
     from corelens import HookedMLLM, Role, TokenMap
-    from corelens.continuation import continued
+    from corelens.answers import said, saying, with_answers
     from corelens.inputs import PreparedInputs
 
     model = HookedMLLM(tiny.build(family))
@@ -232,11 +230,12 @@ def test_positions_that_say_an_answer_attend_as_in_generation(family: str):
         )
     answers = generated[:, n:].tolist()
     answers[1] = answers[1][:2]  # a shorter one, padded behind
-    inputs, saying, said = continued(model, PreparedInputs(tensors, tokens), answers)
-    assert saying.sum(-1).tolist() == [4, 2]
-    assert said[saying].tolist() == answers[0] + answers[1]
-    assert inputs.tokens.answer.sum(-1).tolist() == [3, 1]
-    _, cache = model.run_with_cache(inputs, queries=saying, names_filter=names)
+    inputs = with_answers(model, PreparedInputs(tensors, tokens), answers)
+    asked = saying(inputs.tokens)
+    assert asked.sum(-1).tolist() == inputs.tokens.answer.sum(-1).tolist() == [4, 2]
+    assert said(inputs)[asked].tolist() == answers[0] + answers[1]
+    assert inputs.tokens.last.nonzero().tolist() == [[0, n - 1], [1, n - 1]]
+    _, cache = model.run_with_cache(inputs, queries=asked, names_filter=names)
     for name in names:
         for step, row in enumerate(rows[name]):
             for sample in range(2):
@@ -246,11 +245,14 @@ def test_positions_that_say_an_answer_attend_as_in_generation(family: str):
 
 
 def test_answers_that_cannot_follow_are_named(seeing: Any):
-    from corelens.continuation import continued
+    from corelens.answers import with_answers
 
     (sample,) = samples(1)
-    with pytest.raises(ValueError, match=r"answers of sample\(s\) \[0\] have no token"):
-        continued(seeing, seeing.prepare(list(sample.images), sample.question), [[]])
+    inputs = seeing.prepare(list(sample.images), sample.question)
+    with pytest.raises(ValueError, match="the answer '' has no token"):
+        with_answers(seeing, inputs, [""])
+    with pytest.raises(ValueError, match="2 answers were given for 1 prompts"):
+        with_answers(seeing, inputs, ["7", "8"])
 
 
 # --- samples that cannot be measured ---------------------------------------------------------------------------------
@@ -289,10 +291,10 @@ def test_samples_that_cannot_be_measured_are_left_out_with_their_reason(seeing: 
 
 
 def test_batches_shrink_when_memory_runs_out(seeing: Any, monkeypatch: pytest.MonkeyPatch):
-    from corelens import passes, scan
+    from corelens import asking, scan
 
     sizes = []
-    measure = passes.measure
+    measure = asking.measure
 
     def too_large(model: Any, inputs: Any, *args: Any) -> Any:
         sizes.append(len(inputs["input_ids"]))
@@ -301,7 +303,7 @@ def test_batches_shrink_when_memory_runs_out(seeing: Any, monkeypatch: pytest.Mo
         return measure(model, inputs, *args)
 
     expected = scan(seeing, samples(7), batch_size=1)
-    monkeypatch.setattr(passes, "measure", too_large)
+    monkeypatch.setattr(asking, "measure", too_large)
     scores = scan(seeing, samples(7), batch_size=7)
     assert sizes == [7, 4, 2, 2, 2, 1]
     assert scores.samples == expected.samples

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from corelens.continuation import answer_ids, continued, greedy_ids
+from corelens.answers import greedy_answers, said, saying, with_answers
 from corelens.data import Sample, evidence_tokens, prepare_batch
 from corelens.inputs import PreparedInputs
 from corelens.measuring import Asked, Measure, measure
@@ -92,20 +92,17 @@ def _asked(
     needs_evidence = any(isinstance(one, Metric) for one in measures)
     evidence = evidence_tokens(samples, tokens, choices.rule, choices.views) if needs_evidence else tokens.visual
     queries = {"last": tokens.last, "question": tokens.question}
-    said = torch.full_like(tokens.role, -1)
     if sequence != "prompt":
-        if sequence == "answer":
-            answers = answer_ids(model, [sample.answer for sample in samples])
-        else:
-            answers = greedy_ids(model, inputs, choices.max_new_tokens)
-        inputs, saying, said = continued(model, inputs, answers)
-        behind = (0, said.shape[1] - n)
+        own = sequence == "generated"
+        answers = greedy_answers(model, inputs, choices.max_new_tokens) if own else [one.answer for one in samples]
+        inputs = with_answers(model, inputs, answers)
+        behind = (0, inputs.tokens.role.shape[1] - n)
         evidence = pad(evidence, behind)
-        queries = {name: pad(mask, behind) for name, mask in queries.items()} | {sequence: saying}
+        queries = {name: pad(mask, behind) for name, mask in queries.items()} | {sequence: saying(inputs.tokens)}
         if any(isinstance(one, Metric) and one.queries == "uncertain" for one in measures):
-            queries["uncertain"] = _most_uncertain(model, inputs, saying)
+            queries["uncertain"] = _most_uncertain(model, inputs)
     asked = {one.queries if isinstance(one, Metric) else "last" for one in measures}
-    return inputs, Asked(inputs.tokens, evidence, {name: queries[name] for name in asked}, said)
+    return inputs, Asked(inputs.tokens, evidence, {name: queries[name] for name in asked}, said(inputs))
 
 
 def _asking(samples: Sequence[Sample], baseline: str) -> list[Sample]:
@@ -124,11 +121,9 @@ def _asking(samples: Sequence[Sample], baseline: str) -> list[Sample]:
 
 
 @torch.no_grad()
-def _most_uncertain(
-    model: HookedMLLM, inputs: PreparedInputs, saying: Bool[Tensor, "batch position"]
-) -> Bool[Tensor, "batch position"]:
+def _most_uncertain(model: HookedMLLM, inputs: PreparedInputs) -> Bool[Tensor, "batch position"]:
     """Of the positions that say the answer, the one whose next-token distribution has the highest entropy."""
-    logits = model(inputs)[:, -saying.shape[1] :].float()
-    entropy = torch.distributions.Categorical(logits=logits).entropy()
-    chosen = entropy.masked_fill(~saying, -torch.inf).argmax(-1, keepdim=True)
-    return torch.zeros_like(saying).scatter_(-1, chosen, True)
+    asked = saying(inputs.tokens)
+    entropy = torch.distributions.Categorical(logits=model(inputs).float()).entropy()
+    chosen = entropy.masked_fill(~asked, -torch.inf).argmax(-1, keepdim=True)
+    return torch.zeros_like(asked).scatter_(-1, chosen, True)
