@@ -75,9 +75,8 @@ def models(
         if as_json:
             print(json.dumps([asdict(one) for one in known], indent=1))
             return
-        table = Table(
-            *(field.name.replace("_", " ") for field in fields(Known)[:-1]), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-        )
+        titles = (field.name.replace("_", " ") for field in fields(Known)[:-1])
+        table = Table(*titles, box=box.SIMPLE_HEAD, padding=0)
         caveats = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
         for one in known:
             *cells, caveat = astuple(one)
@@ -85,10 +84,10 @@ def models(
             if caveat:
                 caveats.add_row(f" {one.model_type}", caveat)
         console.print(table, caveats)
+        console.print(f"\nattention: checks of the tests that passed, of {', '.join(CHECKS)}.")
+        console.print("heads: what is unusual; hybrids have layers without any. picture, video: whether visual tokens")
         console.print(
-            f"\nattention: checks of the tests that passed, of {', '.join(CHECKS)}.\nheads: what is unusual; hybrids have "
-            "layers without any.\npicture, video: whether visual tokens have rectangles. tower: whether the vision tower's "
-            "attention can be hooked, or what stands in its place."
+            "have rectangles. tower: whether the vision tower's attention can be hooked, or what it is instead."
         )
         return
     # Here, since the list of all types does without TransformerLens, which takes seconds to import.

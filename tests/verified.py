@@ -85,16 +85,15 @@ def tables() -> dict[str, list[list[Any]]]:
     from corelens.grids import SEGMENTS, VIDEO_SEGMENTS
     from corelens.inspection import Known, known_types
 
+    known, titles = known_types(), [field.name.replace("_", " ") for field in fields(Known)]
     functions = sorted({*SEGMENTS.values(), *VIDEO_SEGMENTS.values()}, key=lambda function: function.__name__)
     users = [
         [name for table in (SEGMENTS, VIDEO_SEGMENTS) for name, used in table.items() if used is function]
         for function in functions
     ]
     return {
-        "models": [
-            [field.name.replace("_", " ") for field in fields(Known)],
-            *([f"`{one.model_type}`", *astuple(one)[1:]] for one in known_types()),
-        ],
+        "models": [titles[:-1], *(list(astuple(one)[:-1]) for one in known)],
+        "caveats": [["model type", "caveat"], *([one.model_type, one.caveat] for one in known if one.caveat)],
         "costs": [
             ["function", "lines of code", "model types"],
             *([f"`{f.__name__}`", code_lines(f), ", ".join(of)] for f, of in zip(functions, users, strict=True)),
