@@ -38,7 +38,7 @@ def chosen_rows(queries: Bool[Tensor, "batch position"]) -> Bool[Tensor, "batch 
     A pattern limited to chosen queries has as many rows as the sample with most of them; row r of a sample is its r-th
     chosen query. Samples with fewer have NaN in their last rows, where this mask is False.
 
-    Example:
+    Examples:
         >>> chosen_rows(torch.tensor([[True, False, True], [False, False, True]]))
         tensor([[ True,  True],
                 [ True, False]])

@@ -12,7 +12,7 @@ from typing import NamedTuple
 class Head(NamedTuple):
     """One attention head of the decoder; sorts by layer, then head.
 
-    Example:
+    Examples:
         >>> print(Head(4, 2), Head.parse("L4H2") == Head(4, 2))
         L4H2 True
     """
@@ -39,7 +39,7 @@ class Head(NamedTuple):
 class HeadSet:
     """Some heads, in order, and how they were chosen.
 
-    Example:
+    Examples:
         >>> HeadSet.parse("L4H2, L1H3").by_layer()
         {4: [2], 1: [3]}
     """

@@ -1,17 +1,25 @@
 """What corelens can see in a model, told from its configuration alone: nothing is downloaded but that, or computed."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as _MAPPED
 
-from corelens.grids import LEARNED_QUERIES, no_boxes
+from corelens.grids import LEARNED_QUERIES, SEGMENTS, no_boxes
 from corelens.sites import KNOWN_BUGS, layer_sites, vision_sites
 
-REFUSED = ("blip", "git")
-"""Model types whose decoder computes attention on its own, so that `layer_sites` refuses them."""
+CHECKS = ("unhooked", "eager", "padded", "rows", "generation", "padded generation", "edits", "weights")
+"""What tests hold of the attention of a model type, on a tiny random model of its architecture:
+
+logits of passes that nobody looks at are bit-identical; patterns equal eager attention's, without padding and
+left-padded; chosen rows are rows of the whole pattern; so are those of cached generation, without padding and
+left-padded; edits of patterns and scores act in every layer; a zeroed head is its zeroed columns of W_O.
+"""
 
 
 @dataclass(frozen=True)
@@ -88,11 +96,25 @@ class Inspection:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a model type without building a model."""
+    """What the tests showed of a model type, without building a model."""
 
     model_type: str
+
+    attention: str
+    """How many of `CHECKS` passed."""
+
+    heads: str
+    """What is unusual about the decoder's attention."""
+
     picture: str
+    """Whether visual tokens of a picture have rectangles; learned queries have none."""
+
     video: str
+    """The same of a video."""
+
+    tower: str
+    """Whether attention of the vision tower can be hooked, or what stands in its place."""
+
     caveat: str
 
 
@@ -104,7 +126,7 @@ def inspect_config(config: PreTrainedConfig) -> Inspection:
         TypeError: If the model's decoder computes attention on its own.
     """
     model_type = config.model_type
-    if model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+    if model_type not in _MAPPED:
         raise ValueError(f"model type {model_type!r} is not an image-text-to-text model of transformers.")
     model = _without_weights(config)
     sites = layer_sites(model)
@@ -129,16 +151,36 @@ def inspect_config(config: PreTrainedConfig) -> Inspection:
 
 
 def known_types() -> list[Known]:
-    """Every image-text-to-text model type of the installed transformers."""
-    return [
-        Known(
-            model_type=name,
-            picture="learned queries" if name in LEARNED_QUERIES else "not known" if no_boxes(name) else "yes",
-            video="no" if no_boxes(name, "video") else "yes",
-            caveat="refused" if name in REFUSED else "known fault" if name in KNOWN_BUGS else "",
-        )
-        for name in sorted(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
-    ]
+    """Every image-text-to-text model type of the installed transformers, and those that can be wrapped besides."""
+    verified = json.loads(Path(__file__).with_name("verified.json").read_text())
+    nothing = {"passed": [], "not made": {}}
+    return [_known(name, verified.get(name, nothing)) for name in sorted({*_MAPPED, *SEGMENTS})]
+
+
+def _known(name: str, shown: dict[str, Any]) -> Known:
+    passed, reasons = shown["passed"], shown["not made"]
+    n_passed = len(set(CHECKS) & set(passed))
+    caveats = ["its text attention asks transformers for no attention function"] if "refused" in passed else []
+    for reason in dict.fromkeys(reasons.values()):
+        caveats.append(f"no {', no '.join(check for check in reasons if reasons[check] == reason)}: {reason}")
+    if name in KNOWN_BUGS:
+        caveats.append("a known fault of transformers; wrapping the model says which")
+    if name not in _MAPPED:
+        caveats.append("no Auto class loads it; wrap it as it is")
+
+    def boxes(kind: str) -> str:
+        known = "no" if no_boxes(name, kind) else "untested"
+        return "yes" if kind in passed else known
+
+    return Known(
+        model_type=name,
+        attention="refused" if "refused" in passed else f"{n_passed} of {len(CHECKS)}" if n_passed else "not tested",
+        heads=shown.get("heads", ""),
+        picture="queries" if name in LEARNED_QUERIES else boxes("picture"),
+        video=boxes("video"),
+        tower=shown.get("tower", "") if "tower" in passed else "",
+        caveat="; ".join(caveats),
+    )
 
 
 def ranges(layers: list[int]) -> str:
@@ -160,5 +202,5 @@ def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
             # Evolla's: the mapping names its class, the Auto class does not find it.
             if "Unrecognized configuration class" not in str(cause):
                 raise
-            model_class = getattr(transformers, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[config.model_type])
+            model_class = getattr(transformers, _MAPPED[config.model_type])
             return model_class._from_config(config)

@@ -138,7 +138,8 @@ def gemma3(**pictures: Any) -> Family:
 
 
 FAMILIES: dict[str, Family] = {
-    "qwen3_vl": qwen("Qwen3VLProcessor", 16),
+    "qwen2_vl": qwen("Qwen2VLProcessor", 14),
+    **dict.fromkeys(["qwen3_vl", "qwen3_vl_moe"], qwen("Qwen3VLProcessor", 16)),
     "qwen2_5_vl": qwen("Qwen2_5_VLProcessor", 14),
     "llava": llava(),
     "vipllava": llava(),

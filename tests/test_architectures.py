@@ -1,6 +1,7 @@
 """Every image-text-to-text architecture of transformers against its own eager attention and against weight surgery."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,11 +16,20 @@ REFUSED = ("git", "blip")
 WARNED = ("phi4_multimodal", "minimax_m3_vl")
 """Wrapping them names a fault of transformers."""
 
+PADDED_UNDER_EAGER = "transformers masks padding under sdpa, the default, and not in the same way under eager"
 EAGER_IS_ANOTHER_MODEL_WHEN_PADDED = ("minimax_m3_vl", "diffusion_gemma")
-"""Faults of transformers: padding is masked under sdpa, the default, and not, or not in the same way, under eager."""
+"""Of these, rows of the sample without padding are compared."""
+
+NO_PADDED_GENERATION = {
+    "minimax_m3_vl": PADDED_UNDER_EAGER,
+    "evolla": "transformers itself fails under eager",
+}
 
 ATTENTIONS_NOT_LISTED = {"idefics": "cross_attn"}
 """Hugging Face returns the self-attention alone."""
+
+Record = Callable[[str, object], None]
+"""Pytest's `record_property`: what tests/verified.py tells readers of the docs beside the outcome."""
 
 SUPPORTED = [name for name in tiny.ARCHITECTURES if name not in REFUSED]
 
@@ -109,7 +119,7 @@ def test_unhooked_logits_are_bit_identical(hf_model: Any, model: Any, plain: Any
 @torch.no_grad()
 @pytest.mark.parametrize("padding", [False, True], ids=["plain", "padded"])
 def test_patterns_are_those_of_eager_attention(
-    name: str, hf_model: Any, model: Any, eager: Any, plain: Any, padded: Any, padding: bool
+    name: str, hf_model: Any, model: Any, eager: Any, plain: Any, padded: Any, padding: bool, record_property: Record
 ):
     inputs = padded if padding else plain
     logits, cache = model.run_with_cache(inputs)
@@ -121,6 +131,7 @@ def test_patterns_are_those_of_eager_attention(
         real = real_queries(hf_model, inputs, rows.shape[2])
         if padding and name in EAGER_IS_ANOTHER_MODEL_WHEN_PADDED:
             real[1] = False
+            record_property("not made", PADDED_UNDER_EAGER)
         # Diffusion Gemma's canvas looks at a sliding cache, whose first keys are gone; columns are positions.
         assert_close(at(real, cache[key])[..., -rows.shape[-1] :], at(real, rows), atol=1e-5, rtol=0)
     real = real_queries(hf_model, inputs, logits.shape[1])
@@ -128,14 +139,15 @@ def test_patterns_are_those_of_eager_attention(
 
 
 @torch.no_grad()
-def test_chosen_rows_are_rows_of_the_whole_pattern(name: str, hf_model: Any, model: Any, padded: Any):
+def test_chosen_rows_are_rows_of_the_whole_pattern(name: str, model: Any, padded: Any, record_property: Record):
     _, whole = model.run_with_cache(padded, names_filter=lambda name: name.endswith("hook_pattern"))
     shape = padded["decoder_input_ids" if "decoder_input_ids" in padded else "input_ids"].shape
     queries = torch.zeros(shape, dtype=torch.bool)
     queries[0, [-3, -1]] = True
     queries[1, -2:] = True
     names = [key for key in whole if not key.startswith("vision.")]
-    if name in ("pi0", "diffusion_gemma"):  # their decoder does not read the sequence, but actions or a canvas
+    if name in ("pi0", "diffusion_gemma"):
+        record_property("not made", "the decoder reads actions or a canvas, not the sequence")
         return
     _, cache = model.run_with_cache(padded, queries=queries, names_filter=names)
     for key in names:
@@ -146,10 +158,11 @@ def test_chosen_rows_are_rows_of_the_whole_pattern(name: str, hf_model: Any, mod
 @torch.no_grad()
 @pytest.mark.parametrize("padding", [False, True], ids=["plain", "padded"])
 def test_cached_generation_shows_eager_rows(
-    name: str, hf_model: Any, model: Any, eager: Any, plain: Any, padded: Any, padding: bool
+    name: str, model: Any, eager: Any, plain: Any, padded: Any, padding: bool, record_property: Record
 ):
     inputs = tiny.generation_inputs(name, padded if padding else plain)
-    if name in tiny.NO_GENERATION or (name == "evolla" and padding) or (name == "minimax_m3_vl" and padding):
+    if reason := (tiny.NO_GENERATION | (NO_PADDED_GENERATION if padding else {})).get(name):
+        record_property("not made", reason)
         return
     length = dict(max_new_tokens=3, do_sample=False, eos_token_id=None, use_cache=True)
     expected = eager.generate(**inputs, **length, output_attentions=True, return_dict_in_generate=True)
@@ -206,11 +219,14 @@ def test_edits_of_pattern_and_scores_act_in_every_layer(model: Any, plain: dict[
 
 
 @torch.no_grad()
-def test_zeroing_a_head_is_zeroing_its_columns_of_w_o(name: str, hf_model: Any, model: Any, padded: dict[str, Tensor]):
+def test_zeroing_a_head_is_zeroing_its_columns_of_w_o(
+    name: str, hf_model: Any, model: Any, padded: dict[str, Tensor], record_property: Record
+):
     def zero(z: Tensor, hook: Any) -> Tensor:
         return z.index_fill(2, torch.tensor([1]), 0)
 
-    if name == "diffusion_gemma":  # whose encoder has the same weights
+    if name == "diffusion_gemma":
+        record_property("not made", "its encoder has the same weights")
         return
     real = real_queries(hf_model, padded, model(padded).shape[1])
     for name, attention in attentions(model).items():
@@ -260,10 +276,24 @@ def test_heads_write_through_w_o_and_gates_are_found(model: Any, plain: dict[str
         assert_close(written.reshape(-1), out.reshape(-1), atol=2e-5, rtol=1e-4)
 
 
+def kinds_of_heads(model: Any) -> list[str]:
+    """What is unusual about a decoder's attention."""
+    sites = [site for block in model._blocks for site in block._site.attentions.values()]
+    found = {
+        "hybrid": any(block._site.missing.get("attn") for block in model._blocks),
+        "MLA": any("kv_b_proj" in dict(site.module.named_children()) for site in sites),
+        "gated": any(site.gated and not site.mixing_norm for site in sites),
+        "mixing norm": any(site.mixing_norm for site in sites),
+        "cross-attention": any(site.crossing for site in sites),
+    }
+    return [kind for kind, true in found.items() if true]
+
+
 @torch.no_grad()
-def test_heads_are_those_that_exist(model: Any, plain: dict[str, Tensor]):
+def test_heads_are_those_that_exist(model: Any, plain: dict[str, Tensor], record_property: Record):
     from corelens import Head, ablate
 
+    record_property("heads", ", ".join(kinds_of_heads(model)))
     _, cache = model.run_with_cache(plain, names_filter=lambda name: name.endswith("attn.hook_pattern"))
     expected = [Head(b, h) for b in range(model.cfg.n_layers) for h in range(model.cfg.n_heads)]
     shown = {layer: cache[name].shape[1] for layer in range(model.cfg.n_layers)
@@ -313,15 +343,15 @@ def test_edits_of_the_residual_stream_act(model: Any, plain: dict[str, Tensor]):
 
 WITHOUT_VISION_HEADS = {
     "gemma3n": "timm", "fast_vlm": "timm", "perception_lm": "timm",
-    "got_ocr2": "SAM", "pp_chart2table": "SAM", "pp_formulanet": "SAM", "kosmos-2.5": "never dispatched",
+    "got_ocr2": "SAM", "pp_chart2table": "SAM", "pp_formulanet": "SAM", "kosmos-2.5": "own code",
     "chameleon": "VQ codes", "emu3": "VQ codes", "inkling_mm_model": "an MLP",
-    "fuyu": "no tower", "gemma4_unified": "no tower", "udop": "no tower",
-    "mistral4": "text only", "evolla": "proteins",
+    "fuyu": "none", "gemma4_unified": "none", "udop": "none", "mistral4": "text only", "evolla": "proteins",
 }  # fmt: skip
 
 
 @torch.no_grad()
-def test_the_vision_tower(name: str, model: Any, plain: dict[str, Tensor]):
+def test_the_vision_tower(name: str, model: Any, plain: dict[str, Tensor], record_property: Record):
+    record_property("tower", WITHOUT_VISION_HEADS.get(name, "yes"))
     before = model(plain)
     names = [key for key in model.hook_dict if key.startswith("vision.")]
     assert (name in WITHOUT_VISION_HEADS) == (not names)

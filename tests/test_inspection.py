@@ -67,13 +67,18 @@ def test_mistakes_are_one_sentence(mistake: str, tmp_path: Path, monkeypatch: py
 
 
 def test_the_list_has_every_model_type():
-    from corelens.inspection import REFUSED
-
     said = {one["model_type"]: one for one in json.loads(models("--json").output)}
-    assert set(said) == set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
-    assert {name for name, one in said.items() if one["caveat"] == "refused"} == set(REFUSED)
-    assert said["qwen3_vl"] == {"model_type": "qwen3_vl", "picture": "yes", "video": "yes", "caveat": ""}
-    assert said["minimax_m3_vl"]["caveat"] == "known fault"
+    assert set(said) == {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, "phi4_multimodal"}
+    assert {name for name, one in said.items() if one["attention"] == "refused"} == {"git", "blip"}
+    assert {name for name, one in said.items() if one["attention"] == "not tested"} == set()
+    assert said["qwen3_vl"] == {
+        "model_type": "qwen3_vl", "attention": "8 of 8", "heads": "", "picture": "yes", "video": "yes",
+        "tower": "yes", "caveat": "",
+    }  # fmt: skip
+    assert "known fault" in said["minimax_m3_vl"]["caveat"]
+    assert "no generation" in said["pi0"]["caveat"]
+    assert said["aria"]["picture"] == "queries"
+    assert said["qwen3_5"]["heads"] == "hybrid, gated"
     rows = models().output.splitlines()
     for name in said:
         assert any(row.split()[:1] == [name] for row in rows), name

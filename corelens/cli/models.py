@@ -1,7 +1,7 @@
 """`corelens models`."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, astuple, fields
 from typing import Annotated
 
 import typer
@@ -17,7 +17,7 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Say what can be seen in a model, from its configuration alone; without a name, list all model types."""
-    from corelens.inspection import inspect_config, known_types
+    from corelens.inspection import CHECKS, Known, inspect_config, known_types
 
     # Reasons hold brackets, which are no markup.
     console = Console(highlight=False, markup=False)
@@ -26,10 +26,20 @@ def models(
         if as_json:
             print(json.dumps([asdict(one) for one in known], indent=1))
             return
-        table = Table("model type", "picture geometry", "video geometry", "caveat", box=box.SIMPLE)
+        titles = (field.name.replace("_", " ") for field in fields(Known)[:-1])
+        table = Table(*titles, box=box.SIMPLE_HEAD, padding=0)
+        caveats = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
         for one in known:
-            table.add_row(one.model_type, one.picture, one.video, one.caveat)
-        console.print(table)
+            *cells, caveat = astuple(one)
+            table.add_row(*cells)
+            if caveat:
+                caveats.add_row(f" {one.model_type}", caveat)
+        console.print(table, caveats)
+        console.print(f"\nattention: checks of the tests that passed, of {', '.join(CHECKS)}.")
+        console.print("heads: what is unusual; hybrids have layers without any. picture, video: whether visual tokens")
+        console.print(
+            "have rectangles. tower: whether the vision tower's attention can be hooked, or what it is instead."
+        )
         return
     # Here, since the list of all types does without TransformerLens, which takes seconds to import.
     from transformers import AutoConfig

@@ -40,7 +40,7 @@ def load(name: str, *where: Any, **options: Any) -> Samples:
     Raises:
         ValueError: If there is no such name, or the reader does not take these options.
 
-    Example:
+    Examples:
         >>> [sample.answer for sample in load("charts", 2, seed=0)]
         ['Seoul', '80']
     """

@@ -61,7 +61,7 @@ def head_score(
         Axes after "Visual Retrieval Heads" (arXiv 2608.27417), widened: `top_k` is HeadKV's, `rest` is LOCOS's (arXiv
         2607.01002), `share` is VERA's (arXiv 2602.10146).
 
-    Example:
+    Examples:
         >>> pattern = torch.tensor([[[[0.7, 0.2, 0.1]]]])
         >>> evidence, query = torch.tensor([[True, False, True]]), torch.tensor([[True]])
         >>> head_score(pattern, evidence, query), head_score(pattern, evidence, query, reduction="mean")

@@ -34,7 +34,7 @@ def retrieval_attention_mass(
         the score of the same laboratory's Elastic Attention (arXiv 2601.17367, equation 9), which they also call
         attention mass, with any set of query tokens in place of the last one.
 
-    Example:
+    Examples:
         >>> import torch
         >>> pattern = torch.tensor([[[[0.7, 0.2, 0.1]]]])
         >>> evidence, queries = torch.tensor([[True, False, True]]), torch.tensor([[True]])

@@ -13,7 +13,7 @@ def lorenz_curve(scores: Float[Tensor, "layer head"]) -> Float[Tensor, "head_num
 
     NaN, where there is no head, is left out; negative scores, which calibration makes, count as zero.
 
-    Example:
+    Examples:
         >>> lorenz_curve(torch.tensor([[1.0, 3.0]]))
         tensor([0.0000, 0.7500, 1.0000])
     """

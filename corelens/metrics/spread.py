@@ -29,7 +29,7 @@ def attention_entropy(
     Raises:
         ValueError: If a sample has no query token.
 
-    Example:
+    Examples:
         >>> attention_entropy(torch.full((1, 1, 1, 4), 0.25), torch.tensor([[True]])).exp()
         tensor([[4.]])
     """

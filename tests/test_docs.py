@@ -1,0 +1,32 @@
+"""The docs say what is true: their code runs, and their tables are what the tests and the code show."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import verified
+
+PAGES = [path for path in (verified.ROOT / "README.md", *verified.PAGES) if "```python" in path.read_text()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_of_a_page_runs_in_order(page: Path, monkeypatch: pytest.MonkeyPatch):
+    from corelens import grids
+
+    monkeypatch.setattr(grids, "SEGMENTS", dict(grids.SEGMENTS))  # a page adds a family
+    namespace: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        exec(compile(code, str(page), "exec"), namespace)
+
+
+def test_tables_of_the_docs_are_what_the_tests_showed():
+    pages = verified.pages()
+    assert sum(text.count("<!-- table: ") for text in pages.values()) == len(verified.tables())
+    for path, text in pages.items():
+        assert path.read_text() == text, f"{path} is not up to date; see tests/verified.py"
+
+
+def test_functions_of_families_stay_small():
+    (_, *rows) = verified.tables()["costs"]
+    assert all(lines <= 16 for _, lines, _ in rows)

@@ -1,0 +1,139 @@
+"""What the tests showed of every architecture, for `corelens models`, and the tables of the docs.
+
+    pytest --junitxml=results.xml && python tests/verified.py results.xml
+
+writes corelens/verified.json from any number of such files (a check passed if it passed in one of them and failed in
+none), and the tables of docs/*.md. With --check it writes nothing, and says whether anything would change.
+"""
+
+import argparse
+import ast
+import inspect
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import astuple, fields
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from architectures import ARCHITECTURES
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT / "corelens" / "verified.json"
+PAGES = sorted(ROOT.glob("docs/*.md"))
+CHECKS = {
+    "test_unhooked_logits_are_bit_identical[": "unhooked",
+    "test_patterns_are_those_of_eager_attention[plain": "eager",
+    "test_patterns_are_those_of_eager_attention[padded": "padded",
+    "test_chosen_rows_are_rows_of_the_whole_pattern[": "rows",
+    "test_cached_generation_shows_eager_rows[plain": "generation",
+    "test_cached_generation_shows_eager_rows[padded": "padded generation",
+    "test_edits_of_pattern_and_scores_act_in_every_layer[": "edits",
+    "test_zeroing_a_head_is_zeroing_its_columns_of_w_o[": "weights",
+    "test_the_vision_tower[": "tower",
+    "test_changing_pixels_of_a_token_changes_its_feature_most[": "picture",
+    "test_changing_pixels_of_a_token_changes_its_embedding_most[": "picture",
+    "test_changing_pixels_of_a_token_in_its_frame_changes_its_feature_most[": "video",
+    "test_text_attention_that_is_not_dispatched_is_refused_by_name[": "refused",
+}
+
+
+def outcomes(paths: list[Path]) -> Iterator[tuple[str, str, str, dict[str, str]]]:
+    """The model type, test, outcome and records of every test of an architecture."""
+    for path in paths:
+        for case in ElementTree.parse(path).iter("testcase"):
+            test, _, parameters = str(case.get("name")).rstrip("]").partition("[")
+            for padding in ("plain", "padded"):  # stands last in names, and belongs to the test here
+                if parameters.endswith(f"-{padding}"):
+                    test, parameters = f"{test}[{padding}", parameters.removesuffix(f"-{padding}")
+            parameters = parameters.replace("_pan_and_scan", "")
+            names = [name for name in ARCHITECTURES if parameters == name or parameters.startswith(f"{name}-")]
+            if names:
+                name = max(names, key=len)
+                failed = case.find("failure") is not None or case.find("error") is not None
+                outcome = "failed" if failed else "skipped" if case.find("skipped") is not None else "passed"
+                records = {str(one.get("name")): str(one.get("value")) for one in case.iter("property")}
+                yield ARCHITECTURES[name].model_type or name, test + "[" * ("[" not in test), outcome, records
+
+
+def verified(paths: list[Path]) -> dict[str, dict[str, Any]]:
+    """By model type: the checks that passed, why others were not made, kinds of heads, and the vision tower."""
+    seen: dict[tuple[str, str], set[str]] = defaultdict(set)
+    found: dict[str, dict[str, Any]] = defaultdict(lambda: {"passed": [], "not made": {}})
+    for model_type, test, outcome, records in outcomes(paths):
+        if check := CHECKS.get(test):
+            seen[model_type, check].add(outcome)
+            if reason := records.pop("not made", None):
+                found[model_type]["not made"][check] = reason
+        found[model_type] |= records
+    for model_type, check in sorted(seen, key=lambda one: list(CHECKS.values()).index(one[1])):
+        of_type = found[model_type]
+        if check not in of_type["not made"] and {"passed"} <= seen[model_type, check] <= {"passed", "skipped"}:
+            of_type["passed"].append(check)
+    return dict(sorted(found.items()))
+
+
+def written(found: dict[str, dict[str, Any]]) -> str:
+    """JSON, one line per model type."""
+    return "{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(of_type)}" for name, of_type in found.items()) + "\n}\n"
+
+
+def tables() -> dict[str, list[list[Any]]]:
+    """The tables of the docs by name, header first."""
+    from corelens.grids import SEGMENTS, VIDEO_SEGMENTS
+    from corelens.inspection import Known, known_types
+
+    known, titles = known_types(), [field.name.replace("_", " ") for field in fields(Known)]
+    functions = sorted({*SEGMENTS.values(), *VIDEO_SEGMENTS.values()}, key=lambda function: function.__name__)
+    users = [
+        [name for table in (SEGMENTS, VIDEO_SEGMENTS) for name, used in table.items() if used is function]
+        for function in functions
+    ]
+    return {
+        "models": [titles[:-1], *(list(astuple(one)[:-1]) for one in known)],
+        "caveats": [["model type", "caveat"], *([one.model_type, one.caveat] for one in known if one.caveat)],
+        "costs": [
+            ["function", "lines of code", "model types"],
+            *([f"`{f.__name__}`", code_lines(f), ", ".join(of)] for f, of in zip(functions, users, strict=True)),
+        ],
+    }
+
+
+def code_lines(function: Any) -> int:
+    """Lines of a function's body, without its docstring, comments and blank lines."""
+    (tree,) = ast.parse(inspect.getsource(function)).body
+    body = tree.body[1:]  # pyright: ignore[reportAttributeAccessIssue]
+    return len({line for part in body for node in ast.walk(part) if isinstance(node, ast.stmt | ast.expr)
+                for line in (node.lineno, node.end_lineno)})  # fmt: skip
+
+
+def pages() -> dict[Path, str]:
+    """Every page with its tables as they should be: between `<!-- table: NAME -->` and `<!-- end -->`."""
+    texts = {path: path.read_text() for path in PAGES}
+    for name, (header, *rows) in tables().items():
+        lines = [header, ["---"] * len(header), *rows]
+        table = "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+        for path, text in texts.items():
+            before, mark, after = text.partition(f"<!-- table: {name} -->\n")
+            if mark:
+                texts[path] = f"{before}{mark}\n{table}\n\n<!-- end -->" + after.partition("<!-- end -->")[2]
+    return texts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    text = written(verified(arguments.results))
+    if arguments.check:
+        sys.exit("the tests show something else than corelens/verified.json" if text != DATA.read_text() else None)
+    DATA.write_text(text)
+    for path, page in pages().items():
+        path.write_text(page)
+
+
+if __name__ == "__main__":
+    main()
