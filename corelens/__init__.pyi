@@ -13,6 +13,7 @@ from .interventions import mean_outputs as mean_outputs
 from .media import Video as Video
 from .model import HookedMLLM as HookedMLLM
 from .scanning import scan as scan
+from .scanning import scan_all as scan_all
 from .scores import HeadScores as HeadScores
 from .scores import agreement as agreement
 from .scores import joined as joined

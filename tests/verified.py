@@ -84,6 +84,7 @@ def tables() -> dict[str, list[list[Any]]]:
     """The tables of the docs by name, header first."""
     from corelens.grids import SEGMENTS, VIDEO_SEGMENTS
     from corelens.inspection import Known, known_types
+    from corelens.metrics import PRESETS
 
     known, titles = known_types(), [field.name.replace("_", " ") for field in fields(Known)]
     functions = sorted({*SEGMENTS.values(), *VIDEO_SEGMENTS.values()}, key=lambda function: function.__name__)
@@ -94,11 +95,21 @@ def tables() -> dict[str, list[list[Any]]]:
     return {
         "models": [titles[:-1], *(list(astuple(one)[:-1]) for one in known)],
         "caveats": [["model type", "caveat"], *([one.model_type, one.caveat] for one in known if one.caveat)],
+        "scores": [
+            ["name", "query tokens", "summed over the evidence", "reduction", "compared with", "source"],
+            *([f"`{name}`", m.queries, *_axes(m), m.source] for name, m in PRESETS.items()),
+        ],
         "costs": [
             ["function", "lines of code", "model types"],
             *([f"`{f.__name__}`", code_lines(f), ", ".join(of)] for f, of in zip(functions, users, strict=True)),
         ],
     }
+
+
+def _axes(metric: Any) -> tuple[str, str, str]:
+    """Contribution, reduction, and normalisation or baseline of a head score, in words."""
+    compared = [axis for axis in (metric.normalisation, metric.baseline) if axis != "none"]
+    return metric.contribution.replace("_", " "), metric.reduction, " ".join(compared).replace("_", " ") or "nothing"
 
 
 def code_lines(function: Any) -> int:
