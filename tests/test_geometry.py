@@ -274,9 +274,9 @@ def test_a_batch_is_its_samples_left_padded(seeing: Any):
 @pytest.mark.parametrize("size", [(6000, 400), (400, 5003), (333, 250)], ids=str)
 def test_tiles_of_large_pictures_are_exact(size: tuple[int, int]):
     """Eight bits of colour say where a tile ends, to a thousandth of its size."""
-    from corelens.grids import Seen
+    from corelens.coordinates import Measured
 
-    *tiles, whole = Seen(None, processors.build("internvl"), {}, 0, size, 0, 1).tiles
+    *tiles, whole = Measured(processors.build("internvl"), size).tiles
     assert whole == (0, 0, *size)
     for extent, first, last in ((size[0], 0, 2), (size[1], 1, 3)):
         starts, ends = sorted({tile[first] for tile in tiles}), sorted({tile[last] for tile in tiles})
@@ -287,12 +287,12 @@ def test_tiles_of_large_pictures_are_exact(size: tuple[int, int]):
 
 def test_tiles_that_are_mostly_padding():
     """A picture of 230 x 25 pixels at the top left of four tiles of 112."""
-    from corelens.grids import Seen, _coordinates
+    from corelens.coordinates import Measured, coordinates
 
     canvas = np.zeros((112, 4 * 112, 3))
-    canvas[:25, :230] = _coordinates(230, 25)
+    canvas[:25, :230] = coordinates(230, 25)
     tiles = canvas.reshape(112, 4, 112, 3).transpose(1, 3, 0, 2)
-    seen = Seen(None, None, {}, 0, (230, 25), 0, 1)
+    seen = Measured(None, (230, 25))
     regions = np.array(seen.regions(tiles[:3]))
     np.testing.assert_allclose(regions[:, 0], [0, 112, 224], atol=0.5)
     np.testing.assert_allclose(regions[:, 2], [112, 224, 336], atol=0.5)
@@ -303,9 +303,11 @@ def test_tiles_that_are_mostly_padding():
 
 def test_a_picture_that_another_follows_is_not_tiled_by_llava_onevision():
     """It is padded to a square instead."""
+    from corelens.coordinates import Measured
     from corelens.grids import Seen, segments
 
     config = SimpleNamespace(model_type="llava_onevision", vision_config=SimpleNamespace(image_size=56, patch_size=14))
-    (segment,) = segments(Seen(config, processors.build("llava_onevision"), {}, 0, (160, 96), 17, 2))
+    measured = Measured(processors.build("llava_onevision"), (160, 96), 2)
+    (segment,) = segments(Seen(config, {}, 0, measured, 17))
     assert (segment.rows, segment.columns, segment.end, segment.overview) == (4, 4, 1, False)
     np.testing.assert_allclose(segment.region, (0, -32, 160, 128), atol=0.5)

@@ -190,7 +190,7 @@ def test_a_batch_is_its_samples_left_padded(seeing: Seeing):
 # --- learned queries ---
 
 
-@pytest.fixture(scope="module", params=["aria"])
+@pytest.fixture(scope="module", params=list(processors.QUERIES))
 def querying(request: pytest.FixtureRequest) -> Seeing:
     return build(request.param)
 
@@ -224,7 +224,7 @@ def test_roles_in_a_batch_of_learned_queries(querying: Seeing):
     assert decode(inputs["input_ids"][inputs.tokens.context]) == "What?seven"
 
 
-@pytest.mark.parametrize("family", ["aria"])
+@pytest.mark.parametrize("family", ["aria", "idefics2"])
 def test_learned_queries_of_several_pictures(family: str):
     model = build(family)
     chat = [
@@ -239,7 +239,16 @@ def test_learned_queries_of_several_pictures(family: str):
     assert tokens.media[tokens.image].tolist() == [media for media in range(4) for _ in range(4)]
 
 
-@pytest.mark.parametrize("family", ["blip-2", "instructblip", "idefics2", "kosmos-2"])
-def test_processors_that_do_not_say_what_they_write(family: str):
-    with pytest.raises(ValueError, match="does not say what it writes in place of a picture"):
-        build(family).prepare([picture((64, 64))])
+@pytest.mark.parametrize("n", [0, 2])
+def test_one_picture_a_question_where_the_processor_puts_it_first(n: int):
+    model = build("blip-2")
+    images = [[picture((64, 64))] * n, [picture((64, 64))]]
+    with pytest.raises(ValueError, match=f"exactly one picture, not {n}"):
+        model.prepare(images, ["Which?", "What?"])
+
+
+def test_padding_on_the_right():
+    model = build("kosmos-2")
+    model.processor.tokenizer.padding_side = "right"
+    with pytest.raises(ValueError, match=r"set processor\.tokenizer\.padding_side = 'left'"):
+        model.prepare([picture((64, 64))] * 2, ["Which digit is red?", "What?"])
