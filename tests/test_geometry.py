@@ -1,6 +1,5 @@
 """Rectangles of visual tokens, family by family, checked against what the vision tower sees."""
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -23,6 +22,8 @@ pytestmark = pytest.mark.filterwarnings(
 QUESTION = "Which digit is red?"
 SIZES = [(160, 96), (61, 250), (112, 112), (301, 67)]
 PAIR = [(160, 96), (61, 250)]
+VARIANTS = {"gemma3_pan_and_scan": "gemma3", "llava_pixtral": "llava"}
+"""Of what they are variants."""
 CLIPPED = {"llava", "vipllava", "fast_vlm"}
 """Their processor cuts out the middle."""
 NEWLINES = {"llava_next", "llava_onevision"}
@@ -35,13 +36,18 @@ PADDING_SEEN = {"mistral_large4"}
 
 LARGE = {"vision_config": {"image_size": 112}}
 LARGER = {"vision_config": {"image_size": 224}}
+PIXTRAL = ARCHITECTURES["mistral3"].config["vision_config"] | {"image_size": 224}
 TOWERS: dict[str, dict[str, Any]] = {
     "internvl": {"vision_config": {"image_size": [112, 112]}},
     "gemma3": LARGE | {"mm_tokens_per_image": 16},
     "gemma3_pan_and_scan": LARGE | {"mm_tokens_per_image": 16},
     **dict.fromkeys(["idefics3", "smolvlm", "aya_vision", "cohere2_vision", "llama4"], LARGE),
     **dict.fromkeys(["mistral3", "mistral_large4", "lighton_ocr"], LARGER),
+    "llava_pixtral": {"vision_config": PIXTRAL, "vision_feature_layer": -1, "vision_feature_select_strategy": "full"},
     "perception_lm": {"projector_pooling_ratio": 2},
+    "gemma4": {"vision_config": {"position_embedding_size": 64}},
+    "molmo2": {"vision_config": {"image_size": [70, 70]}},
+    "phi4_multimodal": {"vision_config": {"image_size": 128, "crop_size": 128, "patch_size": 4}},
     **{
         name: {"vision_config": {"image_size": 56}, "image_grid_pinpoints": settings["image_grid_pinpoints"]}
         for name in NEWLINES
@@ -51,25 +57,12 @@ TOWERS: dict[str, dict[str, Any]] = {
 """What fits the towers of the tiny models to the sizes of the pictures here."""
 
 
-def families(*without: str) -> list[Any]:
-    """All of them, as parameters; those whose processor needs torchvision run where it is installed."""
-    needs_torchvision = pytest.mark.skipif(
-        importlib.util.find_spec("torchvision") is None,
-        reason="this family's Hugging Face processor needs torchvision",
-    )
-    return [
-        pytest.param(name, marks=needs_torchvision if family.needs_torchvision else ())
-        for name, family in processors.FAMILIES.items()
-        if name not in without
-    ]
-
-
-@pytest.fixture(scope="module", params=families())
+@pytest.fixture(scope="module", params=processors.families())
 def seeing(request: pytest.FixtureRequest) -> Iterator[Any]:
     from corelens import HookedMLLM
 
     name = request.param
-    architecture_name = name.removesuffix("_pan_and_scan")
+    architecture_name = VARIANTS.get(name, name)
     architecture = ARCHITECTURES[architecture_name]
     config = dict(architecture.config)
     for key, value in TOWERS.get(name, {}).items():
@@ -80,7 +73,7 @@ def seeing(request: pytest.FixtureRequest) -> Iterator[Any]:
     with torch.no_grad():
         # A random tower that mixes tokens weakly, so that a feature tells which pixels it comes from.
         for part, parameter in hf_model.get_encoder("image").named_parameters():
-            if any(output in part for output in ("out_proj", "o_proj", "attn.proj")):
+            if any(output in part for output in ("out_proj", "o_proj", "attn.proj", "wo.")):
                 parameter.mul_(0.03)
     return SimpleNamespace(name=name, model=HookedMLLM(hf_model, processors.build(name)))
 
