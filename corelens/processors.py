@@ -41,8 +41,8 @@ def load_processor(name_or_path: str, **kwargs: Any) -> Any:
         if is_torchvision_available() or "torchvision" not in str(cause).lower():
             raise
         raise ImportError(
-            f"pictures for {model_type} need torchvision, which is not installed: transformers has no processor for "
-            f"them that works without it. pip install 'corelens[video]'"
+            f"the pictures of {model_type} need torchvision, which is not installed: transformers has no processor "
+            f"for them that works without it. pip install 'corelens[video]'"
         ) from cause
 
 
@@ -55,14 +55,13 @@ def pictures_only(family: Any) -> Any:
         given = dict(zip(parts, args, strict=True))
         return super(made, cls).from_args_and_dict([given.get(part) for part in whole], *rest, **settings)
 
-    made: Any = type(
-        family.__name__,
-        (family, _WithoutVideos),
-        {
-            "get_attributes": classmethod(lambda cls: parts),
-            "from_args_and_dict": classmethod(from_args_and_dict),
-        },
-    )
+    own: dict[str, Any] = {
+        "get_attributes": classmethod(lambda cls: parts),
+        "from_args_and_dict": classmethod(from_args_and_dict),
+    }
+    if family.__name__ == "SmolVLMProcessor":  # its own asks the video processor even where there is no video
+        own["apply_chat_template"] = ProcessorMixin.apply_chat_template
+    made: Any = type(family.__name__, (family, _WithoutVideos), own)
     return made
 
 

@@ -1,7 +1,7 @@
 """Real processors for tiny models, built without a network. Nothing here imports corelens at module level."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -452,16 +452,12 @@ QUERIES = {
 """Families whose visual tokens are learned queries."""
 
 
-def families(chosen: dict[str, Family] = FAMILIES, without: Sequence[str] = ()) -> list[Any]:
+def families(names: Iterable[str]) -> list[Any]:
     """As parameters of a test; those whose processor needs torchvision run where it is installed."""
     needs_torchvision = pytest.mark.skipif(
         not TORCHVISION, reason="this family's Hugging Face processor needs torchvision"
     )
-    return [
-        pytest.param(name, marks=needs_torchvision if family.needs_torchvision else ())
-        for name, family in chosen.items()
-        if name not in without
-    ]
+    return [pytest.param(name, marks=needs_torchvision if FAMILIES[name].needs_torchvision else ()) for name in names]
 
 
 def build(name: str) -> Any:

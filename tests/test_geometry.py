@@ -22,6 +22,12 @@ pytestmark = pytest.mark.filterwarnings(
 QUESTION = "Which digit is red?"
 SIZES = [(160, 96), (61, 250), (112, 112), (301, 67)]
 PAIR = [(160, 96), (61, 250)]
+FAMILIES = (
+    "qwen3_vl", "qwen2_5_vl", "llava", "llava_pixtral", "vipllava", "fast_vlm", "llava_next", "llava_onevision",
+    "internvl", "gemma3", "gemma3_pan_and_scan", "idefics3", "smolvlm", "mistral3", "mistral_large4", "lighton_ocr",
+    "deepseek_vl", "janus", "paligemma", "aya_vision", "cohere2_vision", "llama4", "perception_lm",
+)  # fmt: skip
+"""Those whose vision towers are asked here; `test_geometry_patches` sees what the decoders of the others get."""
 VARIANTS = {"gemma3_pan_and_scan": "gemma3", "llava_pixtral": "llava"}
 """Of what they are variants."""
 CLIPPED = {"llava", "vipllava", "fast_vlm"}
@@ -45,9 +51,6 @@ TOWERS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(["mistral3", "mistral_large4", "lighton_ocr"], LARGER),
     "llava_pixtral": {"vision_config": PIXTRAL, "vision_feature_layer": -1, "vision_feature_select_strategy": "full"},
     "perception_lm": {"projector_pooling_ratio": 2},
-    "gemma4": {"vision_config": {"position_embedding_size": 64}},
-    "molmo2": {"vision_config": {"image_size": [70, 70]}},
-    "phi4_multimodal": {"vision_config": {"image_size": 128, "crop_size": 128, "patch_size": 4}},
     **{
         name: {"vision_config": {"image_size": 56}, "image_grid_pinpoints": settings["image_grid_pinpoints"]}
         for name in NEWLINES
@@ -57,7 +60,7 @@ TOWERS: dict[str, dict[str, Any]] = {
 """What fits the towers of the tiny models to the sizes of the pictures here."""
 
 
-@pytest.fixture(scope="module", params=processors.families())
+@pytest.fixture(scope="module", params=processors.families(FAMILIES))
 def seeing(request: pytest.FixtureRequest) -> Iterator[Any]:
     from corelens import HookedMLLM
 
@@ -73,9 +76,16 @@ def seeing(request: pytest.FixtureRequest) -> Iterator[Any]:
     with torch.no_grad():
         # A random tower that mixes tokens weakly, so that a feature tells which pixels it comes from.
         for part, parameter in hf_model.get_encoder("image").named_parameters():
-            if any(output in part for output in ("out_proj", "o_proj", "attn.proj", "wo.")):
+            if any(output in part for output in ("out_proj", "o_proj", "attn.proj")):
                 parameter.mul_(0.03)
     return SimpleNamespace(name=name, model=HookedMLLM(hf_model, processors.build(name)))
+
+
+def test_every_family_with_rectangles_is_checked():
+    """Here or in `test_geometry_patches`, which takes all others of this table."""
+    from corelens.grids import SEGMENTS
+
+    assert {VARIANTS.get(name, name) for name in processors.FAMILIES} == set(SEGMENTS)
 
 
 def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:

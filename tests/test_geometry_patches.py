@@ -5,8 +5,9 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import processors
 import pytest
-import recipes as processors
+import test_geometry
 import tiny
 import torch
 from architectures import ARCHITECTURES
@@ -15,10 +16,7 @@ from PIL import Image
 # Processors of transformers 5.23 make arrays of tensors in a way that numpy deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
 
-FAMILIES = [
-    pytest.param(family, marks=processors.needs_torchvision) if family in processors.TORCHVISION else family
-    for family in processors.RECIPES
-]
+FAMILIES = [name for name in processors.FAMILIES if name not in test_geometry.FAMILIES]
 SIZES = [(112, 96), (150, 100), (97, 180), (64, 64)]
 LARGER: dict[str, dict[str, Any]] = {
     "gemma4": dict(vision_config=dict(position_embedding_size=64)),
@@ -43,7 +41,7 @@ class Seeing:
         return prepare(self.processor, self.hf_model.config, images, question)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=processors.families(FAMILIES))
 def seeing(request: pytest.FixtureRequest) -> Seeing:
     return build(request.param)
 
