@@ -32,7 +32,7 @@ def load_processor(name_or_path: str, **kwargs: Any) -> Any:
     family: Any = PROCESSOR_MAPPING.get(CONFIG_MAPPING[model_type], None)
     if family is None:
         settings, _ = ProcessorMixin.get_processor_dict(name_or_path, **kwargs)
-        family = getattr(transformers, settings.get("processor_class", ""), None)
+        family = getattr(transformers, settings.get("processor_class") or "", None)
     try:
         if family is None or "video_processor" not in family.get_attributes():
             return AutoProcessor.from_pretrained(name_or_path, **kwargs)
