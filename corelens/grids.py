@@ -9,22 +9,15 @@ or pairs of frames where the model merges two.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from einops import rearrange
-from PIL import Image
 from transformers.image_processing_utils import select_best_resolution
 from transformers.video_utils import VideoMetadata
 
+from corelens.coordinates import SHOWN, Measured
 from corelens.tokens import Box
-
-_SHOWN = 170
-"""Blue of a picture of coordinates; no processor pads with it."""
-
-_GOLDEN = (math.sqrt(5) - 1) / 2
-"""Its multiples, modulo one, are spread evenly over [0, 1)."""
 
 
 class Segment(NamedTuple):
@@ -55,21 +48,17 @@ class Seen:
     config: Any
     """The model's configuration."""
 
-    processor: Any
     tensors: Mapping[str, Any]
     """What the processor made of the whole batch."""
 
     index: int
     """Number of the picture among the pictures of the batch, or of the video among its videos."""
 
-    size: tuple[int, int]
-    """Width and height in pixels."""
+    measured: Measured
+    """Which parts of its size the processor shows."""
 
     n_tokens: int
     """Placeholders of the picture or video, with the id of the image or video token."""
-
-    n_pictures: int
-    """Pictures in the same prompt."""
 
     metadata: VideoMetadata | None = None
     """Of a video: how many frames it has, how fast they are, and which ones the processor sampled."""
@@ -79,37 +68,21 @@ class Seen:
         return "image" if self.metadata is None else "video"
 
     @property
+    def processor(self) -> Any:
+        return self.measured.processor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.measured.size
+
+    @property
     def whole(self) -> Box:
         return Box(0, 0, *self.size)
 
     def padded(self, x: float, y: float) -> Box:
         """The picture, padded on its right and below to so many times its width and height."""
         return Box(0, 0, self.size[0] * x, self.size[1] * y)
-
-    @property
-    def n_copies(self) -> int:
-        """Pictures of coordinates: some processors tile a picture only if it is alone in its prompt."""
-        return min(self.n_pictures, 2)
-
-    @cached_property
-    def measured(self) -> Mapping[str, Any]:
-        """What the processor makes of a picture of coordinates of the same size, resized, cropped, padded and tiled."""
-        return self.processor(
-            text=[self.processor.image_token * self.n_copies],
-            images=[[Image.fromarray(_coordinates(*self.size))] * self.n_copies],
-            do_normalize=False,
-            do_rescale=False,
-            return_tensors="pt",
-        )
-
-    @cached_property
-    def frame(self) -> Box:
-        """The region that every frame of a video shows, found in the same way."""
-        output = self.processor.video_processor(
-            [_coordinates(*self.size)[None]], do_normalize=False, do_rescale=False, do_sample_frames=False,
-            input_data_format="channels_last", return_tensors="pt",
-        )  # fmt: skip
-        return self.regions(output["pixel_values_videos"][0][:1].double().numpy())[0]
 
     def seconds(self, n_frames: int) -> list[tuple[float, float]]:
         """When the views of a video begin and end, each of so many sampled frames, in seconds of the video.
@@ -121,32 +94,6 @@ class Seen:
         begins = list(video.frames_indices)[::n_frames]
         ends = [*begins[1:], video.total_num_frames]
         return [(begin / video.fps, end / video.fps) for begin, end in zip(begins, ends, strict=True)]
-
-    @cached_property
-    def tiles(self) -> list[Box]:
-        """The region of the picture that each of the processor's tiles shows, whatever the steps were."""
-        tiles = self.measured["pixel_values"].double().numpy()
-        tiles = tiles.reshape(-1, *tiles.shape[-3:])
-        return self.regions(tiles[: len(tiles) // self.n_copies])
-
-    def regions(self, tiles: np.ndarray) -> list[Box]:
-        """What part of the picture each tile [tile channel y x] of a picture of coordinates shows."""
-        off = np.abs(tiles[:, 2] - _SHOWN)
-        # Where resizing mixes in padding, the coordinates are off as well.
-        shown = off < off.min() + 1
-        lines = [
-            [_line(tile, seen, axis) for tile, seen in zip(tiles[:, axis] / 255 * extent, shown, strict=True)]
-            for axis, extent in enumerate(self.size)
-        ]
-        slope, coordinate, position = np.moveaxis(np.array(lines), -1, 0)
-        # A tile that is mostly padding: padding keeps the aspect ratio, and the tile before has the same scale.
-        slope = np.where(np.isnan(slope), slope[::-1], slope)
-        for tile in range(1, len(tiles)):
-            slope[:, tile] = np.where(np.isnan(slope[:, tile]), slope[:, tile - 1], slope[:, tile])
-        n_pixels = np.array(tiles.shape[:1:-1])[:, None]
-        ends = np.stack([coordinate - slope * position, coordinate + slope * (n_pixels - position)], -1)
-        ends = [_snapped(pairs, extent) for pairs, extent in zip(ends, self.size, strict=True)]
-        return [Box(*corners) for corners in np.stack(ends, -1).reshape(len(tiles), 4).tolist()]
 
 
 def whole_picture(seen: Seen) -> list[Segment]:
@@ -163,18 +110,24 @@ def resized_picture(seen: Seen) -> list[Segment]:
     return [Segment(height // patch, width // patch, seen.whole)]
 
 
+def resized_picture_or_tiles(seen: Seen) -> list[Segment]:
+    """LLaVA takes any tower: Pixtral's processor says how it resized the picture, others make square tiles."""
+    return (resized_picture if "image_sizes" in seen.tensors else square_tiles)(seen)
+
+
 def square_tiles(seen: Seen) -> list[Segment]:
     """One or more tiles of equally many tokens; an overview among them is the one that shows the whole picture."""
-    side = math.isqrt(seen.n_tokens // len(seen.tiles))
-    parts = any(tile != seen.whole for tile in seen.tiles)
-    return [Segment(side, side, tile, overview=parts and tile == seen.whole) for tile in seen.tiles]
+    tiles = seen.measured.tiles
+    side = math.isqrt(seen.n_tokens // len(tiles))
+    parts = any(tile != seen.whole for tile in tiles)
+    return [Segment(side, side, tile, overview=parts and tile == seen.whole) for tile in tiles]
 
 
 def padded_picture(seen: Seen) -> list[Segment]:
     """`image_grid_thw` patches, merged, tile the picture and what was padded in black to its right and below."""
     merge = seen.processor.image_processor.merge_size
     _, rows, columns = seen.tensors["image_grid_thw"][seen.index].tolist()
-    shown = seen.measured["pixel_values"][: rows * columns, 2].double().mean((1, 2)).view(rows, columns) / _SHOWN
+    shown = seen.measured.tensors["pixel_values"][: rows * columns, 2].double().mean((1, 2)).view(rows, columns) / SHOWN
     canvas = seen.padded(columns / float(shown.sum(1).max()), rows / float(shown.sum(0).max()))
     return [Segment(rows // merge, columns // merge, canvas)]
 
@@ -190,14 +143,14 @@ def patched_tiles(seen: Seen) -> list[Segment]:
     """Tiles as lists of patches; an overview is last."""
     patch, shrink = seen.processor.image_processor.encoder_patch_size, seen.config.downsample_factor
     found = []
-    shapes = seen.measured["spatial_shapes"].tolist()
+    shapes = seen.measured.tensors["spatial_shapes"].tolist()
     for patches, (rows, columns) in zip(
-        seen.measured["pixel_values"], shapes[: len(shapes) // seen.n_copies], strict=False
+        seen.measured.tensors["pixel_values"], shapes[: len(shapes) // seen.measured.n_copies], strict=False
     ):
         tile = rearrange(
             patches[: rows * columns], "(row column) (y x c) -> c (row y) (column x)", row=rows, y=patch, x=patch
         )
-        found.append(Segment(rows // shrink, columns // shrink, seen.regions(tile.double().numpy()[None])[0]))
+        found.append(Segment(rows // shrink, columns // shrink, seen.measured.regions(tile.double().numpy()[None])[0]))
     return [s._replace(overview=len(found) > 1 and s.region == seen.whole) for s in found]
 
 
@@ -205,7 +158,7 @@ def overview_and_joined_crops(seen: Seen) -> list[Segment]:
     """An overview, then overlapping crops joined to one picture; patches are pooled, an odd one at the end alone."""
     *overview, rows, columns = seen.tensors["image_grids"][seen.index].tolist()
     pool_y, pool_x = seen.processor.image_processor.pooling_size
-    pooled = seen.measured["image_token_pooling"].unflatten(-1, (pool_y, pool_x)) >= 0
+    pooled = seen.measured.tensors["image_token_pooling"].unflatten(-1, (pool_y, pool_x)) >= 0
     segments = []
     for n_rows, n_columns in (overview, (rows, columns)):
         own, pooled = pooled[: n_rows * n_columns], pooled[n_rows * n_columns :]
@@ -217,41 +170,37 @@ def overview_and_joined_crops(seen: Seen) -> list[Segment]:
 
 def crops_and_overview(seen: Seen) -> list[Segment]:
     """Crops joined to one picture without most of its padding, then an overview with it; newlines end rows."""
-    crop, (height, width) = seen.config.vision_config.crop_size, seen.tensors["image_sizes"][seen.index].tolist()
-    down, across = height // crop, width // crop
+    crop, canvas = seen.config.vision_config.crop_size, seen.tensors["image_sizes"][seen.index].numpy()  # height, width
+    down, across = (canvas // crop).tolist()
     mask = seen.tensors["image_attention_mask"][seen.index, 1 : 1 + down * across, ::2, ::2]
     side = mask.shape[-1]
     mask = rearrange(mask, "(down across) y x -> (down y) (across x)", down=down)
     rows, columns = int(mask[:, 0].sum()), int(mask[0].sum())
-    scale = min(width / seen.size[0], height / seen.size[1])
-    x, y = width / scale / seen.size[0], height / scale / seen.size[1]
+    size = np.array(seen.size[::-1])
+    y, x = (canvas / size / (canvas / size).min()).tolist()
     joined = seen.padded(x * columns / (across * side), y * rows / (down * side))
-    return [
-        Segment(rows, columns, joined, row_end=1, end=1),
-        Segment(side, side, seen.padded(x, y), overview=True, row_end=1),
-    ]
+    overview = Segment(side, side, seen.padded(x, y), overview=True, row_end=1)
+    return [Segment(rows, columns, joined, row_end=1, end=1), overview]
 
 
 def unpadded_canvas(seen: Seen) -> list[Segment]:
     """An overview, then tiles joined to one canvas without its padding; a newline after each row."""
-    vision, (width, height) = seen.config.vision_config, seen.size
+    vision, tiles, size = seen.config.vision_config, seen.measured.tiles, np.array(seen.size)
     side = vision.image_size // vision.patch_size
-    if len(seen.tiles) == 1:
-        return [Segment(side, side, seen.tiles[0], end=1)]
-    canvas = select_best_resolution((height, width), seen.config.image_grid_pinpoints)
-    rows, columns = (extent // vision.patch_size for extent in canvas)
-    scale = min(rows / height, columns / width)
+    if len(tiles) == 1:
+        return [Segment(side, side, tiles[0], end=1)]
+    canvas = select_best_resolution(seen.size[::-1], seen.config.image_grid_pinpoints)
+    cells = np.array(canvas[::-1]) // vision.patch_size
+    scale = (cells / size).min()
     # Tokens that see nothing but padding are cut off in equal numbers from both sides.
-    rows -= (rows - int(round(height * scale, 7))) // 2 * 2
-    columns -= (columns - int(round(width * scale, 7))) // 2 * 2
-    x, y = (columns / scale - width) / 2, (rows / scale - height) / 2
+    cells -= (cells - np.round(size * scale, 7).astype(int)) // 2 * 2
+    margin = (cells / scale - size) / 2
     # The canvas is shrunk if it has many more tokens than this number of tiles.
     most = float(getattr(seen.config, "vision_aspect_ratio", "inf").removeprefix("anyres_max_"))
-    shrink = math.sqrt(rows * columns / (most * side**2))
-    if shrink > 1.1:
-        rows, columns = int(rows // shrink), int(columns // shrink)
-    joined = Segment(rows, columns, Box(-x, -y, width + x, height + y), row_end=1)
-    return [Segment(side, side, seen.whole, overview=True), joined]
+    shrink = math.sqrt(cells.prod() / (most * side**2))
+    columns, rows = (cells // (shrink if shrink > 1.1 else 1)).astype(int).tolist()
+    joined = Box(*(-margin).tolist(), *(size + margin).tolist())
+    return [Segment(side, side, seen.whole, overview=True), Segment(rows, columns, joined, row_end=1)]
 
 
 def frames_merged(seen: Seen) -> list[Segment]:
@@ -266,14 +215,14 @@ def frames_merged(seen: Seen) -> list[Segment]:
 def frames_pooled(seen: Seen) -> list[Segment]:
     """Two by two patches of a square frame are pooled into a token; one newline ends the video."""
     side = math.ceil(math.isqrt(seen.processor.num_image_tokens) / 2)
-    *views, last = [Segment(side, side, seen.frame, seconds=span) for span in seen.seconds(1)]
+    *views, last = [Segment(side, side, seen.measured.frame, seconds=span) for span in seen.seconds(1)]
     return [*views, last._replace(end=1)]
 
 
 def frames_as_tiles(seen: Seen) -> list[Segment]:
     """Every frame is one square tile."""
     side = math.isqrt(seen.processor.image_seq_length)
-    return [Segment(side, side, seen.frame, seconds=span) for span in seen.seconds(1)]
+    return [Segment(side, side, seen.measured.frame, seconds=span) for span in seen.seconds(1)]
 
 
 _WHOLE = (
@@ -284,7 +233,8 @@ _WHOLE = (
 
 SEGMENTS: dict[str, Callable[[Seen], list[Segment]]] = {
     **dict.fromkeys(_WHOLE, whole_picture),
-    **dict.fromkeys(["llava", "vipllava", "fast_vlm", "deepseek_vl", "janus", "paligemma"], square_tiles),
+    "llava": resized_picture_or_tiles,
+    **dict.fromkeys(["vipllava", "fast_vlm", "deepseek_vl", "janus", "paligemma"], square_tiles),
     **dict.fromkeys(["gemma3", "internvl", "idefics3", "smolvlm", "aya_vision", "cohere2_vision"], square_tiles),
     **dict.fromkeys(["llama4", "perception_lm"], square_tiles),
     **dict.fromkeys(["llava_next", "llava_onevision"], unpadded_canvas),
@@ -337,42 +287,3 @@ def segments(seen: Seen) -> list[Segment]:
             f"does not belong to the model."
         )
     return found
-
-
-def _coordinates(width: int, height: int) -> np.ndarray:
-    """A picture whose red says x and whose green says y; its blue tells it from padding.
-
-    The line through what a processor makes of it gives the region that is shown. Coordinates are dithered along the
-    other axis, so that averages over rows and columns are finer than eight bits.
-    """
-    x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
-    picture = np.full((height, width, 3), _SHOWN, np.uint8)
-    picture[..., 0] = (x + 0.5) / width * 255 + y * _GOLDEN % 1
-    picture[..., 1] = (y + 0.5) / height * 255 + x * _GOLDEN % 1
-    return picture
-
-
-def _line(coordinates: np.ndarray, shown: np.ndarray, axis: int) -> tuple[float, float, float]:
-    """Slope and a point of the line through the coordinates of a tile's pixels along an axis, x or y."""
-    # All pixels of a column have the same x, and all pixels of a row the same y.
-    n = shown.sum(axis)
-    (seen,) = n.nonzero()
-    if not len(seen):
-        return np.nan, np.nan, np.nan
-    # Interpolation bends the coordinates at the picture's edges.
-    inner = seen[len(seen) // 10 : len(seen) - len(seen) // 10]
-    values = np.where(shown, coordinates, 0).sum(axis)[inner] / n[inner]
-    slope = np.polyfit(inner + 0.5, values, 1)[0] if len(seen) > len(n) / 4 else np.nan
-    return slope, values.mean(), inner.mean() + 0.5
-
-
-def _snapped(ends: np.ndarray, extent: int) -> np.ndarray:
-    """Ends of tiles [tile end] on the picture's edges, on each other and on whole pixels, where they all but are.
-
-    Interpolation moves them; neighbours must meet exactly, so that a box up to their edge does not touch the next tile.
-    """
-    tile = np.nanmin(ends[:, 1] - ends[:, 0])
-    ends = np.where(np.abs(ends) < tile / 100, 0, np.where(np.abs(ends - extent) < tile / 100, extent, ends))
-    near = np.abs(ends[..., None] - ends.ravel()) < tile / 100
-    ends = np.where(near, ends.ravel(), 0).sum(-1) / np.where(near.any(-1), near.sum(-1), np.nan)
-    return np.where(np.abs(ends - ends.round()) < tile / 1000, ends.round(), ends)

@@ -21,8 +21,9 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrain
 from corelens.attention import NAME, PACKED, Progress, tapped
 from corelens.blocks import HookedAttention, HookedBlock, HookedVision
 from corelens.heads import Head
-from corelens.inputs import PreparedInputs, load_processor, prepare
+from corelens.inputs import PreparedInputs, prepare
 from corelens.media import Footage, Picture
+from corelens.processors import load_processor
 from corelens.sites import KNOWN_BUGS, LayerSite, layer_sites, vision_sites
 
 SHIPPED = {

@@ -1,6 +1,5 @@
 """Rectangles of visual tokens, family by family, checked against what the vision tower sees."""
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -23,6 +22,14 @@ pytestmark = pytest.mark.filterwarnings(
 QUESTION = "Which digit is red?"
 SIZES = [(160, 96), (61, 250), (112, 112), (301, 67)]
 PAIR = [(160, 96), (61, 250)]
+FAMILIES = (
+    "qwen3_vl", "qwen2_5_vl", "llava", "llava_pixtral", "vipllava", "fast_vlm", "llava_next", "llava_onevision",
+    "internvl", "gemma3", "gemma3_pan_and_scan", "idefics3", "smolvlm", "mistral3", "mistral_large4", "lighton_ocr",
+    "deepseek_vl", "janus", "paligemma", "aya_vision", "cohere2_vision", "llama4", "perception_lm",
+)  # fmt: skip
+"""Those whose vision towers are asked here; `test_geometry_patches` sees what the decoders of the others get."""
+VARIANTS = {"gemma3_pan_and_scan": "gemma3", "llava_pixtral": "llava"}
+"""Of what they are variants."""
 CLIPPED = {"llava", "vipllava", "fast_vlm"}
 """Their processor cuts out the middle."""
 NEWLINES = {"llava_next", "llava_onevision"}
@@ -35,12 +42,14 @@ PADDING_SEEN = {"mistral_large4"}
 
 LARGE = {"vision_config": {"image_size": 112}}
 LARGER = {"vision_config": {"image_size": 224}}
+PIXTRAL = ARCHITECTURES["mistral3"].config["vision_config"] | {"image_size": 224}
 TOWERS: dict[str, dict[str, Any]] = {
     "internvl": {"vision_config": {"image_size": [112, 112]}},
     "gemma3": LARGE | {"mm_tokens_per_image": 16},
     "gemma3_pan_and_scan": LARGE | {"mm_tokens_per_image": 16},
     **dict.fromkeys(["idefics3", "smolvlm", "aya_vision", "cohere2_vision", "llama4"], LARGE),
     **dict.fromkeys(["mistral3", "mistral_large4", "lighton_ocr"], LARGER),
+    "llava_pixtral": {"vision_config": PIXTRAL, "vision_feature_layer": -1, "vision_feature_select_strategy": "full"},
     "perception_lm": {"projector_pooling_ratio": 2},
     **{
         name: {"vision_config": {"image_size": 56}, "image_grid_pinpoints": settings["image_grid_pinpoints"]}
@@ -51,25 +60,12 @@ TOWERS: dict[str, dict[str, Any]] = {
 """What fits the towers of the tiny models to the sizes of the pictures here."""
 
 
-def families(*without: str) -> list[Any]:
-    """All of them, as parameters; those whose processor needs torchvision run where it is installed."""
-    needs_torchvision = pytest.mark.skipif(
-        importlib.util.find_spec("torchvision") is None,
-        reason="this family's Hugging Face processor needs torchvision",
-    )
-    return [
-        pytest.param(name, marks=needs_torchvision if family.needs_torchvision else ())
-        for name, family in processors.FAMILIES.items()
-        if name not in without
-    ]
-
-
-@pytest.fixture(scope="module", params=families())
+@pytest.fixture(scope="module", params=processors.families(FAMILIES))
 def seeing(request: pytest.FixtureRequest) -> Iterator[Any]:
     from corelens import HookedMLLM
 
     name = request.param
-    architecture_name = name.removesuffix("_pan_and_scan")
+    architecture_name = VARIANTS.get(name, name)
     architecture = ARCHITECTURES[architecture_name]
     config = dict(architecture.config)
     for key, value in TOWERS.get(name, {}).items():
@@ -83,6 +79,13 @@ def seeing(request: pytest.FixtureRequest) -> Iterator[Any]:
             if any(output in part for output in ("out_proj", "o_proj", "attn.proj")):
                 parameter.mul_(0.03)
     return SimpleNamespace(name=name, model=HookedMLLM(hf_model, processors.build(name)))
+
+
+def test_every_family_with_rectangles_is_checked():
+    """Here or in `test_geometry_patches`, which takes all others of this table."""
+    from corelens.grids import SEGMENTS
+
+    assert {VARIANTS.get(name, name) for name in processors.FAMILIES} == set(SEGMENTS)
 
 
 def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
@@ -274,9 +277,9 @@ def test_a_batch_is_its_samples_left_padded(seeing: Any):
 @pytest.mark.parametrize("size", [(6000, 400), (400, 5003), (333, 250)], ids=str)
 def test_tiles_of_large_pictures_are_exact(size: tuple[int, int]):
     """Eight bits of colour say where a tile ends, to a thousandth of its size."""
-    from corelens.grids import Seen
+    from corelens.coordinates import Measured
 
-    *tiles, whole = Seen(None, processors.build("internvl"), {}, 0, size, 0, 1).tiles
+    *tiles, whole = Measured(processors.build("internvl"), size).tiles
     assert whole == (0, 0, *size)
     for extent, first, last in ((size[0], 0, 2), (size[1], 1, 3)):
         starts, ends = sorted({tile[first] for tile in tiles}), sorted({tile[last] for tile in tiles})
@@ -287,12 +290,12 @@ def test_tiles_of_large_pictures_are_exact(size: tuple[int, int]):
 
 def test_tiles_that_are_mostly_padding():
     """A picture of 230 x 25 pixels at the top left of four tiles of 112."""
-    from corelens.grids import Seen, _coordinates
+    from corelens.coordinates import Measured, coordinates
 
     canvas = np.zeros((112, 4 * 112, 3))
-    canvas[:25, :230] = _coordinates(230, 25)
+    canvas[:25, :230] = coordinates(230, 25)
     tiles = canvas.reshape(112, 4, 112, 3).transpose(1, 3, 0, 2)
-    seen = Seen(None, None, {}, 0, (230, 25), 0, 1)
+    seen = Measured(None, (230, 25))
     regions = np.array(seen.regions(tiles[:3]))
     np.testing.assert_allclose(regions[:, 0], [0, 112, 224], atol=0.5)
     np.testing.assert_allclose(regions[:, 2], [112, 224, 336], atol=0.5)
@@ -303,9 +306,11 @@ def test_tiles_that_are_mostly_padding():
 
 def test_a_picture_that_another_follows_is_not_tiled_by_llava_onevision():
     """It is padded to a square instead."""
+    from corelens.coordinates import Measured
     from corelens.grids import Seen, segments
 
     config = SimpleNamespace(model_type="llava_onevision", vision_config=SimpleNamespace(image_size=56, patch_size=14))
-    (segment,) = segments(Seen(config, processors.build("llava_onevision"), {}, 0, (160, 96), 17, 2))
+    measured = Measured(processors.build("llava_onevision"), (160, 96), 2)
+    (segment,) = segments(Seen(config, {}, 0, measured, 17))
     assert (segment.rows, segment.columns, segment.end, segment.overview) == (4, 4, 1, False)
     np.testing.assert_allclose(segment.region, (0, -32, 160, 128), atol=0.5)

@@ -5,8 +5,9 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import processors
 import pytest
-import recipes as processors
+import test_geometry
 import tiny
 import torch
 from architectures import ARCHITECTURES
@@ -15,10 +16,7 @@ from PIL import Image
 # Processors of transformers 5.23 make arrays of tensors in a way that numpy deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
 
-FAMILIES = [
-    pytest.param(family, marks=processors.needs_torchvision) if family in processors.TORCHVISION else family
-    for family in processors.RECIPES
-]
+FAMILIES = [name for name in processors.FAMILIES if name not in test_geometry.FAMILIES]
 SIZES = [(112, 96), (150, 100), (97, 180), (64, 64)]
 LARGER: dict[str, dict[str, Any]] = {
     "gemma4": dict(vision_config=dict(position_embedding_size=64)),
@@ -43,7 +41,7 @@ class Seeing:
         return prepare(self.processor, self.hf_model.config, images, question)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=processors.families(FAMILIES))
 def seeing(request: pytest.FixtureRequest) -> Seeing:
     return build(request.param)
 
@@ -190,7 +188,7 @@ def test_a_batch_is_its_samples_left_padded(seeing: Seeing):
 # --- learned queries ---
 
 
-@pytest.fixture(scope="module", params=["aria"])
+@pytest.fixture(scope="module", params=list(processors.QUERIES))
 def querying(request: pytest.FixtureRequest) -> Seeing:
     return build(request.param)
 
@@ -224,7 +222,7 @@ def test_roles_in_a_batch_of_learned_queries(querying: Seeing):
     assert decode(inputs["input_ids"][inputs.tokens.context]) == "What?seven"
 
 
-@pytest.mark.parametrize("family", ["aria"])
+@pytest.mark.parametrize("family", ["aria", "idefics2"])
 def test_learned_queries_of_several_pictures(family: str):
     model = build(family)
     chat = [
@@ -239,7 +237,51 @@ def test_learned_queries_of_several_pictures(family: str):
     assert tokens.media[tokens.image].tolist() == [media for media in range(4) for _ in range(4)]
 
 
-@pytest.mark.parametrize("family", ["blip-2", "instructblip", "idefics2", "kosmos-2"])
-def test_processors_that_do_not_say_what_they_write(family: str):
-    with pytest.raises(ValueError, match="does not say what it writes in place of a picture"):
-        build(family).prepare([picture((64, 64))])
+@torch.no_grad()
+def test_a_batch_of_learned_queries_is_its_samples_left_padded(querying: Seeing):
+    """Whatever side the tokenizer pads on; the instructions of a Q-Former stay where its positions begin."""
+    querying.processor.tokenizer.padding_side = "right"
+    images = [picture((64, 64)), picture((97, 180), 1)]
+    questions = ["Which digit is red?", "a?"]
+    together = querying.prepare(images, questions)
+    logits = querying.hf_model(**together).logits
+    assert together.tokens.padding[1].any()
+    for sample in range(2):
+        alone = querying.prepare([images[sample]], [questions[sample]])
+        mine, own = together.tokens[sample], alone.tokens
+        kept = ~mine.padding[0]
+        for name in ("role", "media", "view", "row"):
+            assert torch.equal(getattr(mine, name)[0, kept], getattr(own, name)[0]), name
+        expected = querying.hf_model(**alone).logits[0, -1]
+        torch.testing.assert_close(logits[sample, -1], expected, atol=1e-4, rtol=1e-3)
+
+
+def test_prompts_without_pictures(querying: Seeing):
+    inputs = querying.prepare(None, ["You?", "Which digit is red?"])
+    assert not inputs.tokens.image.any()
+    assert querying.processor.tokenizer.decode(inputs["input_ids"][inputs.tokens.question]).endswith("digit is red?")
+
+
+@pytest.mark.parametrize("family", ["blip-2", "instructblip", "kosmos-2"])
+@pytest.mark.parametrize("n", [0, 2])
+def test_one_picture_a_question_where_the_processor_puts_it_first(family: str, n: int):
+    images = [[picture((64, 64))] * n, [picture((64, 64))]]
+    with pytest.raises(ValueError, match=f"each question needs exactly one picture, not {n}"):
+        build(family).prepare(images, ["Which?", "What?"])
+
+
+def test_template_that_ends_with_space():
+    """Kosmos-2 strips its prompts; OPT does not."""
+    for family in ("kosmos-2", "blip-2", "idefics2"):
+        model = build(family)
+        model.processor.chat_template = "\n" + model.processor.chat_template + "  \n"
+        inputs = model.prepare(picture((64, 64)))
+        said = model.processor.tokenizer.decode(inputs["input_ids"][inputs.tokens.question])
+        assert said.strip() == "Which digit is red?", family
+
+
+def test_processors_that_do_not_say_what_they_write():
+    model = build("blip-2")
+    model.hf_model.config.model_type = "another"
+    with pytest.raises(ValueError, match="Blip2Processor does not say what it writes in place of a picture"):
+        model.prepare([picture((64, 64))])

@@ -14,7 +14,7 @@ from transformers import (
     Qwen3VLProcessor,
 )
 
-from corelens.inputs import pictures_only
+from corelens.processors import pictures_only
 from corelens.toy.worlds import COLOURS, DIGITS
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"

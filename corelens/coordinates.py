@@ -1,0 +1,119 @@
+"""Which part of a picture a processor shows, found by sending coordinates through it.
+
+Processors resize, crop, pad and tile in ways of their own. None of them is worked out here: a picture whose colours say
+where each pixel is goes the same way, and what comes out says what is shown.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from corelens.tokens import Box
+
+SHOWN = 170
+"""Blue of a picture of coordinates; no processor pads with it."""
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
+"""Its multiples, modulo one, are spread evenly over [0, 1)."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A processor's way with pictures or videos of one size."""
+
+    processor: Any
+    size: tuple[int, int]
+    """Width and height in pixels."""
+
+    n_copies: int = 1
+    """Pictures of coordinates in the prompt: some processors tile a picture only if it is alone."""
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Any]:
+        """What the processor makes of the picture of coordinates."""
+        return self.processor(
+            text=[self.processor.image_token * self.n_copies],
+            images=[[Image.fromarray(coordinates(*self.size))] * self.n_copies],
+            do_normalize=False,
+            do_rescale=False,
+            return_tensors="pt",
+        )
+
+    @cached_property
+    def tiles(self) -> list[Box]:
+        """The region of the picture that each of the processor's tiles shows."""
+        tiles = self.tensors["pixel_values"].double().numpy()
+        tiles = tiles.reshape(-1, *tiles.shape[-3:])
+        return self.regions(tiles[: len(tiles) // self.n_copies])
+
+    @cached_property
+    def frame(self) -> Box:
+        """The region that every frame of a video shows."""
+        output = self.processor.video_processor(
+            [coordinates(*self.size)[None]], do_normalize=False, do_rescale=False, do_sample_frames=False,
+            input_data_format="channels_last", return_tensors="pt",
+        )  # fmt: skip
+        return self.regions(output["pixel_values_videos"][0][:1].double().numpy())[0]
+
+    def regions(self, tiles: np.ndarray) -> list[Box]:
+        """What part of the picture each tile [tile channel y x] of a picture of coordinates shows."""
+        off = np.abs(tiles[:, 2] - SHOWN)
+        # Where resizing mixes in padding, the coordinates are off as well.
+        shown = off < off.min() + 1
+        lines = [
+            [_line(tile, seen, axis) for tile, seen in zip(tiles[:, axis] / 255 * extent, shown, strict=True)]
+            for axis, extent in enumerate(self.size)
+        ]
+        slope, coordinate, position = np.moveaxis(np.array(lines), -1, 0)
+        # A tile that is mostly padding: padding keeps the aspect ratio, and the tile before has the same scale.
+        slope = np.where(np.isnan(slope), slope[::-1], slope)
+        for tile in range(1, len(tiles)):
+            slope[:, tile] = np.where(np.isnan(slope[:, tile]), slope[:, tile - 1], slope[:, tile])
+        n_pixels = np.array(tiles.shape[:1:-1])[:, None]
+        ends = np.stack([coordinate - slope * position, coordinate + slope * (n_pixels - position)], -1)
+        ends = [_snapped(pairs, extent) for pairs, extent in zip(ends, self.size, strict=True)]
+        return [Box(*corners) for corners in np.stack(ends, -1).reshape(len(tiles), 4).tolist()]
+
+
+def coordinates(width: int, height: int) -> np.ndarray:
+    """A picture whose red says x and whose green says y; its blue tells it from padding.
+
+    The line through what a processor makes of it gives the region that is shown. Coordinates are dithered along the
+    other axis, so that averages over rows and columns are finer than eight bits.
+    """
+    x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
+    picture = np.full((height, width, 3), SHOWN, np.uint8)
+    picture[..., 0] = (x + 0.5) / width * 255 + y * _GOLDEN % 1
+    picture[..., 1] = (y + 0.5) / height * 255 + x * _GOLDEN % 1
+    return picture
+
+
+def _line(coordinates: np.ndarray, shown: np.ndarray, axis: int) -> tuple[float, float, float]:
+    """Slope and a point of the line through the coordinates of a tile's pixels along an axis, x or y."""
+    # All pixels of a column have the same x, and all pixels of a row the same y.
+    n = shown.sum(axis)
+    (seen,) = n.nonzero()
+    if not len(seen):
+        return np.nan, np.nan, np.nan
+    # Interpolation bends the coordinates at the picture's edges.
+    inner = seen[len(seen) // 10 : len(seen) - len(seen) // 10]
+    values = np.where(shown, coordinates, 0).sum(axis)[inner] / n[inner]
+    slope = np.polyfit(inner + 0.5, values, 1)[0] if len(seen) > len(n) / 4 else np.nan
+    return slope, values.mean(), inner.mean() + 0.5
+
+
+def _snapped(ends: np.ndarray, extent: int) -> np.ndarray:
+    """Ends of tiles [tile end] on the picture's edges, on each other and on whole pixels, where they all but are.
+
+    Interpolation moves them; neighbours must meet exactly, so that a box up to their edge does not touch the next tile.
+    """
+    tile = np.nanmin(ends[:, 1] - ends[:, 0])
+    ends = np.where(np.abs(ends) < tile / 100, 0, np.where(np.abs(ends - extent) < tile / 100, extent, ends))
+    near = np.abs(ends[..., None] - ends.ravel()) < tile / 100
+    ends = np.where(near, ends.ravel(), 0).sum(-1) / np.where(near.any(-1), near.sum(-1), np.nan)
+    return np.where(np.abs(ends - ends.round()) < tile / 1000, ends.round(), ends)
