@@ -1,0 +1,72 @@
+"""Which head score predicts best what removing heads does, on the shipped models.
+
+Every measure is scanned on scenes of digits; on other scenes every head is zeroed by itself from the question on, and
+the top 5 percent of each measure together, in prefill and decoding. For each measure:
+
+- rank correlation (Spearman, over all heads) with the drop in the log-probability of the answer,
+- the share of all positive drops that its top 5 percent hold, beside the most that any five heads hold,
+- accuracy with its top 5 percent removed; lower is better.
+
+No time is measured: the last line is JSON, and the numbers carry over to other machines.
+
+    python benchmarks/score_vs_effect.py [--samples 200]
+"""
+
+import argparse
+import json
+from typing import Any
+
+from transformers.utils import logging
+
+from corelens import HookedMLLM, ablate, answers_right, metrics, prepared_batches
+from corelens.causal import sweep
+from corelens.scanning import scan_all
+from corelens.toy import worlds
+
+MEASURES = (
+    "ram", "write_ram", "answer_ram", "locos", "ram_question", "vera", "mmrethead", "sparsemm", "relative_attention",
+    "localization", "visual_share",
+)  # fmt: skip
+
+
+def compared(name: str, n: int) -> dict[str, Any]:
+    """The numbers of one model."""
+    model = HookedMLLM.from_pretrained(name)
+    found = scan_all(model, worlds.scenes(n, 1), MEASURES)
+    drops = sweep(model, worlds.scenes(n, 2), batch_size=20, at_once=8).scores().per_head.clamp(min=0)
+    tested = list(prepared_batches(model, worlds.scenes(n, 3), 50, "prepare"))
+    order = drops.flatten().sort(descending=True).values
+    n_top = len(found["ram"].top())
+    result: dict[str, Any] = {
+        "nothing removed": float(answers_right(model, tested).float().mean()),
+        "most that so many heads hold": float(order[:n_top].sum() / order.sum()),
+    }
+    for measure, scores in found.items():
+        top = scores.top()
+        result[measure] = {
+            "spearman": metrics.spearman(scores.per_head, drops),
+            "share of drops": float(sum(drops[head] for head in top) / order.sum()),
+            "accuracy": float(answers_right(model, tested, ablate(top)).float().mean()),
+        }
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=200)
+    arguments = parser.parse_args()
+    logging.set_verbosity_error()
+    results = {}
+    for name in ("corelens/toy", "corelens/toy-natural"):
+        results[name] = found = compared(name, arguments.samples)
+        print(f"\n{name}: accuracy {found['nothing removed']:.3f}; any heads hold at most "
+              f"{found['most that so many heads hold']:.2f} of the drops")  # fmt: skip
+        print(f"{'measure':>20} {'spearman':>9} {'share of drops':>15} {'accuracy':>9}")
+        for measure in MEASURES:
+            row = found[measure]
+            print(f"{measure:>20} {row['spearman']:>9.2f} {row['share of drops']:>15.2f} {row['accuracy']:>9.3f}")
+    print(json.dumps({"benchmark": "score_vs_effect", "results": results}))
+
+
+if __name__ == "__main__":
+    main()
