@@ -7,8 +7,15 @@ from .data import prepared_batches as prepared_batches
 from .heads import Head as Head
 from .heads import HeadScores as HeadScores
 from .heads import HeadSet as HeadSet
+from .interventions import HeadOutputs as HeadOutputs
 from .interventions import ablate as ablate
+from .interventions import bias_attention as bias_attention
+from .interventions import drawn_outputs as drawn_outputs
+from .interventions import knock_out as knock_out
 from .interventions import mean_outputs as mean_outputs
+from .interventions import patch as patch
+from .interventions import removed as removed
+from .interventions import scale_attention as scale_attention
 from .media import Video as Video
 from .model import HookedMLLM as HookedMLLM
 from .scanning import scan as scan

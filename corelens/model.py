@@ -12,18 +12,21 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformer_lens import ActivationCache, HookedRootModule
+from transformer_lens.hook_points import HookPoint
 from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
-from corelens.attention import NAME, PACKED, Progress, tapped
+from corelens.attention import NAME, PACKED, AtRows, tapped
 from corelens.blocks import HookedAttention, HookedBlock, HookedVision
 from corelens.heads import Head
 from corelens.inputs import PreparedInputs, load_processor, prepare
 from corelens.media import Footage, Picture
+from corelens.passes import Intervention, Progress, Where
 from corelens.sites import KNOWN_BUGS, LayerSite, layer_sites, vision_sites
+from corelens.tokens import TokenMap
 
 SHIPPED = {
     "corelens/toy": Path(__file__).parent / "toy" / "organism",
@@ -104,7 +107,7 @@ class HookedMLLM(HookedRootModule):
             d_head=max(attention.d_head for attention in attentions),
             d_model=attentions[0].d_model,
         )
-        self._queries: Bool[Tensor, "batch position"] | None = None
+        self._queries: Where | None = None
         self._lock = _LOCKS.setdefault(hf_model, RLock())
         self.setup()
 
@@ -254,11 +257,11 @@ class HookedMLLM(HookedRootModule):
             tensors: More of them, or all of them.
         """
         tensors = {**(inputs or {}), **tensors}
-        with self._listening(tensors):
+        with self._listening(tensors, getattr(inputs, "tokens", None)):
             output = self.hf_model(**tensors)
         return output.logits if tensors.get("labels") is None else output.loss
 
-    def generate(self, inputs: Mapping[str, Any] | None = None, /, **kwargs: Any) -> Int[Tensor, "batch position"]:
+    def generate(self, inputs: Mapping[str, Any] | None = None, /, **kwargs: Any) -> Any:
         """Hugging Face's `generate` under the present hooks, which act in prefill and in every decoding step.
 
         Args:
@@ -266,10 +269,10 @@ class HookedMLLM(HookedRootModule):
             kwargs: More tensors, and arguments of generate, e.g. `max_new_tokens`, `do_sample`.
 
         Returns:
-            Prompt and continuation, as Hugging Face returns them.
+            Prompt and continuation, [batch position], or what else Hugging Face returns if asked to.
         """
         kwargs = {**(inputs or {}), **kwargs}
-        with self._listening(kwargs):
+        with self._listening(kwargs, getattr(inputs, "tokens", None)):
             # Hugging Face types generate for a mixin.
             return self.hf_model.generate(**kwargs)  # pyright: ignore[reportCallIssue]
 
@@ -299,9 +302,10 @@ class HookedMLLM(HookedRootModule):
             bwd_hooks: The same for gradients.
             reset_hooks_end: Whether the hooks go at the end.
             clear_contexts: Whether the hook points' contexts are cleared with them.
-            queries: Positions whose rows `attn_scores` and `pattern` show, instead of all: [batch head query key] with
-                the chosen queries in order (`chosen_rows` says which rows are real when samples have different
-                numbers of them). Edited rows are written back to `z`. In `generate` they are positions of the prompt.
+            queries: Positions whose rows `attn_scores` and `pattern` show to these functions, instead of all: [batch
+                head query key] with the chosen queries in order (`chosen_rows` says which rows are real when samples
+                have different numbers of them). Edited rows are written back to `z`. In `generate` they are positions
+                of the prompt. A function that says itself `where` it looks, as interventions do, sees those rows.
 
         Raises:
             ValueError: If a hook point or an ablated head does not exist.
@@ -310,9 +314,11 @@ class HookedMLLM(HookedRootModule):
             # What an intervention acts on is checked before what it is called, for the clearer message.
             self.check_heads(getattr(function, "heads", ()))
             self._check_names(name)
-        hooked = super().hooks(list(fwd_hooks), list(bwd_hooks), reset_hooks_end, clear_contexts)
-        with self._lock, self._limited_to(queries), hooked:
-            yield self
+        with self._lock, self._limited_to(queries):
+            fwd = [(name, self._at_rows(name, function)) for name, function in fwd_hooks]
+            bwd = [(name, self._at_rows(name, function)) for name, function in bwd_hooks]
+            with super().hooks(fwd, bwd, reset_hooks_end, clear_contexts):
+                yield self
 
     def run_with_hooks(
         self, *model_args: Any, queries: Bool[Tensor, "batch position"] | None = None, **kwargs: Any
@@ -361,9 +367,16 @@ class HookedMLLM(HookedRootModule):
     def add_hook(self, name: str | Callable[[str], bool], hook: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """Adds a hook that stays until `reset_hooks`; see TransformerLens."""
         self._check_names(name)
-        super().add_hook(name, hook, *args, **kwargs)
+        super().add_hook(name, self._at_rows(name, hook), *args, **kwargs)
 
     # --- how ---
+
+    def _at_rows(self, name: str | Callable[[str], bool], function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, which will see the rows chosen where it was added, whoever asks for others."""
+        if isinstance(name, str) and not name.endswith((".hook_attn_scores", ".hook_pattern")):
+            return function
+        where = getattr(function, "where", None) or self._queries
+        return function if where is None else AtRows(function, where)
 
     def _check_names(self, name: str | Callable[[str], bool]) -> None:
         if not isinstance(name, str) or name in self.hook_dict:
@@ -391,33 +404,40 @@ class HookedMLLM(HookedRootModule):
                 f"{tuple(queries.shape)}; token maps have such masks, e.g. inputs.tokens.question."
             )
         with self._lock:
-            before, self._queries = self._queries, queries.to(self.device)
+            before, self._queries = self._queries, Where(queries, "prefill")
             try:
                 yield
             finally:
                 self._queries = before
 
     @contextmanager
-    def _listening(self, tensors: Mapping[str, Any]) -> Iterator[None]:
+    def _listening(self, tensors: Mapping[str, Any], tokens: TokenMap | None) -> Iterator[None]:
         """Connects every hook point that has hooks to the Hugging Face model until the block ends."""
         with self._lock, ExitStack() as connected:
-            if self._queries is not None and (shape := _shape(tensors)) != tuple(self._queries.shape):
-                raise ValueError(
-                    f"queries has shape {tuple(self._queries.shape)}, and the inputs have (batch, position) = {shape}."
-                )
-            if any(point.has_hooks() for point in self.hook_points()):
+            progress = self._beginning(tensors, tokens)
+            if self._queries is not None and self._queries.prompt is not None:
+                progress.mask(self._queries.prompt, "queries")
+            if hooked := [point for point in self.hook_points() if point.has_hooks()]:
                 if self.hf_model._compiled_call_impl is not None:
                     raise RuntimeError(
                         "the model is compiled, and hooks need its Python code: load it anew to hook it."
                     )
-                progress = Progress()
+                for point in hooked:
+                    for handle in point.fwd_hooks:
+                        function = getattr(handle.user_hook, "function", handle.user_hook)
+                        if isinstance(function, Intervention):
+                            function.check(progress)
+                for point in hooked:
+                    point.ctx["progress"] = progress
+                    connected.callback(_forget, point)
+                connected.callback(self._follow(progress).remove)
                 for block in self._blocks:
                     connected.enter_context(block.listening())
                 for attention in self.modules():
                     if isinstance(attention, HookedAttention):
                         connected.enter_context(attention.listening())
                 taps = {
-                    attention._site.module: attention.tap(self._queries if decoder else None, progress)
+                    attention._site.module: attention.tap(progress, rows_of_all=not decoder)
                     for part, decoder in ((self.blocks, True), (self.vision, False))
                     for attention in part.modules()
                     if isinstance(attention, HookedAttention) and attention.has_hooks
@@ -425,8 +445,17 @@ class HookedMLLM(HookedRootModule):
                 if taps:
                     names = self._attention_names(taps)
                     connected.enter_context(tapped(taps, names))
-                    connected.callback(self._follow(progress).remove)
             yield
+
+    def _beginning(self, tensors: Mapping[str, Any], tokens: TokenMap | None) -> Progress:
+        """Where a pass or a generation begins."""
+        n_samples, n_prompt = _shape(tensors)
+        if self.hf_model.config.is_encoder_decoder and "decoder_input_ids" not in tensors:
+            n_prompt = 1
+        past = tensors.get("past_key_values")
+        first = 0 if past is None else int(past.get_seq_length())
+        crossing = frozenset(s.layer for s in self._sites if "attn" in s.attentions and s.attentions["attn"].crossing)
+        return Progress(n_samples, n_prompt, tokens, first, n_prompt - first, crossing)
 
     def _attention_names(self, tapped: Container[nn.Module]) -> list[tuple[PreTrainedConfig, str]]:
         """What the attention function is called in each configuration that leads to a tapped module."""
@@ -458,6 +487,12 @@ class HookedMLLM(HookedRootModule):
             progress.first = 0 if cached is None else int(cached.get_seq_length())
 
         return stack.register_forward_pre_hook(note, with_kwargs=True)
+
+
+def _forget(point: HookPoint) -> None:
+    """Leaves nothing of a pass at a hook point."""
+    for name in ("progress", "rows", "queries"):
+        point.ctx.pop(name, None)
 
 
 def _shape(tensors: Mapping[str, Any]) -> tuple[int, int]:

@@ -14,6 +14,7 @@ ORDER = [
     "metrics",
     "sites",
     "grids",
+    "passes",
     "attention",
     "blocks",
     "media",
