@@ -4,6 +4,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from threading import RLock
@@ -25,6 +26,8 @@ from corelens.heads import Head
 from corelens.inputs import PreparedInputs, load_processor, prepare
 from corelens.media import Footage, Picture
 from corelens.passes import Intervention, Progress, Where
+from corelens.prefix import Prefix, head_of, length_before_question, rest_of, without_media
+from corelens.replay import Stop, recording, replaying
 from corelens.sites import KNOWN_BUGS, LayerSite, layer_sites, vision_sites
 from corelens.tokens import TokenMap
 
@@ -248,37 +251,99 @@ class HookedMLLM(HookedRootModule):
     # --- passes ---
 
     def forward(
-        self, inputs: Mapping[str, Any] | None = None, /, **tensors: Any
+        self,
+        inputs: Mapping[str, Any] | None = None,
+        /,
+        *,
+        prefix: Prefix | None = None,
+        times: int = 1,
+        **tensors: Any,
     ) -> Float[Tensor, "batch position vocabulary"] | Float[Tensor, ""]:
         """Logits of one pass, or the loss if `labels` are given.
 
         Args:
             inputs: What `prepare` returns, or any mapping of the tensors that the Hugging Face forward takes.
+            prefix: What `model.prefix` computed of these inputs, or of others that begin alike. Only the positions
+                after it run, and logits are theirs.
+            times: With a prefix, how often every sample stands in the batch, one copy after another, so that hooks may
+                do something else to each.
             tensors: More of them, or all of them.
+
+        Raises:
+            ValueError: If the inputs do not begin as the prefix does.
         """
         tensors = {**(inputs or {}), **tensors}
-        with self._listening(tensors, getattr(inputs, "tokens", None)):
+        progress = self._beginning(tensors, getattr(inputs, "tokens", None), prefix)
+        with self._listening(progress):
+            if prefix is not None:
+                said = without_media(tensors, self._positions_after(prefix, tensors))
+                tensors = rest_of(said, prefix.length, times) | {"past_key_values": prefix.lent(times)}
             output = self.hf_model(**tensors)
         return output.logits if tensors.get("labels") is None else output.loss
 
-    def generate(self, inputs: Mapping[str, Any] | None = None, /, **kwargs: Any) -> Any:
+    @torch.no_grad()
+    def prefix(self, inputs: Mapping[str, Any], until: int | None = None) -> Prefix:
+        """Computes what comes before the question once, for any number of passes, questions and interventions after it.
+
+        Exact: `model(inputs, prefix=prefix)` gives the last of the logits of `model(inputs)`. Interventions that act
+        before the question are refused in such passes, unless they acted here already.
+
+        Args:
+            inputs: What `prepare` returns, or any mapping of the tensors that the Hugging Face forward takes.
+            until: How many positions, padding included; None for all before the first question of the batch. Pictures
+                and videos have to be among them.
+
+        Raises:
+            ValueError: If nothing comes before the question, a picture comes after it, or the decoder attends to an
+                encoder beside itself.
+        """
+        tokens = getattr(inputs, "tokens", None)
+        if self.hf_model.config.is_encoder_decoder or any(
+            site.crossing for layer in self._sites for site in layer.attentions.values()
+        ):
+            raise ValueError(f"{type(self.hf_model).__name__} attends to an encoder: its prompts have no prefix.")
+        if until is None:
+            if tokens is None:
+                raise ValueError("these inputs have no token map: say how many positions, prefix(inputs, until).")
+            until = length_before_question(tokens)
+        tower = self.hf_model.get_encoder("image")
+        with self._listening(self._beginning(inputs, tokens)):
+            with recording([] if tower is self.hf_model else [tower]) as seen:
+                position_ids = self._position_ids(inputs)
+            with replaying(seen):
+                cache = self._cache(head_of(inputs, until))
+            acting = tuple(_functions(self.hook_points()))
+        return Prefix(until, dict(inputs), cache, position_ids, seen, acting)
+
+    def generate(
+        self, inputs: Mapping[str, Any] | None = None, /, *, prefix: Prefix | None = None, **kwargs: Any
+    ) -> Any:
         """Hugging Face's `generate` under the present hooks, which act in prefill and in every decoding step.
 
         Args:
             inputs: What `prepare` returns, or any mapping of the tensors that the Hugging Face forward takes.
+            prefix: What `model.prefix` computed of these inputs, or of others that begin alike.
             kwargs: More tensors, and arguments of generate, e.g. `max_new_tokens`, `do_sample`.
 
         Returns:
             Prompt and continuation, [batch position], or what else Hugging Face returns if asked to.
         """
         kwargs = {**(inputs or {}), **kwargs}
-        with self._listening(kwargs, getattr(inputs, "tokens", None)):
+        progress = self._beginning(kwargs, getattr(inputs, "tokens", None), prefix)
+        with self._listening(progress):
+            if prefix is not None:
+                settings = {name: value for name, value in kwargs.items() if name not in (inputs or {})}
+                said = without_media(inputs or {}, self._positions_after(prefix, inputs or {}))
+                if "position_ids" in inspect.signature(self.hf_model.forward).parameters:
+                    # Left alone, generation counts from the first token that is not padding, and passes from zero.
+                    said.setdefault("position_ids", torch.arange(progress.n_prompt, device=self.device)[None])
+                kwargs = settings | said | {"past_key_values": prefix.copied()}
             # Hugging Face types generate for a mixin.
             return self.hf_model.generate(**kwargs)  # pyright: ignore[reportCallIssue]
 
-    def answer(self, inputs: PreparedInputs, max_new_tokens: int = 32) -> list[str]:
+    def answer(self, inputs: PreparedInputs, max_new_tokens: int = 32, prefix: Prefix | None = None) -> list[str]:
         """The greedy answer to each prepared question, as text."""
-        sequences = self.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        sequences = self.generate(inputs, prefix=prefix, max_new_tokens=max_new_tokens, do_sample=False)
         # Decoders beside an encoder return only what they said.
         prompt = 0 if self.hf_model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         said = sequences[:, prompt:]
@@ -411,10 +476,9 @@ class HookedMLLM(HookedRootModule):
                 self._queries = before
 
     @contextmanager
-    def _listening(self, tensors: Mapping[str, Any], tokens: TokenMap | None) -> Iterator[None]:
+    def _listening(self, progress: Progress) -> Iterator[None]:
         """Connects every hook point that has hooks to the Hugging Face model until the block ends."""
         with self._lock, ExitStack() as connected:
-            progress = self._beginning(tensors, tokens)
             if self._queries is not None and self._queries.prompt is not None:
                 progress.mask(self._queries.prompt, "queries")
             if hooked := [point for point in self.hook_points() if point.has_hooks()]:
@@ -422,11 +486,9 @@ class HookedMLLM(HookedRootModule):
                     raise RuntimeError(
                         "the model is compiled, and hooks need its Python code: load it anew to hook it."
                     )
-                for point in hooked:
-                    for handle in point.fwd_hooks:
-                        function = getattr(handle.user_hook, "function", handle.user_hook)
-                        if isinstance(function, Intervention):
-                            function.check(progress)
+                for function in _functions(hooked):
+                    if isinstance(function, Intervention):
+                        function.check(replace(progress, first=0) if function in progress.past else progress)
                 for point in hooked:
                     point.ctx["progress"] = progress
                     connected.callback(_forget, point)
@@ -447,15 +509,52 @@ class HookedMLLM(HookedRootModule):
                     connected.enter_context(tapped(taps, names))
             yield
 
-    def _beginning(self, tensors: Mapping[str, Any], tokens: TokenMap | None) -> Progress:
+    def _beginning(self, tensors: Mapping[str, Any], tokens: TokenMap | None, prefix: Prefix | None = None) -> Progress:
         """Where a pass or a generation begins."""
         n_samples, n_prompt = _shape(tensors)
         if self.hf_model.config.is_encoder_decoder and "decoder_input_ids" not in tensors:
             n_prompt = 1
         past = tensors.get("past_key_values")
         first = 0 if past is None else int(past.get_seq_length())
+        if prefix is not None:
+            prefix.check(tensors)
+            first = prefix.length
         crossing = frozenset(s.layer for s in self._sites if "attn" in s.attentions and s.attentions["attn"].crossing)
-        return Progress(n_samples, n_prompt, tokens, first, n_prompt - first, crossing)
+        functions = () if prefix is None else prefix.functions
+        return Progress(n_samples, n_prompt, tokens, first, n_prompt - first, crossing, functions)
+
+    def _positions_after(self, prefix: Prefix, tensors: Mapping[str, Any]) -> Tensor | None:
+        """What the decoder is told of positions, for inputs that begin with a prefix."""
+        if tensors["input_ids"] is prefix.inputs["input_ids"]:
+            return prefix.position_ids
+        with replaying(prefix.seen):
+            return self._position_ids(tensors)
+
+    def _position_ids(self, tensors: Mapping[str, Any]) -> Tensor | None:
+        """What the decoder is told of positions; its layers do not run."""
+
+        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            raise Stop(kwargs.get("position_ids"))
+
+        handle = self._sites[0].stack.register_forward_pre_hook(stop, with_kwargs=True)
+        return self._until_stopped(handle, tensors)
+
+    def _cache(self, tensors: Mapping[str, Any]) -> Any:
+        """Keys and values of a pass, which ends before the logits."""
+
+        def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            raise Stop(output.past_key_values)
+
+        return self._until_stopped(self._sites[0].stack.register_forward_hook(stop), {**tensors, "use_cache": True})
+
+    def _until_stopped(self, handle: RemovableHandle, tensors: Mapping[str, Any]) -> Any:
+        try:
+            self.hf_model(**tensors)
+        except Stop as stopped:
+            return stopped.args[0]
+        finally:
+            handle.remove()
+        raise RuntimeError(f"{type(self.hf_model).__name__} did not run its decoder.")
 
     def _attention_names(self, tapped: Container[nn.Module]) -> list[tuple[PreTrainedConfig, str]]:
         """What the attention function is called in each configuration that leads to a tapped module."""
@@ -487,6 +586,14 @@ class HookedMLLM(HookedRootModule):
             progress.first = 0 if cached is None else int(cached.get_seq_length())
 
         return stack.register_forward_pre_hook(note, with_kwargs=True)
+
+
+def _functions(points: Iterable[HookPoint]) -> Iterator[Callable[..., Any]]:
+    """The forward hook functions at some points, as they were given."""
+    for point in points:
+        for handle in point.fwd_hooks:
+            function: Any = handle.user_hook
+            yield function.function if isinstance(function, AtRows) else function
 
 
 def _forget(point: HookPoint) -> None:

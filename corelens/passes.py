@@ -1,6 +1,6 @@
 """Where in the sequence a pass stands, and at which positions something acts or somebody looks."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -14,7 +14,7 @@ from corelens.tokens import TokenMap
 Phase = Literal["prefill", "decode", "both"]
 """The positions of the prompt, those generated after it, or both."""
 
-Named = Literal["system", "context", "question", "image", "video", "structural", "last"]
+Named = Literal["system", "context", "question", "image", "video", "structural", "answer", "last", "from_question"]
 """Positions of a prompt by what they are: the masks of `TokenMap`."""
 
 Positions = Bool[Tensor, "batch position"] | Named
@@ -39,6 +39,9 @@ class Progress:
 
     crossing: frozenset[int] = frozenset()
     """Layers whose attention has something else than the sequence for its keys."""
+
+    past: tuple[Callable[..., Any], ...] = ()
+    """Hook functions that acted while the cached positions were computed."""
 
     def positions(self, length: int) -> Int[Tensor, "position"]:
         """Which positions of the sequence an axis of that length runs over, of queries or of keys.

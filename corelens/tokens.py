@@ -41,6 +41,8 @@ class Role(IntEnum):
     """One visual token of a picture."""
     VIDEO = 6
     """One visual token of a video."""
+    ANSWER = 7
+    """Text that the model is made to answer."""
 
 
 @dataclass(frozen=True)
@@ -139,11 +141,21 @@ class TokenMap:
         return self.role == Role.PADDING
 
     @property
+    def answer(self) -> Bool[Tensor, "batch position"]:
+        """Text that the model is made to answer."""
+        return self.role == Role.ANSWER
+
+    @property
     def last(self) -> Bool[Tensor, "batch position"]:
-        """The last position of each sample that is not padding: the one that says the first word of the answer."""
+        """The last position of each prompt: the one that says the first word of the answer."""
         position = torch.arange(self.role.shape[1], device=self.role.device)
-        final = torch.where(self.padding, -1, position).argmax(-1, keepdim=True)
+        final = torch.where(self.padding | self.answer, -1, position).argmax(-1, keepdim=True)
         return position == final
+
+    @property
+    def from_question(self) -> Bool[Tensor, "batch position"]:
+        """The question and all that follows it: the end of the prompt and an answer."""
+        return self.question.cumsum(-1).bool() & ~self.padding
 
     def to(self, device: torch.device | str) -> "TokenMap":
         """The same map on another device."""

@@ -19,6 +19,8 @@ ORDER = [
     "blocks",
     "media",
     "inputs",
+    "replay",
+    "prefix",
     "model",
     "inspection",
     "data",
