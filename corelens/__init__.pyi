@@ -1,6 +1,11 @@
+from . import causal as causal
 from . import metrics as metrics
 from .attention import chosen_rows as chosen_rows
+from .causal import Session as Session
+from .causal import Sweep as Sweep
 from .causal import answers_right as answers_right
+from .causal import sweep as sweep
+from .causal import with_answers as with_answers
 from .data import Evidence as Evidence
 from .data import Sample as Sample
 from .data import prepared_batches as prepared_batches
@@ -18,6 +23,7 @@ from .interventions import removed as removed
 from .interventions import scale_attention as scale_attention
 from .media import Video as Video
 from .model import HookedMLLM as HookedMLLM
+from .prefix import Prefix as Prefix
 from .scanning import scan as scan
 from .tokens import Box as Box
 from .tokens import Role as Role

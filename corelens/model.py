@@ -336,8 +336,9 @@ class HookedMLLM(HookedRootModule):
                 said = without_media(inputs or {}, self._positions_after(prefix, inputs or {}))
                 if "position_ids" in inspect.signature(self.hf_model.forward).parameters:
                     # Left alone, generation counts from the first token that is not padding, and passes from zero.
-                    said.setdefault("position_ids", torch.arange(progress.n_prompt, device=self.device)[None])
-                kwargs = settings | said | {"past_key_values": prefix.copied()}
+                    positions = said.get("position_ids", torch.arange(progress.n_prompt, device=self.device)[None])
+                    said["position_ids"] = positions.expand(*positions.shape[:-2], progress.n_samples, -1)
+                kwargs = settings | said | {"past_key_values": prefix.copied(self._sequences(settings))}
             # Hugging Face types generate for a mixin.
             return self.hf_model.generate(**kwargs)  # pyright: ignore[reportCallIssue]
 
@@ -522,6 +523,12 @@ class HookedMLLM(HookedRootModule):
         crossing = frozenset(s.layer for s in self._sites if "attn" in s.attentions and s.attentions["attn"].crossing)
         functions = () if prefix is None else prefix.functions
         return Progress(n_samples, n_prompt, tokens, first, n_prompt - first, crossing, functions)
+
+    def _sequences(self, settings: Mapping[str, Any]) -> int:
+        """How many sequences generation makes of every sample: beams, or several samples."""
+        config = settings.get("generation_config") or self.hf_model.generation_config
+        names = ("num_beams", "num_return_sequences")
+        return max(settings.get(name) or getattr(config, name, None) or 1 for name in names)
 
     def _positions_after(self, prefix: Prefix, tensors: Mapping[str, Any]) -> Tensor | None:
         """What the decoder is told of positions, for inputs that begin with a prefix."""

@@ -61,10 +61,10 @@ class Prefix:
         lent.layers = [_lent(layer, times) if _grows_anew(layer) else _repeated(layer, times) for layer in lent.layers]
         return lent
 
-    def copied(self) -> DynamicCache:
-        """The cache for generation, which grows on its own."""
+    def copied(self, times: int) -> DynamicCache:
+        """The cache for generation, which grows on its own, with every sample repeated some times."""
         copied = copy.copy(self.cache)
-        copied.layers = [copy.copy(layer) if _grows_anew(layer) else _repeated(layer, 1) for layer in copied.layers]
+        copied.layers = [_repeated(layer, times) for layer in copied.layers]
         return copied
 
 
@@ -125,7 +125,7 @@ def _grows_anew(layer: Any) -> bool:
 
 
 def _repeated(layer: Any, times: int) -> Any:
-    layer = copy.deepcopy(layer)
+    layer = copy.copy(layer) if _grows_anew(layer) else copy.deepcopy(layer)
     if times > 1:
         layer.batch_repeat_interleave(times)
     return layer

@@ -1,3 +1,12 @@
 """What interventions do to answers."""
 
-from corelens.causal.effects import answers_right as answers_right
+from corelens.causal.effects import kl as kl
+from corelens.causal.effects import log_probability as log_probability
+from corelens.causal.effects import logit_difference as logit_difference
+from corelens.causal.effects import rank as rank
+from corelens.causal.generation import answers_right as answers_right
+from corelens.causal.session import Session as Session
+from corelens.causal.sweeps import Sweep as Sweep
+from corelens.causal.sweeps import sweep as sweep
+from corelens.causal.teaching import Said as Said
+from corelens.causal.teaching import with_answers as with_answers
