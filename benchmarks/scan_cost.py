@@ -92,7 +92,7 @@ def peak_bytes(mode: str, length: int) -> int:
 def child(*arguments: str) -> Any:
     # Freed memory goes back at once, so that a peak is what is in use.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, __file__, *arguments]
+    command = [sys.executable, *arguments]
     return json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
 
@@ -113,8 +113,8 @@ def main() -> None:
     results = []
     print(f"{'tokens':>6} {'plain':>16} {'scan / plain':>22} {'eager / plain':>22}")
     for length in arguments.lengths:
-        seconds = child("--times", str(length), "--repetitions", str(arguments.repetitions))
-        peaks = {mode: child("--peak", mode, str(length)) for mode in MODES}
+        seconds = child(__file__, "--times", str(length), "--repetitions", str(arguments.repetitions))
+        peaks = {mode: child(__file__, "--peak", mode, str(length)) for mode in MODES}
         ratios = {mode: (seconds[mode] / seconds["plain"], peaks[mode] / peaks["plain"]) for mode in MODES}
         cells = [f"{ratios[mode][0]:.2f}x s, {ratios[mode][1]:5.2f}x MB" for mode in MODES[1:]]
         plain = f"{seconds['plain']:.2f} s, {peaks['plain'] / 2**20:.0f} MB"

@@ -3,7 +3,9 @@ from . import metrics as metrics
 from .attention import chosen_rows as chosen_rows
 from .causal import Session as Session
 from .causal import Sweep as Sweep
-from .causal import answers_right as answers_right
+from .causal import answers as answers
+from .causal import attribute as attribute
+from .causal import dose_curve as dose_curve
 from .causal import sweep as sweep
 from .causal import with_answers as with_answers
 from .data import Evidence as Evidence
@@ -19,6 +21,7 @@ from .interventions import drawn_outputs as drawn_outputs
 from .interventions import knock_out as knock_out
 from .interventions import mean_outputs as mean_outputs
 from .interventions import patch as patch
+from .interventions import path_patch as path_patch
 from .interventions import removed as removed
 from .interventions import scale_attention as scale_attention
 from .media import Video as Video

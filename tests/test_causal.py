@@ -270,3 +270,56 @@ def test_answers_that_cannot_be_expected(model: Any):
     with pytest.raises(ValueError, match="L7H0 does not exist"):
         sweep(model, answered(model), per=[HeadSet.parse("L7H0")])
     assert Session(model, batch(model)).first > 0
+
+
+# --- answers, statistics, doses --------------------------------------------------------------------------------------
+
+
+def test_answers_are_right_wrong_or_none(toy: Any):
+    import corelens as cl
+    from corelens.toy import worlds
+
+    scenes = list(worlds.scenes(4, seed=8))
+    batches = list(cl.prepared_batches(toy, scenes, 2, "prepare"))
+    found = cl.answers(toy, batches, choices={sample.answer for sample in scenes})
+    assert found.right.tolist() == [said == sample.answer for said, sample in zip(found.said, scenes, strict=True)]
+    assert found.accuracy == found.right.sum().item() / 4
+    everything = cl.ablate(toy.heads)
+    lost = cl.answers(toy, batches, everything, choices=["no such answer"])
+    assert not lost.parsed.any()
+    assert cl.answers(toy, batches, everything).parsed.all()
+
+
+def test_paired_differences_and_their_interval():
+    from scipy import stats
+
+    from corelens.causal import Paired
+
+    rng = np.random.default_rng(0)
+    before = torch.from_numpy(rng.normal(size=200))
+    shifts = torch.from_numpy(rng.normal(0.3, 1, size=200))
+    pair = Paired(before, before + shifts)
+    low, high = pair.interval()
+    normal = stats.norm.interval(0.95, float(shifts.mean()), float(shifts.std()) / 200**0.5)
+    assert_close((low, high), normal, atol=0.03, rtol=0)
+    assert_close(pair.p_value(), float(stats.ttest_1samp(shifts, 0).pvalue), atol=2e-3, rtol=0)
+    same = Paired(before > 0, before > 0)
+    assert (same.mean, same.interval(), same.p_value()) == (0.0, (0.0, 0.0), 1.0)
+    with pytest.raises(ValueError, match="at least two samples, and there is 1"):
+        Paired(before[:1], before[1:2]).interval()
+
+
+def test_a_dose_curve_measures_every_set_of_heads():
+    from corelens import HeadScores, dose_curve
+
+    values = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    scores = HeadScores(values, "something", ("a", "b", "c"))
+    curve = dose_curve(scores, lambda heads: 1 - len(heads) / 20, fractions=(0.1, 0.5, 0.8), seeds=range(3))
+    assert_close(curve.mean("top"), [0.9, 0.5, 0.2])
+    assert curve.sd("random")[:2] == [0.0, 0.0]
+    assert [len(sets) for sets in curve.heads["random"]] == [3, 3, 0]
+    assert [len(sets) for sets in curve.heads["next"]] == [1, 1, 0]
+    assert np.isnan(curve.mean("next")[2])
+    assert curve.heads["top"][0][0].heads == tuple(scores.ranked()[:2])
+    with pytest.raises(ValueError, match="fraction=0.0 is outside"):
+        dose_curve(scores, lambda heads: 1 / 0, fractions=(0.1, 0.0))

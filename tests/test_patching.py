@@ -167,3 +167,58 @@ def test_what_a_patch_lacks(model: Any):
         cl.patch(cache, tokens, tokens, "k", heads=[cl.Head(0, n_kv)])
     with pytest.raises(ValueError, match="run the source with queries="):
         cl.patch(cache, tokens, tokens, "pattern", heads=[cl.Head(0, 0)], positions="last")
+
+
+# --- paths and attribution -------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("through", ["q", "v"])
+def test_a_patched_path_against_passes_written_by_hand(model: Any, through: Any):
+    import corelens as cl
+
+    one, other = (model.prepare(picture(seed), "Which digit is red?") for seed in (0, 1))
+    _, source = model.run_with_cache(one)
+    logits, plain = model.run_with_cache(other)
+    later = [f"blocks.{layer}.attn.hook_z" for layer in (1, 2)]
+
+    def send(z: torch.Tensor, hook: Any) -> None:
+        z[:, :, 3] = source["z", 0][:, :, 3]
+
+    freeze = [(name, lambda z, hook: plain[hook.name]) for name in later]
+    with model.hooks(fwd_hooks=[("blocks.0.attn.hook_z", send), *freeze]):
+        to_logits, heard = model.run_with_cache(other)
+
+    def tell(tensor: torch.Tensor, hook: Any) -> None:
+        tensor[:, :, 1] = heard[through, 2][:, :, 1]
+
+    expected = model.run_with_hooks(other, fwd_hooks=[(f"blocks.2.attn.hook_{through}", tell)])
+    found = cl.path_patch(model, source, one.tokens, other, cl.Head(0, 3), [cl.Head(2, 1)], through)
+    assert_close(model.run_with_hooks(other, fwd_hooks=found), expected, atol=1e-5, rtol=1e-5)
+    direct = cl.path_patch(model, source, one.tokens, other, cl.Head(0, 3))
+    assert_close(model.run_with_hooks(other, fwd_hooks=direct), to_logits, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(expected, logits, atol=1e-3)
+    with pytest.raises(ValueError, match="L1H0 tells L1H2 nothing"):
+        cl.path_patch(model, source, one.tokens, other, cl.Head(1, 0), [cl.Head(1, 2)])
+
+
+def test_attribution_is_patching_to_first_order(model: Any):
+    """Sources ever nearer to the target: the error falls faster than what is estimated."""
+    import corelens as cl
+
+    inputs = cl.with_answers(model, model.prepare(picture(1), "Which digit is red?"), ["seven"])
+    with torch.no_grad():
+        far = cl.with_answers(model, model.prepare(picture(0), "Which digit is red?"), ["seven"])
+        names = model.attn_names("z")
+        _, there = model.run_with_cache(far, names_filter=names)
+        _, here = model.run_with_cache(inputs, names_filter=names)
+    errors = []
+    for share in (1e-1, 1e-2):
+        cache = {name: here[name] + share * (there[name] - here[name]) for name in names}
+        estimated = cl.attribute(model, cache, far.tokens, inputs)
+        exact = -cl.sweep(
+            model, inputs, lambda heads, c=cache: cl.patch(c, far.tokens, inputs.tokens, heads=heads)
+        ).drop[0]
+        errors.append((estimated.flatten() - exact).abs().max() / exact.abs().max())
+    assert errors[1] < errors[0] / 3
+    assert errors[1] < 0.05

@@ -9,4 +9,5 @@ from corelens.interventions.outputs import HeadOutputs as HeadOutputs
 from corelens.interventions.outputs import drawn_outputs as drawn_outputs
 from corelens.interventions.outputs import mean_outputs as mean_outputs
 from corelens.interventions.patching import patch as patch
+from corelens.interventions.paths import path_patch as path_patch
 from corelens.interventions.surgery import removed as removed
