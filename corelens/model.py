@@ -111,6 +111,8 @@ class HookedMLLM(HookedRootModule):
             d_model=attentions[0].d_model,
         )
         self._queries: Where | None = None
+        self._continuing: set[frozenset[str]] = set()
+        """The kinds of inputs for which passes after a prefix were seen to be whole passes."""
         self._lock = _LOCKS.setdefault(hf_model, RLock())
         self.setup()
 
@@ -276,8 +278,7 @@ class HookedMLLM(HookedRootModule):
         progress = self._beginning(tensors, getattr(inputs, "tokens", None), prefix)
         with self._listening(progress):
             if prefix is not None:
-                said = without_media(tensors, self._positions_after(prefix, tensors))
-                tensors = rest_of(said, prefix.length, times) | {"past_key_values": prefix.lent(times)}
+                tensors = self._after(prefix, tensors, times)
             output = self.hf_model(**tensors)
         return output.logits if tensors.get("labels") is None else output.loss
 
@@ -286,7 +287,8 @@ class HookedMLLM(HookedRootModule):
         """Computes what comes before the question once, for any number of passes, questions and interventions after it.
 
         Exact: `model(inputs, prefix=prefix)` gives the last of the logits of `model(inputs)`. Interventions that act
-        before the question are refused in such passes, unless they acted here already.
+        before the question are refused in such passes, unless they acted here already. The first prefix of each kind of
+        inputs is checked against a whole pass, which costs two passes more.
 
         Args:
             inputs: What `prepare` returns, or any mapping of the tensors that the Hugging Face forward takes.
@@ -294,26 +296,17 @@ class HookedMLLM(HookedRootModule):
                 and videos have to be among them.
 
         Raises:
-            ValueError: If nothing comes before the question, a picture comes after it, or the decoder attends to an
-                encoder beside itself.
+            ValueError: If nothing comes before the question, a picture comes after it, or the model does not compute
+                the same after a prefix as in a whole pass: its decoder attends to an encoder, say, or its prompts look
+                ahead.
         """
-        tokens = getattr(inputs, "tokens", None)
-        if self.hf_model.config.is_encoder_decoder or any(
-            site.crossing for layer in self._sites for site in layer.attentions.values()
-        ):
-            raise ValueError(f"{type(self.hf_model).__name__} attends to an encoder: its prompts have no prefix.")
         if until is None:
-            if tokens is None:
+            if (tokens := getattr(inputs, "tokens", None)) is None:
                 raise ValueError("these inputs have no token map: say how many positions, prefix(inputs, until).")
             until = length_before_question(tokens)
-        tower = self.hf_model.get_encoder("image")
-        with self._listening(self._beginning(inputs, tokens)):
-            with recording([] if tower is self.hf_model else [tower]) as seen:
-                position_ids = self._position_ids(inputs)
-            with replaying(seen):
-                cache = self._cache(head_of(inputs, until))
-            acting = tuple(_functions(self.hook_points()))
-        return Prefix(until, dict(inputs), cache, position_ids, seen, acting)
+        self._check_prefixes(inputs, until)
+        with self._listening(self._beginning(inputs, getattr(inputs, "tokens", None))):
+            return self._made_prefix(inputs, until)
 
     def generate(
         self, inputs: Mapping[str, Any] | None = None, /, *, prefix: Prefix | None = None, **kwargs: Any
@@ -529,6 +522,47 @@ class HookedMLLM(HookedRootModule):
         config = settings.get("generation_config") or self.hf_model.generation_config
         names = ("num_beams", "num_return_sequences")
         return max(settings.get(name) or getattr(config, name, None) or 1 for name in names)
+
+    def _made_prefix(self, inputs: Mapping[str, Any], length: int) -> Prefix:
+        tower = self.hf_model.get_encoder("image")
+        with recording([] if tower is self.hf_model else [tower]) as seen:
+            position_ids = self._position_ids(inputs)
+        with replaying(seen):
+            cache = self._cache(head_of(inputs, length))
+        return Prefix(length, dict(inputs), cache, position_ids, seen, tuple(_functions(self.hook_points())))
+
+    def _check_prefixes(self, inputs: Mapping[str, Any], length: int) -> None:
+        """Raises a ValueError if passes after a prefix are not whole passes for such inputs; looks once, unhooked."""
+        name = type(self.hf_model).__name__
+        if any(site.crossing for layer in self._sites for site in layer.attentions.values()):
+            raise ValueError(f"{name} attends to an encoder: its prompts have no prefix.")
+        if frozenset(inputs) in self._continuing:
+            return
+        with self._lock:
+            try:
+                rest = self._after(self._made_prefix(inputs, length), inputs, 2)
+                found = self.hf_model(**rest).logits[::2].float()
+                whole = self.hf_model(**inputs, use_cache=False).logits[:, length:].float()
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as cause:
+                # Whatever goes wrong inside of Hugging Face's code means the same.
+                raise ValueError(f"{name} cannot continue from a prefix: {type(cause).__name__}: {cause}") from cause
+        if "attention_mask" in inputs:
+            real = inputs["attention_mask"][:, length:].bool()
+            found, whole = found[real], whole[real]
+        off = float((found - whole).norm() / whole.norm())
+        if not off < torch.finfo(self.hf_model.dtype).eps ** 0.5:
+            raise ValueError(
+                f"{name} does not compute the same after a prefix as in a whole pass (logits are off by {off:.1%}): "
+                f"its prompts look ahead, or its layers keep more than keys and values."
+            )
+        self._continuing.add(frozenset(inputs))
+
+    def _after(self, prefix: Prefix, inputs: Mapping[str, Any], times: int) -> dict[str, Any]:
+        """What Hugging Face's forward takes for the positions after a prefix."""
+        said = without_media(inputs, self._positions_after(prefix, inputs))
+        return rest_of(said, prefix.length, times) | {"past_key_values": prefix.lent(times)}
 
     def _positions_after(self, prefix: Prefix, tensors: Mapping[str, Any]) -> Tensor | None:
         """What the decoder is told of positions, for inputs that begin with a prefix."""

@@ -115,7 +115,8 @@ class Where:
             return ~in_prompt
         chosen = in_prompt
         if self.prompt is not None:
-            mask = progress.mask(self.prompt).cpu()
+            mask = progress.mask(self.prompt)
+            in_prompt = in_prompt.to(mask.device)
             chosen = in_prompt & mask[:, positions.clamp(max=progress.n_prompt - 1)]
         return chosen | ~in_prompt if self.phase == "both" else chosen
 

@@ -35,6 +35,10 @@ class Prefix:
     functions: tuple[Callable[..., Any], ...] = field(repr=False)
     """The hook functions that acted while it was made."""
 
+    @property
+    def n_samples(self) -> int:
+        return len(self.inputs["input_ids"])
+
     def check(self, inputs: Mapping[str, Any]) -> None:
         """Raises a ValueError if inputs begin with something else."""
         length = self.length
@@ -58,13 +62,15 @@ class Prefix:
         Repetitions of one layer exist only while that layer runs.
         """
         lent = copy.copy(self.cache)
-        lent.layers = [_lent(layer, times) if _grows_anew(layer) else _repeated(layer, times) for layer in lent.layers]
+        lent.layers = [
+            (_lent if _grows_anew(layer) else _repeated)(layer, self.n_samples, times) for layer in lent.layers
+        ]
         return lent
 
     def copied(self, times: int) -> DynamicCache:
         """The cache for generation, which grows on its own, with every sample repeated some times."""
         copied = copy.copy(self.cache)
-        copied.layers = [_repeated(layer, times) for layer in copied.layers]
+        copied.layers = [_repeated(layer, self.n_samples, times) for layer in copied.layers]
         return copied
 
 
@@ -124,21 +130,19 @@ def _grows_anew(layer: Any) -> bool:
     return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
 
 
-def _repeated(layer: Any, times: int) -> Any:
+def _repeated(layer: Any, n_samples: int, times: int) -> Any:
     layer = copy.copy(layer) if _grows_anew(layer) else copy.deepcopy(layer)
     if times > 1:
-        layer.batch_repeat_interleave(times)
+        # What beam search calls: every kind of layer has it.
+        layer.reorder_cache(torch.arange(n_samples).repeat_interleave(times))
     return layer
 
 
-def _lent(layer: Any, times: int) -> Any:
+def _lent(layer: Any, n_samples: int, times: int) -> Any:
     """A layer's cache that forgets what a pass adds as soon as the layer has used it."""
 
     def update(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        grown = copy.copy(layer)
-        if times > 1:
-            grown.batch_repeat_interleave(times)
-        return grown.update(*args, **kwargs)
+        return _repeated(layer, n_samples, times).update(*args, **kwargs)
 
     lent = copy.copy(layer)
     lent.update = update

@@ -105,18 +105,41 @@ def test_an_intervention_on_a_prefix_that_was_made_without_it(model: Any):
 
 
 def test_prompts_without_a_prefix(model: Any):
-    from corelens import HookedMLLM
-
     inputs = batch(model)
     uneven = batch(model, [QUESTIONS[0], "What colour is the 7, and what is the digit that is between all others?"])
     with pytest.raises(ValueError, match="a picture or video stands after position"):
         model.prefix(uneven)
     with pytest.raises(ValueError, match=r"these inputs have no token map: say how many positions"):
         model.prefix(dict(inputs))
-    if "mllama" in tiny.ARCHITECTURES:
-        crossing = HookedMLLM(tiny.build("mllama"))
-        with pytest.raises(ValueError, match="attends to an encoder: its prompts have no prefix"):
-            crossing.prefix(tiny.batch("mllama"), 5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mllama", "attends to an encoder: its prompts have no prefix"),
+        ("paligemma", "does not compute the same after a prefix as in a whole pass .*: its prompts look ahead"),
+        ("blip-2", "cannot continue from a prefix: TypeError"),
+    ],
+)
+def test_models_that_cannot_continue_from_a_prefix_are_refused(name: str, message: str):
+    from corelens import HookedMLLM
+
+    with pytest.raises(ValueError, match=message):
+        HookedMLLM(tiny.build(name)).prefix(tiny.batch(name), 20)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["qwen3_5", "lfm2_vl", "gemma4", "internvl_gpt_oss", "idefics3"])
+def test_hybrids_sinks_and_shared_keys_continue_from_prefixes(name: str):
+    from corelens import HookedMLLM
+
+    model, inputs = HookedMLLM(tiny.build(name)), tiny.batch(name)
+    n = inputs["input_ids"].shape[1] - 9
+    prefix = model.prefix(inputs, n)
+    expected = model(inputs)[:, n:]
+    assert_close(model(inputs, prefix=prefix), expected, atol=1e-5, rtol=1e-5)
+    assert_close(model(inputs, prefix=prefix, times=2)[1::2], expected, atol=1e-5, rtol=1e-5)
 
 
 # --- sessions and sweeps ---------------------------------------------------------------------------------------------
@@ -321,5 +344,5 @@ def test_a_dose_curve_measures_every_set_of_heads():
     assert [len(sets) for sets in curve.heads["next"]] == [1, 1, 0]
     assert np.isnan(curve.mean("next")[2])
     assert curve.heads["top"][0][0].heads == tuple(scores.ranked()[:2])
-    with pytest.raises(ValueError, match="fraction=0.0 is outside"):
+    with pytest.raises(ValueError, match=r"fraction=0\.0 is outside"):
         dose_curve(scores, lambda heads: 1 / 0, fractions=(0.1, 0.0))

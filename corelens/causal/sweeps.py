@@ -100,7 +100,7 @@ def sweep(
         before = said(session.plain)
         units = units or units_of(session, per)
         found = []
-        with tqdm(total=len(units), desc="sweep", unit=per if isinstance(per, str) else "set") as bar:
+        with tqdm(total=len(units), desc="sweep", unit=per if isinstance(per, str) else "set", leave=False) as bar:
             for start in range(0, len(units), at_once):
                 some = units[start : start + at_once]
                 for logits in session.logits_of_each([intervention(unit) for unit in some]):

@@ -39,7 +39,7 @@ class HeadOutputs:
         positions = torch.arange(progress.n_prompt)
         roles = self._roles(progress, positions)
         absent = self.values[name].isnan().flatten(2).any(-1).all(0)
-        if (missing := absent[roles] & where.select(progress, positions)).any():
+        if (missing := absent.cpu()[roles] & where.select(progress, positions).cpu()).any():
             role = Role(int(roles[missing][0]))
             raise ValueError(f"nothing was measured for {role.name.lower()} positions: no sample of the set has any.")
 
@@ -49,7 +49,7 @@ class HeadOutputs:
         """What stands in at some positions of the sequence; the same draw every time for the same position."""
         values = self.values[name]
         roles = self._roles(progress, positions)
-        occurs = ~values.isnan().flatten(2).any(-1)
+        occurs = ~values.isnan().flatten(2).any(-1).cpu()
         generator = torch.Generator().manual_seed(self.seed)
         n = int(positions.max()) + 1
         drawn = torch.randint(2**31, (n, progress.n_samples), generator=generator)[positions].T
