@@ -125,8 +125,9 @@ def test_prompts_without_a_prefix(model: Any):
 def test_models_that_cannot_continue_from_a_prefix_are_refused(name: str, message: str):
     from corelens import HookedMLLM
 
+    inputs = tiny.batch(name)
     with pytest.raises(ValueError, match=message):
-        HookedMLLM(tiny.build(name)).prefix(tiny.batch(name), 20)
+        HookedMLLM(tiny.build(name)).prefix(inputs, inputs["input_ids"].shape[1] - 9)
 
 
 @torch.no_grad()
