@@ -135,7 +135,7 @@ def scenes_scan(n: int) -> Callable[[], Any]:
 def child(*arguments: str) -> Any:
     # Freed memory goes back at once, so that a peak is what is in use.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, __file__, *arguments]
+    command = [sys.executable, *arguments]
     return json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
 
@@ -157,15 +157,15 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     print(f"{'tokens':>6} {'plain':>16}" + "".join(f"{mode + ' / plain':>26}" for mode in MODES[1:]))
     for length in arguments.lengths:
-        seconds = child("--times", str(length), "--repetitions", str(arguments.repetitions))
-        peaks = {mode: child("--peak", mode, str(length)) for mode in seconds}
+        seconds = child(__file__, "--times", str(length), "--repetitions", str(arguments.repetitions))
+        peaks = {mode: child(__file__, "--peak", mode, str(length)) for mode in seconds}
         ratios = {mode: (seconds[mode] / seconds["plain"], peaks[mode] / peaks["plain"]) for mode in seconds}
         cells = [f"{ratios[mode][0]:.2f}x s, {ratios[mode][1]:5.2f}x MB" for mode in list(seconds)[1:]]
         plain = f"{seconds['plain']:.2f} s, {peaks['plain'] / 2**20:.0f} MB"
         print(f"{length:>6} {plain:>16}" + "".join(f"{cell:>26}" for cell in cells), flush=True)
         results.append({"tokens": length, "seconds": seconds, "peak_bytes": peaks, "ratios": ratios})
     if arguments.samples:
-        few, many = (child("--peak", "samples", str(n)) for n in (10, 1_000))
+        few, many = (child(__file__, "--peak", "samples", str(n)) for n in (10, 1_000))
         print(f"1,000 samples / 10 samples: {many / few:.2f}x MB ({many / 2**20:.0f} and {few / 2**20:.0f} MB)")
         results.append({"peak_bytes of samples": {"10": few, "1000": many}})
     print(json.dumps({"benchmark": "scan_cost", "threads": torch.get_num_threads(), "results": results}))

@@ -18,7 +18,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from corelens import HookedMLLM, ablate, answers_right, metrics, prepared_batches
+from corelens import HookedMLLM, ablate, answers, metrics, prepared_batches
 from corelens.causal import sweep
 from corelens.scanning import scan_all
 from corelens.toy import worlds
@@ -38,7 +38,7 @@ def compared(name: str, n: int) -> dict[str, Any]:
     order = drops.flatten().sort(descending=True).values
     n_top = len(found["ram"].top())
     result: dict[str, Any] = {
-        "nothing removed": float(answers_right(model, tested).float().mean()),
+        "nothing removed": answers(model, tested).accuracy,
         "most that so many heads hold": float(order[:n_top].sum() / order.sum()),
     }
     for measure, scores in found.items():
@@ -46,7 +46,7 @@ def compared(name: str, n: int) -> dict[str, Any]:
         result[measure] = {
             "spearman": metrics.spearman(scores.per_head, drops),
             "share of drops": float(sum(drops[head] for head in top) / order.sum()),
-            "accuracy": float(answers_right(model, tested, ablate(top)).float().mean()),
+            "accuracy": answers(model, tested, ablate(top)).accuracy,
         }
     return result
 

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from corelens.answers import greedy_answers, said, saying, with_answers
+from corelens.answering import greedy_answers, said, saying, with_answers
 from corelens.data import Sample, evidence_tokens, prepare_batch
 from corelens.inputs import PreparedInputs
 from corelens.measuring import Asked, Measure, measure

@@ -5,10 +5,10 @@ and recomputes exact attention rows in float32 for those who look at scores or p
 the pattern is asked for without choosing queries, or the model itself picks keys query by query.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,10 +16,13 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformer_lens.hook_points import HookPoint
+from transformer_lens.hook_points import HookPoint, LensHandle
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from corelens.heads import Head
+from corelens.passes import Progress, Where, per_row
 
 NAME = "corelens"
 """What Hugging Face knows the function and its mask as."""
@@ -68,19 +71,40 @@ class Rows:
         batch = torch.arange(len(tensor), device=tensor.device)[:, None]
         return tensor.transpose(1, 2)[batch, self.position].transpose(1, 2)
 
+    def put(
+        self, tensor: Shaped[Tensor, "batch query *rest"], rows: Shaped[Tensor, "batch row *rest"]
+    ) -> Shaped[Tensor, "batch query *rest"]:
+        """The tensor with other rows in the chosen places."""
+        batch = torch.arange(len(tensor), device=tensor.device)[:, None].expand_as(self.position)
+        return tensor.index_put((batch[self.real], self.position[self.real]), rows[self.real])
 
-@dataclass
-class Progress:
-    """Which positions of the sequence the present pass computes."""
 
-    first: int = 0
-    """Positions that a cache holds already."""
+@dataclass(frozen=True, eq=False)
+class AtRows:
+    """A hook function on scores or patterns that is shown the rows it asked for, whatever rows others ask for."""
 
-    n: int = 0
+    function: Callable[..., Any]
+    where: Where
 
-    def dropped(self, n_keys: int) -> int:
-        """How many of the first positions a cache of `n_keys` keys, a sliding one, does not hold any more."""
-        return max(self.first + self.n - n_keys, 0)
+    @property
+    def heads(self) -> Iterable[Head]:
+        """What the function acts on."""
+        return getattr(self.function, "heads", ())
+
+    def __call__(self, tensor: Float[Tensor, "batch head row key"], hook: Any) -> Tensor | None:
+        shown: Rows | None = hook.ctx.get("rows")
+        if shown is None:
+            return self.function(tensor, hook=hook)
+        wanted = per_row(self.where.select(hook.ctx["progress"], hook.ctx["queries"]), tensor)
+        mine = wanted.gather(1, shown.position) & shown.real
+        if torch.equal(mine, shown.real):
+            return self.function(tensor, hook=hook)
+        if not mine.any():
+            return None
+        rows = Rows.of(mine)
+        own = rows.take(tensor).masked_fill(~rows.real[:, None, :, None], torch.nan)
+        seen, edited = _watched(lambda own: self.function(own, hook=hook), own)
+        return rows.put(tensor.transpose(1, 2), seen.transpose(1, 2)).transpose(1, 2) if edited else None
 
 
 @dataclass(frozen=True)
@@ -198,10 +222,10 @@ class AttentionTap:
     hook_attn_scores: HookPoint
     hook_pattern: HookPoint
     hook_z: HookPoint
-    queries: Bool[Tensor, "batch position"] | None = None
-    """By position in the whole sequence; None shows all rows."""
+    progress: Progress
+    rows_of_all: bool = False
+    """Whether hooks see all rows, whatever they ask for."""
 
-    progress: Progress = field(default_factory=Progress)
     crossing: bool = False
     """Whether keys are something else than the sequence."""
 
@@ -229,17 +253,14 @@ class AttentionTap:
         self, call: AttentionCall, z: Float[Tensor, "batch query head d_head"]
     ) -> Float[Tensor, "batch query head d_head"]:
         """Shows scores and pattern to their hooks; head outputs change only if the hooks changed them."""
-        rows = None
-        if self.queries is not None:
-            here = self._queries_of(call)
-            if not here.any():
-                return z
-            rows = Rows.of(here)
+        rows = self._rows(call)
+        if rows is not None and not rows.real.any():
+            return z
         seen = call.scores(rows)
         if rows is not None and not rows.real.all():
             seen = seen.masked_fill(~rows.real[:, None, :, None], torch.nan)
         # Columns are positions of the sequence, also where a sliding cache has dropped the first keys.
-        dropped = 0 if self.crossing else self.progress.dropped(seen.shape[-1])
+        dropped = 0 if self.crossing else int(self.progress.positions(seen.shape[-1])[0])
         seen = pad(seen, (dropped, 0), value=torch.finfo(torch.float32).min)
         scores, edited = _watch(self.hook_attn_scores, seen)
         seen = pad(call.pattern(scores[..., dropped:], rows), (dropped, 0))
@@ -248,23 +269,29 @@ class AttentionTap:
             return z
         pattern = pattern[..., dropped:]
         from_rows = _mix(pattern, call.value).to(z)
-        if rows is None:
-            return from_rows
-        batch = torch.arange(len(z), device=z.device)[:, None].expand_as(rows.position)
-        real = rows.real
-        return z.index_put((batch[real], rows.position[real]), from_rows[real])
+        return from_rows if rows is None else rows.put(z, from_rows)
 
-    def _queries_of(self, call: AttentionCall) -> Bool[Tensor, "batch query"]:
-        """The part of `queries` that this call computes: all in a plain pass, nothing beyond the prompt in decoding."""
-        assert self.queries is not None
-        n = call.query.shape[2]
-        # Layers that share another's keys compute only the last position of a prompt in `generate` (Gemma 4).
-        first = self.progress.first + self.progress.n - n
-        here = torch.zeros(len(self.queries), n, dtype=torch.bool, device=call.query.device)
-        part = self.queries[:, first : first + n]
-        here[:, : part.shape[1]] = part
-        # Beams repeat every sample.
-        return here.repeat_interleave(len(call.query) // len(self.queries), 0)
+    def _rows(self, call: AttentionCall) -> Rows | None:
+        """The rows that any hook asks for, among those that this call computes; None for all."""
+        if self.rows_of_all:
+            return None
+        points = [point for point in (self.hook_attn_scores, self.hook_pattern) if point.has_hooks()]
+        queries = self.progress.positions(call.query.shape[2])
+
+        def asked(handle: LensHandle) -> Bool[Tensor, "batch query"]:
+            where = getattr(handle.user_hook, "where", None) or Where()
+            return per_row(where.select(self.progress, queries), call.query)
+
+        here = torch.stack([asked(handle) for point in points for handle in (*point.fwd_hooks, *point.bwd_hooks)])
+        rows = Rows.of(here.any(0))
+        for point in points:
+            point.ctx |= {"rows": rows, "queries": queries}
+            if not all(torch.equal(asked(handle), here.any(0)) for handle in point.bwd_hooks):
+                raise ValueError(
+                    f"a backward hook on {point.name} needs to see the same rows as all other hooks there, and "
+                    f"another asks for others: give all the same `queries`."
+                )
+        return None if here.any(0).all() else rows
 
 
 def attention_scores(
@@ -365,13 +392,21 @@ def _watch(hook: HookPoint, tensor: Tensor) -> tuple[Tensor, bool]:
     """What the hook returns, and whether it differs: replaced, changed in place, or in need of a gradient."""
     if not hook.has_hooks():
         return tensor, False
+    seen, edited = _watched(partial(_call, hook), tensor)
+    return seen, edited or bool(hook.bwd_hooks)
+
+
+def _watched(function: Callable[[Tensor], Tensor | None], tensor: Tensor) -> tuple[Tensor, bool]:
+    """What a function makes of a tensor, and whether it differs: replaced, or changed in place."""
     if tensor.is_inference():
         # Inference tensors do not count changes made in place.
         with torch.inference_mode(False):
             tensor = tensor.clone()
     version = tensor._version
-    seen = _call(hook, tensor)
-    return seen, seen is not tensor or seen._version != version or bool(hook.bwd_hooks)
+    seen = function(tensor)
+    if seen is None:
+        seen = tensor
+    return seen, seen is not tensor or seen._version != version
 
 
 def _mix(pattern: Float[Tensor, "batch head row key"], value: Tensor) -> Float[Tensor, "batch row head d_head"]:

@@ -5,11 +5,12 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from corelens.attention import AttentionTap, Progress
+from corelens.attention import AttentionTap
+from corelens.passes import Progress
 from corelens.sites import AttentionSite, LayerSite
 
 
@@ -51,12 +52,15 @@ class HookedAttention(nn.Module):
     def has_hooks(self) -> bool:
         return any(point.has_hooks() for point in self.children() if isinstance(point, HookPoint))
 
-    def tap(self, queries: Bool[Tensor, "batch position"] | None, progress: Progress) -> AttentionTap:
+    def tap(self, progress: Progress, rows_of_all: bool) -> AttentionTap:
         """These hook points as the attention function takes them."""
         points: Any = {name: point for name, point in self.named_children() if name != "hook_o_in"}
-        crossing = self._site.crossing
         return AttentionTap(
-            **points, queries=queries, progress=progress, crossing=crossing, uneditable=self._uneditable
+            **points,
+            progress=progress,
+            rows_of_all=rows_of_all,
+            crossing=self._site.crossing,
+            uneditable=self._uneditable,
         )
 
     @contextmanager

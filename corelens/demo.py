@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from corelens.causal import answers_right
+from corelens.causal import answers
 from corelens.data import Sample, prepared_batches
 from corelens.heads import Head, HeadSet
 from corelens.inputs import PreparedInputs
@@ -123,8 +123,8 @@ def measure(
     for condition, heads in tqdm(runs, desc="ablate", unit="set"):
         for task, prepared in batches.items():
             longest = max(len(sample.answer.split()) for sample in tasks[task])
-            right = answers_right(model, prepared, ablate(heads), max_new_tokens=longest + 1)
-            accuracies[task][condition].append(round(right.float().mean().item(), 4))
+            said = answers(model, prepared, ablate(heads), max_new_tokens=longest + 1)
+            accuracies[task][condition].append(round(said.accuracy, 4))
     return accuracies
 
 

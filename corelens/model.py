@@ -4,6 +4,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from threading import RLock
@@ -12,19 +13,24 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformer_lens import ActivationCache, HookedRootModule
+from transformer_lens.hook_points import HookPoint
 from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
-from corelens.attention import NAME, PACKED, Progress, tapped
+from corelens.attention import NAME, PACKED, AtRows, tapped
 from corelens.blocks import HookedAttention, HookedBlock, HookedVision
 from corelens.heads import Head
 from corelens.inputs import PreparedInputs, prepare
 from corelens.media import Footage, Picture
+from corelens.passes import Intervention, Progress, Where
+from corelens.prefix import Prefix, head_of, length_before_question, rest_of, without_media
 from corelens.processors import load_processor
+from corelens.replay import Stop, recording, replaying
 from corelens.sites import KNOWN_BUGS, LayerSite, layer_sites, vision_sites
+from corelens.tokens import TokenMap
 
 SHIPPED = {
     "corelens/toy": Path(__file__).parent / "toy" / "organism",
@@ -105,7 +111,9 @@ class HookedMLLM(HookedRootModule):
             d_head=max(attention.d_head for attention in attentions),
             d_model=attentions[0].d_model,
         )
-        self._queries: Bool[Tensor, "batch position"] | None = None
+        self._queries: Where | None = None
+        self._continuing: set[frozenset[str]] = set()
+        """The kinds of inputs for which passes after a prefix were seen to be whole passes."""
         self._lock = _LOCKS.setdefault(hf_model, RLock())
         self.setup()
 
@@ -247,37 +255,91 @@ class HookedMLLM(HookedRootModule):
     # --- passes ---
 
     def forward(
-        self, inputs: Mapping[str, Any] | None = None, /, **tensors: Any
+        self,
+        inputs: Mapping[str, Any] | None = None,
+        /,
+        *,
+        prefix: Prefix | None = None,
+        times: int = 1,
+        **tensors: Any,
     ) -> Float[Tensor, "batch position vocabulary"] | Float[Tensor, ""]:
         """Logits of one pass, or the loss if `labels` are given.
 
         Args:
             inputs: What `prepare` returns, or any mapping of the tensors that the Hugging Face forward takes.
+            prefix: What `model.prefix` computed of these inputs, or of others that begin alike. Only the positions
+                after it run, and logits are theirs.
+            times: With a prefix, how often every sample stands in the batch, one copy after another, so that hooks may
+                do something else to each.
             tensors: More of them, or all of them.
+
+        Raises:
+            ValueError: If the inputs do not begin as the prefix does.
         """
         tensors = {**(inputs or {}), **tensors}
-        with self._listening(tensors):
+        progress = self._beginning(tensors, getattr(inputs, "tokens", None), prefix)
+        with self._listening(progress):
+            if prefix is not None:
+                tensors = self._after(prefix, tensors, times)
             output = self.hf_model(**tensors)
         return output.logits if tensors.get("labels") is None else output.loss
 
-    def generate(self, inputs: Mapping[str, Any] | None = None, /, **kwargs: Any) -> Int[Tensor, "batch position"]:
+    @torch.no_grad()
+    def prefix(self, inputs: Mapping[str, Any], until: int | None = None) -> Prefix:
+        """Computes what comes before the question once, for any number of passes, questions and interventions after it.
+
+        Exact: `model(inputs, prefix=prefix)` gives the last of the logits of `model(inputs)`. Interventions that act
+        before the question are refused in such passes, unless they acted here already. The first prefix of each kind of
+        inputs is checked against a whole pass, which costs two passes more.
+
+        Args:
+            inputs: What `prepare` returns, or any mapping of the tensors that the Hugging Face forward takes.
+            until: How many positions, padding included; None for all before the first question of the batch. Pictures
+                and videos have to be among them.
+
+        Raises:
+            ValueError: If nothing comes before the question, a picture comes after it, or the model does not compute
+                the same after a prefix as in a whole pass: its decoder attends to an encoder, say, or its prompts look
+                ahead.
+        """
+        if until is None:
+            if (tokens := getattr(inputs, "tokens", None)) is None:
+                raise ValueError("these inputs have no token map: say how many positions, prefix(inputs, until).")
+            until = length_before_question(tokens)
+        self._check_prefixes(inputs, until)
+        with self._listening(self._beginning(inputs, getattr(inputs, "tokens", None))):
+            return self._made_prefix(inputs, until)
+
+    def generate(
+        self, inputs: Mapping[str, Any] | None = None, /, *, prefix: Prefix | None = None, **kwargs: Any
+    ) -> Any:
         """Hugging Face's `generate` under the present hooks, which act in prefill and in every decoding step.
 
         Args:
             inputs: What `prepare` returns, or any mapping of the tensors that the Hugging Face forward takes.
+            prefix: What `model.prefix` computed of these inputs, or of others that begin alike.
             kwargs: More tensors, and arguments of generate, e.g. `max_new_tokens`, `do_sample`.
 
         Returns:
-            Prompt and continuation, as Hugging Face returns them.
+            Prompt and continuation, [batch position], or what else Hugging Face returns if asked to.
         """
         kwargs = {**(inputs or {}), **kwargs}
-        with self._listening(kwargs):
+        progress = self._beginning(kwargs, getattr(inputs, "tokens", None), prefix)
+        with self._listening(progress):
+            if prefix is not None:
+                settings = {name: value for name, value in kwargs.items() if name not in (inputs or {})}
+                said = without_media(inputs or {}, self._positions_after(prefix, inputs or {}))
+                if "position_ids" in inspect.signature(self.hf_model.forward).parameters:
+                    # Left alone, generation counts from the first token that is not padding, and passes from zero.
+                    positions = said.get("position_ids", torch.arange(progress.n_prompt, device=self.device)[None])
+                    said["position_ids"] = positions.expand(*positions.shape[:-2], progress.n_samples, -1)
+                kwargs = settings | said | {"past_key_values": prefix.copied(self._sequences(settings))}
             # Hugging Face types generate for a mixin.
             return self.hf_model.generate(**kwargs)  # pyright: ignore[reportCallIssue]
 
-    def answer(self, inputs: PreparedInputs, max_new_tokens: int = 32) -> list[str]:
+    def answer(self, inputs: PreparedInputs, max_new_tokens: int = 32, prefix: Prefix | None = None) -> list[str]:
         """The greedy answer to each prepared question, as text."""
-        sequences = self.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        sequences = self.generate(inputs, prefix=prefix, max_new_tokens=max_new_tokens, do_sample=False)
         # Decoders beside an encoder return only what they said.
         prompt = 0 if self.hf_model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         said = sequences[:, prompt:]
@@ -301,9 +363,10 @@ class HookedMLLM(HookedRootModule):
             bwd_hooks: The same for gradients.
             reset_hooks_end: Whether the hooks go at the end.
             clear_contexts: Whether the hook points' contexts are cleared with them.
-            queries: Positions whose rows `attn_scores` and `pattern` show, instead of all: [batch head query key] with
-                the chosen queries in order (`chosen_rows` says which rows are real when samples have different
-                numbers of them). Edited rows are written back to `z`. In `generate` they are positions of the prompt.
+            queries: Positions whose rows `attn_scores` and `pattern` show to these functions, instead of all: [batch
+                head query key] with the chosen queries in order (`chosen_rows` says which rows are real when samples
+                have different numbers of them). Edited rows are written back to `z`. In `generate` they are positions
+                of the prompt. A function that says itself `where` it looks, as interventions do, sees those rows.
 
         Raises:
             ValueError: If a hook point or an ablated head does not exist.
@@ -312,9 +375,11 @@ class HookedMLLM(HookedRootModule):
             # What an intervention acts on is checked before what it is called, for the clearer message.
             self.check_heads(getattr(function, "heads", ()))
             self._check_names(name)
-        hooked = super().hooks(list(fwd_hooks), list(bwd_hooks), reset_hooks_end, clear_contexts)
-        with self._lock, self._limited_to(queries), hooked:
-            yield self
+        with self._lock, self._limited_to(queries):
+            fwd = [(name, self._at_rows(name, function)) for name, function in fwd_hooks]
+            bwd = [(name, self._at_rows(name, function)) for name, function in bwd_hooks]
+            with super().hooks(fwd, bwd, reset_hooks_end, clear_contexts):
+                yield self
 
     def run_with_hooks(
         self, *model_args: Any, queries: Bool[Tensor, "batch position"] | None = None, **kwargs: Any
@@ -363,9 +428,16 @@ class HookedMLLM(HookedRootModule):
     def add_hook(self, name: str | Callable[[str], bool], hook: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """Adds a hook that stays until `reset_hooks`; see TransformerLens."""
         self._check_names(name)
-        super().add_hook(name, hook, *args, **kwargs)
+        super().add_hook(name, self._at_rows(name, hook), *args, **kwargs)
 
     # --- how ---
+
+    def _at_rows(self, name: str | Callable[[str], bool], function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, which will see the rows chosen where it was added, whoever asks for others."""
+        if isinstance(name, str) and not name.endswith((".hook_attn_scores", ".hook_pattern")):
+            return function
+        where = getattr(function, "where", None) or self._queries
+        return function if where is None else AtRows(function, where)
 
     def _check_names(self, name: str | Callable[[str], bool]) -> None:
         if not isinstance(name, str) or name in self.hook_dict:
@@ -393,33 +465,37 @@ class HookedMLLM(HookedRootModule):
                 f"{tuple(queries.shape)}; token maps have such masks, e.g. inputs.tokens.question."
             )
         with self._lock:
-            before, self._queries = self._queries, queries.to(self.device)
+            before, self._queries = self._queries, Where(queries, "prefill")
             try:
                 yield
             finally:
                 self._queries = before
 
     @contextmanager
-    def _listening(self, tensors: Mapping[str, Any]) -> Iterator[None]:
+    def _listening(self, progress: Progress) -> Iterator[None]:
         """Connects every hook point that has hooks to the Hugging Face model until the block ends."""
         with self._lock, ExitStack() as connected:
-            if self._queries is not None and (shape := _shape(tensors)) != tuple(self._queries.shape):
-                raise ValueError(
-                    f"queries has shape {tuple(self._queries.shape)}, and the inputs have (batch, position) = {shape}."
-                )
-            if any(point.has_hooks() for point in self.hook_points()):
+            if self._queries is not None and self._queries.prompt is not None:
+                progress.mask(self._queries.prompt, "queries")
+            if hooked := [point for point in self.hook_points() if point.has_hooks()]:
                 if self.hf_model._compiled_call_impl is not None:
                     raise RuntimeError(
                         "the model is compiled, and hooks need its Python code: load it anew to hook it."
                     )
-                progress = Progress()
+                for function in _functions(hooked):
+                    if isinstance(function, Intervention):
+                        function.check(replace(progress, first=0) if function in progress.past else progress)
+                for point in hooked:
+                    point.ctx["progress"] = progress
+                    connected.callback(_forget, point)
+                connected.callback(self._follow(progress).remove)
                 for block in self._blocks:
                     connected.enter_context(block.listening())
                 for attention in self.modules():
                     if isinstance(attention, HookedAttention):
                         connected.enter_context(attention.listening())
                 taps = {
-                    attention._site.module: attention.tap(self._queries if decoder else None, progress)
+                    attention._site.module: attention.tap(progress, rows_of_all=not decoder)
                     for part, decoder in ((self.blocks, True), (self.vision, False))
                     for attention in part.modules()
                     if isinstance(attention, HookedAttention) and attention.has_hooks
@@ -427,8 +503,101 @@ class HookedMLLM(HookedRootModule):
                 if taps:
                     names = self._attention_names(taps)
                     connected.enter_context(tapped(taps, names))
-                    connected.callback(self._follow(progress).remove)
             yield
+
+    def _beginning(self, tensors: Mapping[str, Any], tokens: TokenMap | None, prefix: Prefix | None = None) -> Progress:
+        """Where a pass or a generation begins."""
+        n_samples, n_prompt = _shape(tensors)
+        if self.hf_model.config.is_encoder_decoder and "decoder_input_ids" not in tensors:
+            n_prompt = 1
+        past = tensors.get("past_key_values")
+        first = 0 if past is None else int(past.get_seq_length())
+        if prefix is not None:
+            prefix.check(tensors)
+            first = prefix.length
+        crossing = frozenset(s.layer for s in self._sites if "attn" in s.attentions and s.attentions["attn"].crossing)
+        functions = () if prefix is None else prefix.functions
+        return Progress(n_samples, n_prompt, tokens, first, n_prompt - first, crossing, functions)
+
+    def _sequences(self, settings: Mapping[str, Any]) -> int:
+        """How many sequences generation makes of every sample: beams, or several samples."""
+        config = settings.get("generation_config") or self.hf_model.generation_config
+        names = ("num_beams", "num_return_sequences")
+        return max(settings.get(name) or getattr(config, name, None) or 1 for name in names)
+
+    def _made_prefix(self, inputs: Mapping[str, Any], length: int) -> Prefix:
+        tower = self.hf_model.get_encoder("image")
+        with recording([] if tower is self.hf_model else [tower]) as seen:
+            position_ids = self._position_ids(inputs)
+        with replaying(seen):
+            cache = self._cache(head_of(inputs, length))
+        return Prefix(length, dict(inputs), cache, position_ids, seen, tuple(_functions(self.hook_points())))
+
+    def _check_prefixes(self, inputs: Mapping[str, Any], length: int) -> None:
+        """Raises a ValueError if passes after a prefix are not whole passes for such inputs; looks once, unhooked."""
+        name = type(self.hf_model).__name__
+        if any(site.crossing for layer in self._sites for site in layer.attentions.values()):
+            raise ValueError(f"{name} attends to an encoder: its prompts have no prefix.")
+        if frozenset(inputs) in self._continuing:
+            return
+        with self._lock:
+            try:
+                rest = self._after(self._made_prefix(inputs, length), inputs, 2)
+                found = self.hf_model(**rest).logits[::2].float()
+                whole = self.hf_model(**inputs, use_cache=False).logits[:, length:].float()
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as cause:
+                # Whatever goes wrong inside of Hugging Face's code means the same.
+                raise ValueError(f"{name} cannot continue from a prefix: {type(cause).__name__}: {cause}") from cause
+        if "attention_mask" in inputs:
+            real = inputs["attention_mask"][:, length:].bool()
+            found, whole = found[real], whole[real]
+        off = float((found - whole).norm() / whole.norm())
+        if not off < torch.finfo(self.hf_model.dtype).eps ** 0.5:
+            raise ValueError(
+                f"{name} does not compute the same after a prefix as in a whole pass (logits are off by {off:.1%}): "
+                f"its prompts look ahead, or its layers keep more than keys and values."
+            )
+        self._continuing.add(frozenset(inputs))
+
+    def _after(self, prefix: Prefix, inputs: Mapping[str, Any], times: int) -> dict[str, Any]:
+        """What Hugging Face's forward takes for the positions after a prefix."""
+        said = without_media(inputs, self._positions_after(prefix, inputs))
+        return rest_of(said, prefix.length, times) | {"past_key_values": prefix.lent(times)}
+
+    def _positions_after(self, prefix: Prefix, tensors: Mapping[str, Any]) -> Tensor | None:
+        """What the decoder is told of positions, for inputs that begin with a prefix."""
+        if tensors["input_ids"] is prefix.inputs["input_ids"]:
+            return prefix.position_ids
+        with replaying(prefix.seen):
+            return self._position_ids(tensors)
+
+    def _position_ids(self, tensors: Mapping[str, Any]) -> Tensor | None:
+        """What the decoder is told of positions; its layers do not run."""
+
+        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            raise Stop(kwargs.get("position_ids"))
+
+        handle = self._sites[0].stack.register_forward_pre_hook(stop, with_kwargs=True)
+        return self._until_stopped(handle, tensors)
+
+    def _cache(self, tensors: Mapping[str, Any]) -> Any:
+        """Keys and values of a pass, which ends before the logits."""
+
+        def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            raise Stop(output.past_key_values)
+
+        return self._until_stopped(self._sites[0].stack.register_forward_hook(stop), {**tensors, "use_cache": True})
+
+    def _until_stopped(self, handle: RemovableHandle, tensors: Mapping[str, Any]) -> Any:
+        try:
+            self.hf_model(**tensors)
+        except Stop as stopped:
+            return stopped.args[0]
+        finally:
+            handle.remove()
+        raise RuntimeError(f"{type(self.hf_model).__name__} did not run its decoder.")
 
     def _attention_names(self, tapped: Container[nn.Module]) -> list[tuple[PreTrainedConfig, str]]:
         """What the attention function is called in each configuration that leads to a tapped module."""
@@ -460,6 +629,20 @@ class HookedMLLM(HookedRootModule):
             progress.first = 0 if cached is None else int(cached.get_seq_length())
 
         return stack.register_forward_pre_hook(note, with_kwargs=True)
+
+
+def _functions(points: Iterable[HookPoint]) -> Iterator[Callable[..., Any]]:
+    """The forward hook functions at some points, as they were given."""
+    for point in points:
+        for handle in point.fwd_hooks:
+            function: Any = handle.user_hook
+            yield function.function if isinstance(function, AtRows) else function
+
+
+def _forget(point: HookPoint) -> None:
+    """Leaves nothing of a pass at a hook point."""
+    for name in ("progress", "rows", "queries"):
+        point.ctx.pop(name, None)
 
 
 def _shape(tensors: Mapping[str, Any]) -> tuple[int, int]:

@@ -42,7 +42,7 @@ class Role(IntEnum):
     VIDEO = 6
     """One visual token of a video."""
     ANSWER = 7
-    """Text of an answer, where one follows the prompt (`corelens.answers`)."""
+    """Text of an answer, where one follows the prompt (`corelens.answering`)."""
 
 
 @dataclass(frozen=True)
@@ -137,11 +137,6 @@ class TokenMap:
         return self.image | self.video
 
     @property
-    def answer(self) -> Bool[Tensor, "batch position"]:
-        """Text of an answer, where one follows the prompt."""
-        return self.role == Role.ANSWER
-
-    @property
     def structural(self) -> Bool[Tensor, "batch position"]:
         """Chat template, picture delimiters, row breaks."""
         return self.role == Role.STRUCTURAL
@@ -151,11 +146,21 @@ class TokenMap:
         return self.role == Role.PADDING
 
     @property
+    def answer(self) -> Bool[Tensor, "batch position"]:
+        """Text that the model is made to answer."""
+        return self.role == Role.ANSWER
+
+    @property
     def last(self) -> Bool[Tensor, "batch position"]:
         """The last position of each prompt: the one that says the first word of the answer."""
         position = torch.arange(self.role.shape[1], device=self.role.device)
         final = torch.where(self.padding | self.answer, -1, position).argmax(-1, keepdim=True)
         return position == final
+
+    @property
+    def from_question(self) -> Bool[Tensor, "batch position"]:
+        """The question and all that follows it: the end of the prompt and an answer."""
+        return self.question.cumsum(-1).bool() & ~self.padding
 
     def to(self, device: torch.device | str) -> "TokenMap":
         """The same map on another device."""

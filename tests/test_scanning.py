@@ -53,7 +53,7 @@ def whole(model: Any, inputs: Any) -> Any:
 
 def by_hand(model: Any, metric: Any, sample: Any, question: str | None = None) -> Tensor:
     """A metric of one sample from whole patterns, head by head: sums over the evidence, means over query tokens."""
-    from corelens.answers import greedy_answers, said, saying, with_answers
+    from corelens.answering import greedy_answers, said, saying, with_answers
 
     inputs = model.prepare(list(sample.images), question or sample.question)
     covers = torch.stack([inputs.tokens.inside(region.box) for region in sample.evidence]).any(0)
@@ -210,7 +210,7 @@ def test_localization_is_chosen_from_its_two_measures(seeing: Any):
 @pytest.mark.parametrize("family", [*tiny.FAMILIES, "paligemma", "mllama", "qwen3_5", "idefics3", "llama4"])
 def test_positions_that_say_an_answer_attend_as_in_generation(family: str):
     from corelens import HookedMLLM, Role, TokenMap
-    from corelens.answers import said, saying, with_answers
+    from corelens.answering import said, saying, with_answers
     from corelens.inputs import PreparedInputs
 
     model = HookedMLLM(tiny.build(family))
@@ -245,7 +245,7 @@ def test_positions_that_say_an_answer_attend_as_in_generation(family: str):
 
 
 def test_answers_that_cannot_follow_are_named(seeing: Any):
-    from corelens.answers import with_answers
+    from corelens.answering import with_answers
 
     (sample,) = samples(1)
     inputs = seeing.prepare(list(sample.images), sample.question)

@@ -184,7 +184,7 @@ def test_the_checkpoint_is_like_any_other(name: str):
 
 def test_shipped_models_see_and_read(shipped: Any):
     """A fast look; record.json has the accuracy on 1,000 scenes."""
-    from corelens import answers_right, prepared_batches
+    from corelens import answers, prepared_batches
     from corelens.model import SHIPPED
     from corelens.toy import worlds
 
@@ -193,7 +193,7 @@ def test_shipped_models_see_and_read(shipped: Any):
     assert record["accuracy on unseen samples"]["scenes"] >= 0.95
     tasks = {"scenes": worlds.scenes(100, seed=9)} | {t: worlds.texts(50, 9, t) for t in worlds.TEXT_TASKS}
     for task, samples in tasks.items():
-        right = answers_right(shipped, list(prepared_batches(shipped, samples, 50, task)))
+        right = answers(shipped, list(prepared_batches(shipped, samples, 50, task))).scores
         assert right.float().mean() > record["accuracy on unseen samples"][task] - 0.08
 
 

@@ -1,35 +1,53 @@
-"""Answers by generation, right or wrong, under interventions."""
+"""What an intervention does to an answer: one number per sample, from what is said with it and without it.
 
-from collections.abc import Sequence
+An effect is a function of two `Said`, with and without the intervention.
+"""
+
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool
+from einops import einsum
+from jaxtyping import Float
 from torch import Tensor
 
-from corelens.data import Sample
-from corelens.inputs import PreparedInputs
-from corelens.interventions import FwdHooks
-from corelens.model import HookedMLLM
+from corelens.causal.said import Said
+
+Effect = Callable[[Said, Said], Float[Tensor, "sample"]]
 
 
-@torch.no_grad()
-def answers_right(
-    model: HookedMLLM,
-    batches: Sequence[tuple[Sequence[Sample], PreparedInputs]],
-    fwd_hooks: FwdHooks | None = None,
-    max_new_tokens: int = 8,
-) -> Bool[Tensor, "sample"]:
-    """Whether the model's greedy answer to each sample is an accepted one, word for word, under some hooks.
+def log_probability(said: Said, plain: Said) -> Float[Tensor, "sample"]:
+    """Log-probability of the expected answer, summed over its tokens."""
+    of_expected = said.log_probs.gather(-1, said.expected[..., None])[..., 0]
+    return (of_expected * said.real).sum(-1)
+
+
+def rank(said: Said, plain: Said) -> Float[Tensor, "sample"]:
+    """Rank of the answer's first token among all tokens; 1 is the one that greedy decoding says."""
+    first = said.log_probs[:, 0]
+    return 1 + (first > first.gather(-1, said.expected[:, :1])).sum(-1).float()
+
+
+def kl(said: Said, plain: Said) -> Float[Tensor, "sample"]:
+    """Kullback-Leibler divergence from what is said without the intervention to what is said with it.
+
+    Summed over the tokens of the expected answer, in nats.
+    """
+    apart = plain.log_probs - said.log_probs
+    return einsum(
+        plain.log_probs.exp(), apart, said.real.float(), "sample token v, sample token v, sample token -> sample"
+    )
+
+
+def logit_difference(others: Float[Tensor, "sample"] | Tensor) -> Effect:
+    """How far the logit of the answer's first token is above that of another token.
 
     Args:
-        model: The model.
-        batches: Samples and their inputs, from `prepared_batches`: prepared once, asked under many interventions.
-        fwd_hooks: The intervention; none asks the model as it is.
-        max_new_tokens: Where answers are cut off.
+        others: The id of the other token of each sample, e.g. the answer about another picture.
     """
-    right: list[bool] = []
-    with model.hooks(fwd_hooks=fwd_hooks or []):
-        for samples, inputs in batches:
-            said = model.answer(inputs, max_new_tokens)
-            right += [answer in sample.answers for answer, sample in zip(said, samples, strict=True)]
-    return torch.tensor(right)
+
+    def difference(said: Said, plain: Said) -> Float[Tensor, "sample"]:
+        pair = torch.stack([said.expected[:, 0], others.to(said.expected)], -1)
+        logits = said.log_probs[:, 0].gather(-1, pair)
+        return logits[:, 0] - logits[:, 1]
+
+    return difference

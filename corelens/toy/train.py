@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from corelens.causal import answers_right
+from corelens.causal import answers
 from corelens.data import prepared_batches
 from corelens.heads import Head, HeadSet
 from corelens.model import HookedMLLM
@@ -223,7 +223,7 @@ def accuracy_of(folder: str, n: int = 1_000) -> dict[str, float]:
     tasks = {"scenes": worlds.scenes(n, seed=1_000)}
     tasks |= {task: worlds.texts(n // 5, seed=1_000, task=task) for task in TEXT_TASKS}
     return {
-        task: round(answers_right(model, list(prepared_batches(model, samples, 100, task))).float().mean().item(), 4)
+        task: round(answers(model, list(prepared_batches(model, samples, 100, task))).accuracy, 4)
         for task, samples in tasks.items()
     }
 

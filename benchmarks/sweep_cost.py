@@ -1,0 +1,135 @@
+"""What ablating every head on its own costs, in time and in memory, beside one full pass for each.
+
+All single heads of a random Qwen3-VL decoder (that of `scan_cost.py`: 8 layers, 16 heads of 64, d_model 1024, float32,
+batch 1) are zero-ablated from the question on, in prompts of 1,024 and 4,096 visual tokens, a question of 20 tokens,
+three of the template and an answer of one. Compared with one full pass for each head under the same ablation, which
+computes its last logits alone and keeps no cache.
+
+`sweep` is all of it, preparation included. `first` is the time to the answer after one head was changed in a session
+that stands, the mean over the heads of all layers. Times are medians over interleaved repetitions in one process;
+peaks are resident memory above the loaded model, each in a process of its own. The last line is JSON; only its ratios
+carry over to other machines.
+
+    python benchmarks/sweep_cost.py [--lengths 1024 4096] [--repetitions 3] [--at-once 4]
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from scan_cost import child, random_model
+from transformers.utils import logging
+
+from corelens import Head, HookedMLLM, Role, Session, TokenMap, ablate, sweep
+from corelens.inputs import PreparedInputs
+
+N_QUESTION, N_TEMPLATE, N_ANSWER = 20, 3, 1
+
+
+def prompt(n_visual: int) -> PreparedInputs:
+    """Token ids stand for visual tokens: the decoder's work is the same."""
+    roles = [
+        (Role.IMAGE, n_visual),
+        (Role.QUESTION, N_QUESTION),
+        (Role.STRUCTURAL, N_TEMPLATE),
+        (Role.ANSWER, N_ANSWER),
+    ]
+    role = torch.tensor([[role for role, n in roles for _ in range(n)]])
+    nowhere, nan = torch.full_like(role, -1), torch.full((*role.shape, 4), torch.nan)
+    tokens = TokenMap(
+        role=role, media=nowhere, view=nowhere, overview=nowhere > 0, row=nowhere, column=nowhere, box=nan,
+        seconds=nan[..., :2], sizes=((),),
+    )  # fmt: skip
+    ids = torch.randint(0, 1024, role.shape, generator=torch.Generator().manual_seed(1))
+    return PreparedInputs({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, tokens)
+
+
+@torch.no_grad()
+def runs(n_visual: int, at_once: int) -> dict[str, Callable[[], Any]]:
+    """One pass for one head, the whole sweep, and one head of each layer in a session."""
+    model, inputs = HookedMLLM(random_model("sdpa")), prompt(n_visual)
+    hooks = ablate([Head(4, 3)], positions="from_question")
+
+    def one_pass() -> None:
+        with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+            model(inputs, use_cache=False, logits_to_keep=N_ANSWER + 1)
+
+    sessions: list[Session] = []
+
+    def first() -> None:
+        if not sessions:
+            sessions.append(Session(model, inputs))
+        for layer in range(8):
+            sessions[0].logits(ablate([Head(layer, 3)], positions="from_question"))
+
+    return {"pass": one_pass, "sweep": partial(sweep, model, inputs, at_once=at_once), "first": first}
+
+
+def times(n_visual: int, repetitions: int, at_once: int) -> dict[str, float]:
+    taken: dict[str, list[float]] = {}
+    of = runs(n_visual, at_once)
+    for repetition in range(repetitions + 1):
+        for name, run in of.items():
+            began = time.perf_counter()
+            run()
+            if repetition:  # the first warms up
+                taken.setdefault(name, []).append(time.perf_counter() - began)
+    seconds = {name: statistics.median(values) for name, values in taken.items()}
+    return seconds | {"first": seconds["first"] / 8}
+
+
+def peak_bytes(name: str, n_visual: int, at_once: int) -> int:
+    def status(line: str) -> int:
+        (found,) = [text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith(line)]
+        return int(found.split()[1]) * 1024
+
+    runs(64, at_once)[name]()  # code, kernels and thread pools are not what is measured
+    run = runs(n_visual, at_once)[name]
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = status("VmRSS")
+    run()
+    return status("VmHWM") - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096])
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--at-once", type=int, default=4)
+    parser.add_argument("--times", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    logging.set_verbosity_error()
+    if arguments.times:
+        print(json.dumps(times(arguments.times, arguments.repetitions, arguments.at_once)))
+        return
+    if arguments.peak:
+        print(json.dumps(peak_bytes(arguments.peak[0], int(arguments.peak[1]), arguments.at_once)))
+        return
+    results, at_once = [], ("--at-once", str(arguments.at_once))
+    print(
+        f"{'visual tokens':>13} {'one pass':>18} {'128 passes / sweep':>20} {'sweep / pass':>14} {'first / pass':>14}"
+    )
+    for length in arguments.lengths:
+        seconds = child(__file__, "--times", str(length), "--repetitions", str(arguments.repetitions), *at_once)
+        peaks = {name: child(__file__, "--peak", name, str(length), *at_once) for name in ("pass", "sweep")}
+        ratios = {
+            "passes / sweep, time": 128 * seconds["pass"] / seconds["sweep"],
+            "sweep / pass, memory": peaks["sweep"] / peaks["pass"],
+            "first / pass, time": seconds["first"] / seconds["pass"],
+        }
+        cells = f"{seconds['pass']:.2f} s, {peaks['pass'] / 2**20:.0f} MB"
+        faster, memory, first = ratios.values()
+        print(f"{length:>13} {cells:>18} {faster:>19.1f}x {memory:>11.2f}x MB {first:>12.1%} s", flush=True)
+        results.append({"visual tokens": length, "seconds": seconds, "peak_bytes": peaks, "ratios": ratios})
+    print(json.dumps({"benchmark": "sweep_cost", "threads": torch.get_num_threads(), "results": results}))
+
+
+if __name__ == "__main__":
+    main()

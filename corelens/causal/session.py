@@ -1,0 +1,185 @@
+"""One batch of prompts, prepared for many interventions: each runs only what it changes."""
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from corelens.heads import Head
+from corelens.inputs import PreparedInputs
+from corelens.interventions import FwdHooks
+from corelens.model import HookedMLLM
+from corelens.passes import Intervention, Progress, Where
+from corelens.replay import Recorded, recording, replaying
+
+
+class Session:
+    """Answers of a model under one intervention after another, as a pass of its own would give them.
+
+    What comes before the question is computed once, if the model allows that. An intervention that acts at later
+    positions alone runs these; any other runs the whole prompt. In both, layers before the first that is changed are
+    not run again. The session holds the keys and values of the prefix and the residual stream behind every layer from
+    the question on; the whole prompt's stream only once an intervention needs it.
+
+    Hooks that are active while the session is made have to be active while it is used.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: HookedMLLM, inputs: PreparedInputs) -> None:
+        """Runs the prompts once.
+
+        Args:
+            model: The model.
+            inputs: A batch of prompts, with answers behind them or without.
+        """
+        self.model, self.inputs = model, inputs
+        try:
+            self.prefix = model.prefix(inputs)
+        except ValueError:
+            # Nothing before the question, or no cache to share: whole prompts it is.
+            self.prefix = None
+        if self.prefix is None:
+            self.plain = self._whole[0]
+        else:
+            with recording(self._layers) as recorded:
+                self.plain = self.model(inputs, prefix=self.prefix)
+            self._after = recorded
+
+    @property
+    def first(self) -> int:
+        """The first position whose logits the session gives."""
+        return 0 if self.prefix is None else self.prefix.length
+
+    @torch.no_grad()
+    def logits(self, fwd_hooks: FwdHooks) -> Float[Tensor, "sample position vocabulary"]:
+        """Logits from `first` on under an intervention."""
+        return self.logits_of_each([fwd_hooks])[0]
+
+    @torch.no_grad()
+    def logits_of_each(self, interventions: Sequence[FwdHooks]) -> list[Float[Tensor, "sample position vocabulary"]]:
+        """Logits from `first` on under each of some interventions, in one batch where that is possible.
+
+        Memory grows with the number of interventions: this many copies of the prefix's keys and values exist while
+        one layer runs.
+        """
+        if self.prefix is None or not all(self._acts_later(hooks) for hooks in interventions):
+            return [self._through_all(hooks) for hooks in interventions]
+        packed = _packed(interventions)
+        if packed is None:
+            return [self._after_prefix(hooks, 1) for hooks in interventions]
+        logits = self._after_prefix(packed, len(interventions))
+        return [logits[copy :: len(interventions)] for copy in range(len(interventions))]
+
+    @property
+    def _layers(self) -> list[Any]:
+        return [site.block for site in self.model._sites]
+
+    def _acts_later(self, hooks: FwdHooks) -> bool:
+        """Whether an intervention acts at no position of the prefix."""
+        assert self.prefix is not None
+        progress = self.model._beginning(self.inputs, self.inputs.tokens, self.prefix)
+        everywhere = torch.arange(progress.first)
+        return all(
+            _in_decoder(name)
+            and isinstance(function, Intervention)
+            and not function.where.select(progress, everywhere).any()
+            for name, function in hooks
+        )
+
+    def _first_layer(self, hooks: FwdHooks) -> int:
+        return min((int(name.split(".")[1]) for name, _ in hooks if _in_decoder(name)), default=len(self._layers))
+
+    def _after_prefix(self, hooks: FwdHooks, times: int) -> Float[Tensor, "batch position vocabulary"]:
+        skipped = {
+            layer: [_repeated(output, times) for output in self._after[layer]]
+            for layer in self._layers[: self._first_layer(hooks)]
+        }
+        with self.model.hooks(fwd_hooks=hooks), replaying(skipped):
+            return self.model(self.inputs, prefix=self.prefix, times=times)
+
+    def _through_all(self, hooks: FwdHooks) -> Float[Tensor, "sample position vocabulary"]:
+        inside = all(_in_decoder(name) for name, _ in hooks)
+        run = set(self._layers[self._first_layer(hooks) :])
+        given = {module: outputs for module, outputs in self._whole[1].items() if inside and module not in run}
+        with self.model.hooks(fwd_hooks=hooks), replaying(given):
+            return self.model(self.inputs, **self._kept)[:, -self._n_kept :]
+
+    @cached_property
+    def _whole(self) -> tuple[Tensor, Recorded]:
+        """Logits of whole prompts, and what the vision tower and every layer make of them."""
+        tower = self.model.hf_model.get_encoder("image")
+        towers = [] if tower is self.model.hf_model else [tower]
+        with torch.no_grad(), recording([*towers, *self._layers]) as recorded:
+            logits = self.model(self.inputs, **self._kept)[:, -self._n_kept :]
+        return logits, recorded
+
+    @property
+    def _n_kept(self) -> int:
+        return self.inputs["input_ids"].shape[1] - self.first
+
+    @property
+    def _kept(self) -> dict[str, int]:
+        """Spares the logits of the prefix, where the model can."""
+        able = "logits_to_keep" in inspect.signature(self.model.hf_model.forward).parameters
+        return {"logits_to_keep": self._n_kept} if able else {}
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Hook functions of one hook point that act each on its own copies of the samples of a batch."""
+
+    functions: dict[int, list[Callable[..., Any]]]
+    n_copies: int
+    where: Where | None
+
+    @property
+    def heads(self) -> Iterable[Head]:
+        return [head for own in self.functions.values() for function in own for head in getattr(function, "heads", ())]
+
+    def check(self, progress: Progress) -> None:
+        for own in self.functions.values():
+            for function in own:
+                if isinstance(function, Intervention):
+                    function.check(progress)
+
+    def __call__(self, tensor: Tensor, hook: Any) -> Tensor:
+        edited = tensor.clone()
+        for copy, own in self.functions.items():
+            part = tensor[copy :: self.n_copies].clone()
+            for function in own:
+                result = function(part, hook=hook)
+                part = part if result is None else result
+            edited[copy :: self.n_copies] = part
+        return edited
+
+
+def _packed(interventions: Sequence[FwdHooks]) -> FwdHooks | None:
+    """One intervention that does each of some to its own copy of a batch; None if they need different rows."""
+    if len(interventions) == 1:
+        return interventions[0]
+    by_name: dict[str, dict[int, list[Any]]] = {}
+    for copy, hooks in enumerate(interventions):
+        for name, function in hooks:
+            by_name.setdefault(name, {}).setdefault(copy, []).append(function)
+    packed: FwdHooks = []
+    for name, functions in by_name.items():
+        wheres = [function.where for own in functions.values() for function in own]
+        of_rows = name.endswith((".hook_attn_scores", ".hook_pattern"))
+        if of_rows and any(where.prompt is not wheres[0].prompt or where.phase != wheres[0].phase for where in wheres):
+            return None
+        packed.append((name, Packed(functions, len(interventions), wheres[0] if of_rows else None)))
+    return packed
+
+
+def _in_decoder(name: Any) -> bool:
+    return isinstance(name, str) and name.startswith("blocks.")
+
+
+def _repeated(output: Any, times: int) -> Any:
+    return tree_map(lambda leaf: leaf.repeat_interleave(times, 0) if isinstance(leaf, Tensor) else leaf, output)

@@ -1,0 +1,152 @@
+"""One intervention on every head, layer or group of heads in turn."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from corelens.answering import with_answers
+from corelens.causal.effects import Effect, log_probability
+from corelens.causal.said import Said
+from corelens.causal.session import Session
+from corelens.data import Sample, prepared_batches
+from corelens.heads import Head, HeadSet
+from corelens.inputs import PreparedInputs
+from corelens.interventions import FwdHooks, ablate
+from corelens.model import HookedMLLM
+from corelens.scores import HeadScores
+
+Unit = Literal["head", "layer", "group"]
+
+
+ZERO: Callable[[HeadSet], FwdHooks] = partial(ablate, positions="from_question")
+"""Zero-ablation from the question on: all that comes before is as without it."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What one intervention did to every sample, for each set of heads on its own."""
+
+    units: tuple[HeadSet, ...]
+    values: Float[Tensor, "sample unit"]
+    """The effect with the intervention on the unit's heads."""
+
+    plain: Float[Tensor, "sample"]
+    """The same number without it."""
+
+    effect: str
+    """What the numbers are."""
+
+    samples: tuple[str, ...]
+    model: str = ""
+    choices: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def drop(self) -> Float[Tensor, "sample unit"]:
+        """By how much the intervention lowers the number, paired by sample."""
+        return self.plain[:, None] - self.values
+
+    def scores(self) -> HeadScores:
+        """The drop of each head as scores, to rank heads by what depends on them; NaN where there is no head.
+
+        Raises:
+            ValueError: If the units are not single heads.
+        """
+        if any(len(unit) != 1 for unit in self.units):
+            raise ValueError("units of several heads have no scores by head: sweep with per='head'.")
+        heads = [unit.heads[0] for unit in self.units]
+        layers, numbers = torch.tensor(heads).T
+        values = torch.full((len(self.plain), int(layers.max()) + 1, int(numbers.max()) + 1), torch.nan)
+        values[:, layers, numbers] = self.drop
+        return HeadScores(values, f"drop in {self.effect}", self.samples, self.model, choices=self.choices)
+
+
+def sweep(
+    model: HookedMLLM,
+    asked: Iterable[Sample] | PreparedInputs,
+    intervention: Callable[[HeadSet], FwdHooks] = ZERO,
+    effect: Effect = log_probability,
+    per: Unit | Sequence[HeadSet] = "head",
+    batch_size: int = 1,
+    at_once: int = 4,
+) -> Sweep:
+    """The effect of intervening on every head, layer or group of heads by itself.
+
+    Gives what one pass for each of them would give, but runs only what each changes: see `Session`.
+
+    Args:
+        model: The model.
+        asked: Samples, or one batch of prompts with answers behind them (`with_answers`).
+        intervention: From heads to hooks. The default is zero-ablation from the question on, which shares all that
+            comes before.
+        effect: What is measured of each answer, from what is said with and without the intervention.
+        per: Every head; all heads of a layer; all heads that share a key and a value; or sets of heads.
+        batch_size: Samples a session. Samples whose questions differ in length share no prefix, and run whole.
+        at_once: How many units share a pass, each acting on its own copy of the samples.
+
+    Raises:
+        ValueError: If a prompt has no answer, or a head does not exist.
+    """
+    if batch_size < 1 or at_once < 1:
+        raise ValueError(f"batch_size={batch_size} and at_once={at_once} need to be at least one.")
+    values, plain, names = [], [], []
+    units: tuple[HeadSet, ...] = ()
+    for ids, inputs in _batches(model, asked, batch_size):
+        session = Session(model, inputs)
+        said = partial(Said.of, inputs=inputs, first=session.first)
+        before = said(session.plain)
+        units = units or units_of(session, per)
+        found = []
+        with tqdm(total=len(units), desc="sweep", unit=per if isinstance(per, str) else "set", leave=False) as bar:
+            for start in range(0, len(units), at_once):
+                some = units[start : start + at_once]
+                for logits in session.logits_of_each([intervention(unit) for unit in some]):
+                    found.append(effect(said(logits), before))
+                bar.update(len(some))
+        values.append(torch.stack(found, -1).cpu())
+        plain.append(effect(before, before).cpu())
+        names += ids
+    return Sweep(
+        units, torch.cat(values), torch.cat(plain), getattr(effect, "__name__", "effect").replace("_", " "),
+        tuple(names), model.cfg.model_name,
+    )  # fmt: skip
+
+
+def units_of(session: Session, per: Unit | Sequence[HeadSet]) -> tuple[HeadSet, ...]:
+    """The sets of heads that are intervened on one after another."""
+    model = session.model
+    if not isinstance(per, str):
+        model.check_heads(head for heads in per for head in heads)
+        return tuple(per)
+    if per == "head":
+        return tuple(HeadSet((head,), str(head)) for head in model.heads)
+    n_groups = dict.fromkeys(range(model.cfg.n_layers), 1)
+    if per == "group":
+
+        def count(key: Float[Tensor, "batch key kv_head d_qk"], hook: Any) -> None:
+            n_groups[hook.layer()] = key.shape[2]
+
+        with torch.no_grad(), model.hooks(fwd_hooks=[(name, count) for name in model.attn_names("k")]):
+            model(session.inputs, prefix=session.prefix)
+    units = []
+    for layer, numbers in HeadSet(model.heads).by_layer().items():
+        size = len(numbers) // n_groups[layer]
+        for group in range(n_groups[layer]):
+            heads = tuple(Head(layer, head) for head in numbers[group * size : (group + 1) * size])
+            units.append(HeadSet(heads, f"layer {layer}" + (f" group {group}" if per == "group" else "")))
+    return tuple(units)
+
+
+def _batches(
+    model: HookedMLLM, asked: Iterable[Sample] | PreparedInputs, batch_size: int
+) -> Iterable[tuple[list[str], PreparedInputs]]:
+    if isinstance(asked, PreparedInputs):
+        yield [str(number) for number in range(len(asked.tokens))], asked
+        return
+    for batch, inputs in prepared_batches(model, asked, batch_size, "sweep"):
+        yield [sample.id for sample in batch], with_answers(model, inputs, [sample.answer for sample in batch])

@@ -1,0 +1,101 @@
+"""Ablations of heads. The literature calls all of them masking; their results differ, so each has its name."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from corelens.heads import Head
+from corelens.interventions.hooks import FwdHooks, Replace, by_layer
+from corelens.interventions.outputs import HeadOutputs
+from corelens.passes import Phase, Positions, Progress, Where
+
+Ablation = Literal["zero", "mean", "resample", "zero_query", "mean_query", "uniform"]
+
+NEEDS: dict[str, str] = {"mean": "mean_outputs", "resample": "drawn_outputs", "mean_query": "mean_outputs"}
+"""Which ablations put something measured in place, and what measures it."""
+
+HIDDEN = torch.finfo(torch.float16).min / 2
+"""Attention logits below this belong to keys that a query may not see."""
+
+
+def ablate(
+    heads: Iterable[Head],
+    how: Ablation = "zero",
+    instead: HeadOutputs | None = None,
+    *,
+    positions: Positions | None = None,
+    phase: Phase = "both",
+    point: Literal["z", "o_in"] = "z",
+) -> FwdHooks:
+    """Takes away what heads do at some positions.
+
+    - `zero`: their output is zero, the same as without their columns of W_O (`removed`).
+    - `mean`: their output is its mean over a sample set, so that what later layers expect on average is still there.
+    - `resample`: their output is that at a random position of a random sample of a set.
+    - `zero_query`: their queries are zero, so that every key they may see weighs the same but for biases and sinks.
+    - `mean_query`: their queries are the mean over a sample set, as they meet the keys: normed and rotated.
+    - `uniform`: their attention logits are zero for all keys they may see. Needs the rows of the chosen positions;
+      without `positions` that is all of the pattern.
+
+    Args:
+        heads: Which heads; no head gives no hook and changes nothing.
+        how: One of the above.
+        instead: For `mean` and `resample`, what `mean_outputs` and `drawn_outputs` measured; for `mean_query`, what
+            `mean_outputs(..., point="q")` did.
+        positions: Of the prompt, by name (`question`, `last`) or as a mask such as a token map's; None for all.
+        phase: Whether it acts in the prompt (`prefill`), at generated positions (`decode`) or in both.
+        point: Of models that gate or norm what heads found: before (`z`) or after that (`o_in`). Zeros are the same.
+
+    Returns:
+        One hook per layer, for `model.hooks(fwd_hooks=...)`. That heads and positions exist is checked when the hooks
+        are used, before anything runs.
+
+    Raises:
+        ValueError: If `how` is unknown, or `instead` is missing, not wanted, or measured in another way.
+    """
+    if how not in ("zero", "mean", "resample", "zero_query", "mean_query", "uniform"):
+        raise ValueError(
+            f"how={how!r} is not known; heads can be ablated by zero, mean, resample, zero_query, mean_query, uniform."
+        )
+    of_queries = how in ("zero_query", "mean_query")
+    acts_at = "q" if of_queries else "attn_scores" if how == "uniform" else point
+    if point != "z" and acts_at != point:
+        raise ValueError(f"how={how!r} does not act on heads' outputs and takes no point.")
+    if how in NEEDS:
+        measured = NEEDS[how] + (f'(model, samples, point="{acts_at}")' if acts_at != "z" else "(model, samples)")
+        if instead is None:
+            raise ValueError(f"how={how!r} needs instead={measured}.")
+        if (instead.point, instead.measured_by) != (acts_at, NEEDS[how]):
+            raise ValueError(
+                f"how={how!r} needs instead={measured}, and this was measured by {instead.measured_by} at "
+                f"{instead.point}."
+            )
+    elif instead is not None:
+        raise ValueError(f"how={how!r} puts nothing measured in place and takes no `instead`.")
+    where = Where(positions, phase)
+    hooks: FwdHooks = []
+    for layer, chosen in by_layer(heads).items():
+        name = f"blocks.{layer}.attn.hook_{acts_at}"
+        hooks.append((name, Even(chosen, where) if how == "uniform" else Replace(name, chosen, where, instead)))
+    return hooks
+
+
+@dataclass(frozen=True, eq=False)
+class Even:
+    """Makes heads look everywhere alike; a hook for attention logits."""
+
+    heads: tuple[Head, ...]
+    where: Where
+
+    def check(self, progress: Progress) -> None:
+        self.where.check(progress)
+
+    def __call__(self, scores: Float[Tensor, "batch head row key"], hook: Any) -> Tensor:
+        numbers = [number for _, number in self.heads]
+        scores = scores.clone()
+        scores[:, numbers] = scores[:, numbers].masked_fill(scores[:, numbers] > HIDDEN, 0)
+        return scores
