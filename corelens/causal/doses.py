@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
-from corelens.heads import HeadScores, HeadSet
+from corelens.heads import HeadSet
 
 
 @dataclass(frozen=True)
