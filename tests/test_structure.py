@@ -30,6 +30,7 @@ ORDER = [
     "passes",
     "store",
     "scanning",
+    "cluster",
     "toy",
     "viz",
     "demo",
