@@ -17,9 +17,6 @@ from corelens.scanning import Named, Samples, chosen, described, named, scan_par
 from corelens.scores import HeadScores
 from corelens.store import Part
 
-RETRIES = 3
-"""How often a part is given to another actor, after one died with it."""
-
 
 def scan_on_ray(
     load: Callable[[], HookedMLLM],
@@ -36,8 +33,8 @@ def scan_on_ray(
 
     Every actor loads the model once and takes one part of the samples after another. Finished parts come back to this
     process, which alone writes to `out`, so that the machines need no common file system for it; a scan that was begun
-    with `scan_all` goes on here, and the other way round. What an actor was doing when it or its machine died is given
-    to another.
+    with `scan_all` goes on here, and the other way round. What an actor was doing when it or its machine died is done
+    again, as often as it takes.
 
     Args:
         load: Makes the model, in the actor: `partial(HookedMLLM.from_pretrained, "owner/name", dtype="bfloat16")`.
@@ -85,7 +82,6 @@ def scan_on_ray(
                     fn_constructor_args=(load, model, made),
                     compute=ray.data.ActorPoolStrategy(size=actors),
                     num_gpus=needed,
-                    max_task_retries=RETRIES,
                 )
             for row in found.iter_rows():
                 yield row["number"], row["part"]
