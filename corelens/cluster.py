@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from corelens.measuring import Measure
@@ -31,7 +32,7 @@ def scan_on_ray(
 ) -> dict[str, HeadScores]:
     """What `scan_all` returns, from models on several machines.
 
-    Every actor loads the model once and takes one part of the samples after another. Finished parts come back to this
+    The model is loaded once to say what it is, then once in every actor, which takes one part of the samples after another. Finished parts come back to this
     process, which alone writes to `out`, so that the machines need no common file system for it; a scan that was begun
     with `scan_all` goes on here, and the other way round. What an actor was doing when it or its machine died is done
     again, as often as it takes.
@@ -39,7 +40,8 @@ def scan_on_ray(
     Args:
         load: Makes the model, in the actor: `partial(HookedMLLM.from_pretrained, "owner/name", dtype="bfloat16")`.
         samples: As for `scan_all`. Pictures and arrays travel; paths must hold the same files on every machine, and
-            functions must work there.
+            functions must work there. A file that only
+            this machine has is an error; one that no machine has leaves its sample out.
         measures: As for `scan_all`.
         address: `auto` for the Ray cluster that this machine belongs to, `local` for one on this machine that ends
             with the scan, or HOST:PORT. A program that has called `ray.init` itself keeps its connection.
@@ -54,6 +56,8 @@ def scan_on_ray(
         ConnectionError: If there is no cluster at the address.
         ValueError: If no machine of the cluster has so many GPUs; or as from `scan_all`.
         RuntimeError: If the machines do not make the same model of `load`; or as from `scan_all`.
+        FileNotFoundError: If a machine misses a file that this one has.
+        TypeError: If a sample cannot travel, since it holds a generator, say.
     """
     if actors < 1:
         raise ValueError(f"actors={actors} is less than one.")
@@ -70,17 +74,24 @@ def scan_on_ray(
         def there(missing: Mapping[int, Named]) -> Iterator[tuple[int, Part]]:
             if not missing:
                 return
-            rows = [{"number": number, "samples": own} for number, own in missing.items()]
+            rows = [
+                {"number": number, "samples": own, "files": [str(path) for path in _paths(own) if path.is_file()]}
+                for number, own in missing.items()
+            ]
             settings = ray.data.DataContext.get_current().copy()
             settings.enable_progress_bars = False
             settings.enable_fallback_to_arrow_object_ext_type = True  # samples are Python's objects
             settings.raise_original_map_exception = True
             with ray.data.DataContext.current(settings):
-                # A block for each part, so that each comes back as soon as it is finished.
-                found = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+                try:
+                    # A block for each part, so that each comes back as soon as it is finished.
+                    parts = ray.data.from_items(rows, override_num_blocks=len(rows))
+                except TypeError as cause:
+                    raise TypeError(f"a sample cannot travel to other machines: {cause}.") from cause
+                found = parts.map(
                     _Scanner,
                     fn_constructor_args=(load, model, made),
-                    compute=ray.data.ActorPoolStrategy(size=actors),
+                    compute=ray.data.ActorPoolStrategy(size=min(actors, len(rows))),
                     num_gpus=needed,
                 )
             for row in found.iter_rows():
@@ -111,7 +122,17 @@ class _Scanner:
         return model
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        if lost := [path for path in row["files"] if not Path(path).is_file()]:
+            raise FileNotFoundError(
+                f"{socket.gethostname()} has no file {lost[0]!r}, which the machine that began the scan has; copy it to "
+                f"the same path, or put the pictures themselves into the samples."
+            )
         return {"number": row["number"], "part": scan_part(self.model, row["samples"], self.choices)}
+
+
+def _paths(samples: Named) -> Iterator[Path]:
+    for _, sample in samples:
+        yield from (Path(one) for one in (*sample.images, *sample.videos) if isinstance(one, str | PathLike))
 
 
 @contextmanager
@@ -120,6 +141,7 @@ def _connected(address: str) -> Iterator[Any]:
     try:
         import ray
         import ray.data
+        import ray.exceptions
     except ImportError as cause:
         raise ImportError("this needs Ray, which is not installed: pip install 'corelens[cluster]'.") from cause
     mine = not ray.is_initialized()

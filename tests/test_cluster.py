@@ -143,14 +143,18 @@ def test_errors_of_the_machines_come_back_as_they_are(cluster: str, tmp_path: Pa
         assert not list((tmp_path / "run" / "parts").iterdir())
         with pytest.raises(ValueError, match="gpus=100, but the machines of the cluster have at most"):
             scan_on_ray(toy, worlds.scenes(2, 0), gpus=100)
+        generator = (sample for sample in ())
+        cannot = dataclasses.replace(next(worlds.scenes(1, 0)), images=(lambda: next(generator),))
+        with pytest.raises(TypeError, match="a sample cannot travel to other machines: cannot pickle 'generator'"):
+            scan_on_ray(toy, [cannot])
         assert ray.is_initialized()  # a connection that was there before stays
     finally:
         ray.shutdown()
 
 
-def test_the_command_scans_on_a_cluster(cluster: str, tmp_path: Path):
+def test_the_command_scans_on_a_cluster_of_its_own(tmp_path: Path):
     command = ("--data", "scenes=3", "--metric", "ram", "--json")
-    there = invoke(*command, "--out", tmp_path / "ray", "--ray", cluster, "--actors", 1)
+    there = invoke(*command, "--out", tmp_path / "ray", "--ray", "local", "--actors", 1, "--gpus", 0)
     assert there.exit_code == 0, there.output
     here = invoke(*command, "--out", tmp_path / "serial")
     assert there.stdout == here.stdout
@@ -186,6 +190,18 @@ def test_mistakes_are_named_before_anything_starts(tmp_path: Path, monkeypatch: 
     alone = invoke("--data", "scenes=2", "--out", tmp_path / "run", "--actors", 3)
     assert alone.exit_code == 2
     assert "give --ray too" in alone.output
+
+
+def test_a_machine_without_a_file_of_the_first_is_named(tmp_path: Path):
+    from corelens.cluster import _Scanner
+    from corelens.scanning import chosen, described
+
+    scanner = _Scanner(toy, described(toy()), chosen(["ram"]))
+    assert scanner({"number": 3, "samples": [], "files": [__file__]})["number"] == 3
+    with pytest.raises(
+        FileNotFoundError, match=r" has no file 'nowhere.png', which the machine that began the scan has"
+    ):
+        scanner({"number": 3, "samples": [], "files": [__file__, "nowhere.png"]})
 
 
 def test_frames_of_a_file_travel_while_they_are_decoded():

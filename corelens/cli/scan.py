@@ -105,7 +105,7 @@ def _loaded(model: str, dtype: str, device: str) -> "HookedMLLM":
 
     from corelens.model import HookedMLLM
 
-    placed = {"device_map": device} if device != "auto" or torch.cuda.is_available() else {}
+    placed: dict[str, Any] = {"device_map": device} if device != "auto" or torch.cuda.is_available() else {}
     return HookedMLLM.from_pretrained(model, dtype=dtype, **placed)
 
 
