@@ -32,10 +32,10 @@ def scan_on_ray(
 ) -> dict[str, HeadScores]:
     """What `scan_all` returns, from models on several machines.
 
-    The model is loaded once to say what it is, then once in every actor, which takes one part of the samples after another. Finished parts come back to this
-    process, which alone writes to `out`, so that the machines need no common file system for it; a scan that was begun
-    with `scan_all` goes on here, and the other way round. What an actor was doing when it or its machine died is done
-    again, as often as it takes.
+    The model is loaded once to say what it is, then once in every actor, which takes one part of the samples after
+    another. Finished parts come back to this process, which alone writes to `out`, so that the machines need no common
+    file system for it; a scan that was begun with `scan_all` goes on here, and the other way round. What an actor was
+    doing when it or its machine died is done again, as often as it takes.
 
     Args:
         load: Makes the model, in the actor: `partial(HookedMLLM.from_pretrained, "owner/name", dtype="bfloat16")`.
@@ -113,19 +113,18 @@ class _Scanner:
         """Loaded with the first part: Ray hands on the errors of tasks, and tries again when an actor cannot begin."""
         model = self.load()
         found = described(model)
-        if differences := [
-            f"{name} {found[name]!r}, not {self.expected[name]!r}"
-            for name in found
-            if found[name] != self.expected[name]
-        ]:
-            raise RuntimeError(f"{socket.gethostname()} makes another model than the first: {'; '.join(differences)}.")
+        # Its path may be another; what it is may not.
+        differing = [name for name in found if name != "model" and found[name] != self.expected[name]]
+        if differing:
+            said = "; ".join(f"{name} {found[name]!r}, not {self.expected[name]!r}" for name in differing)
+            raise RuntimeError(f"{socket.gethostname()} makes another model than the first: {said}.")
         return model
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         if lost := [path for path in row["files"] if not Path(path).is_file()]:
             raise FileNotFoundError(
-                f"{socket.gethostname()} has no file {lost[0]!r}, which the machine that began the scan has; copy it to "
-                f"the same path, or put the pictures themselves into the samples."
+                f"{socket.gethostname()} has no file {lost[0]!r}, which the machine that began the scan has; copy it "
+                f"there, or put the pictures themselves into the samples."
             )
         return {"number": row["number"], "part": scan_part(self.model, row["samples"], self.choices)}
 

@@ -270,7 +270,8 @@ def _fingerprint(model: HookedMLLM) -> str:
     """Tells models of one name apart: a hash of the first numbers of every weight."""
     digest = hashlib.sha256()
     for _, parameter in model.named_parameters():
-        digest.update(parameter.detach().flatten()[:4].float().cpu().numpy().tobytes())
+        if not parameter.is_meta:  # as offloaded ones are, whose numbers are elsewhere
+            digest.update(parameter.detach().flatten()[:4].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
