@@ -40,8 +40,8 @@ def scan_on_ray(
     Args:
         load: Makes the model, in the actor: `partial(HookedMLLM.from_pretrained, "owner/name", dtype="bfloat16")`.
         samples: As for `scan_all`. Pictures and arrays travel; paths must hold the same files on every machine, and
-            functions must work there. A file that only
-            this machine has is an error; one that no machine has leaves its sample out.
+            functions must work there. A file that only this machine has is an error; one that no machine has leaves
+            its sample out.
         measures: As for `scan_all`.
         address: `auto` for the Ray cluster that this machine belongs to, `local` for one on this machine that ends
             with the scan, or HOST:PORT. A program that has called `ray.init` itself keeps its connection.

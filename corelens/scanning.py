@@ -113,7 +113,7 @@ def scan_parts(
         scan: Takes the samples of the parts that `out` does not hold yet, by number, and yields finished parts with
             their numbers, in any order.
     """
-    numbered = {number: own for number, own in enumerate(_batches(samples, PART))}
+    numbered = dict(enumerate(_batches(samples, PART)))
     run = nullcontext() if out is None else Run.opened(out, _manifest(model, samples, choices))
     with run as kept, tqdm(total=len(samples), desc="scan", unit="sample") as bar:
         parts = {number: part for number in numbered if kept and (part := kept.read(number))}

@@ -217,5 +217,5 @@ def _nothing_is_left_running() -> Iterator[None]:
     yield
     import psutil
 
-    left = [child.name() for child in psutil.Process().children(recursive=True) if "ray" in child.name()]
+    left = [child for child in psutil.Process().children(recursive=True) if "/ray/" in " ".join(child.cmdline())]
     assert not left
