@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
@@ -26,6 +26,9 @@ from corelens.tokens import Rule, Views
 
 Samples = Iterable[Sample] | Mapping[str, Iterable[Sample]]
 """Samples of one data set, or of several by name."""
+
+Named = Sequence[tuple[str, Sample]]
+"""Samples, each with the name of its data set."""
 
 PART = 32
 """Samples that are kept or lost together when a scan is interrupted."""
@@ -81,34 +84,55 @@ def scan_all(
             names the difference.
         RuntimeError: If another process is writing to `out`.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} is less than one.")
-    choices = Choices(_resolved(measures), rule, views, batch_size, max_new_tokens)
-    one: Any = samples  # a type checker cannot know that a mapping is not an iterable of samples
-    sets = one if isinstance(samples, Mapping) else {getattr(samples, "name", ""): one}
-    every: list[tuple[str, Sample]] = [(name, sample) for name, own in sets.items() for sample in own]
-    if not every:
-        raise ValueError("there are no samples.")
-    run = nullcontext() if out is None else Run.opened(out, _manifest(model, every, choices))
-    parts = []
-    with run as kept, tqdm(total=len(every), desc="scan", unit="sample") as bar:
-        for number, start in enumerate(range(0, len(every), PART)):
-            part = kept.read(number) if kept else None
-            if part is None:
-                part = scan_part(model, every[start : start + PART], choices)
-                if kept:
-                    kept.write(number, part)
-            parts.append(part)
-            bar.update(len(every[start : start + PART]))
-    found = _collected(parts, measures, choices, model)
+    choices = chosen(measures, rule=rule, views=views, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    every = named(samples)
+
+    def here(missing: Mapping[int, Named]) -> Iterator[tuple[int, Part]]:
+        for number, own in missing.items():
+            yield number, scan_part(model, own, choices)
+
+    return scan_parts(every, measures, choices, described(model), out, here)
+
+
+def scan_parts(
+    samples: Named,
+    measures: Sequence[Measure],
+    choices: Choices,
+    model: Mapping[str, Any],
+    out: str | PathLike[str] | None,
+    scan: Callable[[Mapping[int, Named]], Iterable[tuple[int, Part]]],
+) -> dict[str, HeadScores]:
+    """A scan, wherever its parts are computed.
+
+    Args:
+        samples: What `named` returns.
+        measures: As they were asked for.
+        choices: What `chosen` returns.
+        model: What `described` returns.
+        out: As for `scan_all`.
+        scan: Takes the samples of the parts that `out` does not hold yet, by number, and yields finished parts with
+            their numbers, in any order.
+    """
+    numbered = dict(enumerate(_batches(samples, PART)))
+    run = nullcontext() if out is None else Run.opened(out, _manifest(model, samples, choices))
+    with run as kept, tqdm(total=len(samples), desc="scan", unit="sample") as bar:
+        parts = {number: part for number in numbered if kept and (part := kept.read(number))}
+        missing = {number: own for number, own in numbered.items() if number not in parts}
+        bar.update(len(samples) - sum(map(len, missing.values())))
+        for number, part in scan(missing):
+            if kept:
+                kept.write(number, part)
+            parts[number] = part
+            bar.update(len(missing[number]))
+    found = _collected([parts[number] for number in numbered], measures, choices, model)
     if kept:
         for name, scores in found.items():
             write_whole(kept.folder / f"{name}.safetensors", scores.save)
     return found
 
 
-def scan_part(model: HookedMLLM, samples: Sequence[tuple[str, Sample]], choices: Choices) -> Part:
-    """All measures on a few samples, each with the name of its data set."""
+def scan_part(model: HookedMLLM, samples: Named, choices: Choices) -> Part:
+    """All measures on a few samples."""
     # Samples of like length are batched, so that little is computed for padding.
     waiting = _batches(sorted(range(len(samples)), key=lambda index: _length(samples[index][1])), choices.batch_size)
     values: dict[int, dict[str, Float[Tensor, "layer head"]]] = {}
@@ -143,6 +167,40 @@ def scan_part(model: HookedMLLM, samples: Sequence[tuple[str, Sample]], choices:
     )
 
 
+def named(samples: Samples) -> Named:
+    """Samples one after the other.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    one: Any = samples  # a type checker cannot know that a mapping is not an iterable of samples
+    sets = one if isinstance(samples, Mapping) else {getattr(samples, "name", ""): one}
+    every = [(name, sample) for name, own in sets.items() for sample in own]
+    if not every:
+        raise ValueError("there are no samples.")
+    return every
+
+
+def chosen(measures: Sequence[Measure], **choices: Any) -> Choices:
+    """The choices of a scan, checked."""
+    made = Choices(_resolved(measures), **choices)
+    if made.batch_size < 1:
+        raise ValueError(f"batch_size={made.batch_size} is less than one.")
+    return made
+
+
+def described(model: HookedMLLM) -> dict[str, Any]:
+    """What must be the same of a model, and of what runs it, for parts of a scan to belong together."""
+    return {
+        "model": model.cfg.model_name,
+        "revision": getattr(model.hf_model.config, "_commit_hash", None),
+        "weights": _fingerprint(model),
+        "dtype": str(model.hf_model.dtype).removeprefix("torch."),
+        "heads": [model.cfg.n_layers, model.cfg.n_heads],
+        "versions": {package: version(package) for package in ("corelens", "torch", "transformers")},
+    }
+
+
 def _resolved(measures: Sequence[Measure]) -> tuple[Measure, ...]:
     """Metrics by their names; what `localization` is made of in its place."""
     if not measures:
@@ -162,7 +220,7 @@ def _resolved(measures: Sequence[Measure]) -> tuple[Measure, ...]:
 
 
 def _collected(
-    parts: Sequence[Part], measures: Sequence[Measure], choices: Choices, model: HookedMLLM
+    parts: Sequence[Part], measures: Sequence[Measure], choices: Choices, model: Mapping[str, Any]
 ) -> dict[str, HeadScores]:
     """All parts as head scores, one for each measure that was asked for."""
     samples = tuple(sample for part in parts for sample in part.samples)
@@ -173,7 +231,7 @@ def _collected(
         said = f"{len(skipped)} of {len(samples) + len(skipped)} samples cannot be measured; the first, {first}: {why}"
         if not samples:
             raise ValueError(said)
-        warnings.warn(f"{said} All are in .skipped.", stacklevel=3)
+        warnings.warn(f"{said} All are in .skipped.", stacklevel=4)
     values = {name: torch.cat([part.values[name] for part in parts]) for name in map(name_of, choices.measures)}
     if "localization" in measures:
         values["localization"] = localization_heads(values["visual_share"], values["spatial_entropy"]).float()
@@ -184,7 +242,7 @@ def _collected(
             values[name],
             metrics[name].label or name if name in metrics else name,
             samples,
-            model.cfg.model_name,
+            model["model"],
             datasets,
             metrics[name].aggregation if name in metrics else "mean",
             shared | (asdict(metrics[name]) if name in metrics else {}),
@@ -194,23 +252,17 @@ def _collected(
     }
 
 
-def _manifest(model: HookedMLLM, samples: Sequence[tuple[str, Sample]], choices: Choices) -> dict[str, Any]:
+def _manifest(model: Mapping[str, Any], samples: Named, choices: Choices) -> dict[str, Any]:
     """All that must be the same for parts of a scan to belong together."""
-    config = model.hf_model.config
     ids = hashlib.sha256("\n".join(f"{d}\t{s.id}\t{s.question}\t{s.answer}" for d, s in samples).encode())
     return {
-        "model": model.cfg.model_name,
-        "revision": getattr(config, "_commit_hash", None),
-        "weights": _fingerprint(model),
-        "dtype": str(model.hf_model.dtype).removeprefix("torch."),
-        "heads": [model.cfg.n_layers, model.cfg.n_heads],
+        **model,
         "data sets": list(dict.fromkeys(name for name, _ in samples)),
         "samples": len(samples),
         "samples sha256": ids.hexdigest(),
         "samples a part": PART,
         **{name: value for name, value in asdict(choices).items() if name != "measures"},
         "measures": [asdict(one) if isinstance(one, Metric) else one for one in choices.measures],
-        "versions": {package: version(package) for package in ("corelens", "torch", "transformers")},
     }
 
 
@@ -218,12 +270,13 @@ def _fingerprint(model: HookedMLLM) -> str:
     """Tells models of one name apart: a hash of the first numbers of every weight."""
     digest = hashlib.sha256()
     for _, parameter in model.named_parameters():
-        digest.update(parameter.detach().flatten()[:4].float().cpu().numpy().tobytes())
+        if not parameter.is_meta:  # as offloaded ones are, whose numbers are elsewhere
+            digest.update(parameter.detach().flatten()[:4].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def _batches(indices: Sequence[int], size: int) -> list[list[int]]:
-    return [list(indices[start : start + size]) for start in range(0, len(indices), size)]
+def _batches(items: Sequence[Any], size: int) -> list[list[Any]]:
+    return [list(items[start : start + size]) for start in range(0, len(items), size)]
 
 
 def _length(sample: Sample) -> tuple[int, int, int]:

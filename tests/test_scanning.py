@@ -310,6 +310,18 @@ def test_batches_shrink_when_memory_runs_out(seeing: Any, monkeypatch: pytest.Mo
     assert_close(scores.values, expected.values, atol=1e-5, rtol=1e-4)
 
 
+def test_layers_may_be_offloaded():
+    from accelerate import cpu_offload
+
+    from corelens import HookedMLLM, scan
+
+    model = HookedMLLM(tiny.build("qwen3_vl"), processors.build("qwen3_vl"))
+    expected = scan(model, samples(2))
+    cpu_offload(model.hf_model.model.language_model.layers[1], torch.device("cpu"))
+    assert any(parameter.is_meta for parameter in model.parameters())
+    assert torch.equal(scan(model, samples(2)).values, expected.values)
+
+
 def test_data_sets_are_kept_apart(seeing: Any):
     from corelens import scan
 

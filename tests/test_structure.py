@@ -37,6 +37,7 @@ ORDER = [
     "asking",
     "store",
     "scanning",
+    "cluster",
     "toy",
     "viz",
     "demo",

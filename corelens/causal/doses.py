@@ -7,6 +7,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from corelens.heads import HeadSet
+from corelens.scores import HeadScores
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from corelens.data import Sample
+    from corelens.model import HookedMLLM
     from corelens.scores import HeadScores
 
 
@@ -34,18 +36,31 @@ def scan(
     seed: Annotated[int, typer.Option(help="Of the worlds.")] = 0,
     dtype: Annotated[str, typer.Option(help="As bfloat16; auto is the checkpoint's own.")] = "auto",
     device: Annotated[str, typer.Option(help="As cuda:1; auto spreads the model over all GPUs.")] = "auto",
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Scan on a Ray cluster: auto for this machine's, local for a new one here, or HOST:PORT."),
+    ] = None,
+    actors: Annotated[
+        int | None, typer.Option(help="Most models at a time, with --ray; 2 if not given.", min=1)
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs of each model, with --ray; 1 if there are any.", min=0)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Score every head of a model on data that says where its evidence is."""
     if batch != "auto" and not (batch.isdecimal() and int(batch)):
         raise typer.BadParameter(f"{batch!r} is neither auto nor a number of samples.", param_hint="--batch")
-    from corelens.model import HookedMLLM
+    if ray is None and (actors is not None or gpus is not None):
+        raise typer.BadParameter("they are about Ray's actors; give --ray too.", param_hint="--actors, --gpus")
+    from corelens.cluster import scan_on_ray
     from corelens.scanning import scan_all
 
     sets = dict(_samples(one, seed, limit) for one in data)
+    load = partial(_loaded, model, dtype, device)
     try:
-        found = scan_all(
-            HookedMLLM.from_pretrained(model, dtype=dtype, **_placed(device)),
+        run = (
+            partial(scan_on_ray, load, address=ray, actors=actors or 2, gpus=gpus) if ray else partial(scan_all, load())
+        )
+        found = run(
             sets,
             [name.strip() for name in metric.split(",")],
             rule=rule,  # pyright: ignore[reportArgumentType] checked by scan_all
@@ -84,11 +99,14 @@ def _samples(argument: str, seed: int, limit: int | None) -> tuple[str, "Iterabl
     return samples.name, islice(samples, limit)
 
 
-def _placed(device: str) -> dict[str, Any]:
-    """How a model gets to its device."""
+def _loaded(model: str, dtype: str, device: str) -> "HookedMLLM":
+    """The model, on the device of the machine that loads it."""
     import torch
 
-    return {"device_map": device} if device != "auto" or torch.cuda.is_available() else {}
+    from corelens.model import HookedMLLM
+
+    placed: dict[str, Any] = {"device_map": device} if device != "auto" or torch.cuda.is_available() else {}
+    return HookedMLLM.from_pretrained(model, dtype=dtype, **placed)
 
 
 def _summary(scores: "HeadScores") -> dict[str, Any]:

@@ -24,6 +24,10 @@ class FileFrames(Sequence[Image.Image]):
     _decoding: Iterator[tuple[int, Any]] | None = field(default=None, repr=False)
     _next: int = field(default=0, repr=False)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A decoder cannot travel to another process; there, decoding begins anew.
+        return FileFrames, (self.path, self.start, self.end)
+
     def __len__(self) -> int:
         return self.end - self.start
 
