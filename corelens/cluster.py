@@ -11,9 +11,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from corelens.asking import Choices
 from corelens.measuring import Measure
 from corelens.model import HookedMLLM
-from corelens.passes import Choices
 from corelens.scanning import Named, Samples, chosen, described, named, scan_part, scan_parts
 from corelens.scores import HeadScores
 from corelens.store import Part
