@@ -2,8 +2,8 @@
 
 All single heads of a random Qwen3-VL decoder (that of `scan_cost.py`: 8 layers, 16 heads of 64, d_model 1024, float32,
 batch 1) are zero-ablated from the question on, in prompts of 1,024 and 4,096 visual tokens, a question of 20 tokens,
-three of the template and an answer of one. Compared with one full pass for each head under the same ablation, which
-computes its last logits alone and keeps no cache.
+three of the template and an answer of one. Compared with one full pass for each head under the same ablation, as
+`model(inputs)` runs it, but for logits that nobody needs.
 
 `sweep` is all of it, preparation included. `first` is the time to the answer after one head was changed in a session
 that stands, the mean over the heads of all layers. Times are medians over interleaved repetitions in one process;
@@ -58,7 +58,7 @@ def runs(n_visual: int, at_once: int) -> dict[str, Callable[[], Any]]:
 
     def one_pass() -> None:
         with torch.no_grad(), model.hooks(fwd_hooks=hooks):
-            model(inputs, use_cache=False, logits_to_keep=N_ANSWER + 1)
+            model(inputs, logits_to_keep=N_ANSWER + 1)
 
     sessions: list[Session] = []
 

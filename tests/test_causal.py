@@ -227,6 +227,28 @@ def test_layers_that_an_intervention_does_not_change_do_not_run(model: Any):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["gemma4", "gemma3n", "qwen3_5", "paligemma"])
+def test_sessions_where_layers_share_keys_or_prompts_look_ahead(name: str):
+    """What cannot be skipped or shared is run."""
+    import corelens as cl
+    from corelens.inputs import PreparedInputs
+
+    model, tensors = cl.HookedMLLM(tiny.build(name)), tiny.batch(name, padded=False)
+    role = torch.full_like(tensors["input_ids"], int(cl.Role.STRUCTURAL))
+    role[:, -9:] = int(cl.Role.QUESTION)
+    nowhere, nan = torch.full_like(role, -1), torch.full((*role.shape, 4), torch.nan)
+    places = {place: nowhere for place in ("media", "view", "row", "column")}
+    tokens = cl.TokenMap(role, **places, overview=nowhere > 0, box=nan, seconds=nan[..., :2], sizes=((), ()))
+    inputs = PreparedInputs(tensors, tokens)
+    session = cl.Session(model, inputs)
+    for positions in ("question", None):
+        for head in (model.heads[0], model.heads[-1]):
+            hooks = cl.ablate([head], positions=positions)
+            expected = model.run_with_hooks(inputs, fwd_hooks=hooks)[:, session.first :]
+            assert_close(session.logits_of_each([hooks, hooks])[1], expected, atol=2e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 def test_layers_groups_and_sets_of_heads_are_swept(model: Any):
     import corelens as cl
 

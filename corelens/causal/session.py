@@ -1,6 +1,5 @@
 """One batch of prompts, prepared for many interventions: each runs only what it changes."""
 
-import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,6 +49,7 @@ class Session:
             with recording(self._layers) as recorded:
                 self.plain = self.model(inputs, prefix=self.prefix)
             self._after = recorded
+        self._skips = self._can_skip()
 
     @property
     def first(self) -> int:
@@ -92,7 +92,20 @@ class Session:
             for name, function in hooks
         )
 
+    def _can_skip(self) -> bool:
+        """Whether the last layer alone gives the same; not where it looks at keys of others (Gemma 3n and 4)."""
+        self._skips = True
+        last: FwdHooks = [(f"blocks.{len(self._layers) - 1}.hook_resid_pre", lambda stream, hook: None)]
+        try:
+            found = self._through_all(last) if self.prefix is None else self._after_prefix(last, 2)[::2]
+        except (KeyError, RuntimeError):
+            return False
+        eps = torch.finfo(self.plain.dtype).eps
+        return bool((found - self.plain).float().norm() < eps**0.5 * self.plain.float().norm())
+
     def _first_layer(self, hooks: FwdHooks) -> int:
+        if not self._skips:
+            return 0
         return min((int(name.split(".")[1]) for name, _ in hooks if _in_decoder(name)), default=len(self._layers))
 
     def _after_prefix(self, hooks: FwdHooks, times: int) -> Float[Tensor, "batch position vocabulary"]:
@@ -108,7 +121,7 @@ class Session:
         run = set(self._layers[self._first_layer(hooks) :])
         given = {module: outputs for module, outputs in self._whole[1].items() if inside and module not in run}
         with self.model.hooks(fwd_hooks=hooks), replaying(given):
-            return self.model(self.inputs, **self._kept)[:, -self._n_kept :]
+            return self.model(self.inputs)[:, self.first :]
 
     @cached_property
     def _whole(self) -> tuple[Tensor, Recorded]:
@@ -116,18 +129,8 @@ class Session:
         tower = self.model.hf_model.get_encoder("image")
         towers = [] if tower is self.model.hf_model else [tower]
         with torch.no_grad(), recording([*towers, *self._layers]) as recorded:
-            logits = self.model(self.inputs, **self._kept)[:, -self._n_kept :]
+            logits = self.model(self.inputs)[:, self.first :]
         return logits, recorded
-
-    @property
-    def _n_kept(self) -> int:
-        return self.inputs["input_ids"].shape[1] - self.first
-
-    @property
-    def _kept(self) -> dict[str, int]:
-        """Spares the logits of the prefix, where the model can."""
-        able = "logits_to_keep" in inspect.signature(self.model.hf_model.forward).parameters
-        return {"logits_to_keep": self._n_kept} if able else {}
 
 
 @dataclass(frozen=True, eq=False)
