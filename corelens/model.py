@@ -325,6 +325,9 @@ class HookedMLLM(HookedRootModule):
         """
         kwargs = {**(inputs or {}), **kwargs}
         progress = self._beginning(kwargs, getattr(inputs, "tokens", None), prefix)
+        if any(point.has_hooks() for point in self.hook_points()):
+            # With a static cache on a GPU it would compile the model, and hooks need its Python code.
+            kwargs = {"disable_compile": True} | kwargs
         with self._listening(progress):
             if prefix is not None:
                 settings = {name: value for name, value in kwargs.items() if name not in (inputs or {})}
@@ -615,11 +618,11 @@ class HookedMLLM(HookedRootModule):
         return list(names.values())
 
     def _follow(self, progress: Progress) -> RemovableHandle:
-        """Notes which positions each pass through the decoder computes."""
+        """Notes which positions each pass through the decoder computes, and lets every layer compute them all."""
         stack = self._sites[0].stack
         takes = inspect.signature(stack.forward)
 
-        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             given = takes.bind_partial(*args, **kwargs).arguments
             given |= given.get("kwargs", {})
             named = ("inputs_embeds", "input_ids", "decoder_input_ids", "hidden_states")
@@ -627,6 +630,10 @@ class HookedMLLM(HookedRootModule):
             cached = given.get("past_key_values")
             progress.n = sequence.shape[1]
             progress.first = 0 if cached is None else int(cached.get_seq_length())
+            if "logits_to_keep" not in kwargs:
+                return None
+            # Told how many logits are wanted, layers that share another's keys (Gemma 4) leave out other positions.
+            return args, kwargs | {"logits_to_keep": 0}
 
         return stack.register_forward_pre_hook(note, with_kwargs=True)
 

@@ -46,8 +46,7 @@ class Progress:
     def positions(self, length: int) -> Int[Tensor, "position"]:
         """Which positions of the sequence an axis of that length runs over, of queries or of keys.
 
-        Layers that share another's keys compute only the last position of a prompt in `generate` (Gemma 4), and
-        sliding caches drop the first keys: axes end where the pass ends.
+        Sliding caches drop the first keys: axes end where the pass ends.
         """
         begin = max(self.first + self.n - length, 0)
         return torch.arange(begin, begin + length)

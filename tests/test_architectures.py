@@ -183,7 +183,8 @@ def test_cached_generation_shows_eager_rows(
             theirs = [layer for layer in step if layer is not None][index]
             if name == "t5gemma2":
                 theirs = torch.cat([theirs, crossing[number][index]], -1)
-            # Gemma 4's layers that share keys compute the last row of the prompt only.
+            # Every position of the prompt, also in Gemma 4's layers that share keys and would compute the last alone.
+            assert row.shape[2] == theirs.shape[2]
             # Where a sliding cache has dropped the first keys, theirs begins later.
             assert_close(row[:, :, -1, -theirs.shape[-1] :], theirs[:, :, -1], atol=1e-5, rtol=0)
             assert not row[:, :, -1, : -theirs.shape[-1]].any()
