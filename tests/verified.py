@@ -96,9 +96,10 @@ def tables() -> dict[str, list[list[Any]]]:
         "models": [titles[:-1], *(list(astuple(one)[:-1]) for one in known)],
         "caveats": [["model type", "caveat"], *([one.model_type, one.caveat] for one in known if one.caveat)],
         "scores": [
-            ["name", "query tokens", "summed over the evidence", "reduction", "compared with", "source"],
-            *([f"`{name}`", m.queries, *_axes(m), m.source] for name, m in PRESETS.items()),
+            ["name", "query tokens", "summed over the evidence", "reduction", "compared with"],
+            *([f"`{name}`", m.queries, *_axes(m)] for name, m in PRESETS.items()),
         ],
+        "sources": [["name", "source"], *([f"`{name}`", m.source] for name, m in PRESETS.items())],
         "costs": [
             ["function", "lines of code", "model types"],
             *([f"`{f.__name__}`", code_lines(f), ", ".join(of)] for f, of in zip(functions, users, strict=True)),
