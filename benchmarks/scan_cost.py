@@ -35,7 +35,7 @@ from corelens.metrics import PRESETS
 
 N_QUERIES = 16
 MODES = ("plain", "scan", "eager", "transformer_lens")
-PATTERN_BYTES = 12e9
+PATTERN_BYTES = 4e9
 """Modes that make whole patterns are left out where these alone would take more."""
 
 

@@ -71,16 +71,27 @@ class Look:
         """The pattern, times what the heads write if the metric weighs it."""
         if metric.contribution == "attention":
             return self.pattern
+        # Only what counts is weighed, which is little if that is the evidence alone.
+        alone = metric.reduction in ("sum", "mean", "max") and metric.normalisation in ("none", "size")
+        counts = self.of(self.asked.evidence).bool().any(0) if alone else slice(None)
+        weighed = torch.zeros_like(self.pattern)
+        weighed[..., counts] = self.pattern[..., counts] * self._weights(metric, self.shown["v"][:, counts])
+        return weighed
+
+    def _weights(
+        self, metric: Metric, values: Float[Tensor, "batch key kv_head d_head"]
+    ) -> Float[Tensor, "batch head #row key"]:
+        """What the heads would write from some keys: how much, or how far towards the answer."""
         W_O: Tensor = self.model.blocks[self.layer].attn.W_O  # pyright: ignore
         if metric.contribution == "write_size":
-            return self.pattern * metrics.write_sizes(self.shown["v"], W_O)
+            return metrics.write_sizes(values, W_O)
         said = self.of(self.asked.said)
         # Tokens of the question say nothing: what they fetch is weighed for the answer's first token.
         first = said.gather(1, (said >= 0).to(torch.uint8).argmax(-1, keepdim=True))
         own = said.gather(1, self.rows.position)
         unembedding = unembedding_of(self.model)
         direction = unembedding[torch.where(own >= 0, own, first).to(unembedding.device)].to(self.pattern.device)
-        return self.pattern * metrics.write_towards(self.shown["v"], W_O, direction)
+        return metrics.write_towards(values, W_O, direction)
 
     def score(self, metric: Metric) -> Float[Tensor, "batch head"]:
         """A metric, before a baseline is taken off."""

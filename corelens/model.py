@@ -148,7 +148,10 @@ class HookedMLLM(HookedRootModule):
             raise ValueError(
                 f"{name_or_path!r} brings its own Python code. Read it; if you trust it, pass trust_remote_code=True."
             ) from cause
-        return cls(hf_model.eval(), processor)
+        model = cls(hf_model.eval(), processor)
+        # As it was asked for: results of a shipped model do not depend on where corelens is installed.
+        model.cfg.model_name = str(name_or_path)
+        return model
 
     # --- what it is ---
 

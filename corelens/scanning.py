@@ -206,6 +206,8 @@ def _resolved(measures: Sequence[Measure]) -> tuple[Measure, ...]:
     if not measures:
         raise ValueError("there is no measure; take e.g. 'ram'.")
     found: dict[str, Measure] = {}
+    if len(names := [name_of(one) for one in measures]) > len(set(names)):
+        raise ValueError(f"measures need different names, and these are called {', '.join(names)}.")
     for one in measures:
         if isinstance(one, Metric) or one in DESCRIPTIONS:
             found[name_of(one)] = one

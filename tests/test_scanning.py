@@ -286,6 +286,8 @@ def test_samples_that_cannot_be_measured_are_left_out_with_their_reason(seeing: 
         scan(seeing, [])
     with pytest.raises(ValueError, match="there is no measure 'rham'; there are ram, "):
         scan(seeing, good, "rham")
+    with pytest.raises(ValueError, match="measures need different names, and these are called ram, ram"):
+        scan_all(seeing, good, ["ram", "ram"])
     with pytest.raises(ValueError, match="there is no measure; take"):
         scan_all(seeing, good, [])
 

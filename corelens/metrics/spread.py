@@ -34,7 +34,7 @@ def attention_entropy(
         tensor([[4.]])
     """
     require_some(queries=queries)
-    of_query = reduce(-torch.xlogy(pattern, pattern), "batch head query key -> batch head query", "sum")
+    of_query = reduce(torch.special.entr(pattern), "batch head query key -> batch head query", "sum")
     return mean_over_queries(of_query, queries)
 
 
