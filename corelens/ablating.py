@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corelens.causal import Paired, answers
-from corelens.data import Sample, score
+from corelens.data import BoxUnit, Sample, score
 from corelens.heads import HeadSet
 from corelens.interventions import ablate
 from corelens.model import HookedMLLM
@@ -82,6 +82,7 @@ def ablate_all(
     phase: Phase = "both",
     batch_size: int = 16,
     max_new_tokens: int = 32,
+    box_unit: BoxUnit | None = None,
     out: str | PathLike[str] | None = None,
 ) -> Ablated:
     """Greedy answers with nothing removed and with each set of heads removed, scored by the rule of their data set.
@@ -94,6 +95,7 @@ def ablate_all(
         phase: Whether heads are removed in the prompt (`prefill`), while an answer is generated (`decode`) or in both.
         batch_size: Most samples a pass; fewer after running out of memory.
         max_new_tokens: Where answers are cut off.
+        box_unit: The unit in which the model says boxes, for samples that ask for one.
         out: A folder that keeps finished parts. The same ablation into the same folder goes on where it was
             interrupted.
 
@@ -106,7 +108,8 @@ def ablate_all(
     ablate([], phase=phase)
     every = named(samples)
     for _, sample in every:
-        score(sample, "")
+        if sample.scoring != "box" or box_unit is None:  # to score a box reads its picture
+            score(sample, "")
     all_sets = {"plain": [HeadSet((), "nothing removed")]} | {name: list(sets) for name, sets in conditions.items()}
     model.check_heads(head for sets in all_sets.values() for heads in sets for head in heads)
 
@@ -118,7 +121,7 @@ def ablate_all(
             asked = [(batch, prepared(model, batch))]
 
             def without(heads: HeadSet) -> Float[Tensor, "batch"]:
-                found = answers(model, asked, remove(heads), max_new_tokens)
+                found = answers(model, asked, remove(heads), max_new_tokens, box_unit=box_unit)
                 return found.scores.masked_fill(~found.parsed, torch.nan)
 
             return {name: torch.stack([without(heads) for heads in sets], 1) for name, sets in all_sets.items()}
@@ -131,6 +134,7 @@ def ablate_all(
         "phase": phase,
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
+        "box_unit": box_unit,
         "conditions": {name: [str(heads) for heads in sets] for name, sets in all_sets.items()},
     }
     whole = in_parts("ablate", every, PART, described(model), choices, out, do)

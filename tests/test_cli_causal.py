@@ -240,7 +240,8 @@ def test_plain_questions_are_answered_by_their_answers_alone():
         (("ablate", "--heads", ""), "names no head"),
         (("ablate", "--heads", "L9H0"), "L9H0 does not exist: the model has 6 layers"),
         (("ablate", "--heads", "L1H1", "--how", "median"), "how='median' is not known"),
-        (("ablate", "--heads", "L1H1", "--phase", "later"), "later"),
+        (("ablate", "--heads", "L1H1", "--phase", "later"), "phase='later'"),
+        (("ablate", "--heads", "L1H1", "--box-unit", "inches"), "'inches' is not one of 'pixels'"),
         (("ablate", "--scores", "nowhere.safetensors"), "there is no file nowhere.safetensors"),
         (("ablate", "--scores", __file__), "holds no head scores"),
         (("ablate", "--scores", "RANKING", "--top", "0.9"), "n=0.9 means 87 of 96 heads"),
@@ -264,7 +265,11 @@ def test_samples_that_no_rule_can_score_are_refused_before_anything_runs(toy: An
     (sample,) = worlds.scenes(1, seed=0)
     with pytest.raises(ValueError, match="is scored by 'taste'; the rules that corelens has are"):
         ablate_all(toy, [replace(sample, scoring="taste")], {}, out=tmp_path / "run")
+    with pytest.raises(ValueError, match="asks for a box: say in which unit the model answers, by box_unit="):
+        ablate_all(toy, [replace(sample, scoring="box")], {}, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    # The toy says no boxes.
+    assert ablate_all(toy, [replace(sample, scoring="box")], {}, box_unit="pixels").unreadable("plain", "") == 1
 
 
 def test_parts_without_a_measured_sample_are_kept(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from enum import Enum
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,14 @@ N_TEXTS = 100
 """Questions of each text task of the shipped models."""
 
 
+class BoxUnit(Enum):
+    """The units that have a name."""
+
+    PIXELS = "pixels"
+    THOUSANDTHS = "thousandths"
+    FRACTIONS = "fractions"
+
+
 def ablate(
     model: options.Model,
     data: options.Data,
@@ -34,6 +43,9 @@ def ablate(
     ] = None,
     how: options.How = "zero",
     phase: Annotated[str, typer.Option(help="When heads are removed: prefill, decode or both.")] = "both",
+    box_unit: Annotated[
+        BoxUnit | None, typer.Option(help="In which the model says boxes, for data that asks for them.")
+    ] = None,
     limit: options.Limit = None,
     seed: options.Seed = 0,
     dtype: options.Dtype = "auto",
@@ -57,6 +69,7 @@ def ablate(
             conditions,
             how,  # pyright: ignore[reportArgumentType] checked by ablate_all
             phase,  # pyright: ignore[reportArgumentType]
+            box_unit=box_unit.value if box_unit else None,
             out=out,
         )
     summary = {"model": model, "how": how, "phase": phase, **_summary(found)}
