@@ -34,7 +34,7 @@ class Ablated:
     conditions: dict[str, list[HeadSet]]
     """Nothing removed, under the name `plain`, then those that were asked for."""
 
-    values: dict[str, Float[Tensor, "sample set"]]
+    values: dict[str, Float[Tensor, "sample _set"]]
     """Scores by condition, from zero to one; NaN for what cannot be read as an answer."""
 
     samples: tuple[str, ...]
@@ -55,7 +55,7 @@ class Ablated:
         before, after = (self._of(name, dataset).nan_to_num().mean(1) for name in ("plain", condition))
         return Paired(before, after)
 
-    def _of(self, condition: str, dataset: str) -> Float[Tensor, "sample set"]:
+    def _of(self, condition: str, dataset: str) -> Float[Tensor, "sample _set"]:
         return self.values[condition][[index for index, own in enumerate(self.datasets) if own == dataset]]
 
 
@@ -91,7 +91,8 @@ def ablate_all(
         model: The model.
         samples: Questions with media, or without as a control; a mapping if there are several data sets.
         conditions: The sets of heads.
-        how: What is put in the place of what the heads found; measured on the samples that have media.
+        how: What is put in the place of what the heads found; measured on the samples that have media, all of which
+            must then be whole.
         phase: Whether heads are removed in the prompt (`prefill`), while an answer is generated (`decode`) or in both.
         batch_size: Most samples a pass; fewer after running out of memory.
         max_new_tokens: Where answers are cut off.
@@ -117,7 +118,7 @@ def ablate_all(
         seen = (sample for _, sample in every if sample.images or sample.videos)
         remove = partial(ablate, how=how, instead=stand_ins(model, seen, how) if missing else None, phase=phase)
 
-        def measure(batch: list[Sample]) -> dict[str, Float[Tensor, "batch unit"]]:
+        def measure(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _unit"]]:
             asked = [(batch, prepared(model, batch))]
 
             def without(heads: HeadSet) -> Float[Tensor, "batch"]:

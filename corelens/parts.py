@@ -115,7 +115,7 @@ def in_parts(
 def part_of(
     samples: Named,
     batch_size: int,
-    measure: Callable[[list[Sample]], Mapping[str, Float[Tensor, "batch unit"]]],
+    measure: Callable[[list[Sample]], Mapping[str, Float[Tensor, "batch _unit"]]],
 ) -> Part:
     """What is measured of a few samples, in batches that shrink when memory runs out.
 

@@ -114,7 +114,7 @@ def scan_parts(
 def scan_part(model: HookedMLLM, samples: Named, choices: Choices) -> Part:
     """All measures on a few samples."""
 
-    def measure(batch: list[Sample]) -> dict[str, Float[Tensor, "batch unit"]]:
+    def measure(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _unit"]]:
         return {name: values.flatten(1) for name, values in measure_batch(model, batch, choices).items()}
 
     return part_of(samples, choices.batch_size, measure)

@@ -21,7 +21,7 @@ class Part:
 
     samples: tuple[str, ...]
     datasets: tuple[str, ...]
-    values: Mapping[str, Float[Tensor, "sample unit"]]
+    values: Mapping[str, Float[Tensor, "sample _unit"]]
     """By measure, of every unit: all heads, layer by layer, in a scan. No measure if no sample could be measured."""
 
     skipped: dict[str, str] = field(default_factory=dict)

@@ -47,8 +47,8 @@ def sweep_all(
         why, and a warning how many.
 
     Raises:
-        ValueError: If a choice is not known, there is no sample, none can be measured, or `out` holds another run;
-            names the difference.
+        ValueError: If a choice is not known, there is no sample, none can be measured, one from which a mean is to be
+            taken or drawn cannot be prepared, or `out` holds another run; names the difference.
         RuntimeError: If another process is writing to `out`.
     """
     check_removal(how)
@@ -62,7 +62,7 @@ def sweep_all(
         instead = stand_ins(model, (sample for _, sample in every), how) if missing else None
         remove = partial(ablate, how=how, instead=instead, positions="from_question")
 
-        def measure(batch: list[Sample]) -> dict[str, Float[Tensor, "batch unit"]]:
+        def measure(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _unit"]]:
             inputs = prepared(model, batch)
             try:
                 answered = with_answers(model, inputs, [sample.answer for sample in batch])

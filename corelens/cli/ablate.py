@@ -39,7 +39,8 @@ def ablate(
         Path | None, typer.Option(help="Scores that choose them, and the controls: a .safetensors of a run.")
     ] = None,
     top: Annotated[
-        float | None, typer.Option(help="Share of all heads, with --scores; 0.05 if not given. Whole from 1 on.", min=0)
+        float | None,
+        typer.Option(help="Share of all heads, or from 1 on their number, with --scores; 0.05 if not given.", min=0),
     ] = None,
     how: options.How = "zero",
     phase: Annotated[str, typer.Option(help="When heads are removed: prefill, decode or both.")] = "both",

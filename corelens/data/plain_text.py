@@ -2,7 +2,7 @@
 
 from corelens.data.sample import Sample
 
-SUMS = ((2, 3), (4, 5), (7, 6), (9, 8), (12, 5), (15, 14), (20, 22), (31, 8), (46, 13), (50, 27))
+SUMS = ((8, 5), (9, 8), (15, 14), (20, 22), (31, 8), (46, 13), (50, 27), (60, 21), (44, 12), (70, 25))
 COPIED = (
     "lamp", "river", "seven green apples", "a window", "copper", "blue horse", "4719", "quiet morning", "B52", "tango",
 )  # fmt: skip
