@@ -14,6 +14,7 @@ from corelens.inputs import PreparedInputs
 from corelens.measuring import Asked, Measure, measure
 from corelens.metrics import Metric
 from corelens.model import HookedMLLM
+from corelens.parts import Unmeasurable
 from corelens.tokens import Rule, Views
 
 OTHER_QUESTIONS = {"minus_null": "N/A", "over_generic": "Describe the image."}
@@ -29,10 +30,6 @@ class Choices:
     views: Views = "all"
     batch_size: int = 16
     max_new_tokens: int = 32
-
-
-class Unmeasurable(ValueError):
-    """Something about a sample itself: a picture that cannot be read, evidence outside it, no answer."""
 
 
 def measure_batch(

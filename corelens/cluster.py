@@ -14,7 +14,8 @@ from typing import Any
 from corelens.asking import Choices
 from corelens.measuring import Measure
 from corelens.model import HookedMLLM
-from corelens.scanning import Named, Samples, chosen, described, named, scan_part, scan_parts
+from corelens.parts import Named, Samples, described, named
+from corelens.scanning import chosen, scan_part, scan_parts
 from corelens.scores import HeadScores
 from corelens.store import Part
 

@@ -1,34 +1,23 @@
 """Scores for every head over many samples, without keeping an activation."""
 
-import hashlib
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
-from importlib.metadata import version
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from corelens.asking import Choices, Unmeasurable, measure_batch
+from corelens.asking import Choices, measure_batch
 from corelens.data import Sample
 from corelens.measuring import DESCRIPTIONS, Measure, name_of
 from corelens.metrics import PRESETS, Metric, localization_heads
 from corelens.model import HookedMLLM
+from corelens.parts import Named, Samples, described, in_parts, named, part_of
 from corelens.scores import HeadScores
-from corelens.store import Part, Run, write_whole
+from corelens.store import Part, write_whole
 from corelens.tokens import Rule, Views
-
-Samples = Iterable[Sample] | Mapping[str, Iterable[Sample]]
-"""Samples of one data set, or of several by name."""
-
-Named = Sequence[tuple[str, Sample]]
-"""Samples, each with the name of its data set."""
 
 PART = 32
 """Samples that are kept or lost together when a scan is interrupted."""
@@ -113,72 +102,22 @@ def scan_parts(
         scan: Takes the samples of the parts that `out` does not hold yet, by number, and yields finished parts with
             their numbers, in any order.
     """
-    numbered = dict(enumerate(_batches(samples, PART)))
-    run = nullcontext() if out is None else Run.opened(out, _manifest(model, samples, choices))
-    with run as kept, tqdm(total=len(samples), desc="scan", unit="sample") as bar:
-        parts = {number: part for number in numbered if kept and (part := kept.read(number))}
-        missing = {number: own for number, own in numbered.items() if number not in parts}
-        bar.update(len(samples) - sum(map(len, missing.values())))
-        for number, part in scan(missing):
-            if kept:
-                kept.write(number, part)
-            parts[number] = part
-            bar.update(len(missing[number]))
-    found = _collected([parts[number] for number in numbered], measures, choices, model)
-    if kept:
+    made = {name: value for name, value in asdict(choices).items() if name != "measures"}
+    made["measures"] = [asdict(one) if isinstance(one, Metric) else one for one in choices.measures]
+    found = _scores(in_parts("scan", samples, PART, model, made, out, scan), measures, choices, model)
+    if out is not None:
         for name, scores in found.items():
-            write_whole(kept.folder / f"{name}.safetensors", scores.save)
+            write_whole(Path(out) / f"{name}.safetensors", scores.save)
     return found
 
 
 def scan_part(model: HookedMLLM, samples: Named, choices: Choices) -> Part:
     """All measures on a few samples."""
-    # Samples of like length are batched, so that little is computed for padding.
-    waiting = _batches(sorted(range(len(samples)), key=lambda index: _length(samples[index][1])), choices.batch_size)
-    values: dict[int, dict[str, Float[Tensor, "layer head"]]] = {}
-    skipped: dict[str, str] = {}
-    while waiting:
-        batch = waiting.pop(0)
-        half = -(-len(batch) // 2)
-        try:
-            found = measure_batch(model, [samples[index][1] for index in batch], choices)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-            waiting = _batches(sum(waiting, batch), half)
-        except Unmeasurable as cause:
-            # Halves, to find which sample it is.
-            waiting[:0] = _batches(batch, half) if len(batch) > 1 else []
-            if len(batch) == 1:
-                skipped[samples[batch[0]][1].id] = str(cause)
-        else:
-            for position, index in enumerate(batch):
-                values[index] = {name: tensor[position] for name, tensor in found.items()}
-    measured = sorted(values)
-    nothing = torch.empty(0, model.cfg.n_layers, model.cfg.n_heads)
-    return Part(
-        tuple(samples[index][1].id for index in measured),
-        tuple(samples[index][0] for index in measured),
-        {
-            name: torch.stack([values[index][name] for index in measured]) if measured else nothing
-            for name in map(name_of, choices.measures)
-        },
-        skipped,
-    )
 
+    def measure(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _unit"]]:
+        return {name: values.flatten(1) for name, values in measure_batch(model, batch, choices).items()}
 
-def named(samples: Samples) -> Named:
-    """Samples one after the other.
-
-    Raises:
-        ValueError: If there are none.
-    """
-    one: Any = samples  # a type checker cannot know that a mapping is not an iterable of samples
-    sets = one if isinstance(samples, Mapping) else {getattr(samples, "name", ""): one}
-    every = [(name, sample) for name, own in sets.items() for sample in own]
-    if not every:
-        raise ValueError("there are no samples.")
-    return every
+    return part_of(samples, choices.batch_size, measure)
 
 
 def chosen(measures: Sequence[Measure], **choices: Any) -> Choices:
@@ -187,18 +126,6 @@ def chosen(measures: Sequence[Measure], **choices: Any) -> Choices:
     if made.batch_size < 1:
         raise ValueError(f"batch_size={made.batch_size} is less than one.")
     return made
-
-
-def described(model: HookedMLLM) -> dict[str, Any]:
-    """What must be the same of a model, and of what runs it, for parts of a scan to belong together."""
-    return {
-        "model": model.cfg.model_name,
-        "revision": getattr(model.hf_model.config, "_commit_hash", None),
-        "weights": _fingerprint(model),
-        "dtype": str(model.hf_model.dtype).removeprefix("torch."),
-        "heads": [model.cfg.n_layers, model.cfg.n_heads],
-        "versions": {package: version(package) for package in ("corelens", "torch", "transformers")},
-    }
 
 
 def _resolved(measures: Sequence[Measure]) -> tuple[Measure, ...]:
@@ -221,20 +148,11 @@ def _resolved(measures: Sequence[Measure]) -> tuple[Measure, ...]:
     return tuple(found.values())
 
 
-def _collected(
-    parts: Sequence[Part], measures: Sequence[Measure], choices: Choices, model: Mapping[str, Any]
+def _scores(
+    whole: Part, measures: Sequence[Measure], choices: Choices, model: Mapping[str, Any]
 ) -> dict[str, HeadScores]:
-    """All parts as head scores, one for each measure that was asked for."""
-    samples = tuple(sample for part in parts for sample in part.samples)
-    datasets = tuple(dataset for part in parts for dataset in part.datasets)
-    skipped = {sample: why for part in parts for sample, why in part.skipped.items()}
-    if skipped:
-        first, why = next(iter(skipped.items()))
-        said = f"{len(skipped)} of {len(samples) + len(skipped)} samples cannot be measured; the first, {first}: {why}"
-        if not samples:
-            raise ValueError(said)
-        warnings.warn(f"{said} All are in .skipped.", stacklevel=4)
-    values = {name: torch.cat([part.values[name] for part in parts]) for name in map(name_of, choices.measures)}
+    """Head scores, one for each measure that was asked for."""
+    values = {name: of_units.unflatten(1, model["heads"]) for name, of_units in whole.values.items()}
     if "localization" in measures:
         values["localization"] = localization_heads(values["visual_share"], values["spatial_entropy"]).float()
     metrics = {one.name: one for one in choices.measures if isinstance(one, Metric)}
@@ -243,45 +161,12 @@ def _collected(
         name: HeadScores(
             values[name],
             metrics[name].label or name if name in metrics else name,
-            samples,
+            whole.samples,
             model["model"],
-            datasets,
+            whole.datasets,
             metrics[name].aggregation if name in metrics else "mean",
             shared | (asdict(metrics[name]) if name in metrics else {}),
-            skipped,
+            whole.skipped,
         )
         for name in map(name_of, measures)
     }
-
-
-def _manifest(model: Mapping[str, Any], samples: Named, choices: Choices) -> dict[str, Any]:
-    """All that must be the same for parts of a scan to belong together."""
-    ids = hashlib.sha256("\n".join(f"{d}\t{s.id}\t{s.question}\t{s.answer}" for d, s in samples).encode())
-    return {
-        **model,
-        "data sets": list(dict.fromkeys(name for name, _ in samples)),
-        "samples": len(samples),
-        "samples sha256": ids.hexdigest(),
-        "samples a part": PART,
-        **{name: value for name, value in asdict(choices).items() if name != "measures"},
-        "measures": [asdict(one) if isinstance(one, Metric) else one for one in choices.measures],
-    }
-
-
-def _fingerprint(model: HookedMLLM) -> str:
-    """Tells models of one name apart: a hash of the first numbers of every weight."""
-    digest = hashlib.sha256()
-    for _, parameter in model.named_parameters():
-        if not parameter.is_meta:  # as offloaded ones are, whose numbers are elsewhere
-            digest.update(parameter.detach().flatten()[:4].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _batches(items: Sequence[Any], size: int) -> list[list[Any]]:
-    return [list(items[start : start + size]) for start in range(0, len(items), size)]
-
-
-def _length(sample: Sample) -> tuple[int, int, int]:
-    """What makes a prompt long, as far as it is known before its media are read."""
-    pixels = sum(image.width * image.height for image in sample.images if isinstance(image, Image.Image))
-    return len(sample.videos), len(sample.images), pixels + len(sample.question)

@@ -1,8 +1,8 @@
-"""Run folders: the finished parts of a long scan on disk, each complete or absent."""
+"""Run folders: the finished parts of long work on disk, each complete or absent."""
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
@@ -21,19 +21,32 @@ class Part:
 
     samples: tuple[str, ...]
     datasets: tuple[str, ...]
-    values: Mapping[str, Float[Tensor, "sample layer head"]]
-    """By measure."""
+    values: Mapping[str, Float[Tensor, "sample _unit"]]
+    """By measure, of every unit: all heads, layer by layer, in a scan. No measure if no sample could be measured."""
 
-    skipped: Mapping[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
     """Samples that could not be measured, by id, and why."""
+
+    @classmethod
+    def joined(cls, parts: Sequence["Part"]) -> "Part":
+        """Several parts as one."""
+        measured = [part for part in parts if part.samples]
+        return cls(
+            tuple(sample for part in measured for sample in part.samples),
+            tuple(dataset for part in measured for dataset in part.datasets),
+            {name: torch.cat([part.values[name] for part in measured]) for name in measured[0].values}
+            if measured
+            else {},
+            {sample: why for part in parts for sample, why in part.skipped.items()},
+        )
 
 
 @dataclass(frozen=True)
 class Run:
     """A run folder: `manifest.json`, and `parts/00000.parquet` and so on, written whole or not at all.
 
-    A part is a table with the columns `sample`, `dataset`, `skipped` (the reason, or null) and one per measure: the
-    scores of all heads, layer by layer, null for skipped samples.
+    A part is a table with the columns `sample`, `dataset`, `skipped` (the reason, or null) and one per measure: a list
+    of its numbers for all units, null for skipped samples.
     """
 
     folder: Path
@@ -51,15 +64,10 @@ class Run:
         table = parquet.read_table(self.path(number))
         reasons = table["skipped"].to_pylist()
         measured = table.filter([reason is None for reason in reasons])
-        shape = (-1, *self.manifest["heads"])
         return Part(
             tuple(measured["sample"].to_pylist()),
             tuple(measured["dataset"].to_pylist()),
-            {
-                # A copy: pyarrow's memory cannot be written to, and torch warns of that.
-                name: torch.from_numpy(measured[name].combine_chunks().flatten().to_numpy().copy()).reshape(shape)
-                for name in measured.column_names[3:]
-            },
+            {name: torch.tensor(measured[name].to_pylist()) for name in measured.column_names[3:]},
             {s: why for s, why in zip(table["sample"].to_pylist(), reasons, strict=True) if why is not None},
         )
 
@@ -75,23 +83,22 @@ class Run:
             "skipped": pa.array([*[None] * len(part.samples), *part.skipped.values()], pa.string()),
         }
         for name, values in part.values.items():
-            scores = [row.flatten().tolist() for row in values]
-            columns[name] = pa.array([*scores, *[None] * n_left_out], pa.list_(pa.float32()))
+            columns[name] = pa.array([*values.tolist(), *[None] * n_left_out], pa.list_(pa.float32()))
         write_whole(self.path(number), lambda path: parquet.write_table(pa.table(columns), path))
 
     @classmethod
     @contextmanager
     def opened(cls, folder: str | PathLike[str], manifest: Mapping[str, Any]) -> Iterator["Run"]:
-        """A new run folder, or one of the same scan; held until the block ends, so that no other process writes to it.
+        """A new run folder, or one of the same work; held until the block ends, so that no other process writes to it.
 
         Raises:
-            ValueError: If the folder holds another scan, or something else; names the differences.
+            ValueError: If the folder holds another run, or something else; names the differences.
             RuntimeError: If another process is writing to it.
         """
         run = cls(Path(folder), manifest)
         file = run.folder / "manifest.json"
         if run.folder.exists() and not file.exists() and any(run.folder.iterdir()):
-            raise ValueError(f"{run.folder} is not empty and holds no scan; choose another folder.")
+            raise ValueError(f"{run.folder} is not empty and holds no run; choose another folder.")
         (run.folder / "parts").mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(run.folder / ".lock", blocking=False):
@@ -124,5 +131,5 @@ def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pat
     ]
     if differences:
         raise ValueError(
-            f"{folder} holds another scan: {'; '.join(differences)}. Choose another folder, or make the same choices."
+            f"{folder} holds another run: {'; '.join(differences)}. Choose another folder, or make the same choices."
         )

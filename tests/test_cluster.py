@@ -192,7 +192,8 @@ def test_mistakes_are_named_before_anything_starts(tmp_path: Path, monkeypatch: 
 
 def test_a_machine_without_a_file_of_the_first_is_named(tmp_path: Path):
     from corelens.cluster import _Scanner
-    from corelens.scanning import chosen, described
+    from corelens.parts import described
+    from corelens.scanning import chosen
 
     scanner = _Scanner(toy, described(toy()), chosen(["ram"]))
     assert scanner({"number": 3, "samples": [], "files": [__file__]})["number"] == 3

@@ -408,19 +408,19 @@ def test_folders_refuse_other_scans_and_other_writers(seeing: Any, tmp_path: Pat
 
     folder = tmp_path / "run"
     scan(seeing, samples(), out=folder)
-    with pytest.raises(ValueError, match=r"holds another scan: rule was 'overlap' and is 'centre'\. Choose"):
+    with pytest.raises(ValueError, match=r"holds another run: rule was 'overlap' and is 'centre'\. Choose"):
         scan(seeing, samples(), rule="centre", out=folder)
-    with pytest.raises(ValueError, match=r"holds another scan: samples was 5 and is 4; samples sha256 was"):
+    with pytest.raises(ValueError, match=r"holds another run: samples was 5 and is 4; samples sha256 was"):
         scan(seeing, samples(4), out=folder)
     with (
-        Run.opened(tmp_path / "held", {"heads": [1, 1]}),
+        Run.opened(tmp_path / "held", {"work": "scan"}),
         pytest.raises(RuntimeError, match="another process is writing"),
-        Run.opened(tmp_path / "held", {"heads": [1, 1]}),
+        Run.opened(tmp_path / "held", {"work": "scan"}),
     ):
         pass
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("")
-    with pytest.raises(ValueError, match="is not empty and holds no scan"):
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
         scan(seeing, samples(), out=tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from corelens.data import Sample, score
+from corelens.data import BoxUnit, Sample, score
 from corelens.inputs import PreparedInputs
 from corelens.interventions import FwdHooks
 from corelens.model import HookedMLLM
@@ -37,6 +37,7 @@ def answers(
     fwd_hooks: FwdHooks | None = None,
     max_new_tokens: int = 8,
     choices: Collection[str] | None = None,
+    box_unit: BoxUnit | None = None,
 ) -> Answers:
     """The model's greedy answers under some hooks, scored by the rule that each sample names (`corelens.data.score`).
 
@@ -47,6 +48,7 @@ def answers(
         max_new_tokens: Where answers are cut off.
         choices: What counts as an answer, so that a model that says something else is told from one that is wrong;
             None leaves that to the rule.
+        box_unit: The unit in which the model says boxes, for samples that ask for one.
     """
     said: list[str] = []
     with model.hooks(fwd_hooks=fwd_hooks or []):
@@ -54,7 +56,7 @@ def answers(
             said += model.answer(inputs, max_new_tokens)
     asked = [sample for samples, _ in batches for sample in samples]
     found = [
-        score(sample, one) if choices is None or one in choices else None
+        score(sample, one, box_unit) if choices is None or one in choices else None
         for sample, one in zip(asked, said, strict=True)
     ]
     return Answers(

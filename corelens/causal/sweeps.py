@@ -45,6 +45,11 @@ class Sweep:
     samples: tuple[str, ...]
     model: str = ""
     choices: dict[str, Any] = field(default_factory=dict)
+    datasets: tuple[str, ...] = ()
+    """The data set of every sample, or nothing if there is one."""
+
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Samples that could not be measured, by id, and why."""
 
     @property
     def drop(self) -> Float[Tensor, "sample unit"]:
@@ -63,7 +68,10 @@ class Sweep:
         layers, numbers = torch.tensor(heads).T
         values = torch.full((len(self.plain), int(layers.max()) + 1, int(numbers.max()) + 1), torch.nan)
         values[:, layers, numbers] = self.drop
-        return HeadScores(values, f"drop in {self.effect}", self.samples, self.model, choices=self.choices)
+        return HeadScores(
+            values, f"drop in {self.effect}", self.samples, self.model, self.datasets, choices=self.choices,
+            skipped=self.skipped,
+        )  # fmt: skip
 
 
 def sweep(
@@ -100,7 +108,7 @@ def sweep(
         session = Session(model, inputs)
         said = partial(Said.of, inputs=inputs, first=session.first)
         before = said(session.plain)
-        units = units or units_of(session, per)
+        units = units or units_of(model, per, inputs)
         found = []
         with tqdm(total=len(units), desc="sweep", unit=per if isinstance(per, str) else "set", leave=False) as bar:
             for start in range(0, len(units), at_once):
@@ -117,9 +125,19 @@ def sweep(
     )  # fmt: skip
 
 
-def units_of(session: Session, per: Unit | Sequence[HeadSet]) -> tuple[HeadSet, ...]:
-    """The sets of heads that are intervened on one after another."""
-    model = session.model
+def units_of(
+    model: HookedMLLM, per: Unit | Sequence[HeadSet], inputs: PreparedInputs | None = None
+) -> tuple[HeadSet, ...]:
+    """The sets of heads that are intervened on one after another.
+
+    Args:
+        model: The model.
+        per: As for `sweep`.
+        inputs: Any prompt, for groups: a pass over it shows which heads share a key.
+
+    Raises:
+        ValueError: If a head does not exist.
+    """
     if not isinstance(per, str):
         model.check_heads(head for heads in per for head in heads)
         return tuple(per)
@@ -132,7 +150,7 @@ def units_of(session: Session, per: Unit | Sequence[HeadSet]) -> tuple[HeadSet, 
             n_groups[hook.layer()] = key.shape[2]
 
         with torch.no_grad(), model.hooks(fwd_hooks=[(name, count) for name in model.attn_names("k")]):
-            model(session.inputs, prefix=session.prefix)
+            model(inputs)
     units = []
     for layer, numbers in HeadSet(model.heads).by_layer().items():
         size = len(numbers) // n_groups[layer]

@@ -1,13 +1,15 @@
-"""The command line: `corelens demo`, `corelens models`, `corelens scan`.
+"""The command line: `corelens demo`, `models`, `scan`, `sweep` and `ablate`.
 
 Commands import what they need when they run, so that `--help` is quick.
 """
 
 import typer
 
+from corelens.cli.ablate import ablate
 from corelens.cli.demo import demo
 from corelens.cli.models import models
 from corelens.cli.scan import scan
+from corelens.cli.sweep import sweep
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
@@ -17,5 +19,5 @@ def main() -> None:
     """See which attention heads of a multimodal LLM fetch the visual evidence, and prove it."""
 
 
-for command in (demo, models, scan):
+for command in (demo, models, scan, sweep, ablate):
     app.command()(command)

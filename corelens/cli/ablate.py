@@ -1,0 +1,178 @@
+"""`corelens ablate`."""
+
+import json
+from collections.abc import Iterable
+from enum import Enum
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from corelens.cli import options
+
+if TYPE_CHECKING:
+    from corelens.ablating import Ablated, Conditions
+    from corelens.data import Sample
+
+N_TEXTS = 100
+"""Questions of each text task of the shipped models."""
+
+
+class BoxUnit(Enum):
+    """The units that have a name."""
+
+    PIXELS = "pixels"
+    THOUSANDTHS = "thousandths"
+    FRACTIONS = "fractions"
+
+
+def ablate(
+    model: options.Model,
+    data: options.Data,
+    out: options.Out,
+    heads: Annotated[str | None, typer.Option(help="The heads to remove, as in L2H4,L3H0.")] = None,
+    scores: Annotated[
+        Path | None, typer.Option(help="Scores that choose them, and the controls: a .safetensors of a run.")
+    ] = None,
+    top: Annotated[
+        float | None,
+        typer.Option(help="Share of all heads, or from 1 on their number, with --scores; 0.05 if not given.", min=0),
+    ] = None,
+    how: options.How = "zero",
+    phase: Annotated[str, typer.Option(help="When heads are removed: prefill, decode or both.")] = "both",
+    box_unit: Annotated[
+        BoxUnit | None, typer.Option(help="In which the model says boxes, for data that asks for them.")
+    ] = None,
+    limit: options.Limit = None,
+    seed: options.Seed = 0,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
+) -> None:
+    """Answer questions with and without some heads; with --scores, also without as many others."""
+    if (heads is None) == (scores is None):
+        raise typer.BadParameter("give the heads themselves or what ranks them.", param_hint="--heads, --scores")
+    if scores is None and top is not None:
+        raise typer.BadParameter("it says how many heads of a ranking; give --scores.", param_hint="--top")
+    from corelens.ablating import ablate_all
+    from corelens.store import write_whole
+
+    conditions = _conditions(heads, scores, 0.05 if top is None else top)
+    with options.resumable(out):
+        sets = options.samples(data, seed, limit) | _texts(model, limit)
+        found = ablate_all(
+            options.loaded(model, dtype, device),
+            sets,
+            conditions,
+            how,  # pyright: ignore[reportArgumentType] checked by ablate_all
+            phase,  # pyright: ignore[reportArgumentType]
+            box_unit=box_unit.value if box_unit else None,
+            out=out,
+        )
+    summary = {"model": model, "how": how, "phase": phase, **_summary(found)}
+    text = json.dumps(summary, indent=1)
+    write_whole(out / "ablation.json", lambda path: path.write_text(text))
+    if as_json:
+        print(text)
+        return
+    _show(summary, out)
+
+
+def _conditions(heads: str | None, scores: Path | None, top: float) -> "Conditions":
+    """The sets of heads that the options mean."""
+    from corelens.ablating import with_controls
+    from corelens.heads import HeadSet
+    from corelens.scores import HeadScores
+
+    try:
+        if heads is not None:
+            if not (chosen := HeadSet.parse(heads)):
+                raise ValueError(f"{heads!r} names no head; write e.g. L2H4,L3H0.")
+            return {"heads": [chosen]}
+    except ValueError as cause:
+        raise typer.BadParameter(str(cause), param_hint="--heads") from cause
+    assert scores is not None  # one of them is given
+    if not scores.is_file():
+        raise typer.BadParameter(f"there is no file {scores}.", param_hint="--scores")
+    from safetensors import SafetensorError
+
+    try:
+        ranking = HeadScores.load(scores)
+    except (SafetensorError, ValueError) as cause:
+        raise typer.BadParameter(f"{scores} holds no head scores: {cause}", param_hint="--scores") from cause
+    try:
+        return with_controls(ranking, int(top) if top >= 1 and top == int(top) else top)
+    except ValueError as cause:
+        raise typer.BadParameter(str(cause), param_hint="--top") from cause
+
+
+def _texts(model: str, limit: int | None) -> dict[str, "Iterable[Sample]"]:
+    """Questions without a picture that the model can be expected to answer."""
+    from corelens.data.plain_text import plain_text
+    from corelens.model import located
+    from corelens.toy import worlds
+
+    # The toys know few words, and are known by the record of their training.
+    if (Path(located(model)) / "record.json").is_file():
+        return {task: islice(worlds.texts(N_TEXTS, 0, task), limit) for task in worlds.TEXT_TASKS}
+    return {"text": islice(plain_text(), limit)}
+
+
+def _summary(found: "Ablated") -> dict[str, Any]:
+    """Accuracy by data set and condition, and how far it is from that with nothing removed."""
+
+    def measured(condition: str, dataset: str) -> dict[str, Any]:
+        accuracies = found.accuracies(condition, dataset)
+        said: dict[str, Any] = {
+            "accuracy": round(sum(accuracies) / len(accuracies), 4),
+            "unreadable": round(found.unreadable(condition, dataset), 4),
+        }
+        if len(accuracies) > 1:
+            said["of each set"] = [round(one, 4) for one in accuracies]
+        if condition != "plain":
+            compared = found.compared(condition, dataset)
+            said["change"] = round(compared.mean, 4)
+            if len(compared.differences) > 1:
+                said["interval"] = [round(bound, 4) for bound in compared.interval()]
+                said["p"] = round(compared.p_value(), 4)
+        return said
+
+    return {
+        "heads": {name: [str(heads) for heads in sets] for name, sets in found.conditions.items()},
+        "data": {
+            dataset: {
+                "samples": found.datasets.count(dataset),
+                "conditions": {condition: measured(condition, dataset) for condition in found.conditions},
+            }
+            for dataset in dict.fromkeys(found.datasets)
+        },
+        "skipped": found.skipped,
+    }
+
+
+def _show(summary: dict[str, Any], out: Path) -> None:
+    console = Console(highlight=False, markup=False)
+    for dataset, of in summary["data"].items():
+        console.print(f"\n{dataset}: {of['samples']} samples, accuracy in percent")
+        table = Table("removed", box=box.SIMPLE)
+        for title in ("accuracy", "unreadable", "change, with 95 % interval", "p"):
+            table.add_column(title, justify="right")
+        for condition, said in of["conditions"].items():
+            change = f"{100 * said['change']:+.1f}" if "change" in said else ""
+            if "interval" in said:
+                change += " [{:+.1f}, {:+.1f}]".format(*(100 * bound for bound in said["interval"]))
+            table.add_row(
+                condition, f"{100 * said['accuracy']:.1f}", f"{100 * said['unreadable']:.1f}", change,
+                f"{said['p']:.4f}" if "p" in said else "",
+            )  # fmt: skip
+        console.print(table)
+    for condition, sets in summary["heads"].items():
+        if sets != [""]:
+            console.print(f"{condition}: {sets[0] if len(sets) == 1 else f'{len(sets)} draws'}")
+    if summary["skipped"]:
+        console.print(f"{len(summary['skipped'])} samples were left out; ablation.json says why.")
+    console.print(f"All numbers: {out / 'ablation.json'}\n")

@@ -1,0 +1,79 @@
+"""What the commands that read a model and data share: their options, and how these are read."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from corelens.data import Sample
+    from corelens.model import HookedMLLM
+
+Model = Annotated[str, typer.Option(help="A local folder, a Hub id, or a shipped model.")]
+Data = Annotated[
+    list[str],
+    typer.Option(
+        metavar="NAME=WHERE",
+        help="A data set and its folder or Hub id, as in refcocog=PATH; or a world and how many samples to draw, "
+        "as in scenes=200. Can be given several times.",
+    ),
+]
+Out = Annotated[Path, typer.Option(help="Folder of the run; the same command goes on where it was interrupted.")]
+Limit = Annotated[int | None, typer.Option(help="Most samples of each data set.", min=1)]
+How = Annotated[str, typer.Option(help="What stands in for what a head found: zero, mean or resample.")]
+Seed = Annotated[int, typer.Option(help="Of the worlds.")]
+Dtype = Annotated[str, typer.Option(help="As bfloat16; auto is the checkpoint's own.")]
+Device = Annotated[str, typer.Option(help="As cuda:1; auto spreads the model over all GPUs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def samples(
+    arguments: Iterable[str], seed: int, limit: int | None, evidence: bool = False
+) -> dict[str, "Iterable[Sample]"]:
+    """The samples that each `NAME=WHERE` means, by name; only those that say where their `evidence` is, if it counts."""
+    return dict(_samples(one, seed, limit, evidence) for one in arguments)
+
+
+def _samples(argument: str, seed: int, limit: int | None, evidence: bool) -> tuple[str, "Iterable[Sample]"]:
+    from corelens.data import registry
+    from corelens.toy import worlds
+
+    name, separator, where = argument.partition("=")
+    if not separator:
+        raise typer.BadParameter(f"{argument!r} has no place; write NAME=WHERE.", param_hint="--data")
+    try:
+        if name == "scenes" or name in registry.WORLDS:
+            draw: Any = worlds.scenes if name == "scenes" else registry.WORLDS[name]
+            if not where.isdecimal():
+                raise ValueError(f"{name} needs a number of samples, as in {name}=200, not {where!r}.")
+            return name, islice(draw(int(where), seed), limit)
+        found = registry.load(name, where)
+        found = found.with_evidence() if evidence else found
+    except (OSError, ValueError, ImportError) as cause:
+        raise typer.BadParameter(str(cause), param_hint="--data") from cause
+    return found.name, islice(found, limit)
+
+
+def loaded(model: str, dtype: str, device: str) -> "HookedMLLM":
+    """The model, on the device of the machine that loads it."""
+    import torch
+
+    from corelens.model import HookedMLLM
+
+    placed: dict[str, Any] = {"device_map": device} if device != "auto" or torch.cuda.is_available() else {}
+    return HookedMLLM.from_pretrained(model, dtype=dtype, **placed)
+
+
+@contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """Says mistakes without a traceback, and after an interruption how to go on."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, ImportError) as cause:
+        raise typer.BadParameter(str(cause)) from cause
+    except KeyboardInterrupt:
+        typer.echo(f"\nInterrupted. The same command goes on where {out} ends.", err=True)
+        raise typer.Exit(130) from None
