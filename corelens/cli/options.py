@@ -33,7 +33,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 def samples(
     arguments: Iterable[str], seed: int, limit: int | None, evidence: bool = False
 ) -> dict[str, "Iterable[Sample]"]:
-    """The samples that each `NAME=WHERE` means, by name; only those that say where their `evidence` is, if it counts."""
+    """The samples that each `NAME=WHERE` means, by name; if `evidence` counts, only those that say where theirs is."""
     return dict(_samples(one, seed, limit, evidence) for one in arguments)
 
 
