@@ -218,14 +218,14 @@ class HookedMLLM(HookedRootModule):
         return norm
 
     @property
-    def unembed(self) -> nn.Module:
-        """What makes logits of the normed residual stream."""
+    def unembed(self) -> nn.Module | None:
+        """What makes logits of the normed residual stream, if it is one module."""
         return self.hf_model.get_output_embeddings()
 
     @property
     def W_U(self) -> Float[Tensor, "d_model vocabulary"]:
         """Its weights."""
-        return self.unembed.weight.T  # pyright: ignore[reportCallIssue, reportReturnType]
+        return self.unembed.weight.T  # pyright: ignore
 
     @property
     def b_U(self) -> Float[Tensor, "#vocabulary"]:
@@ -449,13 +449,21 @@ class HookedMLLM(HookedRootModule):
         Returns:
             What the pass returns, and a TransformerLens cache: `cache["pattern", 3]`.
         """
+        if isinstance(names_filter, str):
+            names_filter = [names_filter]
         if names_filter is not None and not callable(names_filter):
-            for name in [names_filter] if isinstance(names_filter, str) else names_filter:
+            for name in names_filter:
                 self._check_names(name)
         if remove_batch_dim and (batch := _shape({**(model_args[0] if model_args else {}), **kwargs})[0]) != 1:
             raise ValueError(f"remove_batch_dim=True needs a batch of one, and this one has {batch} samples.")
         if names_filter is None:
             names_filter = [name for name in self.hook_dict if not name.startswith("vision.")]
+        wanted = names_filter if callable(names_filter) else list(names_filter).__contains__
+        if kwargs.get("pos_slice") is not None and any(wanted(n) for n in self.hook_dict if n.endswith("hook_o_in")):
+            raise ValueError(
+                "pos_slice takes the head axis of hook_o_in for positions: leave hook_o_in out with names_filter, or "
+                "slice what the cache holds."
+            )
         with self._lock, self._limited_to(queries):
             output, cache = super().run_with_cache(
                 *model_args, names_filter=names_filter, remove_batch_dim=remove_batch_dim, **kwargs
