@@ -99,6 +99,9 @@ class HookedBlock(nn.Module):
     `hook_resid_post`; a layer has those that its form allows.
     """
 
+    hook_out_is_single_residual_stream = True
+    """For TransformerLens's logit lens, which compares what it reads with the logits."""
+
     def __init__(self, site: LayerSite) -> None:
         super().__init__()
         self._site = site

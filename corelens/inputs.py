@@ -25,6 +25,11 @@ class PreparedInputs(BatchFeature):
         super().__init__(dict(tensors))
         self.tokens = tokens
 
+    @property
+    def shape(self) -> torch.Size:
+        """Batch and position, as token ids have them: TransformerLens's patching takes inputs in their place."""
+        return self["input_ids"].shape
+
     def to(self, *args: Any, **kwargs: Any) -> "PreparedInputs":
         """Moves tensors and map; floating-point tensors also change dtype, if one is given."""
         super().to(*args, **kwargs)

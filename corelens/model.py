@@ -29,7 +29,7 @@ from corelens.passes import Intervention, Progress, Where
 from corelens.prefix import Prefix, head_of, length_before_question, rest_of, without_media
 from corelens.processors import load_processor
 from corelens.replay import Stop, recording, replaying
-from corelens.sites import KNOWN_BUGS, LayerSite, layer_sites, vision_sites
+from corelens.sites import KNOWN_BUGS, LayerSite, final_norm, layer_sites, vision_sites
 from corelens.tokens import TokenMap
 
 SHIPPED = {
@@ -110,12 +110,19 @@ class HookedMLLM(HookedRootModule):
             n_heads=max(attention.n_heads for attention in attentions),
             d_head=max(attention.d_head for attention in attentions),
             d_model=attentions[0].d_model,
+            # TransformerLens's patching and caches read these as well.
+            n_key_value_heads=max(attention.n_kv_heads for attention in attentions),
+            device=hf_model.device,
+            dtype=hf_model.dtype,
+            attn_only=False,
+            normalization_type="RMS" if "RMS" in type(final_norm(sites[0].stack)).__name__ else "LN",
         )
         self._queries: Where | None = None
         self._continuing: set[frozenset[str]] = set()
         """The kinds of inputs for which passes after a prefix were seen to be whole passes."""
         self._lock = _LOCKS.setdefault(hf_model, RLock())
         self.setup()
+        super().train(hf_model.training)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, *, trust_remote_code: bool = False, **kwargs: Any) -> "HookedMLLM":
@@ -203,10 +210,37 @@ class HookedMLLM(HookedRootModule):
                 reason = f"layer {head.layer} has {site.attentions['attn'].n_heads} heads"
             raise ValueError(f"{head} does not exist: {reason}, counted from zero.")
 
+    # What TransformerLens's logit lens reads of a model.
+
+    @property
+    def ln_final(self) -> nn.Module:
+        """The norm between the last layer and the logits."""
+        norm = final_norm(self._sites[0].stack)
+        if norm is None:
+            raise ValueError(f"which norm {type(self._sites[0].stack).__name__} ends with is not known.")
+        return norm
+
+    @property
+    def unembed(self) -> nn.Module | None:
+        """What makes logits of the normed residual stream, if it is one module."""
+        return self.hf_model.get_output_embeddings()
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model vocabulary"]:
+        """Its weights."""
+        return self.unembed.weight.T  # pyright: ignore
+
+    @property
+    def b_U(self) -> Float[Tensor, "#vocabulary"]:
+        """Its biases; a single zero if it has none."""
+        bias = getattr(self.unembed, "bias", None)
+        return self.W_U.new_zeros(1) if bias is None else bias
+
     # nn.Module's own ways to move, switch and list reach the wrapped model, which is not in the module tree.
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "HookedMLLM":
         self.hf_model._apply(fn, recurse)
+        self.cfg.device, self.cfg.dtype = self.device, self.hf_model.dtype
         return self
 
     def train(self, mode: bool = True) -> "HookedMLLM":
@@ -418,13 +452,21 @@ class HookedMLLM(HookedRootModule):
         Returns:
             What the pass returns, and a TransformerLens cache: `cache["pattern", 3]`.
         """
+        if isinstance(names_filter, str):
+            names_filter = [names_filter]
         if names_filter is not None and not callable(names_filter):
-            for name in [names_filter] if isinstance(names_filter, str) else names_filter:
+            for name in names_filter:
                 self._check_names(name)
         if remove_batch_dim and (batch := _shape({**(model_args[0] if model_args else {}), **kwargs})[0]) != 1:
             raise ValueError(f"remove_batch_dim=True needs a batch of one, and this one has {batch} samples.")
         if names_filter is None:
             names_filter = [name for name in self.hook_dict if not name.startswith("vision.")]
+        wanted = names_filter if callable(names_filter) else list(names_filter).__contains__
+        if kwargs.get("pos_slice") is not None and any(wanted(n) for n in self.hook_dict if n.endswith("hook_o_in")):
+            raise ValueError(
+                "pos_slice takes the head axis of hook_o_in for positions: leave hook_o_in out with names_filter, or "
+                "slice what the cache holds."
+            )
         with self._lock, self._limited_to(queries):
             output, cache = super().run_with_cache(
                 *model_args, names_filter=names_filter, remove_batch_dim=remove_batch_dim, **kwargs

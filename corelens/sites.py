@@ -40,6 +40,11 @@ class AttentionSite:
     """Whether several pictures or windows come side by side in one sequence, and attention stays within each."""
 
     @property
+    def n_kv_heads(self) -> int:
+        """How many heads of keys and values its query heads share."""
+        return self.n_heads // getattr(self.module, "num_key_value_groups", 1)
+
+    @property
     def d_head(self) -> int:
         """Width of one head's output; zero if W_O was not found."""
         return 0 if self.w_o is None else self.w_o.in_features // self.n_heads
@@ -178,6 +183,13 @@ def vision_sites(hf_model: PreTrainedModel, layers: list[LayerSite]) -> tuple[di
         attention_site(module, model.get_submodule(path.rpartition(".")[0]), True) for path, module in found.items()
     ]
     return dict(zip(numbers, sites, strict=True)), ""
+
+
+def final_norm(stack: nn.Module) -> nn.Module | None:
+    """The last norm that the stack of layers uses; None if it uses none."""
+    parts = [getattr(stack, name, None) for name in _names_in_forward(stack)]
+    norms = [part for part in parts if isinstance(part, nn.Module) and "norm" in type(part).__name__.lower()]
+    return norms[-1] if norms else None
 
 
 def attention_site(module: nn.Module, parent: nn.Module, crossing: bool = False) -> AttentionSite:

@@ -100,6 +100,42 @@ def test_every_member_of_the_family_is_its_definition(reduction: Any, normalisat
 
 
 @settings(deadline=None, max_examples=50)
+@given(attention(), st.integers(0, 100))
+def test_attention_moved_is_what_left_its_keys(a: dict[str, Tensor], seed: int):
+    from corelens import metrics
+
+    before, queries = a["pattern"], a["queries"]
+    after = torch.rand(before.shape, generator=torch.Generator().manual_seed(seed)).softmax(-1)
+    expected = torch.zeros(before.shape[:2])
+    for sample, head in torch.ones_like(expected).nonzero().tolist():
+        rows = [
+            sum(max(old - new, 0) for old, new in zip(*row, strict=True))
+            for row in zip(before[sample, head].tolist(), after[sample, head].tolist(), strict=True)
+        ]
+        asked = [row for row, chosen in zip(rows, queries[sample].tolist(), strict=True) if chosen]
+        expected[sample, head] = sum(asked) / len(asked)
+    after[~queries[:, None].expand(before.shape[:3])] = torch.nan
+    assert_close(metrics.attention_moved(before, after, queries), expected)
+    assert not metrics.attention_moved(before, before, queries).any()
+
+
+@settings(deadline=None, max_examples=50)
+@given(attention())
+def test_cut_edges_move_the_attention_they_carried(a: dict[str, Tensor]):
+    from corelens import metrics
+
+    cut, queries = a["evidence"].clone(), torch.zeros_like(a["queries"])
+    cut[:, -1], queries[:, -1] = False, True
+    cut[:, 0] = True
+    left = a["pattern"].masked_fill(cut[:, None, None], 0)
+    after = left / left.sum(-1, keepdim=True)
+    moved = metrics.attention_moved(a["pattern"], after, queries)
+    assert_close(moved, metrics.retrieval_attention_mass(a["pattern"], cut, queries), atol=1e-5, rtol=1e-4)
+    # What a sink takes has left the keys.
+    assert_close(metrics.attention_moved(a["pattern"], left, queries), moved, atol=1e-5, rtol=1e-4)
+
+
+@settings(deadline=None, max_examples=50)
 @given(attention())
 def test_masses_lie_between_zero_and_one_and_add_up_to_the_row(a: dict[str, Tensor]):
     from corelens import metrics

@@ -4,6 +4,7 @@ from corelens.metrics.aggregation import aggregate as aggregate
 from corelens.metrics.division import depth_profile as depth_profile
 from corelens.metrics.division import two_groups as two_groups
 from corelens.metrics.family import head_score as head_score
+from corelens.metrics.mass import attention_moved as attention_moved
 from corelens.metrics.mass import retrieval_attention_mass as retrieval_attention_mass
 from corelens.metrics.mass import visual_share as visual_share
 from corelens.metrics.presets import PRESETS as PRESETS

@@ -1,5 +1,6 @@
 """Attention masses: the paper's metric, and the share of attention that looks at pictures at all."""
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -68,3 +69,30 @@ def visual_share(
         ValueError: If a sample has no visual token or no query token.
     """
     return retrieval_attention_mass(pattern, image, queries)
+
+
+def attention_moved(
+    before: Float[Tensor, "batch head query key"],
+    after: Float[Tensor, "batch head query key"],
+    queries: Bool[Tensor, "batch query"],
+) -> Float[Tensor, "batch head"]:
+    r"""Attention that left the keys where it was, between two passes over the same inputs.
+
+    $$\frac{1}{|Q|} \sum_{q \in Q} \sum_k \max(A_{h,q,k} - A'_{h,q,k}, 0)$$
+
+    For rows that sum to one this is their total variation distance, and for cut edges the attention that they carried.
+
+    Args:
+        before: Attention probabilities of one pass, after softmax.
+        after: Those of the other.
+        queries: Which rows are looked at. Others may hold anything, even NaN.
+
+    Returns:
+        Values in [0, 1]; zero if nothing moved. What a model's learned sink takes counts as moved, and what it gives
+        does not.
+
+    Raises:
+        ValueError: If a sample marks no row.
+    """
+    everywhere = torch.ones_like(queries[:, :1]).expand(-1, before.shape[-1])
+    return head_score((before - after).clamp(min=0), everywhere, queries)
