@@ -228,7 +228,9 @@ class HookedMLLM(HookedRootModule):
     @property
     def W_U(self) -> Float[Tensor, "d_model vocabulary"]:
         """Its weights."""
-        return self.unembed.weight.T  # pyright: ignore
+        # Any: pyright sees no attributes of a module.
+        unembed: Any = self.unembed
+        return unembed.weight.T
 
     @property
     def b_U(self) -> Float[Tensor, "#vocabulary"]:
