@@ -2,10 +2,9 @@
 
 import json
 from collections.abc import Iterable
-from enum import Enum
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich import box
@@ -22,14 +21,6 @@ N_TEXTS = 100
 """Questions of each text task of the shipped models."""
 
 
-class BoxUnit(Enum):
-    """The units that have a name."""
-
-    PIXELS = "pixels"
-    THOUSANDTHS = "thousandths"
-    FRACTIONS = "fractions"
-
-
 def ablate(
     model: options.Model,
     data: options.Data,
@@ -43,9 +34,10 @@ def ablate(
         typer.Option(help="Share of all heads, or from 1 on their number, with --scores; 0.05 if not given.", min=0),
     ] = None,
     how: options.How = "zero",
-    phase: Annotated[str, typer.Option(help="When heads are removed: prefill, decode or both.")] = "both",
+    phase: Annotated[Literal["prefill", "decode", "both"], typer.Option(help="When heads are removed.")] = "both",
     box_unit: Annotated[
-        BoxUnit | None, typer.Option(help="In which the model says boxes, for data that asks for them.")
+        Literal["pixels", "thousandths", "fractions"] | None,
+        typer.Option(help="In which the model says boxes, for data that asks for them."),
     ] = None,
     limit: options.Limit = None,
     seed: options.Seed = 0,
@@ -68,9 +60,9 @@ def ablate(
             options.loaded(model, dtype, device),
             sets,
             conditions,
-            how,  # pyright: ignore[reportArgumentType] checked by ablate_all
-            phase,  # pyright: ignore[reportArgumentType]
-            box_unit=box_unit.value if box_unit else None,
+            how,
+            phase,
+            box_unit=box_unit,
             out=out,
         )
     summary = {"model": model, "how": how, "phase": phase, **_summary(found)}

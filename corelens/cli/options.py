@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,7 +23,7 @@ Data = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Folder of the run; the same command goes on where it was interrupted.")]
 Limit = Annotated[int | None, typer.Option(help="Most samples of each data set.", min=1)]
-How = Annotated[str, typer.Option(help="What stands in for what a head found: zero, mean or resample.")]
+How = Annotated[Literal["zero", "mean", "resample"], typer.Option(help="What stands in for what a head found.")]
 Seed = Annotated[int, typer.Option(help="Of the worlds.")]
 Dtype = Annotated[str, typer.Option(help="As bfloat16; auto is the checkpoint's own.")]
 Device = Annotated[str, typer.Option(help="As cuda:1; auto spreads the model over all GPUs.")]

@@ -1,7 +1,7 @@
 """`corelens sweep`."""
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich import box
@@ -19,7 +19,7 @@ def sweep(
     data: options.Data,
     out: options.Out,
     how: options.How = "zero",
-    per: Annotated[str, typer.Option(help="What is removed by itself: each head, layer or group.")] = "head",
+    per: Annotated[Literal["head", "layer", "group"], typer.Option(help="What is removed by itself.")] = "head",
     limit: options.Limit = None,
     seed: options.Seed = 0,
     dtype: options.Dtype = "auto",
@@ -32,13 +32,7 @@ def sweep(
 
     sets = options.samples(data, seed, limit)
     with options.resumable(out):
-        found = sweep_all(
-            options.loaded(model, dtype, device),
-            sets,
-            how,  # pyright: ignore[reportArgumentType] checked by sweep_all
-            per,  # pyright: ignore[reportArgumentType]
-            out,
-        )
+        found = sweep_all(options.loaded(model, dtype, device), sets, how, per, out)
     summary = _summary(found)
     text = json.dumps(summary, indent=1)
     write_whole(out / "sweep.json", lambda path: path.write_text(text))
