@@ -248,11 +248,15 @@ def test_duplicate_tokens_and_losses_count_the_placeholders_of_pictures(toy: Any
     pictures = inputs.tokens.image[0]
     duplicates = head_detector.get_duplicate_token_head_detection_pattern(inputs["input_ids"])
     assert torch.equal(duplicates[pictures][:, pictures], torch.ones(64, 64).tril(-1))
+    induction = head_detector.get_induction_head_detection_pattern(inputs["input_ids"])
+    assert torch.equal(induction[pictures][:, pictures][:, 1:], torch.ones(64, 63).tril(-1))
     log_probs = toy(inputs)[0, :-1].log_softmax(-1)
     per_token = -log_probs.gather(-1, inputs["input_ids"][0, 1:, None])[:, 0]
     loss = utilities.lm_cross_entropy_loss(toy(inputs), inputs["input_ids"])
     assert_close(loss, per_token.mean())
-    assert pictures[1:].float().mean() > 0.8
+    right = log_probs.argmax(-1) == inputs["input_ids"][0, 1:]
+    assert_close(utilities.lm_accuracy(toy(inputs), inputs["input_ids"]), right.float().mean())
+    assert (int(pictures[1:].sum()), len(right)) == (64, 76)
     assert not torch.isclose(loss, per_token[~pictures[1:]].mean(), rtol=0.1)
 
 
@@ -303,6 +307,7 @@ DOES_NOT_RUN: dict[str, tuple[type[Exception], Callable[[Any, Any, Any], object]
     "decompose_resid(apply_ln=True)": (IndexError, lambda m, i, c: c.decompose_resid(apply_ln=True)),
     "logit_attrs": (AttributeError, lambda m, i, c: c.logit_attrs(c.decompose_resid(), 5)),
     "compute_ssm_state": (RuntimeError, lambda m, i, c: c.compute_ssm_state()),
+    "compute_ssm_effective_attention": (RuntimeError, lambda m, i, c: c.compute_ssm_effective_attention()),
     "direct_logit_attribution": (
         AttributeError,
         lambda m, i, c: analysis.direct_logit_attribution(m, i, answer_tokens=5),
