@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import tarfile
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -463,6 +464,25 @@ def test_mmlongbench_puts_pictures_into_their_places_and_knows_image_needles(ben
     assert len(list(mmlongbench(bench, "retrieval-image", 16))) == 2
     parts = sample.chat[0]["content"]
     assert [part["type"] for part in parts][:4] == ["text", "image", "text", "image"]
+
+
+def test_mmlongbench_of_the_hub_is_unpacked_once(
+    bench: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+):
+    import huggingface_hub
+
+    write_lines(bench / "mmlb_data" / "NIAH" / "retrieval-image_test_K8_dep6.jsonl", [niah()])
+    downloaded, home = tmp_path_factory.mktemp("downloaded"), tmp_path_factory.mktemp("home")
+    for part in ("mmlb_data", "mmlb_image"):
+        with tarfile.open(downloaded / f"{part}.tar.gz", "w:gz") as archive:
+            archive.add(bench / part, part)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: str(downloaded))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(home))
+    (sample,) = mmlongbench("ZhaoweiWang/MMLongBench", "retrieval-image")
+    assert [image.size for image in sample.pictures] == [(8, 8)] * 5
+    assert (home / "corelens" / "MMLongBench" / "mmlb_image" / "mm-niah" / "a.png").exists()
+    monkeypatch.setattr(tarfile, "open", None)  # not a second time
+    assert len(list(mmlongbench("ZhaoweiWang/MMLongBench", "retrieval-image"))) == 1
 
 
 def test_mmlongbench_skips_what_is_broken(bench: Path):

@@ -465,6 +465,8 @@ def test_the_command_scores_several_data_sets_and_goes_on(tmp_path: Path):
         (("--data", "cocoa=here"), "is no data set that corelens knows"),
         (("--data", "refcocog=./nowhere"), "there is no folder"),
         (("--data", "scenes=2", "--metric", "rham"), "there is no measure 'rham'; there are ram, "),
+        (("--data", "refcocog=.,split"), "after the place come settings, as in refcocog=PATH,split=test"),
+        (("--data", "mmlongbench=.,task=none"), "task='none' is not known"),
         (("--data", "scenes=2", "--batch", "0"), "is neither auto nor a number"),
     ],
 )

@@ -17,8 +17,8 @@ Data = Annotated[
     list[str],
     typer.Option(
         metavar="NAME=WHERE",
-        help="A data set and its folder or Hub id, as in refcocog=PATH; or a world and how many samples to draw, "
-        "as in scenes=200. Can be given several times.",
+        help="A data set and its folder or Hub id, as in refcocog=PATH or mmlongbench=PATH,task=infoseek; or a world "
+        "and how many samples to draw, as in scenes=200. Can be given several times.",
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder of the run; the same command goes on where it was interrupted.")]
@@ -50,7 +50,11 @@ def _samples(argument: str, seed: int, limit: int | None, evidence: bool) -> tup
             if not where.isdecimal():
                 raise ValueError(f"{name} needs a number of samples, as in {name}=200, not {where!r}.")
             return name, islice(draw(int(where), seed), limit)
-        found = registry.load(name, where)
+        place, *settings = where.split(",")
+        named = dict(setting.split("=", 1) for setting in settings if "=" in setting)
+        if len(named) < len(settings):
+            raise ValueError(f"{argument!r}: after the place come settings, as in {name}=PATH,split=test.")
+        found = registry.load(name, place, **{key: int(v) if v.isdecimal() else v for key, v in named.items()})
         found = found.with_evidence() if evidence else found
     except (OSError, ValueError, ImportError) as cause:
         raise typer.BadParameter(str(cause), param_hint="--data") from cause

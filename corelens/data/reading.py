@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import re
+import tarfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -121,6 +122,20 @@ def folder_of(source: str | PathLike[str], patterns: Sequence[str], access: str 
         raise FileNotFoundError(
             f"{str(source)!r} is no local folder, and could not be downloaded from the Hub: {reason}"
         ) from cause
+
+
+def unpacked(archives: Path, name: str) -> Path:
+    """What the .tar.gz archives of a downloaded folder hold, unpacked once, beside Hugging Face's cache."""
+    folder = Path(needed("huggingface_hub").constants.HF_HOME) / "corelens" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for archive in sorted(archives.rglob("*.tar.gz")):
+        # Its size tells a newer archive of the same name apart. The mark is made last: what was interrupted is redone.
+        mark = folder / f".{archive.name}-{archive.stat().st_size}"
+        if not mark.exists():
+            with tarfile.open(archive) as opened:
+                opened.extractall(folder, filter="data")  # nothing outside the folder, no devices
+            mark.touch()
+    return folder
 
 
 def files_in(folder: Path, *patterns: str) -> list[Path]:

@@ -17,6 +17,7 @@ from corelens.data.reading import (
     BadRow,
     Row,
     Samples,
+    folder_of,
     get,
     listed,
     picture_file,
@@ -25,6 +26,7 @@ from corelens.data.reading import (
     read_lines,
     refuse,
     text,
+    unpacked,
 )
 from corelens.data.sample import Evidence, Sample
 
@@ -49,7 +51,8 @@ def mmlongbench(source: str | PathLike[str], task: str, length: int = 8, seed: i
     instructions are ours; they ask for what the authors' ask for, in fewer words.
 
     Args:
-        source: The folder that holds `mmlb_data` and `mmlb_image`, the unpacked archives of the Hub's repository.
+        source: The folder that holds `mmlb_data` and `mmlb_image`, the unpacked archives of the Hub's repository; or
+            its id, `ZhaoweiWang/MMLongBench`: then they are downloaded and unpacked beside Hugging Face's cache.
         task: A name of `TASKS`, such as `retrieval-image`, `infoseek` or `slidevqa`.
         length: Thousands of tokens: 8, 16, 32, 64 or 128.
         seed: Chooses and orders the examples of many-shot tasks, as the authors' code does without one.
@@ -60,11 +63,14 @@ def mmlongbench(source: str | PathLike[str], task: str, length: int = 8, seed: i
         raise ValueError(f"length={length} is not known; the lengths of MMLongBench are {LENGTHS}, in thousands.")
     if seed < 0:
         raise ValueError(f"seed={seed} is negative.")
-    folder = Path(source).expanduser()
+    folder = folder_of(source, ["*.tar.gz"])
+    if not Path(source).expanduser().is_dir():
+        folder = unpacked(folder, "MMLongBench")
     if not (folder / "mmlb_data").is_dir():
         raise FileNotFoundError(
-            f"there is no folder {str(folder / 'mmlb_data')!r}. MMLongBench comes in archives: `hf download "
-            f"ZhaoweiWang/MMLongBench --repo-type dataset --local-dir FOLDER`, then unpack every .tar.gz there."
+            f"there is no folder {str(folder / 'mmlb_data')!r}. MMLongBench comes in archives: give the Hub id "
+            f"ZhaoweiWang/MMLongBench, or `hf download ZhaoweiWang/MMLongBench --repo-type dataset --local-dir FOLDER` "
+            f"and unpack every .tar.gz there."
         )
     endings = re.compile(rf"_K{length}(_.*)?\.jsonl?$")
     found = [path for path in sorted((folder / "mmlb_data").rglob(f"{task}*")) if endings.search(path.name)]
