@@ -188,7 +188,7 @@ def test_shipped_models_see_and_read(shipped: Any):
     from corelens.model import SHIPPED
     from corelens.toy import worlds
 
-    name = next(name for name, folder in SHIPPED.items() if str(folder) == shipped.cfg.model_name)
+    name = shipped.cfg.model_name
     record = json.loads((SHIPPED[name] / "record.json").read_text())
     assert record["accuracy on unseen samples"]["scenes"] >= 0.95
     tasks = {"scenes": worlds.scenes(100, seed=9)} | {t: worlds.texts(50, 9, t) for t in worlds.TEXT_TASKS}
