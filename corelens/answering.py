@@ -28,11 +28,11 @@ def with_answers(
         answers: Texts, which are tokenised on their own, or token ids.
 
     Raises:
-        ValueError: If there is not one answer for each prompt, one has no token, or the model's decoder stands beside
-            an encoder: its answer is another sequence.
+        ValueError: If there is not one answer for each prompt, or one has no token.
+        TypeError: If the model's decoder stands beside an encoder: its answer is another sequence.
     """
     if model.hf_model.config.is_encoder_decoder:
-        raise ValueError(
+        raise TypeError(
             f"{type(model.hf_model).__name__} has an encoder and a decoder: its answers do not follow the prompt."
         )
     if len(answers) != len(inputs.tokens):

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from corelens.answering import greedy_answers, said, saying, with_answers
-from corelens.data import Sample, evidence_tokens, prepare_batch
+from corelens.data import Sample, evidence_tokens
 from corelens.inputs import PreparedInputs
 from corelens.measuring import Asked, Measure, measure
 from corelens.metrics import Metric
 from corelens.model import HookedMLLM
-from corelens.parts import Unmeasurable
+from corelens.parts import about_samples, prepared
 from corelens.tokens import Rule, Views
 
 OTHER_QUESTIONS = {"minus_null": "N/A", "over_generic": "Describe the image."}
@@ -46,26 +46,16 @@ def measure_batch(
     if len(groups) > 1 and (of_prompt := groups.pop("prompt", [])):
         # Attention of the prompt does not change with what follows it: one pass serves both.
         next(iter(groups.values())).extend(of_prompt)
-    try:
-        passes = [(own, *_asked(model, samples, sequence, own, choices)) for sequence, own in groups.items()]
-        # Each metric that compares with another question, after its own: the same pass about the other question.
-        compared = {
-            baseline: [one for one in choices.measures if isinstance(one, Metric) and one.baseline == baseline]
-            for baseline in OTHER_QUESTIONS
-        }
-        others = {
-            baseline: (own, *_asked(model, _asking(samples, baseline), "prompt", own, choices))
-            for baseline, own in compared.items()
-            if own
-        }
-    except (ValueError, OSError, IndexError) as cause:
-        raise Unmeasurable(str(cause)) from cause
     found = {}
-    for own, inputs, asked in passes:
+    for sequence, own in groups.items():
+        inputs, asked = _asked(model, samples, sequence, own, choices)
         found |= measure(model, inputs, asked, own)
-    for baseline, (own, inputs, asked) in others.items():
-        for name, score in measure(model, inputs, asked, own).items():
-            found[name] = found[name] - score if baseline == "minus_null" else found[name] / score
+    # Metrics that compare with another question, after their own: the same pass about the other question.
+    for baseline in OTHER_QUESTIONS:
+        if own := [one for one in choices.measures if isinstance(one, Metric) and one.baseline == baseline]:
+            inputs, asked = _asked(model, _asking(samples, baseline), "prompt", own, choices)
+            for name, score in measure(model, inputs, asked, own).items():
+                found[name] = found[name] - score if baseline == "minus_null" else found[name] / score
     return found
 
 
@@ -83,16 +73,18 @@ def _asked(
     model: HookedMLLM, samples: Sequence[Sample], sequence: str, measures: Sequence[Measure], choices: Choices
 ) -> tuple[PreparedInputs, Asked]:
     """The tensors of a pass and what to measure it with."""
-    inputs = prepare_batch(model, samples)
+    inputs = prepared(model, samples)
     tokens = inputs.tokens
     n = tokens.role.shape[1]
     needs_evidence = any(isinstance(one, Metric) for one in measures)
-    evidence = evidence_tokens(samples, tokens, choices.rule, choices.views) if needs_evidence else tokens.visual
+    with about_samples():
+        evidence = evidence_tokens(samples, tokens, choices.rule, choices.views) if needs_evidence else tokens.visual
     queries = {"last": tokens.last, "question": tokens.question}
     if sequence != "prompt":
         own = sequence == "generated"
         answers = greedy_answers(model, inputs, choices.max_new_tokens) if own else [one.answer for one in samples]
-        inputs = with_answers(model, inputs, answers)
+        with about_samples():
+            inputs = with_answers(model, inputs, answers)
         behind = (0, inputs.tokens.role.shape[1] - n)
         evidence = pad(evidence, behind)
         queries = {name: pad(mask, behind) for name, mask in queries.items()} | {sequence: saying(inputs.tokens)}

@@ -89,7 +89,7 @@ class Look:
         # Tokens of the question say nothing: what they fetch is weighed for the answer's first token.
         first = said.gather(1, (said >= 0).to(torch.uint8).argmax(-1, keepdim=True))
         own = said.gather(1, self.rows.position)
-        unembedding = unembedding_of(self.model)
+        unembedding = self.model.W_U.T
         direction = unembedding[torch.where(own >= 0, own, first).to(unembedding.device)].to(self.pattern.device)
         return metrics.write_towards(values, W_O, direction)
 
@@ -205,18 +205,6 @@ def _weighs_writing(one: Measure) -> bool:
 
 def _needs_sinks(one: Measure) -> bool:
     return one.sinks == "excluded" if isinstance(one, Metric) else one == "sink_share"
-
-
-def unembedding_of(model: HookedMLLM) -> Float[Tensor, "vocabulary d_model"]:
-    """What each token of the vocabulary adds to its logit along.
-
-    Raises:
-        ValueError: If the model has no such matrix.
-    """
-    head: Any = model.hf_model.get_output_embeddings()
-    if head is None:
-        raise ValueError(f"{type(model.hf_model).__name__} has no unembedding, so no answer has a direction.")
-    return head.weight
 
 
 def _by_layer(found: Mapping[int, Float[Tensor, "batch head"]], model: HookedMLLM) -> Float[Tensor, "batch layer head"]:

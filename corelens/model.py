@@ -227,9 +227,15 @@ class HookedMLLM(HookedRootModule):
 
     @property
     def W_U(self) -> Float[Tensor, "d_model vocabulary"]:
-        """Its weights."""
+        """Its weights: along each column, what raises the logit of that token.
+
+        Raises:
+            ValueError: If the model has no such matrix.
+        """
         # Any: pyright sees no attributes of a module.
         unembed: Any = self.unembed
+        if unembed is None:
+            raise ValueError(f"{type(self.hf_model).__name__} has no unembedding, so no token has a direction.")
         return unembed.weight.T
 
     @property

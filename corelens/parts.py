@@ -2,8 +2,8 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from os import PathLike
 from typing import Any
@@ -155,16 +155,23 @@ def part_of(
     )
 
 
+@contextmanager
+def about_samples() -> Iterator[None]:
+    """What goes wrong in here is said of the samples: they are `Unmeasurable`, and the work goes on without them."""
+    try:
+        yield
+    except (ValueError, OSError, IndexError) as cause:
+        raise Unmeasurable(str(cause)) from cause
+
+
 def prepared(model: HookedMLLM, samples: Sequence[Sample]) -> PreparedInputs:
     """The inputs of a few samples together.
 
     Raises:
         Unmeasurable: If one cannot be prepared.
     """
-    try:
+    with about_samples():
         return prepare_batch(model, samples)
-    except (ValueError, OSError, IndexError) as cause:
-        raise Unmeasurable(str(cause)) from cause
 
 
 def batches_of(items: Sequence[Any], size: int) -> list[list[Any]]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jaxtyping import Float
 from torch import Tensor
@@ -103,7 +103,7 @@ def scan_parts(
             their numbers, in any order.
     """
     made = {name: value for name, value in asdict(choices).items() if name != "measures"}
-    made["measures"] = [asdict(one) if isinstance(one, Metric) else one for one in choices.measures]
+    made["measures"] = {name_of(one): _axes(one) if isinstance(one, Metric) else {} for one in choices.measures}
     found = _scores(in_parts("scan", samples, PART, model, made, out, scan), measures, choices, model)
     if out is not None:
         for name, scores in found.items():
@@ -125,7 +125,15 @@ def chosen(measures: Sequence[Measure], **choices: Any) -> Choices:
     made = Choices(_resolved(measures), **choices)
     if made.batch_size < 1:
         raise ValueError(f"batch_size={made.batch_size} is less than one.")
+    for name, value, known in (("rule", made.rule, Rule), ("views", made.views, Views)):
+        if value not in get_args(known):
+            raise ValueError(f"{name}={value!r} is not known; it is one of {', '.join(get_args(known))}.")
     return made
+
+
+def _axes(metric: Metric) -> dict[str, str]:
+    """The choices that shape a metric's numbers, without what is said of it."""
+    return {name: value for name, value in asdict(metric).items() if name not in ("name", "label", "source")}
 
 
 def _resolved(measures: Sequence[Measure]) -> tuple[Measure, ...]:

@@ -123,13 +123,18 @@ def write_whole(path: Path, write: Any) -> None:
 
 
 def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    differences = [
-        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-        for name in dict.fromkeys((*before, *now))
-        # As JSON keeps it: tuples become lists.
-        if before.get(name) != json.loads(json.dumps(now.get(name)))
-    ]
-    if differences:
+    # As JSON keeps it: tuples become lists.
+    if differences := list(_differences(before, json.loads(json.dumps(now)))):
         raise ValueError(
             f"{folder} holds another run: {'; '.join(differences)}. Choose another folder, or make the same choices."
         )
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """Every value that differs, with the names that lead to it."""
+    for name in dict.fromkeys((*before, *now)):
+        was, is_now = before.get(name), now.get(name)
+        if isinstance(was, dict) and isinstance(is_now, dict):
+            yield from _differences(was, is_now, f"{path}{name}.")
+        elif was != is_now:
+            yield f"{path}{name} was {was!r} and is {is_now!r}"

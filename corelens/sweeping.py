@@ -15,7 +15,7 @@ from corelens.causal.sweeps import Unit, units_of
 from corelens.data import Sample
 from corelens.interventions import HeadOutputs, ablate, drawn_outputs, mean_outputs
 from corelens.model import HookedMLLM
-from corelens.parts import Named, Samples, Unmeasurable, described, in_parts, named, part_of, prepared
+from corelens.parts import Named, Samples, about_samples, described, in_parts, named, part_of, prepared
 from corelens.store import Part, write_whole
 
 Removal = Literal["zero", "mean", "resample"]
@@ -64,10 +64,8 @@ def sweep_all(
 
         def measure(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _unit"]]:
             inputs = prepared(model, batch)
-            try:
+            with about_samples():
                 answered = with_answers(model, inputs, [sample.answer for sample in batch])
-            except ValueError as cause:
-                raise Unmeasurable(str(cause)) from cause
             found = sweep(model, answered, remove, per=units)
             return {"values": found.values, "plain": found.plain[:, None]}
 

@@ -165,6 +165,11 @@ def test_the_ablation_of_the_command_is_answers_without_each_set_of_heads(toy: A
         assert_close(conditions[name]["of each set"], expected, atol=1e-4, rtol=0)
     # It cannot see, and can answer.
     assert conditions["top"]["accuracy"] < 0.5 * conditions["plain"]["accuracy"]
+    lost = {
+        task: of["conditions"]["plain"]["accuracy"] - of["conditions"]["top"]["accuracy"]
+        for task, of in result["data"].items()
+    }
+    assert lost["copy"] < 0.5 * lost["scenes"]
     assert result["data"]["copy"]["conditions"]["top"]["accuracy"] > 0.5
     again = said(invoke("ablate", "--data", "scenes=12", "--scores", ranking, "--limit", 12, "--out", tmp_path / "run"))
     assert "scenes: 12 samples, accuracy in percent" in again

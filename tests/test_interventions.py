@@ -8,7 +8,7 @@ import processors
 import pytest
 import tiny
 import torch
-from PIL import Image
+from questions import samples
 from torch.testing import assert_close
 
 
@@ -17,20 +17,6 @@ def model(request: pytest.FixtureRequest) -> Any:
     from corelens import HookedMLLM
 
     return HookedMLLM(tiny.build(request.param), processors.build(request.param))
-
-
-def samples(n: int = 5) -> list[Any]:
-    """Pictures of different sizes, questions of different lengths, one or two regions of evidence."""
-    from corelens import Box, Evidence, Sample
-
-    made = []
-    for index in range(n):
-        width, height = (112, 96) if index % 2 else (97, 100)
-        picture = Image.fromarray(np.random.default_rng(index).integers(0, 256, (height, width, 3), np.uint8))
-        boxes = [Box(30, 30, 60, 50), Box(20, 60, 50, 90)][: 1 + index % 2]
-        question = "Which digit is red?" if index % 3 else "What colour is the 7, and what else is there?"
-        made.append(Sample(f"s{index}", question, "7", (picture,), tuple(Evidence(box) for box in boxes)))
-    return made
 
 
 HEADS = "L0H1, L2H0, L2H3"

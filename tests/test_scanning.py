@@ -10,12 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import processors
 import pytest
 import tiny
 import torch
-from PIL import Image
+from questions import samples
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -25,21 +24,6 @@ def seeing(request: pytest.FixtureRequest) -> Any:
     from corelens import HookedMLLM
 
     return HookedMLLM(tiny.build(request.param), processors.build(request.param))
-
-
-def samples(n: int = 5) -> list[Any]:
-    """Pictures of different sizes, questions and answers of different lengths, one or two regions of evidence."""
-    from corelens import Box, Evidence, Sample
-
-    made = []
-    for index in range(n):
-        width, height = (112, 96) if index % 2 else (97, 100)
-        picture = Image.fromarray(np.random.default_rng(index).integers(0, 256, (height, width, 3), np.uint8))
-        boxes = [Box(30, 30, 60, 50), Box(20, 60, 50, 90)][: 1 + index % 2]
-        question = "Which digit is red?" if index % 3 else "What colour is the 7, and what else is there?"
-        answer = ("7", "it is red", "the red one is the 7")[index % 3]
-        made.append(Sample(f"s{index}", question, answer, (picture,), tuple(Evidence(box) for box in boxes)))
-    return made
 
 
 # --- measures --------------------------------------------------------------------------------------------------------
@@ -245,6 +229,7 @@ def test_positions_that_say_an_answer_attend_as_in_generation(family: str):
 
 
 def test_answers_that_cannot_follow_are_named(seeing: Any):
+    from corelens import HookedMLLM
     from corelens.answering import with_answers
 
     (sample,) = samples(1)
@@ -253,6 +238,17 @@ def test_answers_that_cannot_follow_are_named(seeing: Any):
         with_answers(seeing, inputs, [""])
     with pytest.raises(ValueError, match="2 answers were given for 1 prompts"):
         with_answers(seeing, inputs, ["7", "8"])
+    beside = HookedMLLM(tiny.build("florence2"))
+    with pytest.raises(TypeError, match="has an encoder and a decoder: its answers do not follow the prompt"):
+        with_answers(beside, inputs, ["7"])
+
+
+def test_what_is_wrong_with_the_model_is_not_said_of_the_samples(seeing: Any, monkeypatch: pytest.MonkeyPatch):
+    from corelens import scan
+
+    monkeypatch.setattr(type(seeing), "unembed", None)
+    with pytest.raises(ValueError, match="has no unembedding, so no token has a direction"):
+        scan(seeing, samples(2), "answer_ram")
 
 
 # --- samples that cannot be measured ---------------------------------------------------------------------------------
@@ -403,13 +399,15 @@ def test_finished_parts_are_read_and_give_the_same_scores(seeing: Any, tmp_path:
 
 
 def test_folders_refuse_other_scans_and_other_writers(seeing: Any, tmp_path: Path):
-    from corelens import scan
+    from corelens import scan, scan_all
     from corelens.store import Run
 
     folder = tmp_path / "run"
     scan(seeing, samples(), out=folder)
     with pytest.raises(ValueError, match=r"holds another run: rule was 'overlap' and is 'centre'\. Choose"):
         scan(seeing, samples(), rule="centre", out=folder)
+    with pytest.raises(ValueError, match=r"run: measures\.vera was None and is \{'queries': 'last', .*\}\. Choose"):
+        scan_all(seeing, samples(), ["ram", "vera"], out=folder)
     with pytest.raises(ValueError, match=r"holds another run: samples was 5 and is 4; samples sha256 was"):
         scan(seeing, samples(4), out=folder)
     with (
@@ -467,6 +465,7 @@ def test_the_command_scores_several_data_sets_and_goes_on(tmp_path: Path):
         (("--data", "scenes=2", "--metric", "rham"), "there is no measure 'rham'; there are ram, "),
         (("--data", "refcocog=.,split"), "after the place come settings, as in refcocog=PATH,split=test"),
         (("--data", "mmlongbench=.,task=none"), "task='none' is not known"),
+        (("--data", "scenes=2", "--rule", "nearest"), "'nearest' is not one of 'overlap'"),
         (("--data", "scenes=2", "--batch", "0"), "is neither auto nor a number"),
     ],
 )

@@ -76,7 +76,7 @@ def resumable(out: Path) -> Iterator[None]:
     """Says mistakes without a traceback, and after an interruption how to go on."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, ImportError) as cause:
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError) as cause:
         raise typer.BadParameter(str(cause)) from cause
     except KeyboardInterrupt:
         typer.echo(f"\nInterrupted. The same command goes on where {out} ends.", err=True)

@@ -3,7 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich import box
@@ -23,7 +23,9 @@ def scan(
     metric: Annotated[str, typer.Option(help="Measures, with commas between them.")] = "ram,write_ram",
     limit: options.Limit = None,
     batch: Annotated[str, typer.Option(help="Most samples a pass; fewer when memory runs out.")] = "auto",
-    rule: Annotated[str, typer.Option(help="How boxes become tokens: overlap, centre, cover or fraction.")] = "overlap",
+    rule: Annotated[
+        Literal["overlap", "centre", "cover", "fraction"], typer.Option(help="How boxes become tokens.")
+    ] = "overlap",
     seed: options.Seed = 0,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
