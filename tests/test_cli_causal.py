@@ -176,7 +176,7 @@ def test_the_ablation_of_the_command_is_answers_without_each_set_of_heads(toy: A
     assert f"top: {scores.top()}" in again
     assert "random: 5 draws" in again
     one_more = invoke("ablate", "--data", "scenes=12", "--heads", "L0H1", "--limit", 12, "--out", tmp_path / "run")
-    assert "conditions was {" in said(one_more)
+    assert "conditions.heads was None and is ['L0H1']" in said(one_more)
 
 
 def test_answers_that_cannot_be_read_are_wrong_and_counted_apart(toy: Any, tmp_path: Path):
