@@ -28,6 +28,7 @@ ORDER = [
     "replay",
     "prefix",
     "model",
+    "sparse",
     "inspection",
     "data",
     "answering",

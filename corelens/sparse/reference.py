@@ -1,0 +1,59 @@
+"""What full and streaming heads compute, written as masks in float64. The kernels are tested against this."""
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def visible_full(
+    query_position: Int[Tensor, "query"],
+    key_position: Int[Tensor, "key"],
+    *,
+    start: Int[Tensor, "batch"] | None = None,
+) -> Bool[Tensor, "#batch 1 query key"]:
+    """Which keys each query of a full head sees: all from the first real token of its row to itself.
+
+    Args:
+        query_position: Absolute positions.
+        key_position: Absolute positions, in any order.
+        start: First real position of each left-padded row; None without padding.
+    """
+    causal = rearrange(key_position <= query_position[:, None], "query key -> 1 1 query key")
+    return causal if start is None else causal & (key_position >= start[:, None, None, None])
+
+
+def visible_streaming(
+    query_position: Int[Tensor, "query"],
+    key_position: Int[Tensor, "key"],
+    kept: Bool[Tensor, "#batch key"],
+    *,
+    window: int,
+    start: Int[Tensor, "batch"] | None = None,
+) -> Bool[Tensor, "#batch 1 query key"]:
+    """Which keys each query of a streaming head sees: the last `window`, itself included, and those that are kept.
+
+    Args:
+        query_position: Absolute positions.
+        key_position: Absolute positions, in any order.
+        kept: True where every later query sees the key, however far behind it lies.
+        window: At least 1.
+        start: First real position of each left-padded row; None without padding.
+    """
+    near = key_position > query_position[:, None] - window
+    return visible_full(query_position, key_position, start=start) & (near | kept[:, None, None])
+
+
+def reference(
+    query: Float[Tensor, "batch head query d_head"],
+    key: Float[Tensor, "batch kv_head key d_head"],
+    value: Float[Tensor, "batch kv_head key d_head"],
+    visible: Bool[Tensor, "#batch #head query key"],
+    scaling: float,
+) -> Float[Tensor, "batch head query d_head"]:
+    """Masked softmax attention in float64, all scores at once. Queries that see nothing find zero."""
+    group = query.shape[1] // key.shape[1]
+    key, value = (tensor.double().repeat_interleave(group, 1) for tensor in (key, value))
+    scores = scaling * einsum(query.double(), key, "b head query d, b head key d -> b head query key")
+    pattern = scores.masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num(0)
+    return einsum(pattern, value, "b head query key, b head key d -> b head query d")
