@@ -31,6 +31,9 @@ PACKED = "corelens_flash"
 """The same function for vision towers that pack pictures or windows into one sequence: they hand the whole sequence
 and its boundaries only to functions whose name holds "flash", and call all others once for every part."""
 
+SPARSE = "corelens_sparse"
+"""The function that heads go through while they follow a plan; see `corelens.sparse`."""
+
 ROWS_AT_ONCE = 256
 """Rows computed together where fused attention cannot compute what the model asks for."""
 
@@ -338,21 +341,39 @@ def tapped(taps: dict[nn.Module, AttentionTap], names: list[tuple[PreTrainedConf
     Args:
         taps: By attention module.
         names: The configurations whose modules ask for the function, and what it is called there: `NAME` or `PACKED`.
+
+    Raises:
+        RuntimeError: If heads follow a plan.
     """
     for name in (NAME, PACKED):
         AttentionInterface.register(name, _attention)
         AttentionMaskInterface.register(name, sdpa_mask)
+    if any(config._attn_implementation_internal == SPARSE for config, _ in names):
+        raise RuntimeError("heads follow a plan (corelens.sparse.apply), and their attention cannot be hooked then.")
+    try:
+        for module, tap in taps.items():
+            module.__dict__["_corelens_tap"] = tap
+        with switched(names):
+            yield
+    finally:
+        for module in taps:
+            module.__dict__.pop("_corelens_tap", None)
+
+
+@contextmanager
+def switched(names: list[tuple[PreTrainedConfig, str]]) -> Iterator[None]:
+    """Has modules ask for another attention function until the block ends.
+
+    Args:
+        names: Configurations, and what the function is called there.
+    """
     # The private name: the public setter would also change sub-configurations, the vision tower's among them.
     before = [(config, config._attn_implementation_internal) for config, _ in names]
     try:
         for config, name in names:
             config._attn_implementation_internal = name
-        for module, tap in taps.items():
-            module.__dict__["_corelens_tap"] = tap
         yield
     finally:
-        for module in taps:
-            module.__dict__.pop("_corelens_tap", None)
         for config, implementation in reversed(before):
             config._attn_implementation_internal = implementation
 

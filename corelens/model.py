@@ -29,7 +29,7 @@ from corelens.passes import Intervention, Progress, Where
 from corelens.prefix import Prefix, head_of, length_before_question, rest_of, without_media
 from corelens.processors import load_processor
 from corelens.replay import Stop, recording, replaying
-from corelens.sites import KNOWN_BUGS, LayerSite, final_norm, layer_sites, vision_sites
+from corelens.sites import KNOWN_BUGS, LayerSite, decoder_configs, final_norm, layer_sites, vision_sites
 from corelens.tokens import TokenMap
 
 SHIPPED = {
@@ -44,8 +44,8 @@ Hooks = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
 Names = str | Sequence[str] | Callable[[str], bool] | None
 """One hook name, some, a choice of names, or None for all."""
 
-# One pass at a time through a Hugging Face model, whoever wraps it: its attention is switched during hooked passes.
-_LOCKS: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
+LOCKS: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
+"""One pass at a time through a Hugging Face model, whoever wraps it: its attention is switched meanwhile."""
 
 
 def located(name_or_path: str) -> str:
@@ -120,7 +120,7 @@ class HookedMLLM(HookedRootModule):
         self._queries: Where | None = None
         self._continuing: set[frozenset[str]] = set()
         """The kinds of inputs for which passes after a prefix were seen to be whole passes."""
-        self._lock = _LOCKS.setdefault(hf_model, RLock())
+        self._lock = LOCKS.setdefault(hf_model, RLock())
         self.setup()
         super().train(hf_model.training)
 
@@ -658,12 +658,8 @@ class HookedMLLM(HookedRootModule):
     def _attention_names(self, tapped: Container[nn.Module]) -> list[tuple[PreTrainedConfig, str]]:
         """What the attention function is called in each configuration that leads to a tapped module."""
         names: dict[int, tuple[PreTrainedConfig, str]] = {}
-        decoder = self.hf_model.get_decoder()
-        if any(module in tapped for module in decoder.modules()):
-            # Those of the models within as well: masks are made by these.
-            for module in decoder.modules():
-                if isinstance(module, PreTrainedModel):
-                    names[id(module.config)] = (module.config, NAME)
+        if any(module in tapped for module in self.hf_model.get_decoder().modules()):
+            names |= {id(config): (config, NAME) for config in decoder_configs(self.hf_model)}
         for attention in self.modules():
             if isinstance(attention, HookedAttention) and attention._site.module in tapped:
                 site = attention._site

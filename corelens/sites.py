@@ -152,6 +152,13 @@ def layer_sites(hf_model: PreTrainedModel) -> list[LayerSite]:
     return [_layer_site(layer, stack, block, attentions[layer]) for layer, block in enumerate(layers)]
 
 
+def decoder_configs(hf_model: PreTrainedModel) -> list[PreTrainedConfig]:
+    """The configurations of the decoder and of the models within it: masks are made by these."""
+    decoder: nn.Module = hf_model.get_decoder()
+    configs = {id(module.config): module.config for module in decoder.modules() if isinstance(module, PreTrainedModel)}
+    return list(configs.values())
+
+
 def vision_sites(hf_model: PreTrainedModel, layers: list[LayerSite]) -> tuple[dict[int, AttentionSite], str]:
     """The vision tower's attention by layer, and, if none can be seen, the reason.
 

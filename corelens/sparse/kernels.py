@@ -98,7 +98,7 @@ def decode_attention(
     query: Float[Tensor, "batch head 1 d_head"],
     key: Float[Tensor, "batch kv_head key d_head"],
     value: Float[Tensor, "batch kv_head key d_head"],
-    visible: Bool[Tensor, "batch key"] | None,
+    visible: Bool[Tensor, "batch #head key"] | None,
     *,
     scaling: float,
 ) -> Float[Tensor, "batch head 1 d_head"]:
@@ -116,8 +116,8 @@ def decode_attention(
     """
     _check(query, key)
     if visible is None:
-        visible = torch.ones(len(key), key.shape[2], dtype=torch.bool, device=key.device)
-    return reference(query, key, value, visible[:, None, None], scaling).to(query)
+        visible = torch.ones(len(key), 1, key.shape[2], dtype=torch.bool, device=key.device)
+    return reference(query, key, value, visible[:, :, None], scaling).to(query)
 
 
 def _check(query: Tensor, key: Tensor) -> None:
@@ -127,3 +127,7 @@ def _check(query: Tensor, key: Tensor) -> None:
         raise ValueError(
             f"{query.shape[2]} queries and {key.shape[2]} keys: the queries are the last of the keys' positions."
         )
+
+
+def block_attention(query, key, value, top_p, *, scaling, start=None):
+    raise NotImplementedError

@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
-from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from corelens.attention import Rows
-from corelens.sparse.plan import LayerPlan
+from corelens.sparse.keys import KeysValues
+from corelens.sparse.plan import LayerPlan, Streaming
+from corelens.sparse.reference import visible_full
 
 GROWTH = 1.5
 """By how much the buffers of whole heads grow when they are full."""
@@ -20,28 +21,30 @@ GROWTH = 1.5
 class Held:
     """New keys and values on their way from the cache to the attention function, which knows what to keep of them."""
 
-    def __init__(self, layer: "HeadSparseLayer", key: Tensor, value: Tensor) -> None:
-        self.layer, self.key, self.value = layer, key, value
+    def __init__(self, layer: "HeadSparseLayer", keys: KeysValues) -> None:
+        self.layer, self.keys = layer, keys
 
     def __getattr__(self, name: str) -> NoReturn:
         raise TypeError(
             f"this model's attention uses `{name}` of cached keys before it hands them to its attention function, so "
-            f"heads cannot be cached apart: its plan works without a cache only."
+            f"its heads cannot be cached apart."
         )
 
 
 class HeadSparseLayer(CacheLayerMixin):
-    """Keys and values of one layer: growing buffers of whole heads; of streaming heads a ring and kept tokens.
+    """Keys and values of one layer.
 
-    A streaming head's tensors have `window` slots for the last positions, position p in slot p modulo `window`, and
-    after these the kept ones. A kept token counts only where it has left the window.
+    Heads that are kept whole have buffers that grow. Streaming heads have `window` slots for the last positions,
+    position p in slot p modulo `window`, and after these the kept tokens, which count only where they have left the
+    window.
     """
 
     is_sliding = False
     is_croppable = False
 
     def __init__(self, plan: LayerPlan, reserved: int = 0) -> None:
-        """
+        """An empty layer.
+
         Args:
             plan: Which heads keep what.
             reserved: For how many positions whole heads have room from the beginning.
@@ -53,112 +56,112 @@ class HeadSparseLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        batch, window = len(key_states), 0 if self.plan.streaming is None else self.plan.streaming.window
-        self.whole_key, self.whole_value = (_empty(new, self.plan.whole, 0) for new in (key_states, value_states))
-        self.window_key, self.window_value = (
-            _empty(new, self.plan.window, window).zero_() for new in (key_states, value_states)
-        )
-        self.kept = torch.empty(batch, 0, dtype=torch.long, device=self.device)
-        """Positions of the kept tokens [batch kept], -1 where a sample has fewer."""
-        # Numbers that say, without a look at the device, when no mask is needed any more.
-        self.longest_padding = 0
-        self.sinks_from = 0
-        """From which position on no token is a sink of any sample."""
-        self.all_kept_from = 0
-        """From which position on every kept token of every sample has left the window."""
+        new = KeysValues(key_states, value_states)
+        self.whole = _room(new.of(self.plan.whole), 0)
+        self.window = _room(new.of(self.plan.window), self._window)
+        self.kept: Int[Tensor, "batch kept"] = torch.empty(len(key_states), 0, dtype=torch.long, device=self.device)
+        """Positions of the kept tokens, -1 where a sample has fewer."""
+        # Plain numbers that say, without a look at the device, when there is nothing to keep or to mask any more.
+        self.longest_padding = self.sinks_until = 0
+        self.kept_leave = 0
+        """From which newest position on all kept tokens have left the window."""
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """Hands the new keys and values on; the attention function calls `append` when it knows the padding."""
+        """Hands new keys and values on to the attention function, which adds them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        held = Held(self, key_states, value_states)
+        held = Held(self, KeysValues(key_states, value_states))
         return held, held
 
-    def append_whole(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds positions to whole heads, [batch kv_head position d]; returns all of them so far."""
-        needed = self.seen + key.shape[2]
-        if needed > self.whole_key.shape[2]:
-            room = max(needed, self.reserved, int(self.seen * GROWTH))
-            self.whole_key = _grown(self.whole_key, room)
-            self.whole_value = _grown(self.whole_value, room)
-        self.whole_key[:, :, self.seen : needed] = key
-        self.whole_value[:, :, self.seen : needed] = value
-        return self.whole_key[:, :, :needed], self.whole_value[:, :, :needed]
+    def append(self, new: KeysValues) -> KeysValues:
+        """Adds new positions to the heads that are kept whole, and returns all of these."""
+        needed = self.seen + new.n
+        if needed > self.whole.n:
+            old, self.whole = self.whole, _room(self.whole, max(needed, self.reserved, int(self.seen * GROWTH)))
+            for mine, theirs in zip(self.whole, old, strict=True):
+                mine[:, :, : self.seen] = theirs[:, :, : self.seen]
+        for mine, theirs in zip(self.whole, new.of(self.plan.whole), strict=True):
+            mine[:, :, self.seen : needed] = theirs
+        return KeysValues(self.whole.key[:, :, :needed], self.whole.value[:, :, :needed])
 
     def keep(
-        self,
-        key: Float[Tensor, "batch kv_head position d"],
-        value: Float[Tensor, "batch kv_head position d_v"],
-        start: Int[Tensor, "batch"] | None,
-        text: Bool[Tensor, "batch position"] | None,
+        self, new: KeysValues, start: Int[Tensor, "batch"] | None, text: Bool[Tensor, "batch position"] | None
     ) -> None:
-        """Keeps what has to be kept of new positions of streaming heads.
+        """Keeps those of the new positions of streaming heads that are never forgotten.
 
         Args:
-            key: New keys.
-            value: New values.
-            start: The first position of each sample that is not padding.
-            text: Which of the new positions are text of the prompt; None for none.
+            new: Of streaming heads.
+            start: The first position of each sample that is not padding; None without padding.
+            text: Which of the new positions are text to keep.
         """
-        assert self.plan.streaming is not None
-        sink, n = self.plan.streaming.sink, key.shape[2]
-        if self.seen >= self.sinks_from and self.seen and text is None:
+        rule = self.plan.streaming
+        if rule is None or (text is None and 0 < self.sinks_until <= self.seen):
             return
-        position = torch.arange(self.seen, self.seen + n, device=key.device).expand(len(key), -1)
-        begin = torch.zeros(len(key), 1, dtype=torch.long, device=key.device) if start is None else start[:, None]
-        kept = (position >= begin) & (position < begin + sink)
-        if text is not None:
-            kept |= text & (position >= begin)
+        batch, n = new.key.shape[0], new.n
+        position = torch.arange(self.seen, self.seen + n, device=self.device).expand(batch, -1)
+        begin = position.new_zeros(batch, 1) if start is None else start[:, None]
+        kept = position < begin + rule.sink
+        kept = (kept if text is None else kept | text) & (position >= begin)
         self.longest_padding = int(begin.max())
-        self.sinks_from = self.longest_padding + max(sink, 1)
-        if not kept.any():
-            return
-        rows = Rows.of(kept)
-        self.kept = torch.cat([self.kept, torch.where(rows.real, rows.position + self.seen, -1)], 1)
-        self.window_key = torch.cat([self.window_key, rows.take(key)], 2)
-        self.window_value = torch.cat([self.window_value, rows.take(value)], 2)
-        never = torch.iinfo(torch.long).max
-        self.all_kept_from = never if (self.kept < 0).any() else int(self.kept.max()) + self.plan.streaming.window
+        self.sinks_until = self.longest_padding + max(rule.sink, 1)
+        if kept.any():
+            rows = Rows.of(kept)
+            self.kept = torch.cat([self.kept, torch.where(rows.real, rows.position + self.seen, -1)], 1)
+            self.window = self.window.then(KeysValues(rows.take(new.key), rows.take(new.value)))
+            even = bool((self.kept >= 0).all())
+            self.kept_leave = int(self.kept.max()) + rule.window if even else torch.iinfo(torch.long).max
 
-    def recent(self) -> tuple[Tensor, Tensor, int]:
-        """The last positions of streaming heads, in order, as many as a next token still sees; and the first of them."""
-        assert self.plan.streaming is not None
-        window = self.plan.streaming.window
-        first = max(0, self.seen - window + 1)
-        slots = torch.arange(first, self.seen, device=self.device) % window
-        return self.window_key[:, :, slots], self.window_value[:, :, slots], first
+    def recent(self) -> tuple[KeysValues, int]:
+        """The positions of streaming heads that a next token still sees, in order, and the number of the first."""
+        first = max(0, self.seen - self._window + 1)
+        slot = torch.arange(first, self.seen, device=self.device) % self._window
+        return KeysValues(self.window.key[:, :, slot], self.window.value[:, :, slot]), first
 
-    def roll(self, key: Tensor, value: Tensor) -> None:
-        """Writes new positions of streaming heads over the oldest of the ring."""
-        assert self.plan.streaming is not None
-        window, n = self.plan.streaming.window, key.shape[2]
-        slots = torch.arange(self.seen + max(0, n - window), self.seen + n, device=self.device) % window
-        self.window_key[:, :, slots] = key[:, :, -window:]
-        self.window_value[:, :, slots] = value[:, :, -window:]
+    def kept_keys(self) -> KeysValues:
+        """Keys and values of the kept tokens of streaming heads."""
+        return self.window.since(self._window)
 
-    def window_positions(self) -> Int[Tensor, "batch slot"]:
-        """The position in every slot of streaming heads, -1 where it is empty, or kept and not yet out of the window.
+    def close(self, new: KeysValues) -> None:
+        """Ends a pass: new positions of streaming heads take the place of the oldest."""
+        n = new.n
+        if self.plan.window:
+            slot = torch.arange(self.seen + max(0, n - self._window), self.seen + n, device=self.device) % self._window
+            for mine, theirs in zip(self.window, new, strict=True):
+                mine[:, :, slot] = theirs[:, :, -self._window :]
+        self.seen += n
 
-        The newest position is `seen` - 1.
-        """
-        assert self.plan.streaming is not None
-        window, last = self.plan.streaming.window, self.seen - 1
-        slot = torch.arange(window, device=self.device)
-        ring = (last - (last - slot) % window).clamp(min=-1).expand(len(self.kept), -1)
-        return torch.cat([ring, torch.where(self.kept <= last - window, self.kept, -1)], 1)
+    def visible_of_whole(self, start: Int[Tensor, "batch"] | None) -> Bool[Tensor, "batch #head key"] | None:
+        """What of the whole heads' positions the newest token sees, head by head; None for everything."""
+        rules = [self.plan.rules[head] for head in self.plan.readers(self.plan.whole)]
+        streams = [isinstance(rule, Streaming) for rule in rules]
+        if start is None and not any(streams):
+            return None
+        position = torch.arange(self.seen, device=self.device)
+        visible = visible_full(position[-1:], position, start=start)[:, 0].expand(len(self.kept), -1, -1)
+        if any(streams):
+            # One column more for the places where a sample keeps nothing.
+            kept = torch.zeros(len(self.kept), self.seen + 1, dtype=torch.bool, device=self.device)
+            kept = kept.scatter(1, torch.where(self.kept < 0, self.seen, self.kept), True)[:, None, :-1]
+            full = ~torch.tensor(streams, device=self.device)[:, None]
+            visible = visible & (full | kept | (position >= self.seen - self._window))
+        return visible
 
-    @property
-    def window_is_settled(self) -> bool:
-        """Whether all slots of streaming heads are seen by the newest position, so that no mask is needed."""
-        assert self.plan.streaming is not None
-        last = self.seen - 1
-        return last >= self.all_kept_from and last - self.plan.streaming.window + 1 >= self.longest_padding
+    def visible_of_window(self, start: Int[Tensor, "batch"] | None) -> Bool[Tensor, "batch 1 slot"] | None:
+        """Which slots of streaming heads the newest token sees; None for all."""
+        oldest, last = self.seen - self._window, self.seen - 1
+        if oldest >= self.longest_padding and last >= self.kept_leave:
+            return None
+        slot = torch.arange(self._window, device=self.device)
+        position = (last - (last - slot) % self._window).expand(len(self.kept), -1)
+        begin = 0 if start is None else start[:, None]
+        kept = (self.kept >= 0) & (self.kept < oldest)
+        return torch.cat([position >= begin, kept], 1)[:, None]
 
     @property
     def nbytes(self) -> int:
         """Bytes held, room that is not used yet included."""
-        return sum(tensor.nbytes for tensor in self._tensors().values()) if self.is_initialized else 0
+        return sum(tensor.nbytes for tensor in (*self.whole, *self.window)) if self.is_initialized else 0
 
     def get_seq_length(self) -> int:
         return self.seen
@@ -172,41 +175,52 @@ class HeadSparseLayer(CacheLayerMixin):
     def reset(self) -> None:
         self.seen, self.is_initialized = 0, False
 
-    def reorder_cache(self, beam_idx: Int[Tensor, "batch"]) -> None:
-        for name, tensor in self._tensors().items():
-            setattr(self, name, tensor.index_select(0, beam_idx.to(tensor.device)))
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx.to(self.device))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        for name, tensor in self._tensors().items():
-            setattr(self, name, tensor.repeat_interleave(repeats, 0))
+        self.batch_select_indices(torch.arange(len(self.kept), device=self.device).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        for name, tensor in self._tensors().items():
-            setattr(self, name, tensor[indices])
+        self.whole, self.window = (KeysValues(*(tensor[indices] for tensor in own)) for own in (self.whole, self.window))
+        self.kept = self.kept[indices]
 
-    def _tensors(self) -> Mapping[str, Tensor]:
-        names = ("whole_key", "whole_value", "window_key", "window_value", "kept")
-        return {name: getattr(self, name) for name in names}
+    @property
+    def _window(self) -> int:
+        return 0 if self.plan.streaming is None else self.plan.streaming.window
 
 
 class HeadSparseCache(Cache):
     """The cache of a model under a plan; layers without one keep what they always keep."""
 
     def __init__(self, config: PreTrainedConfig, layers: Mapping[int, LayerPlan], reserved: int = 0) -> None:
-        """
+        """An empty cache.
+
         Args:
             config: The model's.
-            layers: The plans of layers, by their number.
-            reserved: For how many positions there is room from the beginning; more come at the price of a copy.
+            layers: The plans of layers, by number.
+            reserved: For how many positions there is room from the beginning; more positions cost copies.
         """
+        self.plans = layers
         stock = DynamicCache(config=config)
-        planned = [
-            HeadSparseLayer(layers[number], reserved) if number in layers else layer
-            for number, layer in enumerate(stock.layers)
-        ]
-        super().__init__(layers=planned)
+        super().__init__(
+            layers=[
+                HeadSparseLayer(layers[number], reserved) if number in layers else layer
+                for number, layer in enumerate(stock.layers)
+            ]
+        )
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all keys and values that are held."""
-        return sum(_bytes(layer) for layer in self.layers)
+        """Bytes of keys and values of the planned layers."""
+        return sum(layer.nbytes for layer in self.layers if isinstance(layer, HeadSparseLayer))
+
+
+def plannable(config: PreTrainedConfig) -> list[int]:
+    """The layers that keep keys and values of all positions and nothing else, so that a plan can say what to keep."""
+    return [number for number, layer in enumerate(DynamicCache(config=config).layers) if type(layer) is DynamicLayer]
+
+
+def _room(like: KeysValues, n: int) -> KeysValues:
+    """Empty keys and values of as many heads, for n positions."""
+    return KeysValues(*(tensor.new_zeros(*tensor.shape[:2], n, tensor.shape[-1]) for tensor in like))

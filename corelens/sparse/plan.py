@@ -213,10 +213,14 @@ class LayerPlan:
         """The heads that read keys of the first and the last positions; one part or none."""
         return self._parts(self.window)
 
-    @property
-    def stored(self) -> int:
-        """Positions kept of each streaming head of keys, kept text not counted."""
-        return 0 if self.streaming is None else self.streaming.sink + self.streaming.window
+    @cached_property
+    def off(self) -> tuple[int, ...]:
+        """The heads that contribute nothing."""
+        return tuple(head for head, rule in enumerate(self.rules) if isinstance(rule, Off))
+
+    def readers(self, store: tuple[int, ...]) -> tuple[int, ...]:
+        """The query heads that read some heads of keys, in order."""
+        return tuple(kv * self.group + head for kv in store for head in range(self.group))
 
     def _keys_of(self, *kinds: type[Rule]) -> tuple[int, ...]:
         return tuple(sorted({head // self.group for head, rule in enumerate(self.rules) if isinstance(rule, kinds)}))

@@ -1,0 +1,122 @@
+"""A plan at work: `with apply(model, plan): model.generate(...)`."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from threading import RLock
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from corelens.attention import NAME, PACKED, SPARSE, switched
+from corelens.model import LOCKS, HookedMLLM
+from corelens.sites import decoder_configs
+from corelens.sparse.attending import Planned, Tokens, head_sparse_attention
+from corelens.sparse.kvcache import HeadSparseCache
+from corelens.sparse.masks import head_sparse_mask
+from corelens.sparse.placing import Placed, place
+from corelens.sparse.plan import HeadPlan
+
+TAKES_BACK = ("assistant_model", "prompt_lookup_num_tokens")
+"""Arguments of generate that take tokens back, which a ring that has overwritten older ones cannot."""
+
+
+@dataclass
+class Applied:
+    """A plan at work on a model."""
+
+    placed: Placed
+    model: PreTrainedModel
+    tokens: Tokens = field(default_factory=Tokens)
+
+    def cache(self, reserved: int = 0) -> HeadSparseCache:
+        """An empty cache, for conversations of several turns: `generate(past_key_values=cache)`.
+
+        Args:
+            reserved: For how many positions there is room from the beginning; more positions cost copies.
+        """
+        return HeadSparseCache(self.model.config, self.placed.layers, reserved)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Hugging Face's `generate` of the model, with a cache that fits the plan."""
+        settings = kwargs.get("generation_config") or (args[1:2] or [None])[0] or self.model.generation_config
+        given: Any = kwargs.get("past_key_values")
+        if named := next((n for n in TAKES_BACK if kwargs.get(n) or getattr(settings, n, None)), None):
+            raise ValueError(f"{named} takes tokens back, and heads that keep a window have forgotten what was before.")
+        if kwargs.get("cache_implementation") not in (None, "dynamic"):
+            raise ValueError(f"cache_implementation={kwargs['cache_implementation']!r}: the plan brings its own cache.")
+        if given is not None and not (isinstance(given, HeadSparseCache) and given.plans == self.placed.layers):
+            raise ValueError("past_key_values was not made for this plan: take the cache() that apply gives, or none.")
+        prompt = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else kwargs.get("inputs_embeds")))
+        n_prompt = 0 if prompt is None else prompt.shape[1]
+        if given is None and kwargs.get("use_cache", settings.use_cache) is not False:
+            new = kwargs.get("max_new_tokens", settings.max_new_tokens)
+            longest = kwargs.get("max_length", settings.max_length) if new is None else n_prompt + new
+            # Checkpoints may name a cache of their own.
+            kwargs |= {"past_key_values": self.cache(longest or 0), "cache_implementation": None}
+        self.tokens.n_prompt = n_prompt
+        try:
+            # Hugging Face types generate for a mixin.
+            return type(self.model).generate(self.model, *args, **kwargs)  # pyright: ignore
+        finally:
+            self.tokens.n_prompt = None
+
+
+@contextmanager
+def apply(model: HookedMLLM | PreTrainedModel, plan: HeadPlan) -> Iterator[Applied]:
+    """Has heads follow a plan until the block ends: in passes, and in `generate`, with a cache that keeps what is seen.
+
+    Works on HookedMLLM and on plain Hugging Face models, greedily, with beams or sampling, in batches with padding on
+    the left, with chunked prefill and in several turns. Attention cannot be hooked meanwhile.
+
+    Args:
+        model: The model.
+        plan: What each head may see.
+
+    Raises:
+        ValueError: If the plan does not fit the model; later, in passes, if padding stands elsewhere than on the left,
+            or if generation asks for what takes tokens back (assisted decoding) or for another cache.
+        RuntimeError: If a plan or hooks are already at work.
+    """
+    hf_model = model.hf_model if isinstance(model, HookedMLLM) else model
+    applied = Applied(place(plan, hf_model), hf_model)
+    configs = decoder_configs(hf_model)
+    AttentionInterface.register(SPARSE, head_sparse_attention)
+    AttentionMaskInterface.register(SPARSE, head_sparse_mask)
+    with LOCKS.setdefault(hf_model, RLock()), ExitStack() as undone:
+        if any(config._attn_implementation_internal in (NAME, PACKED, SPARSE) for config in configs):
+            raise RuntimeError("a plan or hooks are already at work on this model: end their block first.")
+        for layer, module in applied.placed.modules.items():
+            module.__dict__["_corelens_planned"] = Planned(applied.placed.layers[layer], applied.tokens)
+            undone.callback(module.__dict__.pop, "_corelens_planned")
+        if any(layer.streaming and layer.streaming.text for layer in applied.placed.layers.values()):
+            undone.callback(_following_text(applied).remove)
+        hf_model.__dict__["generate"] = applied.generate
+        undone.callback(hf_model.__dict__.pop, "generate")
+        undone.enter_context(switched([(config, SPARSE) for config in configs]))
+        yield applied
+
+
+def _following_text(applied: Applied) -> Any:
+    """Says before each pass which of its tokens are text of the prompt."""
+    config = applied.model.config
+    visual = [getattr(config, name, None) for name in ("image_token_id", "video_token_id")]
+    visual = [number for number in visual if number is not None]
+    if not visual:
+        raise ValueError(
+            f"{type(applied.model).__name__} does not say which tokens are pictures: a plan that keeps text cannot tell."
+        )
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids is None:
+            raise ValueError("a plan that keeps text needs input_ids, and this pass has none.")
+        past = kwargs.get("past_key_values")
+        first = 0 if past is None else past.get_seq_length()
+        # Outside of generate, single tokens are taken for generated ones.
+        prompt = ids.shape[1] > 1 if applied.tokens.n_prompt is None else first < applied.tokens.n_prompt
+        applied.tokens.text = ~torch.isin(ids, torch.tensor(visual, device=ids.device)) if prompt else None
+
+    return applied.model.register_forward_pre_hook(note, with_kwargs=True)
