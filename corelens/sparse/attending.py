@@ -3,10 +3,10 @@
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from corelens.attention import AttentionCall
 from corelens.sparse.kernels import decode_attention
 from corelens.sparse.keys import KeysValues, indices, some
 from corelens.sparse.kvcache import HeadSparseLayer, Held
@@ -48,10 +48,10 @@ def head_sparse_attention(
     planned: Planned | None = module.__dict__.get("_corelens_planned")
     mask = None if attention_mask is None else attention_mask.to(query.device)
     if planned is None:
-        if mask is not None and mask.ndim == 1:
+        if mask is not None and mask.ndim == 2:
             position = torch.arange(key.shape[2], device=key.device)
-            mask = visible_full(position[-query.shape[2] :], position, start=mask)
-        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **others)
+            mask = mask[:, None, None] & visible_full(position[-query.shape[2] :], position)
+        return AttentionCall(module, query, key, value, mask, scaling, others).heads_outputs(), None
     for name in BEYOND:
         if others.get(name) is not None:
             raise ValueError(f"{type(module).__name__} asks for `{name}`, which head-sparse attention does not compute.")
@@ -68,7 +68,7 @@ def head_sparse_attention(
 def attend(
     query: Float[Tensor, "batch head query d"],
     held: Held,
-    mask: Int[Tensor, "batch"] | Bool[Tensor, "batch 1 query key"] | None,
+    mask: Bool[Tensor, "batch position"] | Bool[Tensor, "batch 1 query key"] | None,
     text: Bool[Tensor, "batch position"] | None,
     scaling: float,
 ) -> Float[Tensor, "batch head query d_v"]:

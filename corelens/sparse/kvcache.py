@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DummyLayer, DynamicLayer
 
 from corelens.attention import Rows
 from corelens.sparse.keys import KeysValues
@@ -69,6 +69,11 @@ class HeadSparseLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Hands new keys and values on to the attention function, which adds them."""
+        if (found := key_states.shape[1]) != self.plan.n_kv_heads:
+            raise ValueError(
+                f"this model keeps {found} heads of keys in its cache, and not {self.plan.n_kv_heads}: compressed keys "
+                f"cannot be kept for some heads only."
+            )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         held = Held(self, KeysValues(key_states, value_states))
@@ -217,8 +222,11 @@ class HeadSparseCache(Cache):
 
 
 def plannable(config: PreTrainedConfig) -> list[int]:
-    """The layers that keep keys and values of all positions and nothing else, so that a plan can say what to keep."""
-    return [number for number, layer in enumerate(DynamicCache(config=config).layers) if type(layer) is DynamicLayer]
+    """The layers that keep keys and values of all positions and nothing else; none if layers share theirs."""
+    layers = DynamicCache(config=config).layers
+    if any(isinstance(layer, DummyLayer) for layer in layers):
+        return []
+    return [number for number, layer in enumerate(layers) if type(layer) is DynamicLayer]
 
 
 def _room(like: KeysValues, n: int) -> KeysValues:

@@ -12,8 +12,8 @@ from corelens.sparse.kernels import block_attention, full_attention, streaming_a
 from corelens.sparse.keys import KeysValues
 
 
-def head_sparse_mask(**kwargs: Any) -> Int[Tensor, "batch"] | Bool[Tensor, "batch 1 query key"] | None:
-    """What layers are told: where each left-padded sample starts, or a whole mask if more than padding is masked.
+def head_sparse_mask(**kwargs: Any) -> Bool[Tensor, "batch position"] | Bool[Tensor, "batch 1 query key"] | None:
+    """What Hugging Face's models hand to their layers: what of each sample is real, or a mask if more is masked.
 
     Raises:
         ValueError: If padding stands on the right or between tokens.
@@ -25,14 +25,16 @@ def head_sparse_mask(**kwargs: Any) -> Int[Tensor, "batch"] | Bool[Tensor, "batc
         return None
     if (real[:, :-1] & ~real[:, 1:]).any():
         raise ValueError("head-sparse attention needs padding on the left, and this attention mask has some elsewhere.")
-    return real.logical_not().sum(-1)
+    # Not yet reduced to where samples start: some models make masks of their masks.
+    return real
 
 
 class Causal:
     """Attention to all that came before, padding left out: by kernels that skip what is not seen."""
 
-    def __init__(self, start: Int[Tensor, "batch"] | None, scaling: float) -> None:
-        self.start, self.scaling = start, scaling
+    def __init__(self, real: Bool[Tensor, "batch position"] | None, scaling: float) -> None:
+        self.start: Int[Tensor, "batch"] | None = None if real is None else real.logical_not().sum(-1)
+        self.scaling = scaling
 
     def full(self, query: Tensor, keys: KeysValues) -> Tensor:
         return full_attention(query, *keys, scaling=self.scaling, start=self.start)

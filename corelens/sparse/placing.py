@@ -72,13 +72,14 @@ def place(plan: HeadPlan, hf_model: PreTrainedModel) -> Placed:
             the model can.
     """
     name = type(hf_model).__name__
-    if hf_model.config.is_encoder_decoder:
-        raise ValueError(f"{name} has an encoder beside its decoder, and plans are for decoders alone.")
+    layers = layer_sites(hf_model)
+    if hf_model.config.is_encoder_decoder or any(s.crossing for layer in layers for s in layer.attentions.values()):
+        raise ValueError(f"{name} attends to an encoder, and plans are for decoders that attend to themselves alone.")
     able = set(plannable(hf_model.config))
-    sites = {site.layer: site.attentions["attn"] for site in layer_sites(hf_model) if "attn" in site.attentions}
-    planned = {layer: site for layer, site in sites.items() if layer in able and not site.crossing}
+    sites = {site.layer: site.attentions["attn"] for site in layers if "attn" in site.attentions}
+    planned = {layer: site for layer, site in sites.items() if layer in able}
     if not planned:
-        raise ValueError(f"no layer of {name} keeps keys and values of all positions, so there is nothing to plan.")
+        raise ValueError(f"no layer of {name} keeps keys and values of all positions of its own: nothing to plan.")
     for head, rule in plan.rules.items():
         _check(head, rule, sites, planned)
     return Placed(
