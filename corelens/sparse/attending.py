@@ -68,8 +68,8 @@ def head_sparse_attention(
 def attend(
     query: Float[Tensor, "batch head query d"],
     held: Held,
-    mask: Bool[Tensor, "batch position"] | Bool[Tensor, "batch 1 query key"] | None,
-    text: Bool[Tensor, "batch position"] | None,
+    mask: Bool[Tensor, "batch key"] | Bool[Tensor, "batch 1 query key"] | None,
+    text: Bool[Tensor, "batch new"] | None,
     scaling: float,
 ) -> Float[Tensor, "batch head query d_v"]:
     """Head outputs of one layer, whose cache takes up the new keys and values.

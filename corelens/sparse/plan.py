@@ -283,7 +283,7 @@ def best_groups(scores: HeadScores, share: float, group_size: int) -> HeadSet:
     return HeadSet(tuple(heads), f"best {len(chosen)} of {len(groups)} groups by {scores.metric}")
 
 
-def _sees(rule: Rule) -> tuple[float, ...]:
+def _sees(rule: Rule) -> tuple[float | int, ...]:
     """Sorts rules: those that see most come first."""
     return (list(RULES.values()).index(type(rule)), *(-setting for setting in astuple(rule)))
 
