@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from corelens.sparse.attending import attend
-from corelens.sparse.kvcache import HeadSparseLayer
+from corelens.sparse.kvcache import HeadSparseLayer, StaticHeadSparseLayer
 from corelens.sparse.plan import Full, LayerPlan, Off, Rule, Streaming
 
 
@@ -46,8 +46,8 @@ def in_passes(layer: HeadSparseLayer, qkv: list[Tensor], start: list[int], spans
     for first, last in spans:
         query, key, value = (tensor[:, :, first:last] for tensor in qkv)
         held, _ = layer.update(key, value)
-        real = torch.arange(last)[None] >= torch.tensor(start)[:, None]
-        mask = None if not any(start) else real
+        begin = torch.tensor([min(one, last) for one in start])[:, None, None, None]
+        mask = begin if any(start) else None
         new = None if text is None else text[:, first:last]
         found.append(attend(query, held, mask, new, query.shape[-1] ** -0.5))
     return torch.cat(found, 2)
@@ -96,3 +96,16 @@ def test_one_token_at_a_time_is_one_pass(case):
     once = in_passes(HeadSparseLayer(plan, reserved=length), qkv, start, [(0, length)], text)
     for sample in range(2):
         assert_close(steps[sample, :, start[sample] :], once[sample, :, start[sample] :], atol=2e-6, rtol=1e-5)
+
+
+@given(layers(), st.integers(0, 9))
+@settings(max_examples=80, deadline=None)
+def test_a_static_layer_is_the_growing_one(case, seed: int):
+    kinds, (sink, window, _), n_kv, length, start, spans = case
+    plan = planned(kinds, (sink, window, False), n_kv)
+    generator = torch.Generator().manual_seed(seed)
+    qkv = [torch.randn(2, n, length, 8, generator=generator) for n in (len(plan.rules), n_kv, n_kv)]
+    grown = in_passes(HeadSparseLayer(plan), qkv, start, spans, None)
+    static = in_passes(StaticHeadSparseLayer(plan, length + 3), qkv, start, spans, None)
+    for sample in range(2):
+        assert_close(static[sample, :, start[sample] :], grown[sample, :, start[sample] :], atol=2e-6, rtol=1e-5)

@@ -1,8 +1,11 @@
-"""Head-sparse inference: some heads read everything, the others sinks and a window."""
+"""Head-sparse inference: some heads see everything, the others little, and generation costs less."""
 
-from corelens.sparse.kernels import decode_attention as decode_attention
-from corelens.sparse.kernels import full_attention as full_attention
-from corelens.sparse.kernels import streaming_attention as streaming_attention
-from corelens.sparse.reference import reference as reference
-from corelens.sparse.reference import visible_full as visible_full
-from corelens.sparse.reference import visible_streaming as visible_streaming
+from corelens.sparse.generate import apply as apply
+from corelens.sparse.placing import place as place
+from corelens.sparse.plan import Full as Full
+from corelens.sparse.plan import HeadPlan as HeadPlan
+from corelens.sparse.plan import Off as Off
+from corelens.sparse.plan import Streaming as Streaming
+from corelens.sparse.plan import TopBlocks as TopBlocks
+from corelens.sparse.plan import best_groups as best_groups
+from corelens.sparse.plan import hybrid as hybrid

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from corelens.attention import AttentionCall
@@ -48,9 +48,9 @@ def head_sparse_attention(
     planned: Planned | None = module.__dict__.get("_corelens_planned")
     mask = None if attention_mask is None else attention_mask.to(query.device)
     if planned is None:
-        if mask is not None and mask.ndim == 2:
+        if mask is not None and not mask.is_floating_point() and mask.dtype != torch.bool:
             position = torch.arange(key.shape[2], device=key.device)
-            mask = mask[:, None, None] & visible_full(position[-query.shape[2] :], position)
+            mask = visible_full(position[-query.shape[2] :], position, start=mask[:, 0, 0, 0])
         return AttentionCall(module, query, key, value, mask, scaling, others).heads_outputs(), None
     for name in BEYOND:
         if others.get(name) is not None:
@@ -68,7 +68,7 @@ def head_sparse_attention(
 def attend(
     query: Float[Tensor, "batch head query d"],
     held: Held,
-    mask: Bool[Tensor, "batch key"] | Bool[Tensor, "batch 1 query key"] | None,
+    mask: Int[Tensor, "batch 1 1 1"] | Bool[Tensor, "batch 1 query key"] | None,
     text: Bool[Tensor, "batch new"] | None,
     scaling: float,
 ) -> Float[Tensor, "batch head query d_v"]:
@@ -84,7 +84,7 @@ def attend(
     layer, plan, n = held.layer, held.layer.plan, query.shape[2]
     if text is not None and text.shape[1] != held.keys.n:
         raise ValueError("a plan that keeps text cannot continue from a cache that was filled without it.")
-    rows = Masked(mask, scaling) if mask is not None and mask.ndim == 4 else Causal(mask, scaling)
+    rows = Masked(mask, scaling) if mask is not None and mask.dtype == torch.bool else Causal(mask, scaling)
     whole, window = layer.append(held.keys), held.keys.of(plan.window)
     layer.keep(window, rows.start, text)
     z = query.new_zeros(*query.shape[:3], held.keys.value.shape[-1])
@@ -92,7 +92,8 @@ def attend(
         layer.close(window)
         # Each store is read once, whatever rules its heads follow.
         if heads := plan.readers(plan.whole):
-            found = decode_attention(some(query, heads), *whole, layer.visible_of_whole(rows.start), scaling=scaling)
+            visible = layer.visible_of_whole(whole.n, rows.start)
+            found = decode_attention(some(query, heads), *whole, visible, scaling=scaling)
             z[:, indices(heads, z.device)] = found
         if heads := plan.readers(plan.window):
             visible = layer.visible_of_window(rows.start)

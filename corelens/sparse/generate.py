@@ -31,13 +31,14 @@ class Applied:
     model: PreTrainedModel
     tokens: Tokens = field(default_factory=Tokens)
 
-    def cache(self, reserved: int = 0) -> HeadSparseCache:
+    def cache(self, reserved: int = 0, static: bool = False) -> HeadSparseCache:
         """An empty cache, for conversations of several turns: `generate(past_key_values=cache)`.
 
         Args:
             reserved: For how many positions there is room from the beginning; more positions cost copies.
+            static: Whether there is room for these positions only, so that decoding can be compiled.
         """
-        return HeadSparseCache(self.model.config, self.placed.layers, reserved)
+        return HeadSparseCache(self.model.config, self.placed.layers, reserved, static)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Hugging Face's `generate` of the model, with a cache that fits the plan."""
@@ -45,8 +46,8 @@ class Applied:
         given: Any = kwargs.get("past_key_values")
         if named := next((n for n in TAKES_BACK if kwargs.get(n) or getattr(settings, n, None)), None):
             raise ValueError(f"{named} takes tokens back, and heads that keep a window have forgotten what was before.")
-        if kwargs.get("cache_implementation") not in (None, "dynamic"):
-            raise ValueError(f"cache_implementation={kwargs['cache_implementation']!r}: the plan brings its own cache.")
+        if (kind := kwargs.get("cache_implementation")) not in (None, "dynamic", "static"):
+            raise ValueError(f"cache_implementation={kind!r}: a plan brings its own cache, dynamic or static.")
         if given is not None and not (isinstance(given, HeadSparseCache) and given.plans == self.placed.layers):
             raise ValueError("past_key_values was not made for this plan: take the cache() that apply gives, or none.")
         prompt = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else kwargs.get("inputs_embeds")))
@@ -55,7 +56,7 @@ class Applied:
             new = kwargs.get("max_new_tokens", settings.max_new_tokens)
             longest = kwargs.get("max_length", settings.max_length) if new is None else n_prompt + new
             # Checkpoints may name a cache of their own.
-            kwargs |= {"past_key_values": self.cache(longest or 0), "cache_implementation": None}
+            kwargs |= {"past_key_values": self.cache(longest or 0, kind == "static"), "cache_implementation": None}
         self.tokens.n_prompt = n_prompt
         try:
             # Hugging Face types generate for a mixin.

@@ -6,13 +6,12 @@ from typing import Any, NoReturn
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedConfig
-from transformers.cache_utils import CacheLayerMixin, DummyLayer, DynamicLayer
+from transformers import Cache, DynamicCache, PreTrainedConfig, StaticCache
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from corelens.attention import Rows
 from corelens.sparse.keys import KeysValues
 from corelens.sparse.plan import LayerPlan, Streaming
-from corelens.sparse.reference import visible_full
 
 GROWTH = 1.5
 """By how much the buffers of whole heads grow when they are full."""
@@ -41,6 +40,8 @@ class HeadSparseLayer(CacheLayerMixin):
 
     is_sliding = False
     is_croppable = False
+    masks_always = False
+    """Whether a mask is made for every token, also where all is seen."""
 
     def __init__(self, plan: LayerPlan, reserved: int = 0) -> None:
         """An empty layer.
@@ -51,8 +52,13 @@ class HeadSparseLayer(CacheLayerMixin):
         """
         super().__init__()
         self.plan, self.reserved = plan, reserved
-        self.seen = 0
+        self.seen: Any = 0
         """How many positions have come, padding included."""
+
+    @property
+    def n_seen(self) -> int:
+        """The same as a plain number, for passes over prompts; a static cache counts on its device."""
+        return self.seen
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -81,13 +87,13 @@ class HeadSparseLayer(CacheLayerMixin):
 
     def append(self, new: KeysValues) -> KeysValues:
         """Adds new positions to the heads that are kept whole, and returns all of these."""
-        needed = self.seen + new.n
+        needed = self.n_seen + new.n
         if needed > self.whole.n:
-            old, self.whole = self.whole, _room(self.whole, max(needed, self.reserved, int(self.seen * GROWTH)))
+            old, self.whole = self.whole, _room(self.whole, max(needed, self.reserved, int(self.n_seen * GROWTH)))
             for mine, theirs in zip(self.whole, old, strict=True):
-                mine[:, :, : self.seen] = theirs[:, :, : self.seen]
+                mine[:, :, : self.n_seen] = theirs[:, :, : self.n_seen]
         for mine, theirs in zip(self.whole, new.of(self.plan.whole), strict=True):
-            mine[:, :, self.seen : needed] = theirs
+            mine[:, :, self.n_seen : needed] = theirs
         return KeysValues(self.whole.key[:, :, :needed], self.whole.value[:, :, :needed])
 
     def keep(
@@ -101,10 +107,10 @@ class HeadSparseLayer(CacheLayerMixin):
             text: Which of the new positions are text to keep.
         """
         rule = self.plan.streaming
-        if rule is None or (text is None and 0 < self.sinks_until <= self.seen):
+        if rule is None or (text is None and 0 < self.sinks_until <= self.n_seen):
             return
         batch, n = new.key.shape[0], new.n
-        position = torch.arange(self.seen, self.seen + n, device=self.device).expand(batch, -1)
+        position = torch.arange(self.n_seen, self.n_seen + n, device=self.device).expand(batch, -1)
         begin = position.new_zeros(batch, 1) if start is None else start[:, None]
         kept = position < begin + rule.sink
         kept = (kept if text is None else kept | text) & (position >= begin)
@@ -112,15 +118,15 @@ class HeadSparseLayer(CacheLayerMixin):
         self.sinks_until = self.longest_padding + max(rule.sink, 1)
         if kept.any():
             rows = Rows.of(kept)
-            self.kept = torch.cat([self.kept, torch.where(rows.real, rows.position + self.seen, -1)], 1)
+            self.kept = torch.cat([self.kept, torch.where(rows.real, rows.position + self.n_seen, -1)], 1)
             self.window = self.window.then(KeysValues(rows.take(new.key), rows.take(new.value)))
             even = bool((self.kept >= 0).all())
             self.kept_leave = int(self.kept.max()) + rule.window if even else torch.iinfo(torch.long).max
 
     def recent(self) -> tuple[KeysValues, int]:
         """The positions of streaming heads that a next token still sees, in order, and the number of the first."""
-        first = max(0, self.seen - self._window + 1)
-        slot = torch.arange(first, self.seen, device=self.device) % self._window
+        first = max(0, self.n_seen - self._window + 1)
+        slot = torch.arange(first, self.n_seen, device=self.device) % self._window
         return KeysValues(self.window.key[:, :, slot], self.window.value[:, :, slot]), first
 
     def kept_keys(self) -> KeysValues:
@@ -129,38 +135,41 @@ class HeadSparseLayer(CacheLayerMixin):
 
     def close(self, new: KeysValues) -> None:
         """Ends a pass: new positions of streaming heads take the place of the oldest."""
-        n = new.n
         if self.plan.window:
-            slot = torch.arange(self.seen + max(0, n - self._window), self.seen + n, device=self.device) % self._window
+            slot = (self.seen + torch.arange(new.n, device=self.device))[-self._window :] % self._window
             for mine, theirs in zip(self.window, new, strict=True):
                 mine[:, :, slot] = theirs[:, :, -self._window :]
-        self.seen += n
+        self.seen += new.n
 
-    def visible_of_whole(self, start: Int[Tensor, "batch"] | None) -> Bool[Tensor, "batch #head key"] | None:
-        """What of the whole heads' positions the newest token sees, head by head; None for everything."""
+    def visible_of_whole(
+        self, n_keys: int, start: Int[Tensor, "batch"] | None
+    ) -> Bool[Tensor, "batch #head key"] | None:
+        """Which positions of the heads that are kept whole the newest token sees, head by head; None for all."""
         rules = [self.plan.rules[head] for head in self.plan.readers(self.plan.whole)]
         streams = [isinstance(rule, Streaming) for rule in rules]
-        if start is None and not any(streams):
+        if start is None and not any(streams) and not self.masks_always:
             return None
-        position = torch.arange(self.seen, device=self.device)
-        visible = visible_full(position[-1:], position, start=start)[:, 0].expand(len(self.kept), -1, -1)
+        position = torch.arange(n_keys, device=self.device)
+        visible = (position < self.seen)[None, None].expand(len(self.kept), 1, -1)
+        if start is not None:
+            visible = visible & (position >= start[:, None, None])
         if any(streams):
             # One column more for the places where a sample keeps nothing.
-            kept = torch.zeros(len(self.kept), self.seen + 1, dtype=torch.bool, device=self.device)
-            kept = kept.scatter(1, torch.where(self.kept < 0, self.seen, self.kept), True)[:, None, :-1]
-            full = ~torch.tensor(streams, device=self.device)[:, None]
+            kept = torch.zeros(len(self.kept), n_keys + 1, dtype=torch.bool, device=self.device)
+            kept = kept.scatter(1, torch.where(self.kept < 0, n_keys, self.kept), True)[:, None, :-1]
+            full = torch.tensor([not one for one in streams], device=self.device)[:, None]
             visible = visible & (full | kept | (position >= self.seen - self._window))
         return visible
 
     def visible_of_window(self, start: Int[Tensor, "batch"] | None) -> Bool[Tensor, "batch 1 slot"] | None:
         """Which slots of streaming heads the newest token sees; None for all."""
-        oldest, last = self.seen - self._window, self.seen - 1
-        if oldest >= self.longest_padding and last >= self.kept_leave:
+        if not self.masks_always and self.seen - self._window >= self.longest_padding and self.seen > self.kept_leave:
             return None
+        last = self.seen - 1
         slot = torch.arange(self._window, device=self.device)
         position = (last - (last - slot) % self._window).expand(len(self.kept), -1)
         begin = 0 if start is None else start[:, None]
-        kept = (self.kept >= 0) & (self.kept < oldest)
+        kept = (self.kept >= 0) & (self.kept <= last - self._window)
         return torch.cat([position >= begin, kept], 1)[:, None]
 
     @property
@@ -195,22 +204,94 @@ class HeadSparseLayer(CacheLayerMixin):
         return 0 if self.plan.streaming is None else self.plan.streaming.window
 
 
+class StaticHeadSparseLayer(HeadSparseLayer):
+    """The same in tensors that never change their shape or place, so that decoding compiles into one graph.
+
+    Room for the sinks comes after the window, and after it one slot for what is not kept.
+    """
+
+    is_compileable = True
+    masks_always = True
+
+    def __init__(self, plan: LayerPlan, reserved: int) -> None:
+        """An empty layer with room for `reserved` positions."""
+        super().__init__(plan, reserved)
+        if plan.streaming is not None and plan.streaming.text:
+            raise ValueError("a static cache has no room for the text of a prompt: use the growing one with text=True.")
+        self.seen = torch.tensor(0)
+
+    @property
+    def n_seen(self) -> int:
+        return int(self.seen)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.seen = self.seen.to(self.device)
+        self.whole = _room(self.whole, self.reserved)
+        self.window = _room(self.window, self._window + self._sink + 1)
+        self.kept = torch.full((len(key_states), self._sink + 1), -1, device=self.device)
+        if not torch.compiler.is_compiling():
+            for tensor in (self.seen, self.kept, *self.whole, *self.window):
+                torch._dynamo.mark_static_address(tensor)
+
+    def append(self, new: KeysValues) -> KeysValues:
+        if new.n > 1:
+            if (needed := self.n_seen + new.n) > self.reserved:
+                raise ValueError(f"a static cache with room for {self.reserved} positions cannot hold {needed}.")
+            return super().append(new)
+        for mine, theirs in zip(self.whole, new.of(self.plan.whole), strict=True):
+            mine.index_copy_(2, self.seen[None], theirs)
+        return self.whole
+
+    def keep(
+        self, new: KeysValues, start: Int[Tensor, "batch"] | None, text: Bool[Tensor, "batch position"] | None
+    ) -> None:
+        position = (self.seen + torch.arange(new.n, device=self.device)).expand(len(self.kept), -1)
+        rank = position if start is None else position - start[:, None]
+        place = torch.where((rank >= 0) & (rank < self._sink), rank, self._sink)
+        self.kept.scatter_(1, place, position)
+        self.kept[:, self._sink] = -1
+        for mine, theirs in zip(self.window, new, strict=True):
+            mine.scatter_(2, (self._window + place)[:, None, :, None].expand_as(theirs), theirs)
+
+    def get_seq_length(self) -> Any:
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.reserved, 0
+
+    def get_max_length(self) -> int:
+        return self.reserved
+
+    def reset(self) -> None:
+        super().reset()
+        self.seen = torch.tensor(0)
+
+    @property
+    def _sink(self) -> int:
+        return 0 if self.plan.streaming is None else self.plan.streaming.sink
+
+
 class HeadSparseCache(Cache):
     """The cache of a model under a plan; layers without one keep what they always keep."""
 
-    def __init__(self, config: PreTrainedConfig, layers: Mapping[int, LayerPlan], reserved: int = 0) -> None:
+    def __init__(
+        self, config: PreTrainedConfig, layers: Mapping[int, LayerPlan], reserved: int = 0, static: bool = False
+    ) -> None:
         """An empty cache.
 
         Args:
             config: The model's.
             layers: The plans of layers, by number.
             reserved: For how many positions there is room from the beginning; more positions cost copies.
+            static: Whether there is room for these positions only, so that decoding can be compiled.
         """
         self.plans = layers
-        stock = DynamicCache(config=config)
+        stock = StaticCache(config=config, max_cache_len=reserved) if static else DynamicCache(config=config)
+        kind = StaticHeadSparseLayer if static else HeadSparseLayer
         super().__init__(
             layers=[
-                HeadSparseLayer(layers[number], reserved) if number in layers else layer
+                kind(layers[number], reserved) if number in layers else layer
                 for number, layer in enumerate(stock.layers)
             ]
         )
@@ -223,10 +304,9 @@ class HeadSparseCache(Cache):
 
 def plannable(config: PreTrainedConfig) -> list[int]:
     """The layers that keep keys and values of all positions and nothing else; none if layers share theirs."""
-    layers = DynamicCache(config=config).layers
-    if any(isinstance(layer, DummyLayer) for layer in layers):
+    if "reuse" in (getattr(config.get_text_config(decoder=True), "kv_sharing_modes", None) or ()):
         return []
-    return [number for number, layer in enumerate(layers) if type(layer) is DynamicLayer]
+    return [number for number, layer in enumerate(DynamicCache(config=config).layers) if type(layer) is DynamicLayer]
 
 
 def _room(like: KeysValues, n: int) -> KeysValues:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -12,8 +13,10 @@ from corelens.sparse.kernels import block_attention, full_attention, streaming_a
 from corelens.sparse.keys import KeysValues
 
 
-def head_sparse_mask(**kwargs: Any) -> Bool[Tensor, "batch position"] | Bool[Tensor, "batch 1 query key"] | None:
-    """What Hugging Face's models hand to their layers: what of each sample is real, or a mask if more is masked.
+def head_sparse_mask(**kwargs: Any) -> Int[Tensor, "batch 1 1 1"] | Bool[Tensor, "batch 1 query key"] | None:
+    """What layers are told: where each left-padded sample starts, or a whole mask if more than padding is masked.
+
+    In four dimensions in either case: Hugging Face leaves masks alone that have four.
 
     Raises:
         ValueError: If padding stands on the right or between tokens.
@@ -21,19 +24,24 @@ def head_sparse_mask(**kwargs: Any) -> Bool[Tensor, "batch position"] | Bool[Ten
     if kwargs["mask_function"] is not causal_mask_function or kwargs.get("use_vmap"):
         return sdpa_mask(**kwargs)
     real: Tensor | None = kwargs.get("attention_mask")
-    if real is None or real.all():
+    if real is None:
         return None
-    if (real[:, :-1] & ~real[:, 1:]).any():
-        raise ValueError("head-sparse attention needs padding on the left, and this attention mask has some elsewhere.")
-    # Not yet reduced to where samples start: some models make masks of their masks.
-    return real
+    # Graphs cannot look at numbers, and the prompt has been looked at.
+    if not torch.compiler.is_compiling():
+        if real.all():
+            return None
+        if (real[:, :-1] & ~real[:, 1:]).any():
+            raise ValueError(
+                "head-sparse attention needs padding on the left, and this attention mask has some elsewhere."
+            )
+    return rearrange(real.logical_not().sum(-1), "batch -> batch 1 1 1")
 
 
 class Causal:
     """Attention to all that came before, padding left out: by kernels that skip what is not seen."""
 
-    def __init__(self, real: Bool[Tensor, "batch position"] | None, scaling: float) -> None:
-        self.start: Int[Tensor, "batch"] | None = None if real is None else real.logical_not().sum(-1)
+    def __init__(self, start: Int[Tensor, "batch 1 1 1"] | None, scaling: float) -> None:
+        self.start: Int[Tensor, "batch"] | None = None if start is None else start[:, 0, 0, 0]
         self.scaling = scaling
 
     def full(self, query: Tensor, keys: KeysValues) -> Tensor:

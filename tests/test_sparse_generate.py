@@ -1,0 +1,271 @@
+"""Plans at work on real architectures, against stock generation under masks over all keys."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from einops import rearrange, repeat
+from tiny import ARCHITECTURES, IMAGE, NO_GENERATION, PAD, batch, build, generation_inputs
+from torch import Tensor
+from torch.testing import assert_close
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import sdpa_mask
+
+from corelens import HookedMLLM
+from corelens.attention import AttentionCall
+from corelens.heads import Head, HeadSet
+from corelens.sparse import HeadPlan, Full, Off, Streaming, apply, hybrid
+from corelens.sparse.placing import place
+
+SINK, WINDOW = 2, 5
+REFUSED = {
+    "blip": "cannot be hooked",
+    "git": "cannot be hooked",
+    "idefics": "attends to an encoder",
+    "internvl_gpt_oss": "asks for `s_aux`",
+    "paligemma2": "asks for `softcap`",
+    "kosmos-2": "brings a mask of numbers",
+    "mistral4": "compressed keys cannot be kept",
+    "kimi_k25": "compressed keys cannot be kept",
+    "qwen4_exp": "nothing to plan",
+    "glm5_next": "nothing to plan",
+    "mistral3": "nothing to plan",
+    "mistral_large4": "nothing to plan",
+    "unlimited_ocr": "nothing to plan",
+    "idefics2": "nothing to plan",
+    "dots3_note": "nothing to plan",
+    "inkling2": "nothing to plan",
+    "inkling_mm_model": "nothing to plan",
+    "gemma3n": "nothing to plan",
+    "gemma4": "nothing to plan",
+    "gemma4_unified": "nothing to plan",
+    "mllama": "attends to an encoder",
+    "florence2": "attends to an encoder",
+    "pix2struct": "attends to an encoder",
+    "pp_formulanet": "attends to an encoder",
+    "t5gemma2": "attends to an encoder",
+    "udop": "attends to an encoder",
+    "vision-encoder-decoder": "attends to an encoder",
+}
+UNCACHED = {"kosmos-2.5": "its cached generation counts positions in another way than its passes", "evolla": "no cache"}
+
+
+def core_of(model: PreTrainedModel) -> HeadSet:
+    """One head in each of the last two layers that can be planned."""
+    layers = sorted(place(HeadPlan({}, Full()), model).layers)
+    return HeadSet(tuple(Head(layer, 1 + 2 * (layer == layers[0])) for layer in layers[-2:]))
+
+
+@contextmanager
+def under_masks(model: PreTrainedModel, plan: HeadPlan, text: Tensor | None = None) -> Iterator[None]:
+    """Stock passes and caches of a model whose attention masks every head's row by its rule."""
+    placed = place(plan, model)
+    rules = {id(module): placed.layers[layer].rules for layer, module in placed.modules.items()}
+
+    def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: Any = None, **others: Any):
+        if id(module) not in rules:
+            return AttentionCall(module, query, key, value, mask, scaling, others).heads_outputs(), None
+        n_heads, n, total = query.shape[1], query.shape[2], key.shape[2]
+        visible = mask.expand(len(query), n_heads, -1, -1).clone()
+        q, p = torch.arange(total), torch.arange(total - n, total)
+        begin = mask[:, 0, -1].int().argmax(-1)
+        for head, rule in enumerate(rules[id(module)]):
+            if isinstance(rule, Streaming):
+                kept = q < begin[:, None] + rule.sink
+                if rule.text and text is not None:
+                    kept |= torch.nn.functional.pad(text, (0, total))[:, :total]
+                visible[:, head] &= (q > p[:, None] - rule.window) | kept[:, None]
+        key, value = (repeat(t, "b kv k d -> b (kv group) k d", group=n_heads // t.shape[1]) for t in (key, value))
+        scores = (query @ key.mT).float() * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+        pattern = scores.masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num(0)
+        for head, rule in enumerate(rules[id(module)]):
+            if isinstance(rule, Off):
+                pattern[:, head] = 0
+        return rearrange(pattern.to(value) @ value, "b head p d -> b p head d").contiguous(), None
+
+    AttentionInterface.register("masked", attention)
+    AttentionMaskInterface.register("masked", lambda **k: sdpa_mask(**k | {"allow_is_causal_skip": False}))
+    configs = {id(m.config): m.config for m in model.get_decoder().modules() if isinstance(m, PreTrainedModel)}
+    before = {name: config._attn_implementation_internal for name, config in configs.items()}
+    try:
+        for config in configs.values():
+            config._attn_implementation_internal = "masked"
+        yield
+    finally:
+        for name, config in configs.items():
+            config._attn_implementation_internal = before[name]
+
+
+def generated(model: Any, inputs: dict[str, Tensor], **settings: Any) -> tuple[Tensor, Tensor, Any]:
+    """Sequences, logits of each new token, and the cache."""
+    settings = dict(max_new_tokens=8, min_new_tokens=8, do_sample=False) | settings
+    own = {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    torch.manual_seed(0)
+    found = model.generate(**own, **settings, output_logits=True, return_dict_in_generate=True)
+    return found.sequences, torch.stack(found.logits, 1), found.past_key_values
+
+
+def words(n: int, seed: int = 5, padding: int = 0) -> dict[str, Tensor]:
+    """Two texts, the second with padding before it."""
+    ids = torch.randint(3, 400, (2, n), generator=torch.Generator().manual_seed(seed))
+    mask = torch.ones_like(ids)
+    ids[1, :padding], mask[1, :padding] = PAD, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def same_generation(model: Any, plan: HeadPlan, inputs: dict[str, Tensor], **settings: Any) -> Any:
+    """Asserts the same tokens and logits, and returns the cache."""
+    with under_masks(model, plan):
+        tokens, logits, _ = generated(model, inputs, **settings)
+    with apply(model, plan):
+        found_tokens, found_logits, cache = generated(model, inputs, **settings)
+    assert_close(found_tokens, tokens, rtol=0, atol=0)
+    assert_close(found_logits, logits, rtol=1e-4, atol=1e-4)
+    return cache
+
+
+@pytest.mark.parametrize("name", [n for n in ARCHITECTURES if n not in NO_GENERATION])
+def test_every_architecture_generates_under_a_plan_as_under_masks_or_is_refused_by_name(name: str):
+    model, inputs = build(name), generation_inputs(name, batch(name))
+    if name in REFUSED:
+        with pytest.raises((TypeError, ValueError), match=REFUSED[name]), apply(model, hybrid([], SINK, WINDOW)):
+            generated(model, inputs)
+        return
+    with torch.no_grad():
+        stock = model(**inputs).logits
+        real = inputs["attention_mask"].bool()
+        with apply(model, HeadPlan({}, Full())):
+            assert_close(model(**inputs).logits[real], stock[real], rtol=1e-4, atol=5e-5)
+        plan = hybrid(core_of(model), SINK, WINDOW)
+        with under_masks(model, plan):
+            masked = model(**inputs).logits
+        with apply(model, plan):
+            found = model(**inputs).logits
+        assert_close(found[real], masked[real], rtol=1e-4, atol=5e-5)
+        assert (found - stock)[real].abs().max() > 0.01
+        if name not in UNCACHED:
+            same_generation(model, plan, inputs, max_new_tokens=3, min_new_tokens=3)
+
+
+IN_DEPTH = (
+    "qwen3_vl", "qwen2_5_vl", "llava", "gemma3", "internvl", "llava_onevision", "qwen3_5", "paligemma", "idefics3",
+)  # fmt: skip
+"""With multidimensional positions, sliding layers, pictures that look ahead, linear layers, gates."""
+
+MODES: dict[str, dict[str, Any]] = {
+    "beams": dict(num_beams=3),
+    "several of each": dict(num_beams=3, num_return_sequences=2),
+    "sampling": dict(do_sample=True, num_return_sequences=2, top_k=20),
+    "long": dict(max_new_tokens=24, min_new_tokens=24),
+}
+
+
+@pytest.mark.parametrize("granularity", ["kv_group", "query"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", IN_DEPTH)
+def test_every_way_to_generate_is_generation_under_masks(name: str, mode: str, granularity: Any):
+    model = build(name)
+    plan = hybrid(core_of(model), SINK, WINDOW, granularity=granularity)
+    same_generation(model, plan, generation_inputs(name, batch(name)), **MODES[mode])
+
+
+@pytest.mark.parametrize("padding", [0, 1, 3, 15])
+@pytest.mark.parametrize("chunk", [1, 4, 7, 16])
+@pytest.mark.parametrize("name", ["qwen3_vl", "llava", "gemma3"])
+def test_prompts_may_come_in_chunks(name: str, chunk: int, padding: int):
+    model = build(name)
+    plan = hybrid(core_of(model), SINK, WINDOW)
+    inputs = words(18, padding=padding)
+    with under_masks(model, plan):
+        tokens, logits, _ = generated(model, inputs)
+    with apply(model, plan):
+        found_tokens, found_logits, _ = generated(model, inputs, prefill_chunk_size=chunk)
+    assert_close(found_tokens, tokens, rtol=0, atol=0)
+    assert_close(found_logits, logits, rtol=1e-4, atol=1e-4)
+
+
+def test_pictures_may_come_in_chunks():
+    model = build("qwen3_vl")
+    plan = hybrid(core_of(model), SINK, WINDOW, text=True)
+    inputs = generation_inputs("qwen3_vl", batch("qwen3_vl"))
+    with apply(model, plan):
+        tokens, logits, _ = generated(model, inputs)
+        found_tokens, found_logits, _ = generated(model, inputs, prefill_chunk_size=5)
+    assert_close(found_tokens, tokens, rtol=0, atol=0)
+    assert_close(found_logits, logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("granularity", ["kv_group", "query"])
+@pytest.mark.parametrize("name", ["qwen3_vl", "llava", "internvl"])
+def test_text_of_the_prompt_may_stay_in_sight(name: str, granularity: Any):
+    model, inputs = build(name), generation_inputs(name, batch(name))
+    plan = hybrid(core_of(model), 0, 3, text=True, granularity=granularity)
+    text = (inputs["input_ids"] != IMAGE) & inputs["attention_mask"].bool()
+    with under_masks(model, plan, text):
+        tokens, logits, _ = generated(model, inputs)
+    with under_masks(model, plan):
+        _, without_text, _ = generated(model, inputs)
+    with apply(model, plan):
+        found_tokens, found_logits, _ = generated(model, inputs)
+    assert_close(found_tokens, tokens, rtol=0, atol=0)
+    assert_close(found_logits, logits, rtol=1e-4, atol=1e-4)
+    assert (logits - without_text).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "llava", "gemma3"])
+def test_a_conversation_goes_on_from_its_cache(name: str):
+    model, turn = build(name), words(6, seed=8)["input_ids"]
+    plan = hybrid(core_of(model), SINK, WINDOW)
+    inputs = generation_inputs(name, batch(name, padded=False))
+    with apply(model, plan) as applied:
+        cache = applied.cache()
+        first, _, _ = generated(model, inputs, past_key_values=cache)
+        ids = torch.cat([first, turn], 1)
+        asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        tokens, logits, _ = generated(model, asked, past_key_values=cache)
+        types = {n: torch.nn.functional.pad(v, (0, 14)) for n, v in inputs.items() if n.endswith("type_ids")}
+        anew_tokens, anew_logits, _ = generated(model, inputs | asked | types)
+    assert_close(tokens, anew_tokens, rtol=0, atol=0)
+    assert_close(logits, anew_logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", IN_DEPTH)
+def test_a_full_plan_generates_what_the_model_generates(name: str):
+    model, inputs = build(name), generation_inputs(name, batch(name))
+    tokens, logits, _ = generated(model, inputs)
+    with apply(model, HeadPlan({}, Full())):
+        found_tokens, found_logits, _ = generated(model, inputs)
+    assert_close(found_tokens, tokens, rtol=0, atol=0)
+    assert_close(found_logits, logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_cache_holds_as_many_bytes_as_the_plan_says(dtype: torch.dtype):
+    model = build("qwen3_vl", dtype=dtype)
+    plan = hybrid(core_of(model), SINK, WINDOW)
+    with apply(model, plan) as applied:
+        _, _, cache = generated(model, words(40))
+        assert cache.nbytes == 2 * applied.placed.bytes(48)
+        assert applied.placed.stock_bytes(48) == 48 * 3 * 2 * 2 * 16 * dtype.itemsize
+        assert f"a sequence holds {applied.placed.bytes(48) / 1e6:.1f} MB" in applied.placed.summary(48)
+
+
+def test_heads_that_are_off_are_heads_that_are_ablated():
+    import corelens as cl
+
+    model, inputs = build("qwen3_vl"), batch("qwen3_vl")
+    heads = HeadSet.parse("L0H1, L2H0, L2H1, L2H3")
+    hooked = HookedMLLM(model)
+    with hooked.hooks(cl.ablate(heads, "zero")):
+        ablated = hooked(inputs)
+    with torch.no_grad(), apply(hooked, HeadPlan(dict.fromkeys(heads, Off()), Full())):
+        off = hooked(inputs)
+    real = inputs["attention_mask"].bool()
+    assert_close(off[real], ablated[real].detach(), rtol=1e-4, atol=5e-5)
+
+
+def test_a_hooked_model_answers_under_a_plan(toy: Any):
+    import corelens as cl
+    from corelens.toy import worlds
