@@ -1,6 +1,5 @@
 """The cache of planned layers against masked attention over all keys, for any plan, padding and way to cut a prompt."""
 
-import pytest
 import torch
 from einops import einsum, repeat
 from hypothesis import given, settings
@@ -9,8 +8,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from corelens.sparse.attending import attend
-from corelens.sparse.kvcache import HeadSparseLayer, StaticHeadSparseLayer
+from corelens.sparse.kvcache import HeadSparseLayer
 from corelens.sparse.plan import Full, LayerPlan, Off, Rule, Streaming
+from corelens.sparse.static import StaticHeadSparseLayer
 
 
 def masked(
@@ -41,7 +41,9 @@ def passes(length: int, cuts: list[int]) -> list[tuple[int, int]]:
     return list(zip([0, *ends], ends, strict=False))
 
 
-def in_passes(layer: HeadSparseLayer, qkv: list[Tensor], start: list[int], spans: list[tuple[int, int]], text: Tensor | None):
+def in_passes(
+    layer: HeadSparseLayer, qkv: list[Tensor], start: list[int], spans: list[tuple[int, int]], text: Tensor | None
+):
     found = []
     for first, last in spans:
         query, key, value = (tensor[:, :, first:last] for tensor in qkv)
@@ -76,7 +78,9 @@ def test_any_plan_in_any_passes_is_masked_attention_over_all_keys(case, seed: in
     kinds, window, n_kv, length, start, spans = case
     plan = planned(kinds, window, n_kv)
     generator = torch.Generator().manual_seed(seed)
-    qkv = [torch.randn(2, n, length, 8, generator=generator) for n in (len(plan.rules), plan.n_kv_heads, plan.n_kv_heads)]
+    qkv = [
+        torch.randn(2, n, length, 8, generator=generator) for n in (len(plan.rules), plan.n_kv_heads, plan.n_kv_heads)
+    ]
     keeps = plan.streaming is not None and plan.streaming.text
     text = torch.rand(2, length, generator=generator) < 0.3 if keeps else None
     expected = masked(*qkv, plan.rules, start, text)
@@ -90,7 +94,7 @@ def test_any_plan_in_any_passes_is_masked_attention_over_all_keys(case, seed: in
 def test_one_token_at_a_time_is_one_pass(case):
     kinds, window, n_kv, length, start, _ = case
     plan = planned(kinds, window, n_kv)
-    qkv = [torch.randn(2, n, length, 8) for n in (len(plan.rules), plan.n_kv_heads, plan.n_kv_heads)]
+    qkv = [torch.randn(2, n, length, 8) for n in (len(plan.rules), n_kv, n_kv)]
     text = torch.zeros(2, length, dtype=torch.bool)
     steps = in_passes(HeadSparseLayer(plan), qkv, start, [(i, i + 1) for i in range(length)], text)
     once = in_passes(HeadSparseLayer(plan, reserved=length), qkv, start, [(0, length)], text)

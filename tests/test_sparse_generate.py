@@ -1,7 +1,11 @@
 """Plans at work on real architectures, against stock generation under masks over all keys."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +20,7 @@ from transformers.masking_utils import sdpa_mask
 from corelens import HookedMLLM
 from corelens.attention import AttentionCall
 from corelens.heads import Head, HeadSet
-from corelens.sparse import HeadPlan, Full, Off, Streaming, apply, hybrid
+from corelens.sparse import Full, HeadPlan, Off, Streaming, apply, hybrid
 from corelens.sparse.placing import place
 
 SINK, WINDOW = 2, 5
@@ -64,7 +68,9 @@ def under_masks(model: PreTrainedModel, plan: HeadPlan, text: Tensor | None = No
     placed = place(plan, model)
     rules = {id(module): placed.layers[layer].rules for layer, module in placed.modules.items()}
 
-    def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: Any = None, **others: Any):
+    def attention(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: Any = None, **others: Any
+    ):
         if id(module) not in rules:
             return AttentionCall(module, query, key, value, mask, scaling, others).heads_outputs(), None
         n_heads, n, total = query.shape[1], query.shape[2], key.shape[2]
@@ -267,5 +273,82 @@ def test_heads_that_are_off_are_heads_that_are_ablated():
 
 
 def test_a_hooked_model_answers_under_a_plan(toy: Any):
-    import corelens as cl
     from corelens.toy import worlds
+
+    sample = next(iter(worlds.scenes(1, seed=3)))
+    inputs = toy.prepare(sample.images, sample.question)
+    plain = toy.answer(inputs, max_new_tokens=4)
+    with apply(toy, HeadPlan({}, Full())):
+        assert toy.answer(inputs, max_new_tokens=4) == plain
+    with apply(toy, hybrid([], sink=1, window=2)):
+        assert toy.answer(inputs, max_new_tokens=4) != plain
+    assert toy.answer(inputs, max_new_tokens=4) == plain
+
+
+def test_decoding_with_the_static_cache_compiles_into_one_graph():
+    script = Path(__file__).with_name("compiled_decoding.py")
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    found = json.loads(run.stdout)
+    assert found["graphs"] == 1
+    assert found["difference"] < 1e-4
+
+
+def test_right_padding_assisted_decoding_and_other_caches_are_refused_by_name():
+    from transformers import DynamicCache
+
+    model, inputs = build("llava"), words(12)
+    plan = hybrid(core_of(model), SINK, WINDOW)
+    right = inputs | {"attention_mask": inputs["attention_mask"].clone()}
+    right["attention_mask"][1, -2:] = 0
+    with apply(model, plan) as applied:
+        for said, settings in {
+            "assistant_model takes tokens back": dict(assistant_model=build("llava")),
+            "prompt_lookup_num_tokens takes tokens back": dict(prompt_lookup_num_tokens=2),
+            "cache_implementation='quantized'": dict(cache_implementation="quantized"),
+            "past_key_values was not made for this plan": dict(past_key_values=DynamicCache()),
+        }.items():
+            with pytest.raises(ValueError, match=said):
+                model.generate(**inputs, **settings)
+        with pytest.raises(ValueError, match="padding on the left"), torch.no_grad():
+            model(**right)
+        with pytest.raises(ValueError, match="static cache with room for 4 positions cannot hold 12"):
+            model.generate(**inputs, past_key_values=applied.cache(4, static=True), max_new_tokens=1)
+        with pytest.raises(RuntimeError, match="for inference"):
+            model(**inputs)
+        other = applied.cache()
+    with apply(model, hybrid([], SINK, WINDOW)), pytest.raises(ValueError, match="not made for this plan"):
+        model.generate(**inputs, past_key_values=other)
+
+
+def test_masks_of_one_s_own_are_followed_where_they_say_yes_or_no():
+    model, inputs = build("llava"), words(12)
+    plan = hybrid(core_of(model), SINK, WINDOW)
+    own = torch.ones(12, 12, dtype=torch.bool).tril().expand(2, 1, -1, -1)
+    with torch.no_grad(), apply(model, plan):
+        assert_close(model(inputs["input_ids"], attention_mask=own).logits, model(inputs["input_ids"]).logits)
+        with pytest.raises(ValueError, match="takes yes or no"):
+            model(inputs["input_ids"], attention_mask=own.float())
+
+
+def test_plans_and_hooks_do_not_meet():
+    import corelens as cl
+
+    hooked = HookedMLLM(build("llava"))
+    plan = hybrid(core_of(hooked.hf_model), SINK, WINDOW)
+    with apply(hooked, plan):
+        with pytest.raises(RuntimeError, match="already at work"), apply(hooked, plan):
+            pass
+        with pytest.raises(RuntimeError, match="cannot be hooked"), hooked.hooks(cl.ablate([Head(0, 1)], "zero")):
+            hooked(batch("llava"))
+
+
+def test_a_plan_leaves_no_trace_after_success_or_failure():
+    model, inputs = build("llava"), batch("llava")
+    before = model(**inputs).logits
+    with pytest.raises(ZeroDivisionError), apply(model, hybrid(core_of(model), SINK, WINDOW)):
+        raise ZeroDivisionError
+    with pytest.raises(ValueError, match="L9H9"), apply(model, hybrid([Head(9, 9)])):
+        pass
+    assert torch.equal(model(**inputs).logits, before)
+    assert "generate" not in model.__dict__
+    assert not any("_corelens_planned" in module.__dict__ for module in model.modules())

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from corelens.attention import AttentionCall
 from corelens.sparse.kernels import decode_attention
-from corelens.sparse.keys import KeysValues, indices, some
+from corelens.sparse.keys import indices, some
 from corelens.sparse.kvcache import HeadSparseLayer, Held
 from corelens.sparse.masks import Causal, Masked
 from corelens.sparse.plan import LayerPlan, Streaming, TopBlocks
@@ -54,15 +54,19 @@ def head_sparse_attention(
         return AttentionCall(module, query, key, value, mask, scaling, others).heads_outputs(), None
     for name in BEYOND:
         if others.get(name) is not None:
-            raise ValueError(f"{type(module).__name__} asks for `{name}`, which head-sparse attention does not compute.")
+            raise ValueError(
+                f"{type(module).__name__} asks for `{name}`, which head-sparse attention does not compute."
+            )
     if mask is not None and mask.is_floating_point():
-        raise ValueError(f"{type(module).__name__} brings a mask of numbers, and head-sparse attention takes yes or no.")
+        raise ValueError(
+            f"{type(module).__name__} brings a mask of numbers, and head-sparse attention takes yes or no."
+        )
     if torch.is_grad_enabled() and query.requires_grad:
         raise RuntimeError("head-sparse attention is for inference: run the model under torch.no_grad().")
     if not isinstance(key, Held):
         key, _ = HeadSparseLayer(planned.plan).update(key, value)
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attend(query, key, mask, planned.tokens.text, scaling).transpose(1, 2).contiguous(), None
+    factor = float(query.shape[-1] ** -0.5) if scaling is None else scaling
+    return attend(query, key, mask, planned.tokens.text, factor).transpose(1, 2).contiguous(), None
 
 
 def attend(

@@ -14,7 +14,7 @@ from corelens.attention import NAME, PACKED, SPARSE, switched
 from corelens.model import LOCKS, HookedMLLM
 from corelens.sites import decoder_configs
 from corelens.sparse.attending import Planned, Tokens, head_sparse_attention
-from corelens.sparse.kvcache import HeadSparseCache
+from corelens.sparse.cache import HeadSparseCache
 from corelens.sparse.masks import head_sparse_mask
 from corelens.sparse.placing import Placed, place
 from corelens.sparse.plan import HeadPlan
@@ -107,7 +107,7 @@ def _following_text(applied: Applied) -> Any:
     visual = [number for number in visual if number is not None]
     if not visual:
         raise ValueError(
-            f"{type(applied.model).__name__} does not say which tokens are pictures: a plan that keeps text cannot tell."
+            f"{type(applied.model).__name__} does not say which tokens are pictures, so a plan cannot keep the others."
         )
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Keys and values together, and the choice of some heads or positions of them without copies where that is possible."""
 
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -49,7 +49,7 @@ def some(tensor: Float[Tensor, "batch head *rest"], heads: tuple[int, ...]) -> F
     return tensor.index_select(1, indices(heads, tensor.device))
 
 
-@lru_cache(maxsize=None)
+@cache
 def indices(heads: tuple[int, ...], device: torch.device) -> Int[Tensor, "head"]:
     """Head numbers on a device, where they are brought once."""
     return torch.tensor(heads, dtype=torch.long, device=device)

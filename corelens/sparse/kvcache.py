@@ -1,13 +1,11 @@
-"""A key-value cache that keeps everything for heads that see everything, and little for the others."""
+"""Keys and values of one layer: everything for heads that see everything, and little for the others."""
 
-from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedConfig, StaticCache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import CacheLayerMixin
 
 from corelens.attention import Rows
 from corelens.sparse.keys import KeysValues
@@ -63,8 +61,8 @@ class HeadSparseLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         new = KeysValues(key_states, value_states)
-        self.whole = _room(new.of(self.plan.whole), 0)
-        self.window = _room(new.of(self.plan.window), self._window)
+        self.whole = room(new.of(self.plan.whole), 0)
+        self.window = room(new.of(self.plan.window), self._window)
         self.kept: Int[Tensor, "batch kept"] = torch.empty(len(key_states), 0, dtype=torch.long, device=self.device)
         """Positions of the kept tokens, -1 where a sample has fewer."""
         # Plain numbers that say, without a look at the device, when there is nothing to keep or to mask any more.
@@ -89,7 +87,7 @@ class HeadSparseLayer(CacheLayerMixin):
         """Adds new positions to the heads that are kept whole, and returns all of these."""
         needed = self.n_seen + new.n
         if needed > self.whole.n:
-            old, self.whole = self.whole, _room(self.whole, max(needed, self.reserved, int(self.n_seen * GROWTH)))
+            old, self.whole = self.whole, room(self.whole, max(needed, self.reserved, int(self.n_seen * GROWTH)))
             for mine, theirs in zip(self.whole, old, strict=True):
                 mine[:, :, : self.n_seen] = theirs[:, :, : self.n_seen]
         for mine, theirs in zip(self.whole, new.of(self.plan.whole), strict=True):
@@ -196,7 +194,9 @@ class HeadSparseLayer(CacheLayerMixin):
         self.batch_select_indices(torch.arange(len(self.kept), device=self.device).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self.whole, self.window = (KeysValues(*(tensor[indices] for tensor in own)) for own in (self.whole, self.window))
+        self.whole, self.window = (
+            KeysValues(*(tensor[indices] for tensor in own)) for own in (self.whole, self.window)
+        )
         self.kept = self.kept[indices]
 
     @property
@@ -204,111 +204,6 @@ class HeadSparseLayer(CacheLayerMixin):
         return 0 if self.plan.streaming is None else self.plan.streaming.window
 
 
-class StaticHeadSparseLayer(HeadSparseLayer):
-    """The same in tensors that never change their shape or place, so that decoding compiles into one graph.
-
-    Room for the sinks comes after the window, and after it one slot for what is not kept.
-    """
-
-    is_compileable = True
-    masks_always = True
-
-    def __init__(self, plan: LayerPlan, reserved: int) -> None:
-        """An empty layer with room for `reserved` positions."""
-        super().__init__(plan, reserved)
-        if plan.streaming is not None and plan.streaming.text:
-            raise ValueError("a static cache has no room for the text of a prompt: use the growing one with text=True.")
-        self.seen = torch.tensor(0)
-
-    @property
-    def n_seen(self) -> int:
-        return int(self.seen)
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        super().lazy_initialization(key_states, value_states)
-        self.seen = self.seen.to(self.device)
-        self.whole = _room(self.whole, self.reserved)
-        self.window = _room(self.window, self._window + self._sink + 1)
-        self.kept = torch.full((len(key_states), self._sink + 1), -1, device=self.device)
-        if not torch.compiler.is_compiling():
-            for tensor in (self.seen, self.kept, *self.whole, *self.window):
-                torch._dynamo.mark_static_address(tensor)
-
-    def append(self, new: KeysValues) -> KeysValues:
-        if new.n > 1:
-            if (needed := self.n_seen + new.n) > self.reserved:
-                raise ValueError(f"a static cache with room for {self.reserved} positions cannot hold {needed}.")
-            return super().append(new)
-        for mine, theirs in zip(self.whole, new.of(self.plan.whole), strict=True):
-            mine.index_copy_(2, self.seen[None], theirs)
-        return self.whole
-
-    def keep(
-        self, new: KeysValues, start: Int[Tensor, "batch"] | None, text: Bool[Tensor, "batch position"] | None
-    ) -> None:
-        position = (self.seen + torch.arange(new.n, device=self.device)).expand(len(self.kept), -1)
-        rank = position if start is None else position - start[:, None]
-        place = torch.where((rank >= 0) & (rank < self._sink), rank, self._sink)
-        self.kept.scatter_(1, place, position)
-        self.kept[:, self._sink] = -1
-        for mine, theirs in zip(self.window, new, strict=True):
-            mine.scatter_(2, (self._window + place)[:, None, :, None].expand_as(theirs), theirs)
-
-    def get_seq_length(self) -> Any:
-        return self.seen
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.reserved, 0
-
-    def get_max_length(self) -> int:
-        return self.reserved
-
-    def reset(self) -> None:
-        super().reset()
-        self.seen = torch.tensor(0)
-
-    @property
-    def _sink(self) -> int:
-        return 0 if self.plan.streaming is None else self.plan.streaming.sink
-
-
-class HeadSparseCache(Cache):
-    """The cache of a model under a plan; layers without one keep what they always keep."""
-
-    def __init__(
-        self, config: PreTrainedConfig, layers: Mapping[int, LayerPlan], reserved: int = 0, static: bool = False
-    ) -> None:
-        """An empty cache.
-
-        Args:
-            config: The model's.
-            layers: The plans of layers, by number.
-            reserved: For how many positions there is room from the beginning; more positions cost copies.
-            static: Whether there is room for these positions only, so that decoding can be compiled.
-        """
-        self.plans = layers
-        stock = StaticCache(config=config, max_cache_len=reserved) if static else DynamicCache(config=config)
-        kind = StaticHeadSparseLayer if static else HeadSparseLayer
-        super().__init__(
-            layers=[
-                kind(layers[number], reserved) if number in layers else layer
-                for number, layer in enumerate(stock.layers)
-            ]
-        )
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of keys and values of the planned layers."""
-        return sum(layer.nbytes for layer in self.layers if isinstance(layer, HeadSparseLayer))
-
-
-def plannable(config: PreTrainedConfig) -> list[int]:
-    """The layers that keep keys and values of all positions and nothing else; none if layers share theirs."""
-    if "reuse" in (getattr(config.get_text_config(decoder=True), "kv_sharing_modes", None) or ()):
-        return []
-    return [number for number, layer in enumerate(DynamicCache(config=config).layers) if type(layer) is DynamicLayer]
-
-
-def _room(like: KeysValues, n: int) -> KeysValues:
+def room(like: KeysValues, n: int) -> KeysValues:
     """Empty keys and values of as many heads, for n positions."""
     return KeysValues(*(tensor.new_zeros(*tensor.shape[:2], n, tensor.shape[-1]) for tensor in like))

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.masking_utils import causal_mask_function, sdpa_mask
@@ -41,7 +41,7 @@ class Causal:
     """Attention to all that came before, padding left out: by kernels that skip what is not seen."""
 
     def __init__(self, start: Int[Tensor, "batch 1 1 1"] | None, scaling: float) -> None:
-        self.start: Int[Tensor, "batch"] | None = None if start is None else start[:, 0, 0, 0]
+        self.start: Int[Tensor, batch] | None = None if start is None else start[:, 0, 0, 0]
         self.scaling = scaling
 
     def full(self, query: Tensor, keys: KeysValues) -> Tensor:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from corelens.heads import Head
 from corelens.sites import AttentionSite, layer_sites
-from corelens.sparse.kvcache import plannable
+from corelens.sparse.cache import plannable
 from corelens.sparse.plan import Full, HeadPlan, LayerPlan, Rule, Streaming
 
 

@@ -118,8 +118,7 @@ class HeadPlan:
             for first in range(0, n_heads, group):
                 own = [rule for rule in rules[first : first + group] if not isinstance(rule, Off)]
                 rules[first : first + group] = [
-                    rule if isinstance(rule, Off) else min(own, key=_sees)
-                    for rule in rules[first : first + group]
+                    rule if isinstance(rule, Off) else min(own, key=_sees) for rule in rules[first : first + group]
                 ]
         return LayerPlan(tuple(rules), n_kv_heads)
 
@@ -152,7 +151,9 @@ class HeadPlan:
         try:
             saved = json.loads(Path(path).read_text())
             rules = {Head.parse(head): _read(rule) for rule in saved["rules"] for head in rule["heads"]}
-            return cls(rules, _read(saved["others"]), saved["granularity"], frozenset(saved["untouched"]), saved["name"])
+            return cls(
+                rules, _read(saved["others"]), saved["granularity"], frozenset(saved["untouched"]), saved["name"]
+            )
         except (KeyError, TypeError, ValueError) as cause:
             raise ValueError(f"{path} does not hold a head plan: {cause}") from cause
 
@@ -258,7 +259,11 @@ def hybrid(
     """
     named = core.name if isinstance(core, HeadSet) else "by hand"
     return HeadPlan(
-        dict.fromkeys(core, Full()), Streaming(sink, window, text), granularity, frozenset(untouched), f"hybrid of {named}"
+        dict.fromkeys(core, Full()),
+        Streaming(sink, window, text),
+        granularity,
+        frozenset(untouched),
+        f"hybrid of {named}",
     )
 
 
@@ -279,7 +284,9 @@ def best_groups(scores: HeadScores, share: float, group_size: int) -> HeadSet:
         raise ValueError(f"share must lie in (0, 1], and is {share}.")
     groups = list(dict.fromkeys((layer, head // group_size) for layer, head in scores.ranked()))
     chosen = groups[: max(1, round(share * len(groups)))]
-    heads = [Head(layer, head) for layer, group in chosen for head in range(group * group_size, (group + 1) * group_size)]
+    heads = [
+        Head(layer, head) for layer, group in chosen for head in range(group * group_size, (group + 1) * group_size)
+    ]
     return HeadSet(tuple(heads), f"best {len(chosen)} of {len(groups)} groups by {scores.metric}")
 
 
