@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from corelens.attention import NAME, PACKED, SPARSE, switched
 from corelens.model import LOCKS, HookedMLLM
 from corelens.sites import decoder_configs
-from corelens.sparse.attending import Planned, Tokens, head_sparse_attention
+from corelens.sparse.planned import Planned, Tokens, head_sparse_attention
 from corelens.sparse.cache import HeadSparseCache
 from corelens.sparse.masks import head_sparse_mask
 from corelens.sparse.placing import Placed, place

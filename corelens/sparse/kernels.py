@@ -4,11 +4,16 @@ A query at position p of a streaming head sees the key at position q if q <= p a
 the first tokens of the row (attention sinks), and whatever else a plan keeps. A full head sees all keys up to its own.
 """
 
+from collections.abc import Iterator
+
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-from corelens.sparse.reference import reference, visible_full
+from corelens.sparse.unpadded import causal, streaming
+from corelens.sparse.varlen import has_varlen
 
 
 def full_attention(
@@ -35,9 +40,18 @@ def full_attention(
         ValueError: If there are more queries than keys, or the heads do not divide among the kv heads.
     """
     _check(query, key)
-    position = torch.arange(key.shape[2], device=key.device)
-    visible = visible_full(position[-query.shape[2] :], position, start=start)
-    return reference(query, key, value, visible, scaling).to(query)
+    n = query.shape[2]
+    if n == 1:
+        real = None if start is None else torch.arange(key.shape[2], device=key.device) >= start[:, None]
+        return decode_attention(query, key, value, None if real is None else real[:, None], scaling=scaling)
+    if start is None:
+        return causal(query, key, value, scaling)
+    found = _empty(query)
+    for rows, begin in _rows(start, len(query), together=True):
+        real = max(0, min(n, key.shape[2] - begin))
+        some = query[rows, :, n - real :], key[rows, :, begin:], value[rows, :, begin:]
+        found[rows, :, n - real :] = causal(*some, scaling)
+    return found
 
 
 def streaming_attention(
@@ -78,20 +92,31 @@ def streaming_attention(
     if window < 1:
         raise ValueError(f"window={window}: a query sees at least itself, which is a window of 1.")
     past = key.shape[2] - query.shape[2]
-    if first > 0 and past < window - 1:
+    rows_begin = list(_rows(start, len(query), together=has_varlen(query)))
+    if past < window - 1 and first > min(begin for _, begin in rows_begin):
         raise ValueError(
-            f"{past} keys before the first query, at position {first + past}, do not fill a window of {window}: give "
-            f"the last {window - 1}, or all from position 0."
+            f"{past} keys before the first query, from position {first} on, do not fill a window of {window}: give the "
+            f"last {window - 1}, or all from the first of the row."
         )
-    position = torch.arange(first, first + key.shape[2], device=key.device)
-    query_position = position[past:]
-    near = visible_full(query_position, position, start=start) & (position > query_position[:, None] - window)
-    far = (kept_position >= 0)[:, None] & (kept_position[:, None] <= query_position[:, None] - window)
-    if start is not None:
-        far &= kept_position[:, None] >= start[:, None, None]
-    visible = torch.cat([far[:, None], near.expand(len(far), -1, -1, -1)], -1)
-    key, value = torch.cat([kept_key, key], 2), torch.cat([kept_value, value], 2)
-    return reference(query, key, value, visible, scaling).to(query)
+    found = _empty(query)
+    for rows, begin in rows_begin:
+        padding = min(max(0, begin - first), key.shape[2])
+        real = min(query.shape[2], key.shape[2] - padding)
+        # Kept keys are seen from the position on that has them behind its window.
+        position = kept_position[rows]
+        seen_from = torch.where(position >= begin, position + window, torch.iinfo(position.dtype).max)
+        streaming(
+            query[rows, :, query.shape[2] - real :],
+            key[rows, :, padding:],
+            value[rows, :, padding:],
+            kept_key[rows],
+            kept_value[rows],
+            seen_from - (first + key.shape[2] - real),
+            window,
+            scaling,
+            out=found[rows, :, query.shape[2] - real :],
+        )
+    return found
 
 
 def decode_attention(
@@ -108,26 +133,43 @@ def decode_attention(
         query: The token's.
         key: What the buffer holds.
         value: Likewise.
-        visible: Which of the buffer's places hold keys that the token sees; None for all.
+        visible: Which of the buffer's places hold keys that the token sees, for all heads or for each; None for all.
         scaling: What scores are multiplied by.
 
     Raises:
         ValueError: If the heads do not divide among the kv heads.
     """
     _check(query, key)
-    if visible is None:
-        visible = torch.ones(len(key), 1, key.shape[2], dtype=torch.bool, device=key.device)
-    return reference(query, key, value, visible[:, :, None], scaling).to(query)
+    # Heads of a group stand where queries do, so that the keys are read once for all of them.
+    group = rearrange(query, "batch (kv_head group) 1 d_head -> batch kv_head group d_head", kv_head=key.shape[1])
+    mask = None
+    if visible is not None:
+        kv_heads = 1 if visible.shape[1] == 1 else key.shape[1]
+        mask = rearrange(visible, "batch (kv_head group) key -> batch kv_head group key", kv_head=kv_heads)
+    found = scaled_dot_product_attention(group, key, value, attn_mask=mask, scale=scaling)
+    return rearrange(found, "batch kv_head group d_head -> batch (kv_head group) 1 d_head")
+
+
+def _rows(start: Int[Tensor, "batch"] | None, batch: int, *, together: bool) -> Iterator[tuple[slice, int]]:
+    """Rows and where they begin: all in one if they may be and begin alike, else one by one."""
+    begins = [0] * batch if start is None else start.tolist()
+    if together and len(set(begins)) == 1:
+        yield slice(None), begins[0]
+    else:
+        yield from ((slice(row, row + 1), begin) for row, begin in enumerate(begins))
+
+
+def _empty(query: Tensor) -> Tensor:
+    """Zeros in the order of memory that attention hands on: [batch query head d_head]."""
+    return torch.zeros_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
 
 
 def _check(query: Tensor, key: Tensor) -> None:
+    if torch.is_grad_enabled() and query.requires_grad:
+        raise ValueError("head-sparse attention has no gradients: run it under torch.no_grad().")
     if query.shape[1] % key.shape[1]:
         raise ValueError(f"{query.shape[1]} heads do not divide among {key.shape[1]} kv heads.")
     if query.shape[2] > key.shape[2]:
         raise ValueError(
             f"{query.shape[2]} queries and {key.shape[2]} keys: the queries are the last of the keys' positions."
         )
-
-
-def block_attention(query, key, value, top_p, *, scaling, start=None):
-    raise NotImplementedError
