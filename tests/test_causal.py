@@ -1,5 +1,6 @@
 """Prefixes, sessions and sweeps against whole passes, one for each intervention."""
 
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -86,6 +87,8 @@ def test_other_questions_share_the_prefix(model: Any):
         model(model.prepare(picture(1), QUESTIONS[0]), prefix=prefix)
     with pytest.raises(ValueError, match="the prefix was made of other inputs"):
         model(model.prepare(None, "Which of all these digits is red? Tell me at once, please."), prefix=prefix)
+    with pytest.raises(ValueError, match="the prefix was made by another model"):
+        type(model)(deepcopy(model.hf_model))(other, prefix=prefix)
 
 
 @torch.no_grad()
