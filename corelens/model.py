@@ -19,7 +19,7 @@ from corelens.attention import AtRows, tapped
 from corelens.blocks import HookedAttention, HookedBlock, HookedVision
 from corelens.connecting import attention_names, following, forget, functions_at
 from corelens.heads import Head
-from corelens.inputs import PreparedInputs, prepare
+from corelens.inputs import PreparedInputs, copies, prepare
 from corelens.loading import load
 from corelens.media import Footage, Picture
 from corelens.missing import check_heads, check_name
@@ -266,18 +266,21 @@ class HookedMLLM(HookedRootModule):
             inputs: What `prepare` returns, or any mapping of the tensors that the Hugging Face forward takes.
             prefix: What `model.prefix` computed of these inputs, or of others that begin alike. Only the positions
                 after it run, and logits are theirs.
-            times: With a prefix, how often every sample stands in the batch, one copy after another, so that hooks may
-                do something else to each.
+            times: How often every sample stands in the batch, one copy after another, so that hooks may do something
+                else to each. Without a prefix for a batch of one only.
             tensors: More of them, or all of them.
 
         Raises:
-            ValueError: If the inputs do not begin as the prefix does, or another model made it.
+            ValueError: If the inputs do not begin as the prefix does, another model made it, or several samples are to
+                be repeated without a prefix.
         """
         tensors = {**(inputs or {}), **tensors}
         progress = self._beginning(tensors, getattr(inputs, "tokens", None), prefix)
         with self._listening(progress):
             if prefix is not None:
                 tensors = prefix.rest(tensors, times)
+            elif times != 1:
+                tensors = copies(tensors, times)
             output = self.hf_model(**tensors)
         return output.logits if tensors.get("labels") is None else output.loss
 

@@ -230,6 +230,50 @@ def test_layers_that_an_intervention_does_not_change_do_not_run(model: Any):
 
 
 @torch.no_grad()
+def test_whole_prompts_of_a_batch_of_one_share_passes(model: Any, monkeypatch: pytest.MonkeyPatch):
+    """One pass for each would run the last layer five times more; a hook of unknown kind runs by itself."""
+    import corelens as cl
+    from corelens.causal import session as sessions
+
+    inputs = cl.with_answers(model, model.prepare([[picture(0), picture(0)]], QUESTIONS[:1]), ["It is blue"])
+    kinds = [
+        cl.ablate([cl.Head(1, 2)]),
+        cl.ablate([cl.Head(2, 1)]),
+        cl.knock_out([cl.Head(1, 1)], "image", "structural"),
+        cl.ablate([cl.Head(0, 3)], "zero_query", positions="image") + cl.ablate([cl.Head(2, 2)]),
+        [],
+    ]
+    by_hand = [("blocks.1.attn.hook_z", partial(halve, head=0))]
+    expected = [model.run_with_hooks(inputs, fwd_hooks=hooks) for hooks in (*kinds, by_hand)]
+    batches: list[int] = []
+    monkeypatch.setattr(sessions, "PACKED", 5 * inputs.shape[1])
+    session = cl.Session(model, inputs)
+    session.logits_of_each(kinds)
+    watch = model._sites[2].block.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    found = session.logits_of_each(kinds) + session.logits_of_each([by_hand, kinds[0]])
+    watch.remove()
+    assert batches == [5, 1, 1]
+    for logits, whole in zip(found, [*expected, expected[0]], strict=True):
+        assert_close(logits, whole[:, session.first :], atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(sessions, "PACKED", 2 * inputs.shape[1] - 1)
+    assert cl.Session(model, inputs)._fitting == 1
+
+
+@torch.no_grad()
+def test_what_does_not_come_in_copies_runs_one_by_one():
+    import corelens as cl
+
+    model = cl.HookedMLLM(tiny.build("lighton_ocr"), processors.build("lighton_ocr"))
+    inputs = model.prepare(picture(0), QUESTIONS[0])
+    session, hooks = cl.Session(model, inputs), cl.ablate([cl.Head(1, 1)])
+    assert session._fitting == 1
+    expected = model.run_with_hooks(inputs, fwd_hooks=hooks)[:, session.first :]
+    assert_close(session.logits_of_each([hooks, hooks])[1], expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="times=3 without a prefix needs a batch of one, and this one has 2 samples"):
+        model(model.prepare([picture(0)] * 2, QUESTIONS), times=3)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["gemma4", "gemma3n", "qwen3_5", "paligemma"])
 def test_sessions_where_layers_share_keys_or_prompts_look_ahead(name: str):
     """What cannot be skipped or shared is run."""
