@@ -160,6 +160,13 @@ def length_before_question(tokens: TokenMap) -> int:
     if not length:
         raise ValueError("no position comes before the question: there is no prefix to share.")
     if (tokens.image | tokens.video)[:, length:].any():
+        begin = tokens.question.byte().argmax(1).tolist()
+        if len(set(begin)) > 1:
+            raise ValueError(
+                f"questions of this batch begin at positions {', '.join(map(str, begin))}, since its prompts differ in "
+                f"length and padding is on the left: pictures of the shorter ones stand after position {length}. "
+                f"Batch prompts of one length, or give them one by one."
+            )
         raise ValueError(
             f"a picture or video stands after position {length}, where the first question begins, so that it is no "
             f"part of the prefix. Give pictures before the question, or say how many positions: prefix(inputs, until)."

@@ -32,6 +32,7 @@ def picture(seed: int) -> Image.Image:
 
 
 QUESTIONS = ["Which digit is red?"] * 2
+LONG = "What colour is the 7, and what is the digit that is between all others?"
 
 
 def batch(model: Any, questions: list[str] = QUESTIONS) -> Any:
@@ -108,12 +109,35 @@ def test_an_intervention_on_a_prefix_that_was_made_without_it(model: Any):
 
 
 def test_prompts_without_a_prefix(model: Any):
+    from corelens import Role
+
     inputs = batch(model)
-    uneven = batch(model, [QUESTIONS[0], "What colour is the 7, and what is the digit that is between all others?"])
-    with pytest.raises(ValueError, match="a picture or video stands after position"):
+    uneven = batch(model, [QUESTIONS[0], LONG])
+    with pytest.raises(ValueError, match=r"questions of this batch begin at positions \d+, \d+, since .* one by one"):
         model.prefix(uneven)
+    late = batch(model)
+    late.tokens.role[:, 1] = int(Role.QUESTION)
+    with pytest.raises(ValueError, match="a picture or video stands after position 1, where the first question"):
+        model.prefix(late)
     with pytest.raises(ValueError, match=r"these inputs have no token map: say how many positions"):
         model.prefix(dict(inputs))
+
+
+@torch.no_grad()
+def test_questions_of_different_lengths_in_one_batch(model: Any):
+    """Without pictures they share what all have before them, be it padding; with pictures, they run whole."""
+    import corelens as cl
+
+    text = model.prepare([None, None], ["Which?", LONG])
+    prefix = model.prefix(text)
+    real = ~text.tokens.padding[:, prefix.length :]
+    assert_close(model(text, prefix=prefix)[real], model(text)[:, prefix.length :][real], atol=1e-5, rtol=1e-5)
+    inputs = batch(model, ["Which?", LONG])
+    session, hooks = cl.Session(model, inputs), cl.ablate([cl.Head(1, 1)], positions="from_question")
+    assert session.prefix is None
+    kept = ~inputs.tokens.padding
+    expected = model.run_with_hooks(inputs, fwd_hooks=hooks)[kept]
+    assert_close(session.logits(hooks)[kept], expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
