@@ -19,7 +19,8 @@ from corelens.data import Sample, prepared_batches
 from corelens.heads import Head, HeadSet
 from corelens.inputs import PreparedInputs
 from corelens.interventions import ablate
-from corelens.model import SHIPPED, HookedMLLM
+from corelens.loading import SHIPPED
+from corelens.model import HookedMLLM
 from corelens.scanning import scan
 from corelens.scores import HeadScores
 from corelens.tokens import Box

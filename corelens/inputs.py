@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
+from torch import Tensor
 from transformers import BatchFeature
 
 from corelens.chats import Chat, Prompt, chats, render
@@ -65,6 +66,21 @@ def prepare(
     videos_too = any(chat.clips for chat in asked)
     why = no_boxes(config.model_type) or (no_boxes(config.model_type, "video") if videos_too else "")
     return PreparedInputs(tensors, TokenMap(**stacked, sizes=tuple(sizes), no_boxes=why))
+
+
+def copies(inputs: Mapping[str, Any], times: int) -> dict[str, Any]:
+    """One prompt as a batch of several, each with media of its own.
+
+    Raises:
+        ValueError: If there are several prompts, whose media cannot be told apart.
+    """
+    if (n_samples := len(inputs["input_ids"])) != 1:
+        raise ValueError(f"times={times} without a prefix needs a batch of one, and this one has {n_samples} samples.")
+    return {
+        # One row of positions, of however many kinds, stands for all.
+        name: torch.cat([value] * times) if isinstance(value, Tensor) and name != "position_ids" else value
+        for name, value in inputs.items()
+    }
 
 
 def _in_order(kinds: list[str], chat: Chat) -> list[Any]:

@@ -1,12 +1,9 @@
 """HookedMLLM: any Hugging Face image-text-to-text model with TransformerLens hook points."""
 
-import inspect
 import warnings
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from difflib import get_close_matches
-from pathlib import Path
 from threading import RLock
 from types import SimpleNamespace
 from typing import Any
@@ -15,28 +12,21 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformer_lens import ActivationCache, HookedRootModule
-from transformer_lens.hook_points import HookPoint
-from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from corelens.attention import NAME, PACKED, AtRows, tapped
+from corelens.attention import AtRows, tapped
 from corelens.blocks import HookedAttention, HookedBlock, HookedVision
+from corelens.connecting import attention_names, following, forget, functions_at
 from corelens.heads import Head
-from corelens.inputs import PreparedInputs, prepare
+from corelens.inputs import PreparedInputs, copies, prepare
+from corelens.loading import load
 from corelens.media import Footage, Picture
-from corelens.passes import Intervention, Progress, Where
-from corelens.prefix import Prefix, head_of, length_before_question, rest_of, without_media
-from corelens.processors import load_processor
-from corelens.replay import Stop, recording, replaying
-from corelens.sites import KNOWN_BUGS, LayerSite, decoder_configs, final_norm, layer_sites, vision_sites
+from corelens.missing import check_heads, check_name
+from corelens.passes import Intervention, Progress, Where, shape_of
+from corelens.prefix import Prefix, check_continues, length_before_question, made_prefix
+from corelens.sites import KNOWN_BUGS, LayerSite, final_norm, layer_sites, vision_sites
 from corelens.tokens import TokenMap
-
-SHIPPED = {
-    "corelens/toy": Path(__file__).parent / "toy" / "organism",
-    "corelens/toy-natural": Path(__file__).parent / "toy" / "natural",
-}
-"""Models that come with the package and need no network."""
 
 Hooks = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
 """Pairs of a hook name, or a choice of names, and a function `(tensor, hook)`."""
@@ -46,18 +36,6 @@ Names = str | Sequence[str] | Callable[[str], bool] | None
 
 LOCKS: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
 """One pass at a time through a Hugging Face model, whoever wraps it: its attention is switched meanwhile."""
-
-
-def located(name_or_path: str) -> str:
-    """The folder of a shipped or local model; a Hub id as it is.
-
-    Raises:
-        FileNotFoundError: If a local path does not exist.
-    """
-    path = str(SHIPPED.get(name_or_path, name_or_path))
-    if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
-        raise FileNotFoundError(f"there is no model folder {path!r}.")
-    return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
 class HookedMLLM(HookedRootModule):
@@ -139,23 +117,8 @@ class HookedMLLM(HookedRootModule):
             FileNotFoundError: If a local path does not exist.
             ValueError: If the checkpoint needs remote code and may not run it.
         """
-        path = located(name_or_path)
-        shared = {
-            name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs
-        }
-        try:
-            # Safetensors only: other formats are pickles, which run code when they load.
-            hf_model = AutoModelForImageTextToText.from_pretrained(
-                path, trust_remote_code=trust_remote_code, use_safetensors=True, **kwargs
-            )
-            processor = load_processor(path, trust_remote_code=trust_remote_code, **shared)
-        except ValueError as cause:
-            if "trust_remote_code" not in str(cause):
-                raise
-            raise ValueError(
-                f"{name_or_path!r} brings its own Python code. Read it; if you trust it, pass trust_remote_code=True."
-            ) from cause
-        model = cls(hf_model.eval(), processor)
+        hf_model, processor = load(name_or_path, trust_remote_code, **kwargs)
+        model = cls(hf_model, processor)
         # As it was asked for: results of a shipped model do not depend on where corelens is installed.
         model.cfg.model_name = str(name_or_path)
         return model
@@ -197,18 +160,7 @@ class HookedMLLM(HookedRootModule):
 
     def check_heads(self, heads: Iterable[Head]) -> None:
         """Raises a ValueError that names the first head that the model does not have."""
-        existing = set(self.heads)
-        for head in heads:
-            if head in existing:
-                continue
-            site = self._sites[head.layer] if 0 <= head.layer < len(self._sites) else None
-            if site is None:
-                reason = f"the model has {self.cfg.n_layers} layers of {self.cfg.n_heads} heads"
-            elif "attn" in site.missing:
-                raise ValueError(f"{head} does not exist: {site.missing['attn']}.")
-            else:
-                reason = f"layer {head.layer} has {site.attentions['attn'].n_heads} heads"
-            raise ValueError(f"{head} does not exist: {reason}, counted from zero.")
+        check_heads(heads, self._sites)
 
     # What TransformerLens's logit lens reads of a model.
 
@@ -314,18 +266,21 @@ class HookedMLLM(HookedRootModule):
             inputs: What `prepare` returns, or any mapping of the tensors that the Hugging Face forward takes.
             prefix: What `model.prefix` computed of these inputs, or of others that begin alike. Only the positions
                 after it run, and logits are theirs.
-            times: With a prefix, how often every sample stands in the batch, one copy after another, so that hooks may
-                do something else to each.
+            times: How often every sample stands in the batch, one copy after another, so that hooks may do something
+                else to each. Without a prefix for a batch of one only.
             tensors: More of them, or all of them.
 
         Raises:
-            ValueError: If the inputs do not begin as the prefix does.
+            ValueError: If the inputs do not begin as the prefix does, another model made it, or several samples are to
+                be repeated without a prefix.
         """
         tensors = {**(inputs or {}), **tensors}
         progress = self._beginning(tensors, getattr(inputs, "tokens", None), prefix)
         with self._listening(progress):
             if prefix is not None:
-                tensors = self._after(prefix, tensors, times)
+                tensors = prefix.rest(tensors, times)
+            elif times != 1:
+                tensors = copies(tensors, times)
             output = self.hf_model(**tensors)
         return output.logits if tensors.get("labels") is None else output.loss
 
@@ -351,9 +306,15 @@ class HookedMLLM(HookedRootModule):
             if (tokens := getattr(inputs, "tokens", None)) is None:
                 raise ValueError("these inputs have no token map: say how many positions, prefix(inputs, until).")
             until = length_before_question(tokens)
-        self._check_prefixes(inputs, until)
+        if any(site.crossing for layer in self._sites for site in layer.attentions.values()):
+            raise ValueError(f"{type(self.hf_model).__name__} attends to an encoder: its prompts have no prefix.")
+        stack = self._sites[0].stack
+        if frozenset(inputs) not in self._continuing:
+            with self._lock:
+                check_continues(self.hf_model, stack, inputs, until)
+            self._continuing.add(frozenset(inputs))
         with self._listening(self._beginning(inputs, getattr(inputs, "tokens", None))):
-            return self._made_prefix(inputs, until)
+            return made_prefix(self.hf_model, stack, inputs, until, tuple(functions_at(self.hook_points())))
 
     def generate(
         self, inputs: Mapping[str, Any] | None = None, /, *, prefix: Prefix | None = None, **kwargs: Any
@@ -376,12 +337,7 @@ class HookedMLLM(HookedRootModule):
         with self._listening(progress):
             if prefix is not None:
                 settings = {name: value for name, value in kwargs.items() if name not in (inputs or {})}
-                said = without_media(inputs or {}, self._positions_after(prefix, inputs or {}))
-                if "position_ids" in inspect.signature(self.hf_model.forward).parameters:
-                    # Left alone, generation counts from the first token that is not padding, and passes from zero.
-                    positions = said.get("position_ids", torch.arange(progress.n_prompt, device=self.device)[None])
-                    said["position_ids"] = positions.expand(*positions.shape[:-2], progress.n_samples, -1)
-                kwargs = settings | said | {"past_key_values": prefix.copied(self._sequences(settings))}
+                kwargs = settings | prefix.begun(inputs or {}, settings)
             # Hugging Face types generate for a mixin.
             return self.hf_model.generate(**kwargs)  # pyright: ignore[reportCallIssue]
 
@@ -465,7 +421,7 @@ class HookedMLLM(HookedRootModule):
         if names_filter is not None and not callable(names_filter):
             for name in names_filter:
                 self._check_names(name)
-        if remove_batch_dim and (batch := _shape({**(model_args[0] if model_args else {}), **kwargs})[0]) != 1:
+        if remove_batch_dim and (batch := shape_of({**(model_args[0] if model_args else {}), **kwargs})[0]) != 1:
             raise ValueError(f"remove_batch_dim=True needs a batch of one, and this one has {batch} samples.")
         if names_filter is None:
             names_filter = [name for name in self.hook_dict if not name.startswith("vision.")]
@@ -496,19 +452,8 @@ class HookedMLLM(HookedRootModule):
         return function if where is None else AtRows(function, where)
 
     def _check_names(self, name: str | Callable[[str], bool]) -> None:
-        if not isinstance(name, str) or name in self.hook_dict:
-            return
-        if name.startswith("vision.") and self._no_vision:
-            raise ValueError(f"there is no hook point {name!r}: {self._no_vision}")
-        match name.split("."):
-            case ["blocks", layer, point, *_] if layer.isdecimal() and int(layer) < len(self._sites):
-                reason = self._sites[int(layer)].missing.get(point.removeprefix("hook_"))
-            case _:
-                reason = None
-        if reason:
-            raise ValueError(f"there is no hook point {name!r}: {reason}.")
-        near = get_close_matches(name, self.hook_dict, n=3, cutoff=0)
-        raise ValueError(f"there is no hook point {name!r}; the nearest are {', '.join(near)}.")
+        if isinstance(name, str):
+            check_name(name, self.hook_dict, self._sites, self._no_vision)
 
     @contextmanager
     def _limited_to(self, queries: Bool[Tensor, "batch position"] | None) -> Iterator[None]:
@@ -538,175 +483,39 @@ class HookedMLLM(HookedRootModule):
                     raise RuntimeError(
                         "the model is compiled, and hooks need its Python code: load it anew to hook it."
                     )
-                for function in _functions(hooked):
+                for function in functions_at(hooked):
                     if isinstance(function, Intervention):
                         function.check(replace(progress, first=0) if function in progress.past else progress)
                 for point in hooked:
                     point.ctx["progress"] = progress
-                    connected.callback(_forget, point)
-                connected.callback(self._follow(progress).remove)
+                    connected.callback(forget, point)
+                connected.callback(following(self._sites[0].stack, progress).remove)
                 for block in self._blocks:
                     connected.enter_context(block.listening())
                 for attention in self.modules():
                     if isinstance(attention, HookedAttention):
                         connected.enter_context(attention.listening())
                 taps = {
-                    attention._site.module: attention.tap(progress, rows_of_all=not decoder)
+                    attention._site: attention.tap(progress, rows_of_all=not decoder)
                     for part, decoder in ((self.blocks, True), (self.vision, False))
                     for attention in part.modules()
                     if isinstance(attention, HookedAttention) and attention.has_hooks
                 }
                 if taps:
-                    names = self._attention_names(taps)
-                    connected.enter_context(tapped(taps, names))
+                    names = attention_names(self.hf_model, taps)
+                    connected.enter_context(tapped({site.module: tap for site, tap in taps.items()}, names))
             yield
 
     def _beginning(self, tensors: Mapping[str, Any], tokens: TokenMap | None, prefix: Prefix | None = None) -> Progress:
         """Where a pass or a generation begins."""
-        n_samples, n_prompt = _shape(tensors)
+        n_samples, n_prompt = shape_of(tensors)
         if self.hf_model.config.is_encoder_decoder and "decoder_input_ids" not in tensors:
             n_prompt = 1
         past = tensors.get("past_key_values")
         first = 0 if past is None else int(past.get_seq_length())
         if prefix is not None:
-            prefix.check(tensors)
+            prefix.check(self.hf_model, tensors)
             first = prefix.length
         crossing = frozenset(s.layer for s in self._sites if "attn" in s.attentions and s.attentions["attn"].crossing)
         functions = () if prefix is None else prefix.functions
         return Progress(n_samples, n_prompt, tokens, first, n_prompt - first, crossing, functions)
-
-    def _sequences(self, settings: Mapping[str, Any]) -> int:
-        """How many sequences generation makes of every sample: beams, or several samples."""
-        config = settings.get("generation_config") or self.hf_model.generation_config
-        names = ("num_beams", "num_return_sequences")
-        return max(settings.get(name) or getattr(config, name, None) or 1 for name in names)
-
-    def _made_prefix(self, inputs: Mapping[str, Any], length: int) -> Prefix:
-        tower = self.hf_model.get_encoder("image")
-        with recording([] if tower is self.hf_model else [tower]) as seen:
-            position_ids = self._position_ids(inputs)
-        with replaying(seen):
-            cache = self._cache(head_of(inputs, length))
-        return Prefix(length, dict(inputs), cache, position_ids, seen, tuple(_functions(self.hook_points())))
-
-    def _check_prefixes(self, inputs: Mapping[str, Any], length: int) -> None:
-        """Raises a ValueError if passes after a prefix are not whole passes for such inputs; looks once, unhooked."""
-        name = type(self.hf_model).__name__
-        if any(site.crossing for layer in self._sites for site in layer.attentions.values()):
-            raise ValueError(f"{name} attends to an encoder: its prompts have no prefix.")
-        if frozenset(inputs) in self._continuing:
-            return
-        with self._lock:
-            try:
-                rest = self._after(self._made_prefix(inputs, length), inputs, 2)
-                found = self.hf_model(**rest).logits[::2].float()
-                whole = self.hf_model(**inputs, use_cache=False).logits[:, length:].float()
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as cause:
-                # Whatever goes wrong inside of Hugging Face's code means the same.
-                raise ValueError(f"{name} cannot continue from a prefix: {type(cause).__name__}: {cause}") from cause
-        if "attention_mask" in inputs:
-            real = inputs["attention_mask"][:, length:].bool()
-            found, whole = found[real], whole[real]
-        off = float((found - whole).norm() / whole.norm())
-        if not off < torch.finfo(self.hf_model.dtype).eps ** 0.5:
-            raise ValueError(
-                f"{name} does not compute the same after a prefix as in a whole pass (logits are off by {off:.1%}): "
-                f"its prompts look ahead, or its layers keep more than keys and values."
-            )
-        self._continuing.add(frozenset(inputs))
-
-    def _after(self, prefix: Prefix, inputs: Mapping[str, Any], times: int) -> dict[str, Any]:
-        """What Hugging Face's forward takes for the positions after a prefix."""
-        said = without_media(inputs, self._positions_after(prefix, inputs))
-        return rest_of(said, prefix.length, times) | {"past_key_values": prefix.lent(times)}
-
-    def _positions_after(self, prefix: Prefix, tensors: Mapping[str, Any]) -> Tensor | None:
-        """What the decoder is told of positions, for inputs that begin with a prefix."""
-        if tensors["input_ids"] is prefix.inputs["input_ids"]:
-            return prefix.position_ids
-        with replaying(prefix.seen):
-            return self._position_ids(tensors)
-
-    def _position_ids(self, tensors: Mapping[str, Any]) -> Tensor | None:
-        """What the decoder is told of positions; its layers do not run."""
-
-        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            raise Stop(kwargs.get("position_ids"))
-
-        handle = self._sites[0].stack.register_forward_pre_hook(stop, with_kwargs=True)
-        return self._until_stopped(handle, tensors)
-
-    def _cache(self, tensors: Mapping[str, Any]) -> Any:
-        """Keys and values of a pass, which ends before the logits."""
-
-        def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            raise Stop(output.past_key_values)
-
-        return self._until_stopped(self._sites[0].stack.register_forward_hook(stop), {**tensors, "use_cache": True})
-
-    def _until_stopped(self, handle: RemovableHandle, tensors: Mapping[str, Any]) -> Any:
-        try:
-            self.hf_model(**tensors)
-        except Stop as stopped:
-            return stopped.args[0]
-        finally:
-            handle.remove()
-        raise RuntimeError(f"{type(self.hf_model).__name__} did not run its decoder.")
-
-    def _attention_names(self, tapped: Container[nn.Module]) -> list[tuple[PreTrainedConfig, str]]:
-        """What the attention function is called in each configuration that leads to a tapped module."""
-        names: dict[int, tuple[PreTrainedConfig, str]] = {}
-        if any(module in tapped for module in self.hf_model.get_decoder().modules()):
-            names |= {id(config): (config, NAME) for config in decoder_configs(self.hf_model)}
-        for attention in self.modules():
-            if isinstance(attention, HookedAttention) and attention._site.module in tapped:
-                site = attention._site
-                names[id(site.config)] = (site.config, PACKED if site.packed else NAME)
-        return list(names.values())
-
-    def _follow(self, progress: Progress) -> RemovableHandle:
-        """Notes which positions each pass through the decoder computes, and lets every layer compute them all."""
-        stack = self._sites[0].stack
-        takes = inspect.signature(stack.forward)
-
-        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            given = takes.bind_partial(*args, **kwargs).arguments
-            given |= given.get("kwargs", {})
-            named = ("inputs_embeds", "input_ids", "decoder_input_ids", "hidden_states")
-            sequence = next(given[name] for name in named if given.get(name) is not None)
-            cached = given.get("past_key_values")
-            progress.n = sequence.shape[1]
-            progress.first = 0 if cached is None else int(cached.get_seq_length())
-            if "logits_to_keep" not in kwargs:
-                return None
-            # Told how many logits are wanted, layers that share another's keys (Gemma 4) leave out other positions.
-            return args, kwargs | {"logits_to_keep": 0}
-
-        return stack.register_forward_pre_hook(note, with_kwargs=True)
-
-
-def _functions(points: Iterable[HookPoint]) -> Iterator[Callable[..., Any]]:
-    """The forward hook functions at some points, as they were given."""
-    for point in points:
-        for handle in point.fwd_hooks:
-            function: Any = handle.user_hook
-            yield function.function if isinstance(function, AtRows) else function
-
-
-def _forget(point: HookPoint) -> None:
-    """Leaves nothing of a pass at a hook point."""
-    for name in ("progress", "rows", "queries"):
-        point.ctx.pop(name, None)
-
-
-def _shape(tensors: Mapping[str, Any]) -> tuple[int, int]:
-    """Batch and number of positions of the sequence, cached positions included."""
-    given = tensors.get("decoder_input_ids")
-    given = tensors.get("input_ids") if given is None else given
-    given = tensors.get("inputs_embeds") if given is None else given
-    if given is None:
-        raise ValueError("the inputs hold neither `input_ids` nor `inputs_embeds`.")
-    past = tensors.get("past_key_values")
-    return given.shape[0], given.shape[1] + (past.get_seq_length() if past is not None else 0)

@@ -1,6 +1,6 @@
 """Where in the sequence a pass stands, and at which positions something acts or somebody looks."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -139,6 +139,17 @@ class Intervention(Protocol):
         ...
 
     def __call__(self, tensor: Tensor, hook: Any) -> Tensor | None: ...
+
+
+def shape_of(tensors: Mapping[str, Any]) -> tuple[int, int]:
+    """Batch and number of positions of the sequence, cached positions included."""
+    given = tensors.get("decoder_input_ids")
+    given = tensors.get("input_ids") if given is None else given
+    given = tensors.get("inputs_embeds") if given is None else given
+    if given is None:
+        raise ValueError("the inputs hold neither `input_ids` nor `inputs_embeds`.")
+    past = tensors.get("past_key_values")
+    return given.shape[0], given.shape[1] + (past.get_seq_length() if past is not None else 0)
 
 
 def per_row(chosen: Shaped[Tensor, "sample *rest"], tensor: Tensor) -> Shaped[Tensor, "batch *rest"]:

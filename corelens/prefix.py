@@ -1,23 +1,28 @@
 """The part of a prompt that comes before the question, computed once and asked many times."""
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
-from transformers import DynamicCache
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from corelens.replay import Recorded
+from corelens.replay import Recorded, Stop, recording, replaying, until_stopped
 from corelens.tokens import TokenMap
 
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
     """Keys and values of the first positions of a batch of prompts; see `HookedMLLM.prefix`."""
+
+    hf_model: PreTrainedModel = field(repr=False)
+    stack: nn.Module = field(repr=False)
+    """The model that it was made by, and what runs its layers."""
 
     length: int
     """How many positions, padding included."""
@@ -39,8 +44,10 @@ class Prefix:
     def n_samples(self) -> int:
         return len(self.inputs["input_ids"])
 
-    def check(self, inputs: Mapping[str, Any]) -> None:
-        """Raises a ValueError if inputs begin with something else."""
+    def check(self, hf_model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
+        """Raises a ValueError if another model made it, or inputs begin with something else."""
+        if hf_model is not self.hf_model:
+            raise ValueError("the prefix was made by another model.")
         length = self.length
         for name in sorted({*_compared(self.inputs), *_compared(inputs)}):
             own, other = self.inputs.get(name), inputs.get(name)
@@ -56,46 +63,91 @@ class Prefix:
         if (n := inputs["input_ids"].shape[1]) <= length:
             raise ValueError(f"the prefix covers all {n} positions of the inputs: nothing is left to compute.")
 
-    def lent(self, times: int = 1) -> DynamicCache:
-        """The cache for one pass that adds nothing to it, with every sample repeated some times.
+    def rest(self, inputs: Mapping[str, Any], times: int = 1) -> dict[str, Any]:
+        """What forward takes to compute the other positions of inputs that begin like this.
 
-        Repetitions of one layer exist only while that layer runs.
+        Args:
+            inputs: The whole inputs.
+            times: How often every sample stands in the batch. Repetitions of a layer's keys and values exist only while
+                that layer runs.
         """
         lent = copy.copy(self.cache)
         lent.layers = [
             (_lent if _grows_anew(layer) else _repeated)(layer, self.n_samples, times) for layer in lent.layers
         ]
-        return lent
+        return _rest(self._without_media(inputs), self.length, times) | {"past_key_values": lent}
 
-    def copied(self, times: int) -> DynamicCache:
-        """The cache for generation, which grows on its own, with every sample repeated some times."""
+    def begun(self, inputs: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What `generate` takes to go on from here under some settings."""
+        begun = self._without_media(inputs)
+        if "position_ids" in inspect.signature(self.hf_model.forward).parameters:
+            # Left alone, generation counts from the first token that is not padding, and passes from zero.
+            n_samples, n = inputs["input_ids"].shape
+            positions = begun.get("position_ids", torch.arange(n, device=inputs["input_ids"].device)[None])
+            begun["position_ids"] = positions.expand(*positions.shape[:-2], n_samples, -1)
+        config = settings.get("generation_config") or self.hf_model.generation_config
+        # Beams, or several samples.
+        names = ("num_beams", "num_return_sequences")
+        times = max(settings.get(name) or getattr(config, name, None) or 1 for name in names)
         copied = copy.copy(self.cache)
         copied.layers = [_repeated(layer, self.n_samples, times) for layer in copied.layers]
-        return copied
+        return begun | {"past_key_values": copied}
+
+    def _without_media(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Inputs whose media are in the cache; positions are said, since they depend on media."""
+        kept = {name: value for name, value in inputs.items() if not isinstance(value, Tensor)}
+        kept |= {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
+        position_ids = self.position_ids
+        if inputs["input_ids"] is not self.inputs["input_ids"]:
+            with replaying(self.seen):
+                position_ids = _position_ids(self.hf_model, self.stack, inputs)
+        return kept if position_ids is None else kept | {"position_ids": position_ids}
 
 
-def head_of(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
-    """Inputs of which only the first positions are left, with all of the media."""
-    return {name: value[:, :length] if _by_position(name, value, inputs) else value for name, value in inputs.items()}
+def made_prefix(
+    hf_model: PreTrainedModel,
+    stack: nn.Module,
+    inputs: Mapping[str, Any],
+    length: int,
+    functions: tuple[Callable[..., Any], ...] = (),
+) -> Prefix:
+    """Runs the first positions of inputs.
+
+    Args:
+        hf_model: The model.
+        stack: What runs its layers.
+        inputs: The whole inputs.
+        length: How many positions.
+        functions: The hook functions that act meanwhile.
+    """
+    tower = hf_model.get_encoder("image")
+    with recording([] if tower is hf_model else [tower]) as seen:
+        position_ids = _position_ids(hf_model, stack, inputs)
+    with replaying(seen):
+        cache = _cache(hf_model, stack, _head(inputs, length))
+    return Prefix(hf_model, stack, length, dict(inputs), cache, position_ids, seen, functions)
 
 
-def without_media(inputs: Mapping[str, Any], position_ids: Int[Tensor, "*rest"] | None) -> dict[str, Any]:
-    """Inputs whose media are in a cache; positions are said, since they depend on media."""
-    kept = {name: value for name, value in inputs.items() if not isinstance(value, Tensor)}
-    kept |= {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
-    return kept if position_ids is None else kept | {"position_ids": position_ids}
-
-
-def rest_of(inputs: Mapping[str, Any], length: int, times: int = 1) -> dict[str, Any]:
-    """Inputs of which the first positions are in a cache, with every sample repeated some times."""
-    rest = dict(inputs) | {"input_ids": inputs["input_ids"][:, length:].repeat_interleave(times, 0)}
+def check_continues(hf_model: PreTrainedModel, stack: nn.Module, inputs: Mapping[str, Any], length: int) -> None:
+    """Raises a ValueError if passes after a prefix are not whole passes for such inputs; runs both."""
+    name = type(hf_model).__name__
+    try:
+        found = hf_model(**made_prefix(hf_model, stack, inputs, length).rest(inputs, 2)).logits[::2].float()
+        whole = hf_model(**inputs, use_cache=False).logits[:, length:].float()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as cause:
+        # Whatever goes wrong inside of Hugging Face's code means the same.
+        raise ValueError(f"{name} cannot continue from a prefix: {type(cause).__name__}: {cause}") from cause
     if "attention_mask" in inputs:
-        rest["attention_mask"] = inputs["attention_mask"].repeat_interleave(times, 0)
-    if "position_ids" in inputs:
-        positions = inputs["position_ids"][..., length:]
-        # The batch is the axis before the last; one row may stand for all samples.
-        rest["position_ids"] = positions if positions.shape[-2] == 1 else positions.repeat_interleave(times, -2)
-    return rest
+        real = inputs["attention_mask"][:, length:].bool()
+        found, whole = found[real], whole[real]
+    off = float((found - whole).norm() / whole.norm())
+    if not off < torch.finfo(hf_model.dtype).eps ** 0.5:
+        raise ValueError(
+            f"{name} does not compute the same after a prefix as in a whole pass (logits are off by {off:.1%}): its "
+            f"prompts look ahead, or its layers keep more than keys and values."
+        )
 
 
 def length_before_question(tokens: TokenMap) -> int:
@@ -108,11 +160,53 @@ def length_before_question(tokens: TokenMap) -> int:
     if not length:
         raise ValueError("no position comes before the question: there is no prefix to share.")
     if (tokens.image | tokens.video)[:, length:].any():
+        begin = tokens.question.byte().argmax(1).tolist()
+        if len(set(begin)) > 1:
+            raise ValueError(
+                f"questions of this batch begin at positions {', '.join(map(str, begin))}, since its prompts differ in "
+                f"length and padding is on the left: pictures of the shorter ones stand after position {length}. "
+                f"Batch prompts of one length, or give them one by one."
+            )
         raise ValueError(
             f"a picture or video stands after position {length}, where the first question begins, so that it is no "
             f"part of the prefix. Give pictures before the question, or say how many positions: prefix(inputs, until)."
         )
     return length
+
+
+def _position_ids(hf_model: PreTrainedModel, stack: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:
+    """What the stack is told of positions; its layers do not run."""
+
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise Stop(kwargs.get("position_ids"))
+
+    return until_stopped(hf_model, stack.register_forward_pre_hook(stop, with_kwargs=True), inputs)
+
+
+def _cache(hf_model: PreTrainedModel, stack: nn.Module, inputs: Mapping[str, Any]) -> Any:
+    """Keys and values of a pass, which ends before the logits."""
+
+    def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        raise Stop(output.past_key_values)
+
+    return until_stopped(hf_model, stack.register_forward_hook(stop), {**inputs, "use_cache": True})
+
+
+def _head(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
+    """Inputs of which only the first positions are left, with all of the media."""
+    return {name: value[:, :length] if _by_position(name, value, inputs) else value for name, value in inputs.items()}
+
+
+def _rest(inputs: Mapping[str, Any], length: int, times: int) -> dict[str, Any]:
+    """Inputs of which the first positions are in a cache, with every sample repeated some times."""
+    rest = dict(inputs) | {"input_ids": inputs["input_ids"][:, length:].repeat_interleave(times, 0)}
+    if "attention_mask" in inputs:
+        rest["attention_mask"] = inputs["attention_mask"].repeat_interleave(times, 0)
+    if "position_ids" in inputs:
+        positions = inputs["position_ids"][..., length:]
+        # The batch is the axis before the last; one row may stand for all samples.
+        rest["position_ids"] = positions if positions.shape[-2] == 1 else positions.repeat_interleave(times, -2)
+    return rest
 
 
 def _compared(inputs: Mapping[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+from torch.utils.hooks import RemovableHandle
 
 Recorded = dict[nn.Module, list[Any]]
 """What each module returned, call by call."""
@@ -13,6 +14,17 @@ Recorded = dict[nn.Module, list[Any]]
 
 class Stop(Exception):
     """Ends a pass of which nothing more is wanted."""
+
+
+def until_stopped(module: nn.Module, handle: RemovableHandle, inputs: Mapping[str, Any]) -> Any:
+    """Runs a module until the hook of a handle stops it, removes the hook, and returns what it stopped with."""
+    try:
+        module(**inputs)
+    except Stop as stopped:
+        return stopped.args[0]
+    finally:
+        handle.remove()
+    raise RuntimeError(f"{type(module).__name__} did not run its decoder.")
 
 
 @contextmanager

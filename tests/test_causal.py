@@ -1,5 +1,6 @@
 """Prefixes, sessions and sweeps against whole passes, one for each intervention."""
 
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -31,6 +32,7 @@ def picture(seed: int) -> Image.Image:
 
 
 QUESTIONS = ["Which digit is red?"] * 2
+LONG = "What colour is the 7, and what is the digit that is between all others?"
 
 
 def batch(model: Any, questions: list[str] = QUESTIONS) -> Any:
@@ -86,6 +88,8 @@ def test_other_questions_share_the_prefix(model: Any):
         model(model.prepare(picture(1), QUESTIONS[0]), prefix=prefix)
     with pytest.raises(ValueError, match="the prefix was made of other inputs"):
         model(model.prepare(None, "Which of all these digits is red? Tell me at once, please."), prefix=prefix)
+    with pytest.raises(ValueError, match="the prefix was made by another model"):
+        type(model)(deepcopy(model.hf_model))(other, prefix=prefix)
 
 
 @torch.no_grad()
@@ -105,12 +109,35 @@ def test_an_intervention_on_a_prefix_that_was_made_without_it(model: Any):
 
 
 def test_prompts_without_a_prefix(model: Any):
+    from corelens import Role
+
     inputs = batch(model)
-    uneven = batch(model, [QUESTIONS[0], "What colour is the 7, and what is the digit that is between all others?"])
-    with pytest.raises(ValueError, match="a picture or video stands after position"):
+    uneven = batch(model, [QUESTIONS[0], LONG])
+    with pytest.raises(ValueError, match=r"questions of this batch begin at positions \d+, \d+, since .* one by one"):
         model.prefix(uneven)
+    late = batch(model)
+    late.tokens.role[:, 1] = int(Role.QUESTION)
+    with pytest.raises(ValueError, match="a picture or video stands after position 1, where the first question"):
+        model.prefix(late)
     with pytest.raises(ValueError, match=r"these inputs have no token map: say how many positions"):
         model.prefix(dict(inputs))
+
+
+@torch.no_grad()
+def test_questions_of_different_lengths_in_one_batch(model: Any):
+    """Without pictures they share what all have before them, be it padding; with pictures, they run whole."""
+    import corelens as cl
+
+    text = model.prepare([None, None], ["Which?", LONG])
+    prefix = model.prefix(text)
+    real = ~text.tokens.padding[:, prefix.length :]
+    assert_close(model(text, prefix=prefix)[real], model(text)[:, prefix.length :][real], atol=1e-5, rtol=1e-5)
+    inputs = batch(model, ["Which?", LONG])
+    session, hooks = cl.Session(model, inputs), cl.ablate([cl.Head(1, 1)], positions="from_question")
+    assert session.prefix is None
+    kept = ~inputs.tokens.padding
+    expected = model.run_with_hooks(inputs, fwd_hooks=hooks)[kept]
+    assert_close(session.logits(hooks)[kept], expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -224,6 +251,50 @@ def test_layers_that_an_intervention_does_not_change_do_not_run(model: Any):
         handle.remove()
     # The second acts in the prompt before the question: once the whole is recorded, then run from layer 1.
     assert ran == [2, 0, 1, 2, 1, 2]
+
+
+@torch.no_grad()
+def test_whole_prompts_of_a_batch_of_one_share_passes(model: Any, monkeypatch: pytest.MonkeyPatch):
+    """One pass for each would run the last layer five times more; a hook of unknown kind runs by itself."""
+    import corelens as cl
+    from corelens.causal import session as sessions
+
+    inputs = cl.with_answers(model, model.prepare([[picture(0), picture(0)]], QUESTIONS[:1]), ["It is blue"])
+    kinds = [
+        cl.ablate([cl.Head(1, 2)]),
+        cl.ablate([cl.Head(2, 1)]),
+        cl.knock_out([cl.Head(1, 1)], "image", "structural"),
+        cl.ablate([cl.Head(0, 3)], "zero_query", positions="image") + cl.ablate([cl.Head(2, 2)]),
+        [],
+    ]
+    by_hand = [("blocks.1.attn.hook_z", partial(halve, head=0))]
+    expected = [model.run_with_hooks(inputs, fwd_hooks=hooks) for hooks in (*kinds, by_hand)]
+    batches: list[int] = []
+    monkeypatch.setattr(sessions, "PACKED", 5 * inputs.shape[1])
+    session = cl.Session(model, inputs)
+    session.logits_of_each(kinds)
+    watch = model._sites[2].block.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    found = session.logits_of_each(kinds) + session.logits_of_each([by_hand, kinds[0]])
+    watch.remove()
+    assert batches == [5, 1, 1]
+    for logits, whole in zip(found, [*expected, expected[0]], strict=True):
+        assert_close(logits, whole[:, session.first :], atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(sessions, "PACKED", 2 * inputs.shape[1] - 1)
+    assert cl.Session(model, inputs)._fitting == 1
+
+
+@torch.no_grad()
+def test_what_does_not_come_in_copies_runs_one_by_one():
+    import corelens as cl
+
+    model = cl.HookedMLLM(tiny.build("lighton_ocr"), processors.build("lighton_ocr"))
+    inputs = model.prepare(picture(0), QUESTIONS[0])
+    session, hooks = cl.Session(model, inputs), cl.ablate([cl.Head(1, 1)])
+    assert session._fitting == 1
+    expected = model.run_with_hooks(inputs, fwd_hooks=hooks)[:, session.first :]
+    assert_close(session.logits_of_each([hooks, hooks])[1], expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="times=3 without a prefix needs a batch of one, and this one has 2 samples"):
+        model(model.prepare([picture(0)] * 2, QUESTIONS), times=3)
 
 
 @torch.no_grad()

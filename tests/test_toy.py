@@ -166,7 +166,7 @@ def test_gates_close_the_heads_that_matter_least_for_good():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_checkpoint_is_like_any_other(name: str):
     from corelens import HookedMLLM
-    from corelens.model import SHIPPED
+    from corelens.loading import SHIPPED
     from corelens.toy import worlds
 
     folder = SHIPPED[name]
@@ -185,7 +185,7 @@ def test_the_checkpoint_is_like_any_other(name: str):
 def test_shipped_models_see_and_read(shipped: Any):
     """A fast look; record.json has the accuracy on 1,000 scenes."""
     from corelens import answers, prepared_batches
-    from corelens.model import SHIPPED
+    from corelens.loading import SHIPPED
     from corelens.toy import worlds
 
     name = shipped.cfg.model_name
@@ -199,7 +199,7 @@ def test_shipped_models_see_and_read(shipped: Any):
 
 def test_closed_heads_of_the_organism_attend_evenly_and_write_nothing():
     from corelens import HeadSet, HookedMLLM
-    from corelens.model import SHIPPED
+    from corelens.loading import SHIPPED
     from corelens.toy import worlds
 
     model = HookedMLLM.from_pretrained("corelens/toy")

@@ -1,5 +1,6 @@
 """One batch of prompts, prepared for many interventions: each runs only what it changes."""
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,10 @@ from corelens.interventions import FwdHooks
 from corelens.model import HookedMLLM
 from corelens.passes import Intervention, Progress, Where
 from corelens.replay import Recorded, recording, replaying
+
+PACKED = 1024
+"""Most positions in a pass that several interventions on one whole prompt share. More would keep any device busy with
+one of them: sharing would cost memory and save no time."""
 
 
 class Session:
@@ -66,15 +71,21 @@ class Session:
         """Logits from `first` on under each of some interventions, in one batch where that is possible.
 
         Memory grows with the number of interventions: this many copies of the prefix's keys and values exist while
-        one layer runs.
+        one layer runs. Where whole prompts run, short ones of a batch of one alone share passes, of up to `PACKED`
+        positions.
         """
-        if self.prefix is None or not all(self._acts_later(hooks) for hooks in interventions):
-            return [self._through_all(hooks) for hooks in interventions]
-        packed = _packed(interventions)
-        if packed is None:
-            return [self._after_prefix(hooks, 1) for hooks in interventions]
-        logits = self._after_prefix(packed, len(interventions))
-        return [logits[copy :: len(interventions)] for copy in range(len(interventions))]
+        later = self.prefix is not None and all(self._acts_later(hooks) for hooks in interventions)
+        run, size = (self._after_prefix, len(interventions)) if later else (self._through_all, self._fitting)
+        found = []
+        for start in range(0, len(interventions), size or 1):
+            some = interventions[start : start + size]
+            packed = _packed(some)
+            if packed is None:
+                found += [run(hooks, 1) for hooks in some]
+            else:
+                logits = run(packed, len(some))
+                found += [logits[copy :: len(some)] for copy in range(len(some))]
+        return found
 
     @property
     def _layers(self) -> list[Any]:
@@ -95,13 +106,26 @@ class Session:
     def _can_skip(self) -> bool:
         """Whether the last layer alone gives the same; not where it looks at keys of others (Gemma 3n and 4)."""
         self._skips = True
+        return (
+            self._gives_plain(self._through_all, 1) if self.prefix is None else self._gives_plain(self._after_prefix, 2)
+        )
+
+    @cached_property
+    def _fitting(self) -> int:
+        """How many whole prompts a pass may hold."""
+        n_samples, n = self.inputs.shape
+        fitting = PACKED // n if n_samples == 1 else 1
+        return fitting if fitting > 1 and self._gives_plain(self._through_all, 2) else 1
+
+    def _gives_plain(self, run: Callable[[FwdHooks, int], Tensor], times: int) -> bool:
+        """Whether a pass in which nothing is done from the last layer on gives the plain logits."""
         last: FwdHooks = [(f"blocks.{len(self._layers) - 1}.hook_resid_pre", lambda stream, hook: None)]
         try:
-            found = self._through_all(last) if self.prefix is None else self._after_prefix(last, 2)[::2]
-        except (KeyError, RuntimeError):
+            found = run(last, times).float()
+        except (KeyError, RuntimeError, ValueError):
             return False
-        eps = torch.finfo(self.plain.dtype).eps
-        return bool((found - self.plain).float().norm() < eps**0.5 * self.plain.float().norm())
+        plain = _repeated(self.plain, times).float()
+        return bool((found - plain).norm() < torch.finfo(self.plain.dtype).eps ** 0.5 * plain.norm())
 
     def _first_layer(self, hooks: FwdHooks) -> int:
         if not self._skips:
@@ -116,12 +140,22 @@ class Session:
         with self.model.hooks(fwd_hooks=hooks), replaying(skipped):
             return self.model(self.inputs, prefix=self.prefix, times=times)
 
-    def _through_all(self, hooks: FwdHooks) -> Float[Tensor, "sample position vocabulary"]:
+    def _through_all(self, hooks: FwdHooks, times: int) -> Float[Tensor, "batch position vocabulary"]:
         inside = all(_in_decoder(name) for name, _ in hooks)
         run = set(self._layers[self._first_layer(hooks) :])
-        given = {module: outputs for module, outputs in self._whole[1].items() if inside and module not in run}
+        given = {
+            module: [_tiled(output, times) for output in outputs]
+            for module, outputs in self._whole[1].items()
+            if inside and module not in run
+        }
         with self.model.hooks(fwd_hooks=hooks), replaying(given):
-            return self.model(self.inputs)[:, self.first :]
+            return self._whole_pass(times)
+
+    def _whole_pass(self, times: int = 1) -> Float[Tensor, "batch position vocabulary"]:
+        n = self.inputs.shape[1] - self.first
+        takes = inspect.signature(self.model.hf_model.forward).parameters
+        keep = {"logits_to_keep": n} if "logits_to_keep" in takes else {}
+        return self.model(self.inputs, times=times, **keep)[:, -n:]
 
     @cached_property
     def _whole(self) -> tuple[Tensor, Recorded]:
@@ -129,7 +163,7 @@ class Session:
         tower = self.model.hf_model.get_encoder("image")
         towers = [] if tower is self.model.hf_model else [tower]
         with torch.no_grad(), recording([*towers, *self._layers]) as recorded:
-            logits = self.model(self.inputs)[:, self.first :]
+            logits = self._whole_pass()
         return logits, recorded
 
 
@@ -163,9 +197,14 @@ class Packed:
 
 
 def _packed(interventions: Sequence[FwdHooks]) -> FwdHooks | None:
-    """One intervention that does each of some to its own copy of a batch; None if they need different rows."""
+    """One intervention that does each of some to its own copy of a batch; None if that cannot be."""
     if len(interventions) == 1:
         return interventions[0]
+    if not all(
+        _in_decoder(name) and isinstance(function, Intervention) for hooks in interventions for name, function in hooks
+    ):
+        # What they do to a batch is not known.
+        return None
     by_name: dict[str, dict[int, list[Any]]] = {}
     for copy, hooks in enumerate(interventions):
         for name, function in hooks:
@@ -175,6 +214,7 @@ def _packed(interventions: Sequence[FwdHooks]) -> FwdHooks | None:
         wheres = [function.where for own in functions.values() for function in own]
         of_rows = name.endswith((".hook_attn_scores", ".hook_pattern"))
         if of_rows and any(where.prompt is not wheres[0].prompt or where.phase != wheres[0].phase for where in wheres):
+            # Each would have to see rows of its own.
             return None
         packed.append((name, Packed(functions, len(interventions), wheres[0] if of_rows else None)))
     return packed
@@ -186,3 +226,7 @@ def _in_decoder(name: Any) -> bool:
 
 def _repeated(output: Any, times: int) -> Any:
     return tree_map(lambda leaf: leaf.repeat_interleave(times, 0) if isinstance(leaf, Tensor) else leaf, output)
+
+
+def _tiled(output: Any, times: int) -> Any:
+    return tree_map(lambda leaf: torch.cat([leaf] * times) if isinstance(leaf, Tensor) else leaf, output)

@@ -94,8 +94,10 @@ def sweep(
             comes before.
         effect: What is measured of each answer, from what is said with and without the intervention.
         per: Every head; all heads of a layer; all heads that share a key and a value; or sets of heads.
-        batch_size: Samples a session. Samples whose questions differ in length share no prefix, and run whole.
-        at_once: How many units share a pass, each acting on its own copy of the samples.
+        batch_size: Samples a session. With left padding, questions of different lengths begin at different positions,
+            so that samples with pictures share no prefix, and run whole; one by one each has its own.
+        at_once: How many units share a pass, each acting on its own copy of the samples. Where whole prompts run, only
+            short ones of a session of one sample do; see `Session.logits_of_each`.
 
     Raises:
         ValueError: If a prompt has no answer, or a head does not exist.

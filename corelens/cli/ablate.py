@@ -105,7 +105,7 @@ def _conditions(heads: str | None, scores: Path | None, top: float) -> "Conditio
 def _texts(model: str, limit: int | None) -> dict[str, "Iterable[Sample]"]:
     """Questions without a picture that the model can be expected to answer."""
     from corelens.data.plain_text import plain_text
-    from corelens.model import located
+    from corelens.loading import located
     from corelens.toy import worlds
 
     # The toys know few words, and are known by the record of their training.

@@ -44,7 +44,7 @@ def models(
     # Here, since the list of all types does without TransformerLens, which takes seconds to import.
     from transformers import AutoConfig
 
-    from corelens.model import located
+    from corelens.loading import located
 
     try:
         found = inspect_config(AutoConfig.from_pretrained(located(name), trust_remote_code=False))
