@@ -1,7 +1,6 @@
 """Accuracy without some heads and without others, over many samples, in parts that are complete or absent."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 
@@ -9,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corelens.causal import Paired, answers
-from corelens.data import BoxUnit, Sample, score
+from corelens.causal import answers
+from corelens.conditions import PLAIN, Conditions, check_scoring
+from corelens.data import BoxUnit, Sample
 from corelens.heads import HeadSet
 from corelens.interventions import ablate
 from corelens.model import HookedMLLM
@@ -23,43 +23,8 @@ from corelens.sweeping import Removal, check_removal, stand_ins
 PART = 16
 """Samples that are kept or lost together when an ablation is interrupted: each is answered under every condition."""
 
-Conditions = Mapping[str, Sequence[HeadSet]]
-"""Sets of heads by what they are; several where they are drawn by chance, one for each seed."""
 
-
-@dataclass(frozen=True)
-class Ablated:
-    """How good answers are without some heads."""
-
-    conditions: dict[str, list[HeadSet]]
-    """Nothing removed, under the name `plain`, then those that were asked for."""
-
-    values: dict[str, Float[Tensor, "sample _set"]]
-    """Scores by condition, from zero to one; NaN for what cannot be read as an answer."""
-
-    samples: tuple[str, ...]
-    datasets: tuple[str, ...]
-    skipped: dict[str, str]
-    """Samples that could not be asked, by id, and why."""
-
-    def accuracies(self, condition: str, dataset: str) -> list[float]:
-        """Mean score with each set of heads removed; what cannot be read is not right."""
-        return self._of(condition, dataset).nan_to_num().mean(0).tolist()
-
-    def unreadable(self, condition: str, dataset: str) -> float:
-        """Share of what was said that cannot be read as an answer."""
-        return self._of(condition, dataset).isnan().float().mean().item()
-
-    def compared(self, condition: str, dataset: str) -> Paired:
-        """Each sample with nothing removed and under a condition, there the mean over its sets of heads."""
-        before, after = (self._of(name, dataset).nan_to_num().mean(1) for name in ("plain", condition))
-        return Paired(before, after)
-
-    def _of(self, condition: str, dataset: str) -> Float[Tensor, "sample _set"]:
-        return self.values[condition][[index for index, own in enumerate(self.datasets) if own == dataset]]
-
-
-def with_controls(scores: HeadScores, top: float | int, seeds: Sequence[int] = range(5)) -> Conditions:
+def with_controls(scores: HeadScores, top: float | int, seeds: Sequence[int] = range(5)) -> dict[str, list[HeadSet]]:
     """The top heads, and as many of every kind that they are compared with.
 
     Raises:
@@ -77,20 +42,20 @@ def with_controls(scores: HeadScores, top: float | int, seeds: Sequence[int] = r
 def ablate_all(
     model: HookedMLLM,
     samples: Samples,
-    conditions: Conditions,
+    conditions: Mapping[str, Sequence[HeadSet]],
     how: Removal = "zero",
     phase: Phase = "both",
     batch_size: int = 16,
     max_new_tokens: int = 32,
     box_unit: BoxUnit | None = None,
     out: str | PathLike[str] | None = None,
-) -> Ablated:
+) -> Conditions[HeadSet]:
     """Greedy answers with nothing removed and with each set of heads removed, scored by the rule of their data set.
 
     Args:
         model: The model.
         samples: Questions with media, or without as a control; a mapping if there are several data sets.
-        conditions: The sets of heads.
+        conditions: The sets of heads by what they are; several where they are drawn by chance, one for each seed.
         how: What is put in the place of what the heads found; measured on the samples that have media, all of which
             must then be whole.
         phase: Whether heads are removed in the prompt (`prefill`), while an answer is generated (`decode`) or in both.
@@ -108,10 +73,8 @@ def ablate_all(
     check_removal(how)
     ablate([], phase=phase)
     every = named(samples)
-    for _, sample in every:
-        if sample.scoring != "box" or box_unit is None:  # to score a box reads its picture
-            score(sample, "")
-    all_sets = {"plain": [HeadSet((), "nothing removed")]} | {name: list(sets) for name, sets in conditions.items()}
+    check_scoring(every, box_unit)
+    all_sets = {PLAIN: [HeadSet((), "nothing removed")]} | {name: list(sets) for name, sets in conditions.items()}
     model.check_heads(head for sets in all_sets.values() for heads in sets for head in heads)
 
     def do(missing: Mapping[int, Named]) -> Iterator[tuple[int, Part]]:
@@ -139,4 +102,4 @@ def ablate_all(
         "conditions": {name: [str(heads) for heads in sets] for name, sets in all_sets.items()},
     }
     whole = in_parts("ablate", every, PART, described(model), choices, out, do)
-    return Ablated(all_sets, dict(whole.values), whole.samples, whole.datasets, whole.skipped)
+    return Conditions(all_sets, whole.values, whole.samples, whole.datasets, whole.skipped)

@@ -162,7 +162,7 @@ def test_the_ablation_of_the_command_is_answers_without_each_set_of_heads(toy: A
         assert_close(conditions[name]["p"], pair.p_value(), atol=1e-4, rtol=0)
     for name, draw in {"random": scores.random, "random, same layers": scores.layer_matched_random}.items():
         expected = [cl.answers(toy, batches, cl.ablate(draw(seed)), max_new_tokens=32).accuracy for seed in range(5)]
-        assert_close(conditions[name]["of each set"], expected, atol=1e-4, rtol=0)
+        assert_close(conditions[name]["of each draw"], expected, atol=1e-4, rtol=0)
     # It cannot see, and can answer.
     assert conditions["top"]["accuracy"] < 0.5 * conditions["plain"]["accuracy"]
     lost = {

@@ -14,8 +14,9 @@ from rich.table import Table
 from corelens.cli import options
 
 if TYPE_CHECKING:
-    from corelens.ablating import Ablated, Conditions
+    from corelens.conditions import Conditions
     from corelens.data import Sample
+    from corelens.heads import HeadSet
 
 N_TEXTS = 100
 """Questions of each text task of the shipped models."""
@@ -74,7 +75,7 @@ def ablate(
     _show(summary, out)
 
 
-def _conditions(heads: str | None, scores: Path | None, top: float) -> "Conditions":
+def _conditions(heads: str | None, scores: Path | None, top: float) -> "dict[str, list[HeadSet]]":
     """The sets of heads that the options mean."""
     from corelens.ablating import with_controls
     from corelens.heads import HeadSet
@@ -114,32 +115,11 @@ def _texts(model: str, limit: int | None) -> dict[str, "Iterable[Sample]"]:
     return {"text": islice(plain_text(), limit)}
 
 
-def _summary(found: "Ablated") -> dict[str, Any]:
-    """Accuracy by data set and condition, and how far it is from that with nothing removed."""
-
-    def measured(condition: str, dataset: str) -> dict[str, Any]:
-        accuracies = found.accuracies(condition, dataset)
-        said: dict[str, Any] = {
-            "accuracy": round(sum(accuracies) / len(accuracies), 4),
-            "unreadable": round(found.unreadable(condition, dataset), 4),
-        }
-        if len(accuracies) > 1:
-            said["of each set"] = [round(one, 4) for one in accuracies]
-        if condition != "plain":
-            compared = found.compared(condition, dataset)
-            said["change"] = round(compared.mean, 4)
-            if len(compared.differences) > 1:
-                said["interval"] = [round(bound, 4) for bound in compared.interval()]
-                said["p"] = round(compared.p_value(), 4)
-        return said
-
+def _summary(found: "Conditions[HeadSet]") -> dict[str, Any]:
     return {
         "heads": {name: [str(heads) for heads in sets] for name, sets in found.conditions.items()},
         "data": {
-            dataset: {
-                "samples": found.datasets.count(dataset),
-                "conditions": {condition: measured(condition, dataset) for condition in found.conditions},
-            }
+            dataset: {"samples": found.datasets.count(dataset), "conditions": found.summary(dataset)}
             for dataset in dict.fromkeys(found.datasets)
         },
         "skipped": found.skipped,

@@ -41,7 +41,7 @@ class Causal:
     """Attention to all that came before, padding left out: by kernels that skip what is not seen."""
 
     def __init__(self, start: Int[Tensor, "batch 1 1 1"] | None, scaling: float) -> None:
-        self.start: Int[Tensor, batch] | None = None if start is None else start[:, 0, 0, 0]
+        self.start = None if start is None else start.flatten()
         self.scaling = scaling
 
     def full(self, query: Tensor, keys: KeysValues) -> Tensor:

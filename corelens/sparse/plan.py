@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from corelens.heads import Head, HeadSet
-from corelens.scores import HeadScores
 
 
 @dataclass(frozen=True)
@@ -127,19 +126,22 @@ class HeadPlan:
         parts = [f"{n} heads {_said(rule)}" for rule, n in sorted(named.items(), key=lambda item: _sees(item[0]))]
         return f"{self.name}: " + ", ".join([*parts, f"all others {_said(self.others)}"])
 
-    def save(self, path: str | PathLike[str]) -> None:
-        """Writes the plan as JSON."""
+    def to_json(self) -> dict[str, Any]:
+        """The plan, ready for JSON."""
         by_rule: dict[Rule, list[str]] = {}
         for head, rule in self.rules.items():
             by_rule.setdefault(rule, []).append(str(head))
-        saved = {
+        return {
             "name": self.name,
             "granularity": self.granularity,
             "untouched": sorted(self.untouched),
             "others": _written(self.others),
             "rules": [_written(rule) | {"heads": heads} for rule, heads in by_rule.items()],
         }
-        Path(path).write_text(json.dumps(saved, indent=1))
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes the plan as JSON."""
+        Path(path).write_text(json.dumps(self.to_json(), indent=1))
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "HeadPlan":
@@ -265,29 +267,6 @@ def hybrid(
         frozenset(untouched),
         f"hybrid of {named}",
     )
-
-
-def best_groups(scores: HeadScores, share: float, group_size: int) -> HeadSet:
-    """The heads of the best groups that share keys, for a budget of memory.
-
-    A group counts as much as its best head, so that a single head that sees is not lost among neighbours that do not.
-
-    Args:
-        scores: One number per head.
-        share: Share of all groups, in (0, 1].
-        group_size: Query heads that share a head of keys.
-
-    Returns:
-        All heads of the chosen groups, best group first.
-    """
-    if not 0 < share <= 1:
-        raise ValueError(f"share must lie in (0, 1], and is {share}.")
-    groups = list(dict.fromkeys((layer, head // group_size) for layer, head in scores.ranked()))
-    chosen = groups[: max(1, round(share * len(groups)))]
-    heads = [
-        Head(layer, head) for layer, group in chosen for head in range(group * group_size, (group + 1) * group_size)
-    ]
-    return HeadSet(tuple(heads), f"best {len(chosen)} of {len(groups)} groups by {scores.metric}")
 
 
 def _sees(rule: Rule) -> tuple[float | int, ...]:

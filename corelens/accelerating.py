@@ -1,0 +1,104 @@
+"""Does a plan keep the answers? Accuracy and kept attention under plans and their controls, part by part."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from corelens.causal import answers
+from corelens.conditions import PLAIN, Conditions, check_scoring
+from corelens.data import BoxUnit, Sample
+from corelens.model import HookedMLLM
+from corelens.parts import Named, Samples, described, in_parts, named, part_of, prepared
+from corelens.sparse import Full, HeadPlan, apply, place
+from corelens.sparse.kept import kept_attention
+from corelens.store import Part
+
+PART = 16
+"""Samples that are kept or lost together when the work is interrupted: each is answered under every plan."""
+
+KEPT = "kept attention, "
+"""Begins the columns of run folders that hold it."""
+
+Plans = Mapping[str, Sequence[HeadPlan]]
+"""Plans by what they are; several where heads are drawn by chance, one for each seed."""
+
+
+@dataclass(frozen=True)
+class Accelerated(Conditions[HeadPlan]):
+    """How good answers are under plans, and how much attention they keep."""
+
+    kept: Mapping[str, Float[Tensor, "sample _draw"]]
+    """Share of the attention of the prompt's last token, all heads together, that a plan lets heads keep, in [0, 1]."""
+
+    def kept_attention(self, condition: str) -> float:
+        """Mean over samples and draws."""
+        return self.kept[condition].mean().item()
+
+
+def accelerate_all(
+    model: HookedMLLM,
+    samples: Samples,
+    plans: Plans,
+    batch_size: int = 16,
+    max_new_tokens: int = 32,
+    box_unit: BoxUnit | None = None,
+    out: str | PathLike[str] | None = None,
+) -> Accelerated:
+    """Greedy answers under no plan and under each plan, scored by the rule of their data set.
+
+    Args:
+        model: The model.
+        samples: Questions with media, or without; a mapping if there are several data sets.
+        plans: The plans.
+        batch_size: Most samples a pass; fewer after running out of memory.
+        max_new_tokens: Where answers are cut off.
+        box_unit: The unit in which the model says boxes, for samples that ask for one.
+        out: A folder that keeps finished parts. The same work into the same folder goes on where it was interrupted.
+
+    Raises:
+        ValueError: If a plan does not fit the model, there is no sample, none can be asked, one has no rule that can
+            score it, or `out` holds another run; names the difference.
+        RuntimeError: If another process is writing to `out`.
+    """
+    every = named(samples)
+    check_scoring(every, box_unit)
+    full = HeadPlan({}, Full(), name="no plan")
+    all_plans: dict[str, list[HeadPlan]] = {PLAIN: [full]} | {name: list(own) for name, own in plans.items()}
+    for own in all_plans.values():
+        for plan in own:
+            place(plan, model.hf_model)
+
+    def measure(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _unit"]]:
+        inputs = prepared(model, batch)
+        asked = [(batch, inputs)]
+
+        def under(plan: HeadPlan) -> Float[Tensor, "batch"]:
+            if plan is full:
+                found = answers(model, asked, None, max_new_tokens, box_unit=box_unit)
+            else:
+                with apply(model, plan):
+                    found = answers(model, asked, None, max_new_tokens, box_unit=box_unit)
+            return found.scores.masked_fill(~found.parsed, torch.nan)
+
+        scores = {name: torch.stack([under(plan) for plan in own], 1) for name, own in all_plans.items()}
+        kept = {KEPT + name: torch.stack(kept_attention(model, inputs, own), 1) for name, own in all_plans.items()}
+        return scores | kept
+
+    def do(missing: Mapping[int, Named]) -> Iterator[tuple[int, Part]]:
+        for number, own in missing.items():
+            yield number, part_of(own, batch_size, measure)
+
+    choices = {
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+        "box_unit": box_unit,
+        "plans": {name: [plan.to_json() for plan in own] for name, own in all_plans.items()},
+    }
+    whole = in_parts("accelerate", every, PART, described(model), choices, out, do)
+    values = {name: whole.values[name] for name in all_plans}
+    kept = {name: whole.values[KEPT + name] for name in all_plans}
+    return Accelerated(all_plans, values, whole.samples, whole.datasets, whole.skipped, kept)
