@@ -14,6 +14,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import astuple, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -104,7 +105,71 @@ def tables() -> dict[str, list[list[Any]]]:
             ["function", "lines of code", "model types"],
             *([f"`{f.__name__}`", code_lines(f), ", ".join(of)] for f, of in zip(functions, users, strict=True)),
         ],
+        "computed": list(_computed()),
     }
+
+
+def _computed() -> Iterator[list[str]]:
+    """What the cost model says of one plan for three models."""
+    from corelens.sparse.cost import DENSE, DEVICES, Shares, cache_bytes, decode_seconds, prefill_seconds
+
+    yield [
+        "Qwen3-VL", "tokens", "attention's share of the FLOPs", "prefill: attention", "decoder", "with vision tower",
+        "decoding: attention", "token, batch 1", "batch 8", "cache of a sequence",
+    ]  # fmt: skip
+    shares, device = Shares(full_heads=1 / 8, full_kv_heads=1 / 8, sink=64, window=512), DEVICES["H200"]
+    for name, model in qwen3_vl().items():
+        for n in (8192, 32768, 131072):
+            attention, linear = model.attention_flops(n), 2 * n * model.linear_parameters
+            prefill = [
+                prefill_seconds(model, DENSE, n, device, visual=visual)
+                / prefill_seconds(model, shares, n, device, visual=visual)
+                for visual in (0.0, 0.9)
+            ]
+            decode = [
+                decode_seconds(model, DENSE, n, device, batch=batch)
+                / decode_seconds(model, shares, n, device, batch=batch)
+                for batch in (1, 8)
+            ]
+            gains = [1 / shares.prefill_share(n), *prefill, 1 / shares.decode_share(n), *decode]
+            dense, sparse = (cache_bytes(model, plan, n) / 1e9 for plan in (DENSE, shares))
+            share = f"{attention / (attention + linear):.0%}"
+            held = f"{dense:.2f} to {sparse:.2f} GB"
+            yield [
+                name,
+                f"{n:,}",
+                share,
+                *(f"{gain:.2f}x" for gain in gains),
+                held,
+                f"{pays_from(model, shares, device):,}",
+            ]
+
+
+@cache
+def qwen3_vl() -> dict[str, Any]:
+    """Sizes of three models: transformers' defaults, and what their published configurations say otherwise."""
+    from transformers import Qwen3VLConfig
+
+    from corelens.sparse.cost import dimensions
+
+    small_tower = dict(depth=24, hidden_size=1024, intermediate_size=4096)
+    sizes = {
+        "4B": (2560, 9728, 36, 32, small_tower),
+        "8B": (4096, 12288, 36, 32, {}),
+        "32B": (5120, 25600, 64, 64, {}),
+    }
+    return {
+        name: dimensions(
+            Qwen3VLConfig(
+                text_config=dict(
+                    hidden_size=width, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=heads,
+                    num_key_value_heads=8, head_dim=128,
+                ),
+                vision_config=tower,
+            )
+        )
+        for name, (width, mlp, layers, heads, tower) in sizes.items()
+    }  # fmt: skip
 
 
 def _axes(metric: Any) -> tuple[str, str, str]:
