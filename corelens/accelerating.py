@@ -80,12 +80,13 @@ def accelerate_all(
             if plan is full:
                 found = answers(model, asked, None, max_new_tokens, box_unit=box_unit)
             else:
-                with apply(model, plan):
+                with apply(model, plan, force=True):
                     found = answers(model, asked, None, max_new_tokens, box_unit=box_unit)
             return found.scores.masked_fill(~found.parsed, torch.nan)
 
         scores = {name: torch.stack([under(plan) for plan in own], 1) for name, own in all_plans.items()}
-        kept = {KEPT + name: torch.stack(kept_attention(model, inputs, own), 1) for name, own in all_plans.items()}
+        masses = iter(kept_attention(model, inputs, [plan for own in all_plans.values() for plan in own]))
+        kept = {KEPT + name: torch.stack([next(masses) for _ in own], 1) for name, own in all_plans.items()}
         return scores | kept
 
     def do(missing: Mapping[int, Named]) -> Iterator[tuple[int, Part]]:

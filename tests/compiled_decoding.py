@@ -21,7 +21,7 @@ def main() -> None:
     compiled._compile_all_devices = True
     model = build("qwen3_vl")
     settings = dict(max_new_tokens=10, min_new_tokens=10, output_logits=True, return_dict_in_generate=True)
-    with apply(model, hybrid(HeadSet.parse("L0H1, L2H3"), 2, 5, granularity="query")):
+    with apply(model, hybrid(HeadSet.parse("L0H1, L2H3"), 2, 5, granularity="query"), force=True):
         one, other = (
             model.generate(**generation_inputs("qwen3_vl", batch("qwen3_vl")), **settings, **more)
             for more in ({}, dict(cache_implementation="static", compile_config=compiled))

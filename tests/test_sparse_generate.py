@@ -21,6 +21,7 @@ from corelens import HookedMLLM
 from corelens.attention import AttentionCall
 from corelens.heads import Head, HeadSet
 from corelens.sparse import Full, HeadPlan, Off, Streaming, apply, hybrid
+from corelens.sparse.cache import HeadSparseCache
 from corelens.sparse.placing import place
 
 SINK, WINDOW = 2, 5
@@ -125,7 +126,7 @@ def same_generation(model: Any, plan: HeadPlan, inputs: dict[str, Tensor], **set
     """Asserts the same tokens and logits, and returns the cache."""
     with under_masks(model, plan):
         tokens, logits, _ = generated(model, inputs, **settings)
-    with apply(model, plan):
+    with apply(model, plan, force=True):
         found_tokens, found_logits, cache = generated(model, inputs, **settings)
     assert_close(found_tokens, tokens, rtol=0, atol=0)
     assert_close(found_logits, logits, rtol=1e-4, atol=1e-4)
@@ -136,18 +137,19 @@ def same_generation(model: Any, plan: HeadPlan, inputs: dict[str, Tensor], **set
 def test_every_architecture_generates_under_a_plan_as_under_masks_or_is_refused_by_name(name: str):
     model, inputs = build(name), generation_inputs(name, batch(name))
     if name in REFUSED:
-        with pytest.raises((TypeError, ValueError), match=REFUSED[name]), apply(model, hybrid([], SINK, WINDOW)):
+        plan = hybrid([], SINK, WINDOW)
+        with pytest.raises((TypeError, ValueError), match=REFUSED[name]), apply(model, plan, force=True):
             generated(model, inputs)
         return
     with torch.no_grad():
         stock = model(**inputs).logits
         real = inputs["attention_mask"].bool()
-        with apply(model, HeadPlan({}, Full())):
+        with apply(model, HeadPlan({}, Full()), force=True):
             assert_close(model(**inputs).logits[real], stock[real], rtol=1e-4, atol=5e-5)
         plan = hybrid(core_of(model), SINK, WINDOW)
         with under_masks(model, plan):
             masked = model(**inputs).logits
-        with apply(model, plan):
+        with apply(model, plan, force=True):
             found = model(**inputs).logits
         assert_close(found[real], masked[real], rtol=1e-4, atol=5e-5)
         assert (found - stock)[real].abs().max() > 0.01
@@ -186,7 +188,7 @@ def test_prompts_may_come_in_chunks(name: str, chunk: int, padding: int):
     inputs = words(18, padding=padding)
     with under_masks(model, plan):
         tokens, logits, _ = generated(model, inputs)
-    with apply(model, plan):
+    with apply(model, plan, force=True):
         found_tokens, found_logits, _ = generated(model, inputs, prefill_chunk_size=chunk)
     assert_close(found_tokens, tokens, rtol=0, atol=0)
     assert_close(found_logits, logits, rtol=1e-4, atol=1e-4)
@@ -196,7 +198,7 @@ def test_pictures_may_come_in_chunks():
     model = build("qwen3_vl")
     plan = hybrid(core_of(model), SINK, WINDOW, text=True)
     inputs = generation_inputs("qwen3_vl", batch("qwen3_vl"))
-    with apply(model, plan):
+    with apply(model, plan, force=True):
         tokens, logits, _ = generated(model, inputs)
         found_tokens, found_logits, _ = generated(model, inputs, prefill_chunk_size=5)
     assert_close(found_tokens, tokens, rtol=0, atol=0)
@@ -213,7 +215,7 @@ def test_text_of_the_prompt_may_stay_in_sight(name: str, granularity: Any):
         tokens, logits, _ = generated(model, inputs)
     with under_masks(model, plan):
         _, without_text, _ = generated(model, inputs)
-    with apply(model, plan):
+    with apply(model, plan, force=True):
         found_tokens, found_logits, _ = generated(model, inputs)
     assert_close(found_tokens, tokens, rtol=0, atol=0)
     assert_close(found_logits, logits, rtol=1e-4, atol=1e-4)
@@ -225,7 +227,7 @@ def test_a_conversation_goes_on_from_its_cache(name: str):
     model, turn = build(name), words(6, seed=8)["input_ids"]
     plan = hybrid(core_of(model), SINK, WINDOW)
     inputs = generation_inputs(name, batch(name, padded=False))
-    with apply(model, plan) as applied:
+    with apply(model, plan, force=True) as applied:
         cache = applied.cache()
         first, _, _ = generated(model, inputs, past_key_values=cache)
         ids = torch.cat([first, turn], 1)
@@ -241,7 +243,7 @@ def test_a_conversation_goes_on_from_its_cache(name: str):
 def test_a_full_plan_generates_what_the_model_generates(name: str):
     model, inputs = build(name), generation_inputs(name, batch(name))
     tokens, logits, _ = generated(model, inputs)
-    with apply(model, HeadPlan({}, Full())):
+    with apply(model, HeadPlan({}, Full()), force=True):
         found_tokens, found_logits, _ = generated(model, inputs)
     assert_close(found_tokens, tokens, rtol=0, atol=0)
     assert_close(found_logits, logits, rtol=1e-4, atol=1e-4)
@@ -251,7 +253,7 @@ def test_a_full_plan_generates_what_the_model_generates(name: str):
 def test_the_cache_holds_as_many_bytes_as_the_plan_says(dtype: torch.dtype):
     model = build("qwen3_vl", dtype=dtype)
     plan = hybrid(core_of(model), SINK, WINDOW)
-    with apply(model, plan) as applied:
+    with apply(model, plan, force=True) as applied:
         _, _, cache = generated(model, words(40))
         assert cache.nbytes == 2 * applied.placed.bytes(48)
         assert applied.placed.stock_bytes(48) == 48 * 3 * 2 * 2 * 16 * dtype.itemsize
@@ -278,9 +280,9 @@ def test_a_hooked_model_answers_under_a_plan(toy: Any):
     sample = next(iter(worlds.scenes(1, seed=3)))
     inputs = toy.prepare(sample.images, sample.question)
     plain = toy.answer(inputs, max_new_tokens=4)
-    with apply(toy, HeadPlan({}, Full())):
+    with apply(toy, HeadPlan({}, Full()), force=True):
         assert toy.answer(inputs, max_new_tokens=4) == plain
-    with apply(toy, hybrid([], sink=1, window=2)):
+    with apply(toy, hybrid([], sink=1, window=2), force=True):
         assert toy.answer(inputs, max_new_tokens=4) != plain
     assert toy.answer(inputs, max_new_tokens=4) == plain
 
@@ -300,7 +302,7 @@ def test_right_padding_assisted_decoding_and_other_caches_are_refused_by_name():
     plan = hybrid(core_of(model), SINK, WINDOW)
     right = inputs | {"attention_mask": inputs["attention_mask"].clone()}
     right["attention_mask"][1, -2:] = 0
-    with apply(model, plan) as applied:
+    with apply(model, plan, force=True) as applied:
         for said, settings in {
             "assistant_model takes tokens back": dict(assistant_model=build("llava")),
             "prompt_lookup_num_tokens takes tokens back": dict(prompt_lookup_num_tokens=2),
@@ -335,7 +337,7 @@ def test_plans_and_hooks_do_not_meet():
 
     hooked = HookedMLLM(build("llava"))
     plan = hybrid(core_of(hooked.hf_model), SINK, WINDOW)
-    with apply(hooked, plan):
+    with apply(hooked, plan, force=True):
         with pytest.raises(RuntimeError, match="already at work"), apply(hooked, plan):
             pass
         with pytest.raises(RuntimeError, match="cannot be hooked"), hooked.hooks(cl.ablate([Head(0, 1)], "zero")):
@@ -352,3 +354,20 @@ def test_a_plan_leaves_no_trace_after_success_or_failure():
     assert torch.equal(model(**inputs).logits, before)
     assert "generate" not in model.__dict__
     assert not any("_corelens_planned" in module.__dict__ for module in model.modules())
+
+
+def test_where_a_plan_does_not_pay_it_says_so_and_generates_without():
+    model, inputs = build("llava"), words(12)
+    tokens, logits, _ = generated(model, inputs)
+    plan = hybrid(core_of(model), 4, 60)
+    with apply(model, plan) as applied:
+        with pytest.warns(UserWarning, match=r"This plan is predicted to pay from about .* the prompt has 12."):
+            found_tokens, found_logits, cache = generated(model, inputs)
+        assert torch.equal(found_tokens, tokens)
+        assert torch.equal(found_logits, logits)
+        assert not isinstance(cache, HeadSparseCache)
+        # Where it pays, nothing is said, and it is followed.
+        _, _, cache = generated(model, words(applied._pays_from or 0))
+        assert isinstance(cache, HeadSparseCache)
+    with apply(model, HeadPlan({}, Full())), pytest.warns(UserWarning, match="to pay at no length"):
+        generated(model, inputs)

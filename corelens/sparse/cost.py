@@ -13,6 +13,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -239,7 +240,8 @@ def pays_from(
     return n if n < longest else None
 
 
-def measured(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Device:
+@lru_cache
+def rates(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Device:
     """The rates of a device, from a matrix product, causal attention and a copy, the fastest of five each."""
     square = torch.randn(1024, 1024, device=device, dtype=dtype)
     heads = torch.randn(1, 8, 2048, 128, device=device, dtype=dtype)

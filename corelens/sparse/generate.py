@@ -1,19 +1,22 @@
 """A plan at work: `with apply(model, plan): model.generate(...)`."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import RLock
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
 from corelens.attention import NAME, PACKED, SPARSE, switched
 from corelens.model import LOCKS, HookedMLLM
 from corelens.sites import decoder_configs
 from corelens.sparse.cache import HeadSparseCache
+from corelens.sparse.cost import dimensions, pays_from, rates
 from corelens.sparse.masks import head_sparse_mask
 from corelens.sparse.placing import Placed, place
 from corelens.sparse.plan import HeadPlan
@@ -29,6 +32,10 @@ class Applied:
 
     placed: Placed
     model: PreTrainedModel
+    before: list[tuple[PreTrainedConfig, str]]
+    """The attention functions of the model without a plan."""
+
+    force: bool = False
     tokens: Tokens = field(default_factory=Tokens)
 
     def cache(self, reserved: int = 0, static: bool = False) -> HeadSparseCache:
@@ -52,9 +59,13 @@ class Applied:
             raise ValueError("past_key_values was not made for this plan: take the cache() that apply gives, or none.")
         prompt = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else kwargs.get("inputs_embeds")))
         n_prompt = 0 if prompt is None else prompt.shape[1]
+        new = kwargs.get("max_new_tokens", settings.max_new_tokens)
+        longest = kwargs.get("max_length", settings.max_length) if new is None else n_prompt + new
+        if given is None and not self.force and n_prompt and (reason := self._does_not_pay(n_prompt)):
+            warnings.warn(f"{reason} The model generates without it; apply(..., force=True) follows it.", stacklevel=2)
+            with switched(self.before):
+                return type(self.model).generate(self.model, *args, **kwargs)  # pyright: ignore
         if given is None and kwargs.get("use_cache", settings.use_cache) is not False:
-            new = kwargs.get("max_new_tokens", settings.max_new_tokens)
-            longest = kwargs.get("max_length", settings.max_length) if new is None else n_prompt + new
             # Checkpoints may name a cache of their own.
             kwargs |= {"past_key_values": self.cache(longest or 0, kind == "static"), "cache_implementation": None}
         self.tokens.n_prompt = n_prompt
@@ -64,9 +75,28 @@ class Applied:
         finally:
             self.tokens.n_prompt = None
 
+    def _does_not_pay(self, n_prompt: int) -> str:
+        """Why a plan is not worth following at the length of a prompt; empty if it is, or if nobody can say."""
+        try:
+            pays = self._pays_from
+        except ValueError:
+            # The cost of a model with experts is not known.
+            return ""
+        if pays is not None and n_prompt >= pays:
+            return ""
+        said = "at no length" if pays is None else f"from about {pays:,} positions on"
+        return f"This plan is predicted to pay {said}, and the prompt has {n_prompt:,}."
+
+    @cached_property
+    def _pays_from(self) -> int | None:
+        dtype, device = self.model.dtype, self.model.device
+        # The vision tower costs the same with a plan and without.
+        sizes = dimensions(self.model.config.get_text_config(decoder=True), value_bytes=dtype.itemsize)
+        return pays_from(sizes, self.placed.shares, rates(dtype, str(device)))
+
 
 @contextmanager
-def apply(model: HookedMLLM | PreTrainedModel, plan: HeadPlan) -> Iterator[Applied]:
+def apply(model: HookedMLLM | PreTrainedModel, plan: HeadPlan, *, force: bool = False) -> Iterator[Applied]:
     """Has heads follow a plan until the block ends: in passes, and in `generate`, with a cache that keeps what is seen.
 
     Works on HookedMLLM and on plain Hugging Face models, greedily, with beams or sampling, in batches with padding on
@@ -75,6 +105,8 @@ def apply(model: HookedMLLM | PreTrainedModel, plan: HeadPlan) -> Iterator[Appli
     Args:
         model: The model.
         plan: What each head may see.
+        force: Whether `generate` follows the plan also where the cost model says that this takes longer than the model
+            as it is; otherwise it warns there and does without. Passes always follow it.
 
     Raises:
         ValueError: If the plan does not fit the model; later, in passes, if padding stands elsewhere than on the left,
@@ -82,8 +114,9 @@ def apply(model: HookedMLLM | PreTrainedModel, plan: HeadPlan) -> Iterator[Appli
         RuntimeError: If a plan or hooks are already at work.
     """
     hf_model = model.hf_model if isinstance(model, HookedMLLM) else model
-    applied = Applied(place(plan, hf_model), hf_model)
     configs = decoder_configs(hf_model)
+    before = [(config, config._attn_implementation_internal) for config in configs]
+    applied = Applied(place(plan, hf_model), hf_model, before, force)
     AttentionInterface.register(SPARSE, head_sparse_attention)
     AttentionMaskInterface.register(SPARSE, head_sparse_mask)
     with LOCKS.setdefault(hf_model, RLock()), ExitStack() as undone:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from corelens.heads import Head
 from corelens.sites import AttentionSite, layer_sites
 from corelens.sparse.cache import plannable
+from corelens.sparse.cost import Shares
 from corelens.sparse.plan import Full, HeadPlan, LayerPlan, Rule, Streaming
 
 
@@ -40,6 +41,13 @@ class Placed:
         """Share of the heads of keys that are kept for all positions, in [0, 1]."""
         layers = self.layers.values()
         return sum(len(layer.whole) for layer in layers) / sum(layer.n_kv_heads for layer in layers)
+
+    @property
+    def shares(self) -> Shares:
+        """What the cost model needs to know of the plan."""
+        rule = next((layer.streaming for layer in self.layers.values() if layer.streaming), None)
+        sink, window = (0, 1) if rule is None else (rule.sink, rule.window)
+        return Shares(self.share_of_full_heads, self.share_of_whole_groups, sink, window)
 
     def bytes(self, length: int) -> int:
         """Bytes of keys and values of one sequence of a length in positions, kept text not counted."""

@@ -1,0 +1,81 @@
+"""How fast a model generates under plans, measured side by side."""
+
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from corelens.model import HookedMLLM
+from corelens.sparse.cache import HeadSparseCache
+from corelens.sparse.generate import apply
+from corelens.sparse.plan import HeadPlan
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one generation took."""
+
+    prefill: float
+    """Seconds from the prompt to the first token."""
+
+    token: float
+    """Seconds for each further token."""
+
+    cache: int
+    """Bytes of keys and values at the end, of all layers that follow a plan or could."""
+
+
+@torch.no_grad()
+def measure_speed(
+    model: HookedMLLM,
+    inputs: Mapping[str, Any],
+    plans: Mapping[str, HeadPlan | None],
+    n_tokens: int = 16,
+    repeats: int = 3,
+) -> dict[str, Speed]:
+    """Greedy generation under each plan in turn, the fastest of several rounds.
+
+    Args:
+        model: The model.
+        inputs: What `prepare` returned.
+        plans: By name; None for the model as it is, with Hugging Face's own cache.
+        n_tokens: How many tokens are generated after the first.
+        repeats: Rounds, each of which takes every plan once, so that a machine that slows down slows all.
+    """
+    prefill: dict[str, list[float]] = {name: [] for name in plans}
+    token: dict[str, list[float]] = {name: [] for name in plans}
+    held: dict[str, int] = {}
+    with tqdm(total=repeats * len(plans), desc="speed", unit="generation") as bar:
+        for _ in range(repeats):
+            for name, plan in plans.items():
+                with nullcontext() if plan is None else apply(model, plan, force=True):
+                    first, _ = _generation(model, inputs, 1)
+                    whole, cache = _generation(model, inputs, 1 + n_tokens)
+                prefill[name].append(first)
+                token[name].append((whole - first) / n_tokens)
+                held[name] = _bytes(cache)
+                bar.update()
+    return {name: Speed(min(prefill[name]), max(min(token[name]), 0.0), held[name]) for name in plans}
+
+
+def _generation(model: HookedMLLM, inputs: Mapping[str, Any], n: int) -> tuple[float, Any]:
+    began = _now(model)
+    found = model.generate(inputs, max_new_tokens=n, min_new_tokens=n, do_sample=False, return_dict_in_generate=True)
+    return _now(model) - began, found.past_key_values
+
+
+def _now(model: HookedMLLM) -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()
+
+
+def _bytes(cache: Any) -> int:
+    if isinstance(cache, HeadSparseCache):
+        return cache.nbytes
+    return sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values) if isinstance(t, Tensor))
