@@ -1,5 +1,6 @@
 """Head-sparse inference: some heads read everything, the others sinks and a window."""
 
+from corelens.sparse.antidiagonal import block_attention as block_attention
 from corelens.sparse.kernels import decode_attention as decode_attention
 from corelens.sparse.kernels import full_attention as full_attention
 from corelens.sparse.kernels import streaming_attention as streaming_attention
