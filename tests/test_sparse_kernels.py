@@ -122,7 +122,7 @@ def test_the_reference_is_what_a_loop_finds():
 
 
 @given(cases(), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_part_of_a_sequence_is_what_the_reference_finds(case: Case, data: st.DataObject):
     begin = data.draw(st.integers(0, case.n - 1))
     end = data.draw(st.integers(begin + 1, case.n))
@@ -269,6 +269,64 @@ def test_the_stand_in_has_the_signature_of_torch():
     ]
 
 
+def test_shares_of_blocks_are_what_a_loop_says():
+    from corelens.sparse.antidiagonal import block_shares
+
+    n, block, stride = 21, 8, 4
+    case = Case(n, kv_heads=2, group=2, d_head=8)
+    shares = block_shares(case.query, case.key, case.scaling, block, stride)
+    assert shares.shape == (1, 4, 3, 3)
+    squares = -(-n // stride)
+    for head in range(4):
+        logits = torch.full((squares, squares), -torch.inf)
+        for i in range(squares):
+            for j in range(i + 1):
+                pairs = [(i * stride + r, j * stride + stride - 1 - r) for r in range(stride)]
+                scores = [case.query[0, head, p] @ case.key[0, head // 2, q] for p, q in pairs if max(p, q) < n]
+                logits[i, j] = case.scaling * sum(scores) / stride
+        for i in range(3):
+            rows = logits.softmax(-1)[i * block // stride : (i + 1) * block // stride].mean(0)
+            for j in range(3):
+                assert_close(shares[0, head, i, j], rows[j * block // stride : (j + 1) * block // stride].sum())
+
+
+def test_the_fewest_blocks_are_chosen_and_always_the_first_and_the_diagonal():
+    from corelens.sparse.antidiagonal import chosen_blocks
+
+    shares = torch.tensor([[1.0, 0, 0, 0], [0.1, 0.9, 0, 0], [0.1, 0.7, 0.2, 0], [0.05, 0.5, 0.4, 0.05]])[None, None]
+    few = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1]]).bool()
+    assert torch.equal(chosen_blocks(shares, 0.5)[0, 0], few)
+    few[3, 2] = True
+    assert torch.equal(chosen_blocks(shares, 0.51)[0, 0], few)
+
+
+@given(cases(longest=100), st.sampled_from([0.1, 0.6, 0.95, 1.0]))
+@settings(max_examples=40, deadline=None)
+def test_block_attention_is_attention_over_the_chosen_blocks(case: Case, top_p: float):
+    from corelens.sparse import block_attention, reference, visible_full
+    from corelens.sparse.antidiagonal import block_shares, chosen_blocks
+
+    parts = case.query, case.key, case.value
+    found = block_attention(*parts, top_p, scaling=case.scaling, block=16, stride=4, start=case.start)
+    assert found.isfinite().all()
+    for row, begin in enumerate([0] * len(found) if case.start is None else case.start.tolist()):
+        if begin == case.n:
+            continue
+        query, key, value = (part[row : row + 1, :, begin:] for part in parts)
+        blocks = chosen_blocks(block_shares(query, key, case.scaling, 16, 4), top_p)
+        position = torch.arange(case.n - begin)
+        chosen = blocks[:, :, position // 16][..., position // 16]
+        expected = reference(query, key, value, chosen & visible_full(position, position), case.scaling)
+        assert_close(found[row : row + 1, :, begin:].double(), expected, **TOLERANCE[case.query.dtype])
+
+
+def test_all_of_the_attention_is_in_all_blocks():
+    from corelens.sparse import block_attention
+
+    case = Case(300, kv_heads=2, group=2)
+    case.check(block_attention(case.query, case.key, case.value, 1.0, scaling=case.scaling), False)
+
+
 def test_bad_input_is_named():
     from corelens.sparse import decode_attention, full_attention
 
@@ -287,3 +345,21 @@ def test_bad_input_is_named():
     case.window = 0
     with pytest.raises(ValueError, match="window=0"), torch.no_grad():
         case.streaming()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(top_p=0.0), r"top_p=0.0 is outside \(0, 1\]"),
+        (dict(stride=3), "stride=3 does not divide block=128"),
+        (dict(stride=0), "stride=0 does not divide block=128"),
+    ],
+)
+def test_bad_choices_of_blocks_are_named(options: dict[str, Any], message: str):
+    from corelens.sparse import block_attention
+
+    case = Case(20)
+    with pytest.raises(ValueError, match=message):
+        block_attention(case.query, case.key, case.value, **dict(top_p=0.9, scaling=1.0) | options)
+    with pytest.raises(ValueError, match="5 queries and 20 keys: blocks are chosen for whole prompts"):
+        block_attention(case.query[:, :, 15:], case.key, case.value, 0.9, scaling=1.0)

@@ -141,7 +141,6 @@ def _computed() -> Iterator[list[str]]:
                 share,
                 *(f"{gain:.2f}x" for gain in gains),
                 held,
-                f"{pays_from(model, shares, device):,}",
             ]
 
 

@@ -4,14 +4,13 @@ A query at position p of a streaming head sees the key at position q if q <= p a
 the first tokens of the row (attention sinks), and whatever else a plan keeps. A full head sees all keys up to its own.
 """
 
-from collections.abc import Iterator
-
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from corelens.sparse.shapes import check_heads, empty_output, rows_of
 from corelens.sparse.unpadded import causal, streaming
 from corelens.sparse.varlen import has_varlen
 
@@ -39,15 +38,15 @@ def full_attention(
     Raises:
         ValueError: If there are more queries than keys, or the heads do not divide among the kv heads.
     """
-    _check(query, key)
+    check_heads(query, key)
     n = query.shape[2]
     if n == 1:
         real = None if start is None else torch.arange(key.shape[2], device=key.device) >= start[:, None]
         return decode_attention(query, key, value, None if real is None else real[:, None], scaling=scaling)
     if start is None:
         return causal(query, key, value, scaling)
-    found = _empty(query)
-    for rows, begin in _rows(start, len(query), together=True):
+    found = empty_output(query)
+    for rows, begin in rows_of(start, len(query), together=True):
         real = max(0, min(n, key.shape[2] - begin))
         some = query[rows, :, n - real :], key[rows, :, begin:], value[rows, :, begin:]
         found[rows, :, n - real :] = causal(*some, scaling)
@@ -88,17 +87,17 @@ def streaming_attention(
         ValueError: If there are more queries than keys, the heads do not divide among the kv heads, the window is
             less than 1, or keys of the window are missing.
     """
-    _check(query, key)
+    check_heads(query, key)
     if window < 1:
         raise ValueError(f"window={window}: a query sees at least itself, which is a window of 1.")
     past = key.shape[2] - query.shape[2]
-    rows_begin = list(_rows(start, len(query), together=has_varlen(query)))
+    rows_begin = list(rows_of(start, len(query), together=has_varlen(query)))
     if past < window - 1 and first > min(begin for _, begin in rows_begin):
         raise ValueError(
             f"{past} keys before the first query, from position {first} on, do not fill a window of {window}: give the "
             f"last {window - 1}, or all from the first of the row."
         )
-    found = _empty(query)
+    found = empty_output(query)
     for rows, begin in rows_begin:
         padding = min(max(0, begin - first), key.shape[2])
         real = min(query.shape[2], key.shape[2] - padding)
@@ -139,7 +138,7 @@ def decode_attention(
     Raises:
         ValueError: If the heads do not divide among the kv heads.
     """
-    _check(query, key)
+    check_heads(query, key)
     # Heads of a group stand where queries do, so that the keys are read once for all of them.
     group = rearrange(query, "batch (kv_head group) 1 d_head -> batch kv_head group d_head", kv_head=key.shape[1])
     mask = None
@@ -148,28 +147,3 @@ def decode_attention(
         mask = rearrange(visible, "batch (kv_head group) key -> batch kv_head group key", kv_head=kv_heads)
     found = scaled_dot_product_attention(group, key, value, attn_mask=mask, scale=scaling)
     return rearrange(found, "batch kv_head group d_head -> batch (kv_head group) 1 d_head")
-
-
-def _rows(start: Int[Tensor, "batch"] | None, batch: int, *, together: bool) -> Iterator[tuple[slice, int]]:
-    """Rows and where they begin: all in one if they may be and begin alike, else one by one."""
-    begins = [0] * batch if start is None else start.tolist()
-    if together and len(set(begins)) == 1:
-        yield slice(None), begins[0]
-    else:
-        yield from ((slice(row, row + 1), begin) for row, begin in enumerate(begins))
-
-
-def _empty(query: Tensor) -> Tensor:
-    """Zeros in the order of memory that attention hands on: [batch query head d_head]."""
-    return torch.zeros_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
-
-
-def _check(query: Tensor, key: Tensor) -> None:
-    if torch.is_grad_enabled() and query.requires_grad:
-        raise ValueError("head-sparse attention has no gradients: run it under torch.no_grad().")
-    if query.shape[1] % key.shape[1]:
-        raise ValueError(f"{query.shape[1]} heads do not divide among {key.shape[1]} kv heads.")
-    if query.shape[2] > key.shape[2]:
-        raise ValueError(
-            f"{query.shape[2]} queries and {key.shape[2]} keys: the queries are the last of the keys' positions."
-        )

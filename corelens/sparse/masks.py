@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
+from corelens.sparse.antidiagonal import block_attention
 from corelens.sparse.kernels import full_attention, streaming_attention
 from corelens.sparse.keys import KeysValues
 
@@ -58,7 +59,7 @@ class Causal:
         if query.shape[2] < keys.n:
             # The estimate is made for whole prompts.
             return self.full(query, keys)
-        return self.full(query, keys)
+        return block_attention(query, *keys, top_p, scaling=self.scaling, start=self.start)
 
 
 class Masked:

@@ -1,0 +1,114 @@
+"""Block-sparse attention for prompts: blocks of keys chosen by sums along antidiagonals, as in XAttention.
+
+Source:
+    Xu et al. 2025, "XAttention: Block Sparse Attention with Antidiagonal Scoring" (arXiv 2503.16428). Ours differs: the
+    first block and the diagonal one are always read, and blocks are chosen one query block at a time.
+"""
+
+import torch
+from einops import einsum, rearrange, reduce
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import pad
+
+from corelens.sparse.attending import attend
+from corelens.sparse.shapes import check_heads, empty_output, rows_of
+
+
+def block_attention(
+    query: Float[Tensor, "batch head query d_head"],
+    key: Float[Tensor, "batch kv_head key d_head"],
+    value: Float[Tensor, "batch kv_head key d_head"],
+    top_p: float,
+    *,
+    scaling: float,
+    block: int = 128,
+    stride: int = 8,
+    start: Int[Tensor, "batch"] | None = None,
+) -> Float[Tensor, "batch head query d_head"]:
+    """Causal attention of a whole prompt that reads, for each block of queries, the blocks of keys that hold most.
+
+    Args:
+        query: Of all positions.
+        key: Likewise.
+        value: Likewise.
+        top_p: How much of the estimated attention of a block of queries the blocks read hold, in (0, 1].
+        scaling: What scores are multiplied by.
+        block: Queries and keys of a block.
+        stride: Every `stride`-th antidiagonal is summed; divides `block`. More is faster and coarser.
+        start: Where each left-padded row begins; None without padding.
+
+    Returns:
+        What each head found; of padding, anything finite.
+
+    Raises:
+        ValueError: If `top_p` is outside of its range, `stride` does not divide `block`, the heads do not divide among
+            the kv heads, or there are more or fewer queries than keys.
+    """
+    check_heads(query, key)
+    if query.shape[2] != key.shape[2]:
+        raise ValueError(f"{query.shape[2]} queries and {key.shape[2]} keys: blocks are chosen for whole prompts.")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p} is outside (0, 1].")
+    if stride < 1 or block % stride:
+        raise ValueError(f"stride={stride} does not divide block={block}.")
+    found, group = empty_output(query), query.shape[1] // key.shape[1]
+    for rows, begin in rows_of(start, len(query), together=False):
+        q, k, v = (tensor[rows, :, begin:] for tensor in (query, key, value))
+        if not q.shape[2]:
+            continue
+        blocks = chosen_blocks(block_shares(q, k, scaling, block, stride), top_p)
+        for head in range(q.shape[1]):
+            mine = slice(head // group, head // group + 1)
+            for i, seen in enumerate(blocks[0, head]):
+                some = slice(i * block, min((i + 1) * block, q.shape[2]))
+                column = torch.arange(some.stop, device=q.device)
+                column = column[seen.repeat_interleave(block)[: some.stop]]
+                visible = (column <= torch.arange(some.start, some.stop, device=q.device)[:, None])[None, None]
+                part = q[:, head : head + 1, some], k[:, mine, column], v[:, mine, column]
+                found[rows, head : head + 1, begin:][:, :, some] = attend(*part, scaling, visible)[0]
+    return found
+
+
+def block_shares(
+    query: Float[Tensor, "batch head query d_head"],
+    key: Float[Tensor, "batch kv_head query d_head"],
+    scaling: float,
+    block: int,
+    stride: int,
+) -> Float[Tensor, "batch head query_block key_block"]:
+    """Estimated share of a query block's attention that each key block holds; rows sum to one.
+
+    In every square of `stride` queries and keys, the scores on the antidiagonal stand for all: query r with key
+    `stride - 1 - r`. Their means are the logits of a causal softmax over squares, which is averaged over the squares of
+    a block. One product computes them, of vectors `stride` times as long.
+    """
+    n = query.shape[2]
+    short = -n % block
+    query, key = (pad(tensor.float(), (0, 0, 0, short)) for tensor in (query, key))
+    queries = rearrange(query, "b (kv g) (square r) d -> b kv g square (r d)", kv=key.shape[1], r=stride)
+    keys = rearrange(key.unflatten(2, (-1, stride)).flip(3), "b kv square r d -> b kv square (r d)")
+    squares, per_block = queries.shape[3], block // stride
+    column, shares = torch.arange(squares, device=query.device), []
+    for row in column.split(per_block):
+        scores = einsum(queries[:, :, :, row], keys, "b kv g query d, b kv key d -> b kv g query key")
+        scores = (scores * (scaling / stride)).masked_fill(column > row[:, None], -torch.inf)
+        # Squares of nothing but what fills the last block ask for nothing.
+        real = row * stride < n
+        pattern = scores.softmax(-1)[..., real, :].mean(-2)
+        shares.append(reduce(pattern, "b kv g (block square) -> b (kv g) block", "sum", square=per_block))
+    return torch.stack(shares, 2)
+
+
+def chosen_blocks(
+    shares: Float[Tensor, "batch head query_block key_block"], top_p: float
+) -> Bool[Tensor, "batch head query_block key_block"]:
+    """The fewest key blocks that hold `top_p` of each query block's share, and always the first and the diagonal."""
+    held, order = shares.sort(dim=-1, descending=True, stable=True)
+    before = pad(held.cumsum(-1)[..., :-1], (1, 0))
+    # Rounded sums may reach 1 before the last block.
+    needed = before < (top_p if top_p < 1 else torch.inf)
+    chosen = torch.zeros_like(needed).scatter(-1, order, needed)
+    row = torch.arange(shares.shape[-1], device=shares.device)
+    causal = row <= row[:, None]
+    return (chosen | (row == row[:, None]) | (row == 0)) & causal
