@@ -27,9 +27,8 @@ def dose_curves(curve: DoseCurve, n_samples: int | None = None) -> go.Figure:
     """
     if n_samples is not None and n_samples < 1:
         raise ValueError(f"n_samples={n_samples} is less than one.")
-    _require_accuracies(
-        {choice: [one for seeds in by_dose for one in seeds] for choice, by_dose in curve.accuracy.items()}
-    )
+    for choice, by_dose in curve.accuracy.items():
+        _require_accuracies({f"{choice}, dose {dose}": seeds for dose, seeds in enumerate(by_dose) if seeds})
     figure = go.Figure()
     for (choice, by_dose), colour in zip(curve.accuracy.items(), colours(len(curve.accuracy)), strict=True):
         doses = [(dose, seeds) for dose, seeds in zip(curve.fractions, by_dose, strict=True) if seeds]
@@ -167,5 +166,7 @@ def _band(seeds: Sequence[float], n_samples: int | None) -> tuple[float, float] 
 
 def _require_accuracies(values: Mapping[str, Sequence[float | int]]) -> None:
     for name, own in values.items():
+        if not len(own):
+            raise ValueError(f"{name}: there is no accuracy.")
         if wrong := [value for value in own if not 0 <= value <= 1]:
             raise ValueError(f"{name}: {wrong[0]} is no accuracy; accuracies are in [0, 1].")

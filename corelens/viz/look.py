@@ -22,7 +22,15 @@ def _template(ink: str, paper: str, grid: str, low: str, middle: str, high: str)
     return go.layout.Template(
         layout=dict(
             font=dict(family="system-ui, sans-serif", color=ink, size=12),
-            title=dict(font=dict(size=15), subtitle=dict(font=dict(size=12)), x=0, xanchor="left", pad=dict(l=16)),
+            title=dict(
+                font=dict(size=15),
+                subtitle=dict(font=dict(size=12)),
+                x=0,
+                xanchor="left",
+                y=1,
+                yanchor="top",
+                pad=dict(l=16, t=12),
+            ),
             paper_bgcolor=paper,
             plot_bgcolor=paper,
             colorway=[BLUE, VERMILION, GREEN, PINK, ORANGE, SKY],
@@ -33,7 +41,7 @@ def _template(ink: str, paper: str, grid: str, low: str, middle: str, high: str)
             xaxis=axis,
             yaxis=axis,
             hoverlabel=dict(bgcolor=paper, bordercolor=QUIET, font=dict(color=ink)),
-            legend=dict(orientation="h", x=0, y=1.01, xanchor="left", yanchor="bottom"),
+            legend=dict(orientation="h", x=0, xanchor="left", yref="container", y=0, yanchor="bottom"),
         ),
         data=dict(heatmap=[go.Heatmap(colorbar=bar, autocolorscale=True)]),
     )
@@ -59,14 +67,14 @@ def styled(figure: go.Figure, title: str, below: str = "") -> go.Figure:
         title: What is seen.
         below: How to read it, smaller.
     """
-    lines, small = textwrap.wrap(title, 80), textwrap.wrap(below, 110)
-    legend = sum(trace.type != "heatmap" and trace.showlegend is not False for trace in figure.select_traces()) > 1
+    lines, small = textwrap.wrap(title, 56), textwrap.wrap(below, 72)
+    panels = bool(list(figure.select_annotations()))  # which have titles of their own
     figure.update_layout(
         template=LIGHT,
         title=dict(
-            text="<br>".join(lines), subtitle=dict(text="<br>".join(small)), yanchor="bottom", yref="paper", y=1
+            text="<br>".join(lines), subtitle=dict(text="<br>".join(small)), pad=dict(t=12 + 12 * (len(lines) - 1))
         ),
-        margin=dict(l=56, r=24, t=24 + 19 * len(lines) + 17 * len(small) + 24 * legend, b=48),
+        margin=dict(l=56, r=24, t=22 + 19 * len(lines) + (8 + 16 * len(small)) * bool(small) + 20 * panels, b=48),
     )
     return figure
 

@@ -1,6 +1,7 @@
 """Figures whose cells are numbers: heads, overlaps, depths and lengths, layers and places."""
 
 from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -59,16 +60,18 @@ def head_map(scores: HeadScores, marked: HeadSet) -> go.Figure:
             hovertemplate="L%{y}H%{x}<br>no score<extra></extra>",
             showlegend=False,
         )
-    for layer, head in marked:
-        figure.add_shape(
-            type="rect", x0=head - 0.5, x1=head + 0.5, y0=layer - 0.5, y1=layer + 0.5, line=dict(color=ACCENT, width=3)
-        )
-    figure.update_xaxes(title="head", range=[-0.5, n_heads - 0.5], dtick=_step(n_heads), showgrid=False)
-    figure.update_yaxes(title="layer", range=[-0.5, n_layers - 0.5], dtick=_step(n_layers), showgrid=False)
+    line = dict(color=ACCENT, width=gap + 1)
+    # At once: plotly checks all of them again whenever one is added.
+    figure.layout.shapes = [
+        dict(type="rect", x0=head - 0.5, x1=head + 0.5, y0=layer - 0.5, y1=layer + 0.5, line=line)
+        for layer, head in marked
+    ]
+    figure.update_xaxes(title="head", range=[-0.5, n_heads - 0.5], dtick=_step(n_heads, 16), showgrid=False)
+    figure.update_yaxes(title="layer", range=[-0.5, n_layers - 0.5], dtick=_step(n_layers, 12), showgrid=False)
     outlined = f" Outlined: {marked.name}." if len(marked) else ""
     return styled(
         figure,
-        f"{scores.metric} of every head",
+        f"{scores.metric[:1].upper()}{scores.metric[1:]} of every head",
         f"{_aggregated(scores)} over {len(scores.samples)} samples.{outlined}",
     )
 
@@ -132,7 +135,7 @@ def depth_length_grid(
     figure = _table(values, rows, columns, "accuracy", ".0%", dict(zmin=0, zmax=1))
     figure.update_xaxes(title=f"length of the prompt ({unit})")
     figure.update_yaxes(title="depth of the evidence", autorange="reversed")
-    return styled(figure, "Accuracy by length of the prompt and depth of the evidence", "0 % is the beginning.")
+    return styled(figure, "Accuracy by length of the prompt and depth of the evidence", "Depth 0 % is the beginning.")
 
 
 def patching_map(
@@ -166,7 +169,7 @@ def patching_map(
         )
     )
     figure.update_xaxes(title="place in the prompt", type="category", showgrid=False)
-    figure.update_yaxes(title="layer", dtick=_step(len(values)), showgrid=False)
+    figure.update_yaxes(title="layer", dtick=_step(len(values), 12), showgrid=False)
     return styled(figure, "What a patch does, by layer and place", f"Colour: {effect}.")
 
 
@@ -193,9 +196,9 @@ def _table(
     return figure
 
 
-def _step(n: int) -> int:
-    """Every how many layers or heads there is a tick."""
-    return next(step for step in (1, 2, 4, 8, 16) if n / step <= 16 or step == 16)
+def _step(n: int, most: int) -> int:
+    """Every how many layers or heads there is a tick, so that there are few enough."""
+    return next(2**power for power in count() if n <= most * 2**power)
 
 
 def _aggregated(scores: HeadScores) -> str:

@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -20,7 +21,7 @@ from corelens.media import Picture, Video, load_picture
 from corelens.tokens import Box, TokenMap, grid_boxes
 from corelens.viz.look import colour_bar, styled
 
-HEAT = [[0, "rgba(255,214,10,0)"], [0.25, "rgba(255,190,11,0.45)"], [1, "rgba(255,0,84,0.9)"]]
+HEAT = [[0, "rgba(255,214,10,0)"], [0.25, "rgba(255,190,11,0.45)"], [1, "rgba(255,0,84,0.8)"]]
 """Clear where there is no attention, so that the picture shows through."""
 
 PIXELS = 800_000
@@ -106,7 +107,7 @@ def attention_over_media(
         _draw(figure, cell, view.picture, maps, list(view.outlined(evidence)), PIXELS // n_panels)
     figure.update_annotations(font_size=12)
     tallest = max(view.picture.height / view.picture.width for view in views)
-    figure.update_layout(height=110 + rows * min(40 + 860 / columns * tallest, 420))
+    figure.update_layout(height=110 + rows * min(30 + 760 / columns * tallest, 420))
     highest = max(float(row[tokens.visual[0]].max()) for row in attention.values())
     return _heated(figure, highest, title, "Percentages: share of all attention that falls on the panel.")
 
@@ -182,11 +183,16 @@ def _draw(
         for colour, width in (("rgba(0,0,0,0.75)", 5), ("white", 2.5)):
             sides = dict(x0=box.left, x1=box.right, y0=box.top, y1=box.bottom)
             figure.add_shape(type="rect", **sides, line=dict(color=colour, width=width), row=row, col=column)
+    panel: Any = figure.data[-1]  # plotly's annotation is too narrow
     figure.update_xaxes(range=[0, picture.width], visible=False, constrain="domain", row=row, col=column)
-    (name,) = figure.select_xaxes(row=row, col=column)
-    anchor = name.plotly_name.replace("axis", "")
     figure.update_yaxes(
-        range=[picture.height, 0], visible=False, scaleanchor=anchor, constrain="domain", row=row, col=column
+        range=[picture.height, 0],
+        visible=False,
+        scaleanchor=panel.xaxis,
+        constrain="domain",
+        constraintoward="top",
+        row=row,
+        col=column,
     )
 
 
