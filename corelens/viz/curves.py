@@ -116,7 +116,7 @@ def depth_profiles(scores: Mapping[str, HeadScores]) -> go.Figure:
         )
     figure.add_hline(y=1, line=dict(color=QUIET, dash="dot"))
     figure.update_xaxes(title="depth in the model (first to last layer)", tickformat=".0%", range=[-0.02, 1.02])
-    figure.update_yaxes(title="share of the score, times an even share", rangemode="tozero")
+    figure.update_yaxes(title="share, times an even share", rangemode="tozero")
     return styled(
         figure, "Where in the depth the score lies", "Dotted: all layers alike. Triangles: mean depth, by the score."
     )

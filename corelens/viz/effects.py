@@ -68,13 +68,14 @@ def dose_curves(curve: DoseCurve, n_samples: int | None = None) -> go.Figure:
     return styled(figure, "Accuracy without more and more heads", below)
 
 
-def accuracy_bars(accuracies: Mapping[str, Mapping[str, Sequence[float]]]) -> go.Figure:
-    """Accuracy by what was removed.
+def accuracy_bars(accuracies: Mapping[str, Mapping[str, Sequence[float]]], changed: str = "heads removed") -> go.Figure:
+    """Accuracy by what was changed.
 
     Marks: a bar is a task under a condition, as high as the mean accuracy; a dot is a seed, where there are several.
 
     Args:
         accuracies: Task, then condition, then one accuracy in [0, 1] per seed.
+        changed: What the conditions are.
 
     Raises:
         ValueError: If an accuracy is outside [0, 1], or missing.
@@ -103,9 +104,9 @@ def accuracy_bars(accuracies: Mapping[str, Mapping[str, Sequence[float]]]) -> go
             hovertemplate="%{x}<br>" + task + " %{y:.1%}, one seed<extra></extra>",
         )
     figure.update_layout(barmode="group", scattermode="group", bargap=0.25)
-    figure.update_xaxes(title="heads removed", showgrid=False)
+    figure.update_xaxes(title=changed, showgrid=False)
     figure.update_yaxes(title="accuracy", range=[0, 1.02], tickformat=".0%")
-    return styled(figure, "Accuracy by which heads are removed", "Bars are means, dots single seeds.")
+    return styled(figure, f"Accuracy by {changed}", "Bars are means, dots single seeds.")
 
 
 def speed_against_accuracy(
