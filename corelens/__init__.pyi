@@ -1,6 +1,7 @@
 from . import causal as causal
 from . import data as data
 from . import metrics as metrics
+from . import viz as viz
 from .answering import with_answers as with_answers
 from .attention import chosen_rows as chosen_rows
 from .causal import Session as Session

@@ -12,9 +12,10 @@ from corelens.causal import answers
 from corelens.conditions import PLAIN, Conditions, check_scoring
 from corelens.data import BoxUnit, Sample
 from corelens.model import HookedMLLM
-from corelens.parts import Named, Samples, described, in_parts, named, part_of, prepared
+from corelens.parts import Named, Samples, described, in_parts, length_of, named, part_of, prepared
 from corelens.sparse import Full, HeadPlan, apply, place
 from corelens.sparse.kept import kept_attention
+from corelens.sparse.speed import Speed, measure_speed
 from corelens.store import Part
 
 PART = 16
@@ -103,3 +104,17 @@ def accelerate_all(
     values = {name: whole.values[name] for name in all_plans}
     kept = {name: whole.values[KEPT + name] for name in all_plans}
     return Accelerated(all_plans, values, whole.samples, whole.datasets, whole.skipped, kept)
+
+
+def speeds(
+    model: HookedMLLM, samples: Samples, plans: Plans, n_tokens: int = 16, repeats: int = 3
+) -> tuple[int, dict[str, Speed]]:
+    """How fast the longest prompt is answered under the first draw of every plan.
+
+    Returns:
+        The positions of that prompt, and the speeds; `plain` is the model as it is.
+    """
+    _, longest = max(named(samples), key=lambda own: length_of(own[1]))
+    inputs = prepared(model, [longest])
+    first = {name: None if name == PLAIN else own[0] for name, own in plans.items()}
+    return inputs["input_ids"].shape[1], measure_speed(model, inputs, first, n_tokens, repeats)

@@ -125,7 +125,7 @@ def part_of(
         measure: Measures a batch, or raises `Unmeasurable` if some sample of it cannot be measured.
     """
     # Samples of like length are batched, so that little is computed for padding.
-    waiting = batches_of(sorted(range(len(samples)), key=lambda index: _length(samples[index][1])), batch_size)
+    waiting = batches_of(sorted(range(len(samples)), key=lambda index: length_of(samples[index][1])), batch_size)
     values: dict[int, dict[str, Tensor]] = {}
     skipped: dict[str, str] = {}
     while waiting:
@@ -188,7 +188,7 @@ def _fingerprint(model: HookedMLLM) -> str:
     return digest.hexdigest()[:16]
 
 
-def _length(sample: Sample) -> tuple[int, int, int]:
+def length_of(sample: Sample) -> tuple[int, int, int]:
     """What makes a prompt long, as far as it is known before its media are read."""
     pixels = sum(image.width * image.height for image in sample.images if isinstance(image, Image.Image))
     return len(sample.videos), len(sample.images), pixels + len(sample.question)

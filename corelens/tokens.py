@@ -250,7 +250,8 @@ class TokenMap:
             raise ValueError(
                 f"{box} selects no token of {self._name(empty[0], media)} by the rule {rule!r} in sample(s) {empty}: "
                 f"it is too small for the rule, or in a part of the picture that the model does not see"
-                + (". Try rule='overlap'." if seconds is None else f", or no sampled frame shows {seconds} seconds.")
+                + (f", or no sampled frame shows {seconds} seconds." if seconds else ".")
+                + (" Try rule='overlap'." if rule != "overlap" else "")
             )
         return selected
 

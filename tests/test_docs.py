@@ -1,5 +1,6 @@
 """The docs say what is true: their code runs, and their tables are what the tests and the code show."""
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,21 @@ def test_tables_of_the_docs_are_what_the_tests_showed():
     assert sum(text.count("<!-- table: ") for text in pages.values()) == len(verified.tables())
     for path, text in pages.items():
         assert path.read_text() == text, f"{path} is not up to date; see tests/verified.py"
+
+
+def test_the_gallery_shows_every_figure_and_stays_small():
+    from corelens import viz
+
+    page = (verified.ROOT / "docs/gallery.md").read_text()
+    figures = [
+        name for name, one in vars(viz).items() if inspect.isfunction(one) and one.__module__.startswith("corelens.viz")
+    ]
+    assert len(figures) >= 12
+    for name in figures:
+        assert f"figure = viz.{name}(" in page, f"the gallery does not show {name}"
+    shown = re.findall(r"\(gallery/(\S+)\)", page)
+    assert set(shown) == {path.name for path in (verified.ROOT / "docs/gallery").iterdir()}
+    assert sum(path.stat().st_size for path in (verified.ROOT / "docs/gallery").iterdir()) < 1_500_000
 
 
 def test_functions_of_families_stay_small():

@@ -1,4 +1,4 @@
-"""The command line: `corelens demo`, `models`, `scan`, `sweep` and `ablate`.
+"""The command line: `corelens demo`, `models`, `scan`, `sweep`, `ablate` and `accelerate`.
 
 Commands import what they need when they run, so that `--help` is quick.
 """
@@ -6,6 +6,7 @@ Commands import what they need when they run, so that `--help` is quick.
 import typer
 
 from corelens.cli.ablate import ablate
+from corelens.cli.accelerate import accelerate
 from corelens.cli.demo import demo
 from corelens.cli.models import models
 from corelens.cli.scan import scan
@@ -19,5 +20,5 @@ def main() -> None:
     """See which attention heads of a multimodal LLM fetch the visual evidence, and prove it."""
 
 
-for command in (demo, models, scan, sweep, ablate):
+for command in (demo, models, scan, sweep, ablate, accelerate):
     app.command()(command)

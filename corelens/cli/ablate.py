@@ -79,7 +79,6 @@ def _conditions(heads: str | None, scores: Path | None, top: float) -> "dict[str
     """The sets of heads that the options mean."""
     from corelens.ablating import with_controls
     from corelens.heads import HeadSet
-    from corelens.scores import HeadScores
 
     try:
         if heads is not None:
@@ -89,14 +88,7 @@ def _conditions(heads: str | None, scores: Path | None, top: float) -> "dict[str
     except ValueError as cause:
         raise typer.BadParameter(str(cause), param_hint="--heads") from cause
     assert scores is not None  # one of them is given
-    if not scores.is_file():
-        raise typer.BadParameter(f"there is no file {scores}.", param_hint="--scores")
-    from safetensors import SafetensorError
-
-    try:
-        ranking = HeadScores.load(scores)
-    except (SafetensorError, ValueError) as cause:
-        raise typer.BadParameter(f"{scores} holds no head scores: {cause}", param_hint="--scores") from cause
+    ranking = options.ranking(scores)
     try:
         return with_controls(ranking, int(top) if top >= 1 and top == int(top) else top)
     except ValueError as cause:
@@ -134,11 +126,8 @@ def _show(summary: dict[str, Any], out: Path) -> None:
         for title in ("accuracy", "unreadable", "change, with 95 % interval", "p"):
             table.add_column(title, justify="right")
         for condition, said in of["conditions"].items():
-            change = f"{100 * said['change']:+.1f}" if "change" in said else ""
-            if "interval" in said:
-                change += " [{:+.1f}, {:+.1f}]".format(*(100 * bound for bound in said["interval"]))
             table.add_row(
-                condition, f"{100 * said['accuracy']:.1f}", f"{100 * said['unreadable']:.1f}", change,
+                condition, f"{100 * said['accuracy']:.1f}", f"{100 * said['unreadable']:.1f}", options.change(said),
                 f"{said['p']:.4f}" if "p" in said else "",
             )  # fmt: skip
         console.print(table)

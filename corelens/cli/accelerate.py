@@ -1,14 +1,22 @@
 """`corelens accelerate`."""
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from corelens.cli import options
 
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Mapping
+
+    from corelens.accelerating import Accelerated
+    from corelens.model import HookedMLLM
+    from corelens.sparse.speed import Speed
 
 
 def accelerate(
@@ -32,11 +40,12 @@ def accelerate(
 ) -> None:
     """Answer with the best heads seeing everything and the others little, and with other uses of the same budget."""
     ranking = options.ranking(scores)
-    from corelens.accelerating import accelerate_all
-    from corelens.parts import longest
+    if wrong := [one for one in budget or () if not 0 < one <= 1]:
+        raise typer.BadParameter(f"{wrong[0]} is no share of heads: it must lie in (0, 1].", param_hint="--budget")
+    from corelens.accelerating import accelerate_all, speeds
     from corelens.sparse import Streaming
     from corelens.sparse.budgets import BUDGETS, plans_and_controls
-    from corelens.sparse.speed import measure_speed
+    from corelens.store import write_whole
 
     with options.resumable(out):
         hooked = options.loaded(model, dtype, device)
@@ -44,6 +53,78 @@ def accelerate(
         plans = plans_and_controls(ranking, group_size, Streaming(sink, window, text), budget or BUDGETS)
         sets = {name: list(own) for name, own in options.samples(data, seed, limit).items()}
         found = accelerate_all(hooked, sets, plans, max_new_tokens=max_new_tokens, out=out)
-        inputs = hooked.prepare(*longest(sets))
-        speeds = measure_speed(hooked, inputs, {name: own[0] for name, own in found.conditions.items()})
+        n_positions, speed = speeds(hooked, sets, found.conditions)
+        summary = {"model": model, **_summary(hooked, found, n_positions, speed)}
+    text_of = json.dumps(summary, indent=1)
+    write_whole(out / "acceleration.json", lambda path: path.write_text(text_of))
+    _draw(summary, out)
+    if as_json:
+        print(text_of)
+        return
+    _show(summary, out)
+
+
+def _summary(
+    model: "HookedMLLM", found: "Accelerated", n_positions: int, speed: "Mapping[str, Speed]"
+) -> dict[str, Any]:
+    """All numbers; speed and bytes of the first draw of every plan."""
+    from corelens.sparse import place
+
+    placed = {name: place(own[0], model.hf_model) for name, own in found.conditions.items()}
+    plain = speed["plain"]
+    return {
+        "positions": n_positions,
+        "plans": {
+            name: {
+                "heads": [plan.name for plan in own],
+                "full heads": round(placed[name].share_of_full_heads, 4),
+                "whole groups of keys": round(placed[name].share_of_whole_groups, 4),
+                "kept attention": round(found.kept_attention(name), 4),
+                "cache": speed[name].cache,
+                "prefill": round(plain.prefill / speed[name].prefill, 3),
+                "generation": round(speed[name].faster(plain, 256), 3),
+            }
+            for name, own in found.conditions.items()
+        },
+        "data": {
+            dataset: {"samples": found.datasets.count(dataset), "conditions": found.summary(dataset)}
+            for dataset in dict.fromkeys(found.datasets)
+        },
+        "skipped": found.skipped,
+    }
+
+
+def _draw(summary: dict[str, Any], out: Path) -> None:
+    """Accuracy by speed and by bytes, one line for each way to spend a budget."""
     ...
+
+
+def _show(summary: dict[str, Any], out: Path) -> None:
+    console = Console(highlight=False, markup=False)
+    for dataset, of in summary["data"].items():
+        console.print(f"\n{dataset}: {of['samples']} samples, accuracy in percent")
+        table = Table("plan", box=box.SIMPLE)
+        titles = (
+            "accuracy",
+            "change, with 95 % interval",
+            "kept attention",
+            "full heads",
+            "cache",
+            "prefill",
+            "256 tokens",
+        )
+        for title in titles:
+            table.add_column(title, justify="right")
+        for condition, said in of["conditions"].items():
+            plan = summary["plans"][condition]
+            table.add_row(
+                condition, f"{100 * said['accuracy']:.1f}", options.change(said), f"{plan['kept attention']:.3f}",
+                f"{plan['full heads']:.1%}", f"{plan['cache'] / 1e6:.2f} MB", f"{plan['prefill']:.2f}x",
+                f"{plan['generation']:.2f}x",
+            )  # fmt: skip
+        console.print(table)
+    n = summary["positions"]
+    console.print(f"Speed and cache at {n:,} positions, beside the model as it is; noisy where passes are short.")
+    if summary["skipped"]:
+        console.print(f"{len(summary['skipped'])} samples were left out; acceleration.json says why.")
+    console.print(f"All numbers: {out / 'acceleration.json'}, figure: {out / 'acceleration.html'}\n")

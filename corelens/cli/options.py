@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from corelens.data import Sample
     from corelens.model import HookedMLLM
+    from corelens.scores import HeadScores
 
 Model = Annotated[str, typer.Option(help="A local folder, a Hub id, or a shipped model.")]
 Data = Annotated[
@@ -81,3 +82,23 @@ def resumable(out: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo(f"\nInterrupted. The same command goes on where {out} ends.", err=True)
         raise typer.Exit(130) from None
+
+
+def ranking(scores: Path) -> "HeadScores":
+    """What a scan wrote."""
+    if not scores.is_file():
+        raise typer.BadParameter(f"there is no file {scores}.", param_hint="--scores")
+    from safetensors import SafetensorError
+
+    from corelens.scores import HeadScores
+
+    try:
+        return HeadScores.load(scores)
+    except (SafetensorError, ValueError) as cause:
+        raise typer.BadParameter(f"{scores} holds no head scores: {cause}", param_hint="--scores") from cause
+
+
+def change(said: dict[str, Any]) -> str:
+    """How a table says how far a condition is from the plain one, in points of percent."""
+    found = f"{100 * said['change']:+.1f}" if "change" in said else ""
+    return found + (" [{:+.1f}, {:+.1f}]".format(*(100 * b for b in said["interval"])) if "interval" in said else "")

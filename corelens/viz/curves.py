@@ -1,0 +1,127 @@
+"""Curves of head scores: how they fall, how they share out, and where in the depth of a model they lie."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import plotly.graph_objects as go
+
+from corelens.heads import HeadSet
+from corelens.metrics import depth_profile, lorenz_curve, rho
+from corelens.scores import HeadScores
+from corelens.viz.look import ACCENT, QUIET, colours, styled
+
+
+def score_curve(scores: HeadScores, chosen: HeadSet) -> go.Figure:
+    """Every head's score, best first.
+
+    Marks: a bar is a head; those of `chosen` are vermilion, all others grey.
+
+    Raises:
+        ValueError: If a chosen head has no score.
+    """
+    ranked = scores.ranked()
+    if missing := [str(head) for head in chosen if head not in ranked]:
+        raise ValueError(f"{', '.join(missing)} cannot be coloured: they have no score.")
+    figure = go.Figure(
+        go.Bar(
+            x=np.arange(1, len(ranked) + 1, dtype=np.int32),
+            y=np.array([float(scores.per_head[head]) for head in ranked], np.float32),
+            marker=dict(color=[ACCENT if head in chosen else QUIET for head in ranked], line_width=0),
+            customdata=[str(head) for head in ranked],
+            hovertemplate="%{customdata}, rank %{x}<br>%{y:.3f}<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title="rank of the head", showgrid=False)
+    figure.update_yaxes(title=scores.metric, rangemode="tozero")
+    return styled(figure, f"Every head by {scores.metric}, best first", f"Coloured: {chosen.name}.")
+
+
+def lorenz_curves(scores: Mapping[str, HeadScores]) -> go.Figure:
+    """How few heads hold how much of a score.
+
+    Marks: a line is a score: the share that the best heads hold (up) by how many of all heads they are (right). Its dot
+    is where half is reached, `corelens.metrics.rho`. On the dotted line all heads would hold alike.
+
+    Args:
+        scores: By the name that the figure shows.
+
+    Raises:
+        ValueError: If there is none, or one has no positive score.
+    """
+    _require_some(scores)
+    figure = go.Figure()
+    for (name, one), colour in zip(scores.items(), colours(len(scores)), strict=True):
+        held = lorenz_curve(one.per_head).cpu().numpy()
+        figure.add_scatter(
+            name=name,
+            legendgroup=name,
+            x=np.linspace(0, 1, len(held), dtype=np.float32),
+            y=held,
+            mode="lines",
+            line=dict(color=colour, width=2),
+            hovertemplate=f"{name}<br>%{{x:.1%}} of heads hold %{{y:.1%}}<extra></extra>",
+        )
+        half = rho(one.per_head, 0.5)
+        figure.add_scatter(
+            legendgroup=name,
+            x=[half],
+            y=[float(held[round(half * (len(held) - 1))])],
+            mode="markers",
+            marker=dict(color=colour, size=9),
+            showlegend=False,
+            hovertemplate=f"{name}<br>half is held by {half:.1%} of heads<extra></extra>",
+        )
+    figure.add_shape(type="line", x0=0, y0=0, x1=1, y1=1, line=dict(color=QUIET, dash="dot"))
+    figure.update_xaxes(title="share of heads, best first", range=[0, 1], tickformat=".0%")
+    figure.update_yaxes(title="share of the score that they hold", range=[0, 1.02], tickformat=".0%")
+    return styled(figure, "How few heads hold how much", "Dots: where half is reached. Dotted: all heads alike.")
+
+
+def depth_profiles(scores: Mapping[str, HeadScores]) -> go.Figure:
+    """Where in the depth of models a score lies; models of different depth can be compared.
+
+    Marks: a line is a model (or a score), a dot on it a layer: how many times as much of all positive scores the layer
+    holds as it would if all layers held alike. The triangle on the axis is the mean depth, weighted by the scores.
+
+    Args:
+        scores: By the name that the figure shows.
+
+    Raises:
+        ValueError: If there is none, or one has no positive score.
+    """
+    _require_some(scores)
+    figure = go.Figure()
+    for (name, one), colour in zip(scores.items(), colours(len(scores)), strict=True):
+        profile = depth_profile(one.per_head)
+        figure.add_scatter(
+            name=f"{name} ({len(profile.depth)} layers)",
+            legendgroup=name,
+            x=profile.depth.numpy(),
+            y=(profile.share * len(profile.share)).numpy(),
+            customdata=np.arange(len(profile.depth), dtype=np.int32),
+            mode="lines+markers",
+            line=dict(color=colour, width=2),
+            marker=dict(color=colour, size=6),
+            hovertemplate=f"{name}, layer %{{customdata}}<br>%{{y:.2f}} times its share<extra></extra>",
+        )
+        figure.add_scatter(
+            legendgroup=name,
+            x=[profile.centre],
+            y=[0],
+            mode="markers",
+            marker=dict(color=colour, size=12, symbol="triangle-up"),
+            showlegend=False,
+            cliponaxis=False,
+            hovertemplate=f"{name}<br>mean depth {profile.centre:.0%}<extra></extra>",
+        )
+    figure.add_hline(y=1, line=dict(color=QUIET, dash="dot"))
+    figure.update_xaxes(title="depth in the model (first to last layer)", tickformat=".0%", range=[-0.02, 1.02])
+    figure.update_yaxes(title="share, times an even share", rangemode="tozero")
+    return styled(
+        figure, "Where in the depth the score lies", "Dotted: all layers alike. Triangles: mean depth, by the score."
+    )
+
+
+def _require_some(scores: Mapping[str, HeadScores]) -> None:
+    if not scores:
+        raise ValueError("there are no scores to show; pass them by name, e.g. {'ram': scores}.")

@@ -1,0 +1,173 @@
+"""Figures of what interventions and savings do to accuracy."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.colors import hex_to_rgb
+from scipy.stats import binomtest
+
+from corelens.causal.doses import DoseCurve
+from corelens.viz.look import QUIET, colours, styled
+
+
+def dose_curves(curve: DoseCurve, n_samples: int | None = None) -> go.Figure:
+    """Accuracy as more and more heads are ablated, for every way of choosing them.
+
+    Marks: a line is a way of choosing heads, a dot on it the mean accuracy at a share of heads. The band of a choice
+    with chance goes from the lowest to the highest seed. That of a choice without is there if `n_samples` is given: the
+    95 % interval (Wilson) of an accuracy over so many samples. Doses that a choice cannot have are left out.
+
+    Args:
+        curve: From `corelens.dose_curve`.
+        n_samples: On how many samples each accuracy was measured.
+
+    Raises:
+        ValueError: If an accuracy is outside [0, 1], or there are no samples.
+    """
+    if n_samples is not None and n_samples < 1:
+        raise ValueError(f"n_samples={n_samples} is less than one.")
+    for choice, by_dose in curve.accuracy.items():
+        _require_accuracies({f"{choice}, dose {dose}": seeds for dose, seeds in enumerate(by_dose) if seeds})
+    figure = go.Figure()
+    for (choice, by_dose), colour in zip(curve.accuracy.items(), colours(len(curve.accuracy)), strict=True):
+        doses = [(dose, seeds) for dose, seeds in zip(curve.fractions, by_dose, strict=True) if seeds]
+        if not doses:
+            continue
+        x = [dose for dose, _ in doses]
+        if bands := [band for _, seeds in doses if (band := _band(seeds, n_samples))]:
+            low, high = zip(*bands, strict=True)
+            figure.add_scatter(
+                legendgroup=choice,
+                x=[*x, *x[::-1]],
+                y=[*low, *high[::-1]],
+                mode="lines",
+                fill="toself",
+                fillcolor="rgba({}, {}, {}, 0.18)".format(*hex_to_rgb(colour)),
+                line=dict(width=0),
+                showlegend=False,
+                hoverinfo="skip",
+            )
+        figure.add_scatter(
+            name=choice,
+            legendgroup=choice,
+            x=x,
+            y=[float(np.mean(seeds)) for _, seeds in doses],
+            customdata=[len(heads[0]) for heads in curve.heads[choice] if heads],
+            mode="lines+markers",
+            line=dict(color=colour, width=2),
+            hovertemplate=f"{choice}, %{{customdata}} heads (%{{x:.0%}})<br>%{{y:.1%}}<extra></extra>",
+        )
+    figure.update_xaxes(
+        title="share of heads ablated", type="log", tickvals=curve.fractions, ticktext=[f"{x:.3g} %" for x in
+        (100 * dose for dose in curve.fractions)],
+    )  # fmt: skip
+    figure.update_yaxes(title="accuracy", range=[0, 1.02], tickformat=".0%")
+    others = "" if n_samples is None else f", of others the 95 % interval over {n_samples} samples"
+    below = f"Bands of random heads: lowest to highest seed{others}."
+    return styled(figure, "Accuracy without more and more heads", below)
+
+
+def accuracy_bars(accuracies: Mapping[str, Mapping[str, Sequence[float]]], changed: str = "heads removed") -> go.Figure:
+    """Accuracy by what was changed.
+
+    Marks: a bar is a task under a condition, as high as the mean accuracy; a dot is a seed, where there are several.
+
+    Args:
+        accuracies: Task, then condition, then one accuracy in [0, 1] per seed.
+        changed: What the conditions are.
+
+    Raises:
+        ValueError: If an accuracy is outside [0, 1], or missing.
+    """
+    for task, conditions in accuracies.items():
+        _require_accuracies({f"{task}, {condition}": values for condition, values in conditions.items()})
+    figure = go.Figure()
+    for (task, conditions), colour in zip(accuracies.items(), colours(len(accuracies)), strict=True):
+        figure.add_bar(
+            name=task,
+            offsetgroup=task,
+            x=list(conditions),
+            y=[float(np.mean(values)) for values in conditions.values()],
+            marker_color=colour,
+            hovertemplate="%{x}<br>" + task + " %{y:.1%}<extra></extra>",
+        )
+        seeds = [(name, value) for name, values in conditions.items() if len(values) > 1 for value in values]
+        figure.add_scatter(
+            name=f"{task}, each seed",
+            offsetgroup=task,
+            x=[name for name, _ in seeds],
+            y=[value for _, value in seeds],
+            mode="markers",
+            marker=dict(color=QUIET, size=5, line=dict(color="white", width=0.5)),
+            showlegend=False,
+            hovertemplate="%{x}<br>" + task + " %{y:.1%}, one seed<extra></extra>",
+        )
+    figure.update_layout(barmode="group", scattermode="group", bargap=0.25)
+    figure.update_xaxes(title=changed, showgrid=False)
+    figure.update_yaxes(title="accuracy", range=[0, 1.02], tickformat=".0%")
+    return styled(figure, f"Accuracy by {changed}", "Bars are means, dots single seeds.")
+
+
+def speed_against_accuracy(
+    measured: Mapping[str, Mapping[str, tuple[float | int, float | int]]], plain: float | int
+) -> go.Figure:
+    """What savings cost: accuracy by how much faster a pass is; better is up and to the right.
+
+    Marks: a line is a method, a dot on it a setting, with its name; a circle is the model as it is, and the dotted line
+    its accuracy.
+
+    Args:
+        measured: Method, then setting, then speed-up (2 is twice as fast as the model as it is) and accuracy.
+        plain: Accuracy of the model as it is.
+
+    Raises:
+        ValueError: If an accuracy is outside [0, 1], or a speed-up is not positive.
+    """
+    _require_accuracies({"the model as it is": [plain]})
+    figure = go.Figure()
+    for (method, settings), colour in zip(measured.items(), colours(len(measured)), strict=True):
+        _require_accuracies({f"{method}, {name}": [accuracy] for name, (_, accuracy) in settings.items()})
+        if wrong := [name for name, (speedup, _) in settings.items() if not 0 < speedup < np.inf]:
+            raise ValueError(f"{method}, {wrong[0]}: a speed-up of {settings[wrong[0]][0]} is none; 1 is as fast.")
+        figure.add_scatter(
+            name=method,
+            x=[float(speedup) for speedup, _ in settings.values()],
+            y=[float(accuracy) for _, accuracy in settings.values()],
+            text=list(settings),
+            mode="lines+markers+text",
+            textposition="bottom center",
+            line=dict(color=colour, width=2),
+            marker=dict(size=8),
+            cliponaxis=False,
+            hovertemplate=f"{method}, %{{text}}<br>%{{x:.2f}} times as fast<br>%{{y:.1%}}<extra></extra>",
+        )
+    figure.add_scatter(
+        name="the model as it is",
+        x=[1.0],
+        y=[float(plain)],
+        mode="markers",
+        marker=dict(size=12, symbol="circle-open", color=QUIET, line=dict(width=2)),
+        hovertemplate="the model as it is<br>%{y:.1%}<extra></extra>",
+    )
+    figure.add_hline(y=float(plain), line=dict(color=QUIET, dash="dot"))
+    figure.update_xaxes(title="speed-up (times as fast as the model as it is)", ticksuffix=" x")
+    figure.update_yaxes(title="accuracy", range=[0, 1.05], tickformat=".0%")
+    return styled(figure, "What going faster costs", "Better is up and to the right.")
+
+
+def _band(seeds: Sequence[float], n_samples: int | None) -> tuple[float, float] | None:
+    if len(seeds) > 1:
+        return min(seeds), max(seeds)
+    if n_samples is None:
+        return None
+    interval = binomtest(round(seeds[0] * n_samples), n_samples).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def _require_accuracies(values: Mapping[str, Sequence[float | int]]) -> None:
+    for name, own in values.items():
+        if not len(own):
+            raise ValueError(f"{name}: there is no accuracy.")
+        if wrong := [value for value in own if not 0 <= value <= 1]:
+            raise ValueError(f"{name}: {wrong[0]} is no accuracy; accuracies are in [0, 1].")

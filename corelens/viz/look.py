@@ -1,0 +1,118 @@
+"""The look that all figures share, on white and on dark pages."""
+
+import textwrap
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from jaxtyping import Float32, Shaped
+from torch import Tensor
+
+BLUE, VERMILION, GREEN, PINK, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
+"""Colours that colour-blind readers can tell apart (Okabe and Ito 2008)."""
+
+ACCENT, QUIET = VERMILION, "#9aa5b1"
+"""What is meant, and all else; both can be seen on white and on dark."""
+
+
+def _template(ink: str, paper: str, grid: str, low: str, middle: str, high: str) -> go.layout.Template:
+    axis = dict(gridcolor=grid, linecolor=grid, zeroline=False, automargin=True, ticks="")
+    bar = dict(thickness=12, outlinewidth=0)
+    return go.layout.Template(
+        layout=dict(
+            font=dict(family="system-ui, sans-serif", color=ink, size=12),
+            title=dict(
+                font=dict(size=15),
+                subtitle=dict(font=dict(size=12)),
+                x=0,
+                xanchor="left",
+                y=1,
+                yanchor="top",
+                pad=dict(l=16, t=12),
+            ),
+            paper_bgcolor=paper,
+            plot_bgcolor=paper,
+            colorway=[BLUE, VERMILION, GREEN, PINK, ORANGE, SKY],
+            colorscale=dict(
+                sequential=[[0, low], [0.5, middle], [1, high]], diverging=[[0, VERMILION], [0.5, low], [1, BLUE]]
+            ),
+            coloraxis=dict(colorbar=bar),
+            xaxis=axis,
+            yaxis=axis,
+            hoverlabel=dict(bgcolor=paper, bordercolor=QUIET, font=dict(color=ink)),
+            legend=dict(orientation="h", x=0, xanchor="left", yref="container", y=0, yanchor="bottom"),
+        ),
+        data=dict(heatmap=[go.Heatmap(colorbar=bar, autocolorscale=True)]),
+    )
+
+
+LIGHT = _template("#1f2430", "#ffffff", "#e6e9ee", "#edf2f7", "#6aaed6", "#08306b")
+"""Dark ink on white: what figures have."""
+
+DARK = _template("#e8eaed", "#14171f", "#2c313c", "#20262f", "#2f7fb5", "#d9f0ff")
+"""Light ink on a dark page: `figure.update_layout(template=DARK)`."""
+
+
+def colours(n: int) -> list[str]:
+    """One for each of some lines; again from the first after six."""
+    return [color for color, _ in zip(cycle((BLUE, VERMILION, GREEN, PINK, ORANGE, SKY)), range(n), strict=False)]
+
+
+def styled(figure: go.Figure, title: str, below: str = "") -> go.Figure:
+    """A figure in this look.
+
+    Args:
+        figure: All of it but the look.
+        title: What is seen.
+        below: How to read it, smaller.
+    """
+    lines, small = textwrap.wrap(title, 56), textwrap.wrap(below, 72)
+    panels = bool(list(figure.select_annotations()))  # which have titles of their own
+    figure.update_layout(
+        template=LIGHT,
+        title=dict(
+            text="<br>".join(lines), subtitle=dict(text="<br>".join(small)), pad=dict(t=12 + 12 * (len(lines) - 1))
+        ),
+        margin=dict(l=56, r=24, t=22 + 19 * len(lines) + (8 + 16 * len(small)) * bool(small) + 20 * panels, b=48),
+    )
+    return figure
+
+
+def colour_bar(title: str) -> dict[str, Any]:
+    """A colour bar whose title runs beside it, in lines that are not longer than it."""
+    return dict(title=dict(text="<br>".join(textwrap.wrap(title, 32)), side="right"))
+
+
+def cells(values: Any, axes: str) -> Float32[np.ndarray, "row column"]:
+    """Numbers of a map, in the few bytes that a figure needs.
+
+    Raises:
+        ValueError: If they are not a map, are infinite, or all missing.
+    """
+    found = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, np.float32)
+    if found.ndim != 2 or not found.size:
+        raise ValueError(f"a map has the axes [{axes}], and these numbers have the shape {list(found.shape)}.")
+    if np.isinf(found).any():
+        row, column = np.argwhere(np.isinf(found))[0]
+        raise ValueError(
+            f"the number at [{axes}] = [{row}, {column}] is infinite, and no colour can show it; leave it out (NaN)."
+        )
+    if np.isnan(found).all():
+        raise ValueError(f"all of these numbers [{axes}] are NaN: there is nothing to show.")
+    return found
+
+
+def colour_range(values: Shaped[np.ndarray, "..."]) -> dict[str, float]:
+    """From zero up; around zero if some are negative, so that no sign is lost."""
+    highest = float(np.nanmax(np.abs(values))) or 1.0
+    return dict(zmin=-highest if np.nanmin(values) < 0 else 0.0, zmax=highest)
+
+
+def require_names(given: Any, shape: tuple[int, int], axes: tuple[str, str]) -> None:
+    """Raises a ValueError unless there are as many different names for rows and columns as there are."""
+    for names, n, axis in zip(given, shape, axes, strict=True):
+        if len(names) != n:
+            raise ValueError(f"{len(names)} {axis} were named for {n} of them.")
+        if repeated := [name for name in dict.fromkeys(names) if list(names).count(name) > 1]:
+            raise ValueError(f"{axis} need different names, and {repeated[0]!r} is there twice.")

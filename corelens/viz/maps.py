@@ -1,0 +1,205 @@
+"""Figures whose cells are numbers: heads, overlaps, depths and lengths, layers and places."""
+
+from collections.abc import Mapping, Sequence
+from itertools import count
+from typing import Any, Literal, get_args
+
+import numpy as np
+import plotly.graph_objects as go
+from jaxtyping import Float
+from torch import Tensor
+
+from corelens.heads import Head, HeadSet
+from corelens.scores import HeadScores, agreement
+from corelens.viz.look import ACCENT, QUIET, cells, colour_bar, colour_range, require_names, styled
+
+Measure = Literal["jaccard", "spearman", "rank_biased_overlap"]
+_MEASURES = {
+    "jaccard": "Share of the heads in either top set that are in both",
+    "spearman": "Rank correlation over all heads",
+    "rank_biased_overlap": "Rank-biased overlap of the rankings",
+}
+
+
+def head_map(scores: HeadScores, marked: HeadSet) -> go.Figure:
+    """Every head as a cell, layers upwards.
+
+    Marks: the darker a cell, the higher the head's score (`per_head`); where some scores are negative, blue is above
+    zero and vermilion below. `marked` heads are outlined. A cross stands where there is no head, or no score.
+
+    Raises:
+        ValueError: If no head has a score, one is infinite, or a marked head is not in the map.
+    """
+    values = cells(scores.per_head, "layer head")
+    n_layers, n_heads = values.shape
+    ranked = {head: rank for rank, head in enumerate(scores.ranked(), 1)}
+    for head in marked:
+        if head not in ranked:
+            raise ValueError(f"{head} cannot be marked: it has no score in {n_layers} layers of {n_heads} heads.")
+    said = [[f"rank {ranked.get(Head(layer, head))}" for head in range(n_heads)] for layer in range(n_layers)]
+    gap = 2 if n_heads <= 24 else 1
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            text=said,
+            **colour_range(values),
+            colorbar=colour_bar(scores.metric),
+            hovertemplate=f"L%{{y}}H%{{x}}<br>%{{z:.3f}}, %{{text}} of {len(ranked)}<extra></extra>",
+            hoverongaps=False,
+            xgap=gap,
+            ygap=gap,
+        )
+    )
+    layer, head = np.nonzero(np.isnan(values))
+    if len(layer):
+        figure.add_scatter(
+            x=head.astype(np.int32),
+            y=layer.astype(np.int32),
+            mode="markers",
+            marker=dict(symbol="x-thin", size=6, line=dict(color=QUIET, width=1)),
+            hovertemplate="L%{y}H%{x}<br>no score<extra></extra>",
+            showlegend=False,
+        )
+    line = dict(color=ACCENT, width=gap + 1)
+    # At once: plotly checks all of them again whenever one is added.
+    figure.layout.shapes = [
+        dict(type="rect", x0=head - 0.5, x1=head + 0.5, y0=layer - 0.5, y1=layer + 0.5, line=line)
+        for layer, head in marked
+    ]
+    figure.update_xaxes(title="head", range=[-0.5, n_heads - 0.5], dtick=_step(n_heads, 16), showgrid=False)
+    figure.update_yaxes(title="layer", range=[-0.5, n_layers - 0.5], dtick=_step(n_layers, 12), showgrid=False)
+    outlined = f" Outlined: {marked.name}." if len(marked) else ""
+    return styled(
+        figure,
+        f"{scores.metric[:1].upper()}{scores.metric[1:]} of every head",
+        f"{_aggregated(scores)} over {len(scores.samples)} samples.{outlined}",
+    )
+
+
+def overlap_matrix(scores: Mapping[str, HeadScores], measure: Measure = "jaccard", n: float | int = 0.05) -> go.Figure:
+    """How far scores of the same heads agree, each with each: metrics, data sets, or tasks.
+
+    Marks: a cell is a pair; its number is `agreement` of the two, and darker is more. Blue and vermilion tell positive
+    from negative rank correlations.
+
+    Args:
+        scores: By the name that the figure shows.
+        measure: Which number of `corelens.agreement`.
+        n: Size of the top sets, for `jaccard`.
+
+    Raises:
+        ValueError: If there are fewer than two, the measure is not known, or they score other heads.
+    """
+    if measure not in get_args(Measure):
+        raise ValueError(f"measure={measure!r} is not known; it is one of {', '.join(get_args(Measure))}.")
+    if len(scores) < 2:
+        raise ValueError(f"{len(scores)} scores have nothing to agree with; an overlap matrix needs two or more.")
+    names = list(scores)
+    values = cells(
+        [[getattr(agreement(one, other, n), measure) for other in scores.values()] for one in scores.values()],
+        "score score",
+    )
+    below = f"Top sets: {scores[names[0]].top(n).name.rpartition(' by ')[0]}." if measure == "jaccard" else ""
+    return styled(
+        _table(values, names, names, measure.replace("_", " "), ".2f", dict(zmin=min(0.0, *values.flat), zmax=1.0)),
+        _MEASURES[measure],
+        below,
+    ).update_yaxes(autorange="reversed")
+
+
+def depth_length_grid(
+    accuracy: Float[Tensor, "depth length"] | Float[np.ndarray, "depth length"],
+    depths: Sequence[float | int],
+    lengths: Sequence[int],
+    unit: str = "pictures",
+) -> go.Figure:
+    """Accuracy by how long the prompt is and how deep in it the evidence lies: a needle in a haystack.
+
+    Marks: a cell is a length and a depth; its number is the accuracy in percent, and darker is better. Cells without a
+    measurement (NaN) are empty.
+
+    Args:
+        accuracy: In [0, 1].
+        depths: Where the evidence lies: 0 for the beginning, 1 for the end.
+        lengths: How long prompts are.
+        unit: What lengths count.
+
+    Raises:
+        ValueError: If shapes and names do not match, or an accuracy is outside [0, 1].
+    """
+    values = cells(accuracy, "depth length")
+    require_names((depths, lengths), values.shape, ("depths", "lengths"))
+    if np.nanmin(values) < 0 or np.nanmax(values) > 1:
+        raise ValueError(f"accuracies are in [0, 1]; these go from {np.nanmin(values):g} to {np.nanmax(values):g}.")
+    rows, columns = [f"{depth:.0%}" for depth in depths], [f"{length:,}" for length in lengths]
+    figure = _table(values, rows, columns, "accuracy", ".0%", dict(zmin=0, zmax=1))
+    figure.update_xaxes(title=f"length of the prompt ({unit})")
+    figure.update_yaxes(title="depth of the evidence", autorange="reversed")
+    return styled(figure, "Accuracy by length of the prompt and depth of the evidence", "Depth 0 % is the beginning.")
+
+
+def patching_map(
+    effects: Float[Tensor, "layer place"] | Float[np.ndarray, "layer place"], places: Sequence[str], effect: str
+) -> go.Figure:
+    """What patching the residual stream (or heads, or edges) does, by layer and by place in the prompt.
+
+    Marks: a cell is a layer and a place, layers upwards; the darker, the larger the effect; where some effects are
+    negative, blue is above zero and vermilion below. NaN, not measured, is empty.
+
+    Args:
+        effects: Mean effect of each patch.
+        places: Tokens, or groups of tokens such as `evidence`, in the order of the prompt.
+        effect: What the numbers are, with their unit.
+
+    Raises:
+        ValueError: If shapes and names do not match, or names repeat.
+    """
+    values = cells(effects, "layer place")
+    require_names((range(len(values)), places), values.shape, ("layers", "places"))
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            x=list(places),
+            **colour_range(values),
+            colorbar=colour_bar(effect),
+            hovertemplate="layer %{y}, %{x}<br>%{z:.3f}<extra></extra>",
+            hoverongaps=False,
+            xgap=1 if len(places) <= 128 else 0,
+            ygap=1,
+        )
+    )
+    figure.update_xaxes(title="place in the prompt", type="category", showgrid=False)
+    figure.update_yaxes(title="layer", dtick=_step(len(values), 12), showgrid=False)
+    return styled(figure, "What a patch does, by layer and place", f"Colour: {effect}.")
+
+
+def _table(
+    values: np.ndarray, rows: list[str], columns: list[str], title: str, number: str, limits: dict[str, Any]
+) -> go.Figure:
+    """A map whose cells show their numbers."""
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            x=columns,
+            y=rows,
+            **limits,
+            texttemplate=f"%{{z:{number}}}",
+            colorbar=colour_bar(title) | dict(tickformat=number),
+            hovertemplate=f"%{{y}}, %{{x}}<br>%{{z:{number}}}<extra></extra>",
+            hoverongaps=False,
+            xgap=2,
+            ygap=2,
+        )
+    )
+    figure.update_xaxes(type="category", showgrid=False)
+    figure.update_yaxes(type="category", showgrid=False)
+    return figure
+
+
+def _step(n: int, most: int) -> int:
+    """Every how many layers or heads there is a tick, so that there are few enough."""
+    return next(2**power for power in count() if n <= most * 2**power)
+
+
+def _aggregated(scores: HeadScores) -> str:
+    return scores.aggregation.replace("_", " ").capitalize()
