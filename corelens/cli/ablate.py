@@ -126,8 +126,11 @@ def _show(summary: dict[str, Any], out: Path) -> None:
         for title in ("accuracy", "unreadable", "change, with 95 % interval", "p"):
             table.add_column(title, justify="right")
         for condition, said in of["conditions"].items():
+            change = f"{100 * said['change']:+.1f}" if "change" in said else ""
+            if "interval" in said:
+                change += " [{:+.1f}, {:+.1f}]".format(*(100 * bound for bound in said["interval"]))
             table.add_row(
-                condition, f"{100 * said['accuracy']:.1f}", f"{100 * said['unreadable']:.1f}", options.change(said),
+                condition, f"{100 * said['accuracy']:.1f}", f"{100 * said['unreadable']:.1f}", change,
                 f"{said['p']:.4f}" if "p" in said else "",
             )  # fmt: skip
         console.print(table)

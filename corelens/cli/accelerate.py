@@ -95,36 +95,52 @@ def _summary(
 
 
 def _draw(summary: dict[str, Any], out: Path) -> None:
-    """Accuracy by speed and by bytes, one line for each way to spend a budget."""
-    ...
+    """Accuracy by speed, one line for each way to spend a budget, for every data set."""
+    from corelens.store import write_whole
+    from corelens.viz.effects import speed_against_accuracy
+    from corelens.viz.report import Page
+
+    n = summary["positions"]
+    page = Page(
+        f"{summary['model']} under plans",
+        f"Accuracy when some heads see everything and all others little, and how fast {n:,} positions are then read "
+        f"and 256 tokens generated.",
+    )
+    for dataset, of in summary["data"].items():
+        ways: dict[str, dict[str, tuple[float, float]]] = {}
+        for condition, said in of["conditions"].items():
+            way, _, budget = condition.rpartition(" ")
+            if condition != "plain":
+                speed = summary["plans"][condition]["generation"]
+                ways.setdefault(way or condition, {})[budget] = speed, said["accuracy"]
+        page.heading(f"{dataset}: {of['samples']} samples")
+        page.figures(speed_against_accuracy(ways, of["conditions"]["plain"]["accuracy"]))
+    write_whole(out / "acceleration.html", lambda path: path.write_text(page.html()))
 
 
 def _show(summary: dict[str, Any], out: Path) -> None:
     console = Console(highlight=False, markup=False)
     for dataset, of in summary["data"].items():
         console.print(f"\n{dataset}: {of['samples']} samples, accuracy in percent")
-        table = Table("plan", box=box.SIMPLE)
-        titles = (
-            "accuracy",
-            "change, with 95 % interval",
-            "kept attention",
-            "full heads",
-            "cache",
-            "prefill",
-            "256 tokens",
-        )
-        for title in titles:
-            table.add_column(title, justify="right")
+        table = Table(box=box.SIMPLE)
+        table.add_column("plan", no_wrap=True)
+        for title in ("accuracy", "change", "kept", "heads", "cache", "speed"):
+            table.add_column(title, justify="right", no_wrap=True)
         for condition, said in of["conditions"].items():
             plan = summary["plans"][condition]
             table.add_row(
-                condition, f"{100 * said['accuracy']:.1f}", options.change(said), f"{plan['kept attention']:.3f}",
-                f"{plan['full heads']:.1%}", f"{plan['cache'] / 1e6:.2f} MB", f"{plan['prefill']:.2f}x",
+                condition, f"{100 * said['accuracy']:.1f}", f"{100 * said['change']:+.1f}" if "change" in said else "",
+                f"{plan['kept attention']:.2f}", f"{plan['full heads']:.1%}", f"{plan['cache'] / 1e6:.2f} MB",
                 f"{plan['generation']:.2f}x",
             )  # fmt: skip
         console.print(table)
     n = summary["positions"]
-    console.print(f"Speed and cache at {n:,} positions, beside the model as it is; noisy where passes are short.")
+    console.print(
+        "change: of accuracy, in points; acceleration.json has intervals. kept: share of the attention of the prompt's "
+        "last token that heads keep. heads: share that sees everything. cache, speed: of reading "
+        f"{n:,} positions and generating 256 tokens, beside the model as it is.",
+        soft_wrap=True,
+    )
     if summary["skipped"]:
         console.print(f"{len(summary['skipped'])} samples were left out; acceleration.json says why.")
     console.print(f"All numbers: {out / 'acceleration.json'}, figure: {out / 'acceleration.html'}\n")

@@ -96,9 +96,3 @@ def ranking(scores: Path) -> "HeadScores":
         return HeadScores.load(scores)
     except (SafetensorError, ValueError) as cause:
         raise typer.BadParameter(f"{scores} holds no head scores: {cause}", param_hint="--scores") from cause
-
-
-def change(said: dict[str, Any]) -> str:
-    """How a table says how far a condition is from the plain one, in points of percent."""
-    found = f"{100 * said['change']:+.1f}" if "change" in said else ""
-    return found + (" [{:+.1f}, {:+.1f}]".format(*(100 * b for b in said["interval"])) if "interval" in said else "")
