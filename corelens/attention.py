@@ -5,7 +5,7 @@ and recomputes exact attention rows in float32 for those who look at scores or p
 the pattern is asked for without choosing queries, or the model itself picks keys query by query.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -361,7 +361,7 @@ def tapped(taps: dict[nn.Module, AttentionTap], names: list[tuple[PreTrainedConf
 
 
 @contextmanager
-def switched(names: list[tuple[PreTrainedConfig, str]]) -> Iterator[None]:
+def switched(names: Sequence[tuple[PreTrainedConfig, str | None]]) -> Iterator[None]:
     """Has modules ask for another attention function until the block ends.
 
     Args:

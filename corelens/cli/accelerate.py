@@ -122,22 +122,22 @@ def _show(summary: dict[str, Any], out: Path) -> None:
     console = Console(highlight=False, markup=False)
     for dataset, of in summary["data"].items():
         console.print(f"\n{dataset}: {of['samples']} samples, accuracy in percent")
-        table = Table(box=box.SIMPLE)
+        table = Table(box=box.SIMPLE, pad_edge=False)
         table.add_column("plan", no_wrap=True)
-        for title in ("accuracy", "change", "kept", "heads", "cache", "speed"):
+        for title in ("accuracy", "change", "kept", "% heads", "cache", "speed"):
             table.add_column(title, justify="right", no_wrap=True)
         for condition, said in of["conditions"].items():
             plan = summary["plans"][condition]
             table.add_row(
                 condition, f"{100 * said['accuracy']:.1f}", f"{100 * said['change']:+.1f}" if "change" in said else "",
-                f"{plan['kept attention']:.2f}", f"{plan['full heads']:.1%}", f"{plan['cache'] / 1e6:.2f} MB",
+                f"{plan['kept attention']:.2f}", f"{100 * plan['full heads']:.1f}", f"{plan['cache'] / 1e6:.2f} MB",
                 f"{plan['generation']:.2f}x",
             )  # fmt: skip
         console.print(table)
     n = summary["positions"]
     console.print(
         "change: of accuracy, in points; acceleration.json has intervals. kept: share of the attention of the prompt's "
-        "last token that heads keep. heads: share that sees everything. cache, speed: of reading "
+        "last token that heads keep. % heads: those that see everything. cache, speed: of reading "
         f"{n:,} positions and generating 256 tokens, beside the model as it is.",
         soft_wrap=True,
     )

@@ -1,7 +1,7 @@
 """A plan at work: `with apply(model, plan): model.generate(...)`."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,7 +32,7 @@ class Applied:
 
     placed: Placed
     model: PreTrainedModel
-    before: list[tuple[PreTrainedConfig, str]]
+    before: Sequence[tuple[PreTrainedConfig, str | None]]
     """The attention functions of the model without a plan."""
 
     force: bool = False

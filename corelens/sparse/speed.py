@@ -51,20 +51,21 @@ def measure_speed(
         n_tokens: How many tokens are generated after the first.
         repeats: Rounds, each of which takes every plan once, so that a machine that slows down slows all.
     """
-    prefill: dict[str, list[float]] = {name: [] for name in plans}
-    token: dict[str, list[float]] = {name: [] for name in plans}
+    first: dict[str, list[float]] = {name: [] for name in plans}
+    whole: dict[str, list[float]] = {name: [] for name in plans}
     held: dict[str, int] = {}
     with tqdm(total=repeats * len(plans), desc="speed", unit="generation") as bar:
         for _ in range(repeats):
             for name, plan in plans.items():
                 with nullcontext() if plan is None else apply(model, plan, force=True):
-                    first, _ = _generation(model, inputs, 1)
-                    whole, cache = _generation(model, inputs, 1 + n_tokens)
-                prefill[name].append(first)
-                token[name].append((whole - first) / n_tokens)
+                    first[name].append(_generation(model, inputs, 1)[0])
+                    seconds, cache = _generation(model, inputs, 1 + n_tokens)
+                whole[name].append(seconds)
                 held[name] = _bytes(cache)
                 bar.update()
-    return {name: Speed(min(prefill[name]), max(min(token[name]), 0.0), held[name]) for name in plans}
+    return {
+        name: Speed(min(first[name]), (min(whole[name]) - min(first[name])) / n_tokens, held[name]) for name in plans
+    }
 
 
 def _generation(model: HookedMLLM, inputs: Mapping[str, Any], n: int) -> tuple[float, Any]:
