@@ -1,6 +1,9 @@
 from . import causal as causal
 from . import data as data
 from . import metrics as metrics
+from .ablating import Ablated as Ablated
+from .ablating import ablate_all as ablate_all
+from .ablating import with_controls as with_controls
 from .answering import with_answers as with_answers
 from .attention import chosen_rows as chosen_rows
 from .causal import Session as Session
@@ -33,6 +36,7 @@ from .scanning import scan_all as scan_all
 from .scores import HeadScores as HeadScores
 from .scores import agreement as agreement
 from .scores import joined as joined
+from .sweeping import sweep_all as sweep_all
 from .tokens import Box as Box
 from .tokens import Role as Role
 from .tokens import TokenMap as TokenMap
