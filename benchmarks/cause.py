@@ -3,7 +3,7 @@
 On scenes of digits, for the top 5 percent of heads by retrieval attention mass:
 
 - accuracy with them ablated by zero, mean and resample; and how far the three agree about all heads, ablated one by one
-  (Spearman of the drops in the answer's log-probability),
+  (Spearman of the drops in the answer's log-probability, and Jaccard of the 5 percent with the largest),
 - accuracy with edges cut instead: from the question and the answer to the evidence, or to a region of the same size
   elsewhere; for the top heads, and for all,
 - how often the answer becomes that of another scene with the same question, when the outputs of the top heads at the
@@ -57,11 +57,18 @@ def ablations(model: HookedMLLM, core: HeadSet, n: int, batches: Any) -> dict[st
     }
     accuracy = {name: answers(model, batches, way(core)).accuracy for name, way in ways.items()}
     drops = {
-        name: sweep(model, worlds.scenes(n // 4, 5), way, batch_size=10, at_once=8).scores().per_head
+        name: sweep(model, worlds.scenes(n // 4, 5), way, batch_size=10, at_once=8).scores()
         for name, way in ways.items()
     }
-    agreement = {f"{a} and {b}": metrics.spearman(drops[a], drops[b]) for a, b in combinations(drops, 2)}
-    return {"accuracy": accuracy, "agreement": agreement}
+    agreed = {
+        f"{a} and {b}": {
+            "all": metrics.spearman(drops[a].per_head, drops[b].per_head),
+            "top": metrics.jaccard(set(drops[a].top()), set(drops[b].top())),
+        }
+        for a, b in combinations(drops, 2)
+    }
+    top = {name: str(own.top()) for name, own in drops.items()}
+    return {"accuracy": accuracy, "agreement": agreed, "top by drop": top}
 
 
 def elsewhere(sample: Sample, rng: np.random.Generator) -> Box:

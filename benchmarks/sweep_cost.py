@@ -6,9 +6,9 @@ three of the template and an answer of one. Compared with one full pass for each
 `model(inputs)` runs it, but for logits that nobody needs.
 
 `sweep` is all of it, preparation included. `first` is the time to the answer after one head was changed in a session
-that stands, the mean over the heads of all layers. Times are medians over interleaved repetitions in one process;
-peaks are resident memory above the loaded model, each in a process of its own. The last line is JSON; only its ratios
-carry over to other machines.
+that stands, the mean over the heads of all layers. Times are seconds of CPU, summed over threads, so that other work on
+the machine counts little: medians over interleaved repetitions in one process. Peaks are resident memory above the
+loaded model, each in a process of its own. The last line is JSON; only its ratios carry over to other machines.
 
     python benchmarks/sweep_cost.py [--lengths 1024 4096] [--repetitions 3] [--at-once 4]
 """
@@ -76,10 +76,10 @@ def times(n_visual: int, repetitions: int, at_once: int) -> dict[str, float]:
     of = runs(n_visual, at_once)
     for repetition in range(repetitions + 1):
         for name, run in of.items():
-            began = time.perf_counter()
+            began = time.process_time()
             run()
             if repetition:  # the first warms up
-                taken.setdefault(name, []).append(time.perf_counter() - began)
+                taken.setdefault(name, []).append(time.process_time() - began)
     seconds = {name: statistics.median(values) for name, values in taken.items()}
     return seconds | {"first": seconds["first"] / 8}
 

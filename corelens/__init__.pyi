@@ -1,7 +1,12 @@
 from . import causal as causal
 from . import data as data
 from . import metrics as metrics
+from . import sparse as sparse
 from . import viz as viz
+from .ablating import ablate_all as ablate_all
+from .ablating import with_controls as with_controls
+from .accelerating import Accelerated as Accelerated
+from .accelerating import accelerate_all as accelerate_all
 from .answering import with_answers as with_answers
 from .attention import chosen_rows as chosen_rows
 from .causal import Session as Session
@@ -10,6 +15,7 @@ from .causal import answers as answers
 from .causal import attribute as attribute
 from .causal import dose_curve as dose_curve
 from .causal import sweep as sweep
+from .conditions import Conditions as Conditions
 from .data import Evidence as Evidence
 from .data import Sample as Sample
 from .data import evidence_tokens as evidence_tokens
@@ -34,6 +40,7 @@ from .scanning import scan_all as scan_all
 from .scores import HeadScores as HeadScores
 from .scores import agreement as agreement
 from .scores import joined as joined
+from .sweeping import sweep_all as sweep_all
 from .tokens import Box as Box
 from .tokens import Role as Role
 from .tokens import TokenMap as TokenMap

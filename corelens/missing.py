@@ -38,7 +38,10 @@ def check_name(name: str, existing: Collection[str], sites: Sequence[LayerSite],
         raise ValueError(f"there is no hook point {name!r}: {no_vision}")
     match name.split("."):
         case ["blocks", layer, point, *_] if layer.isdecimal() and int(layer) < len(sites):
-            reason = sites[int(layer)].missing.get(point.removeprefix("hook_"))
+            site = sites[int(layer)]
+            reason = site.missing.get(point.removeprefix("hook_"))
+            if name.endswith(".hook_o_in") and point in site.attentions:
+                reason = "nothing stands between what the heads of this layer find, hook_z, and their W_O"
         case _:
             reason = None
     if reason:

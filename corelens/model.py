@@ -460,11 +460,6 @@ class HookedMLLM(HookedRootModule):
         if queries is None:
             yield
             return
-        if queries.dtype != torch.bool or queries.ndim != 2:
-            raise ValueError(
-                f"queries must be boolean and [batch position], and these are {queries.dtype} of shape "
-                f"{tuple(queries.shape)}; token maps have such masks, e.g. inputs.tokens.question."
-            )
         with self._lock:
             before, self._queries = self._queries, Where(queries, "prefill")
             try:

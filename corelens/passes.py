@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int, Shaped
@@ -63,16 +63,23 @@ class Progress:
         """Positions of the prompt as a mask; errors name them as they are `called`.
 
         Raises:
-            ValueError: If they are named and nothing says what the prompt's positions are, or are of another prompt.
+            ValueError: If the name is not known, nothing says what the prompt's positions are, or a mask is none or of
+                another prompt.
         """
         if isinstance(positions, str):
+            if positions not in get_args(Named):
+                raise ValueError(f"{called}={positions!r} is not known; the names are {', '.join(get_args(Named))}.")
             if self.tokens is None:
                 raise ValueError(
                     f"{called}={positions!r} needs a token map, and these inputs have none: use model.prepare, or "
                     f"give a mask [batch position]."
                 )
             positions = getattr(self.tokens, positions)
-        assert isinstance(positions, Tensor)
+        if not isinstance(positions, Tensor) or positions.dtype != torch.bool:
+            raise ValueError(
+                f"{called} must be a name or a boolean mask, e.g. inputs.tokens.question, and is "
+                f"{getattr(positions, 'dtype', type(positions).__name__)}."
+            )
         if positions.shape != (self.n_samples, self.n_prompt):
             raise ValueError(
                 f"{called} has shape {tuple(positions.shape)}, and the inputs have (batch, position) = "
@@ -148,8 +155,12 @@ def shape_of(tensors: Mapping[str, Any]) -> tuple[int, int]:
     given = tensors.get("inputs_embeds") if given is None else given
     if given is None:
         raise ValueError("the inputs hold neither `input_ids` nor `inputs_embeds`.")
-    past = tensors.get("past_key_values")
-    return given.shape[0], given.shape[1] + (past.get_seq_length() if past is not None else 0)
+    past, mask = tensors.get("past_key_values"), tensors.get("attention_mask")
+    n_cached = 0 if past is None else int(past.get_seq_length())
+    if n_cached and mask is not None and "decoder_input_ids" not in tensors:
+        # Ids are those after the cache in passes, and may be all of them in `generate`; the mask is always whole.
+        return given.shape[0], mask.shape[-1]
+    return given.shape[0], given.shape[1] + n_cached
 
 
 def per_row(chosen: Shaped[Tensor, "sample *rest"], tensor: Tensor) -> Shaped[Tensor, "batch *rest"]:

@@ -298,7 +298,7 @@ def test_what_does_not_come_in_copies_runs_one_by_one():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["gemma4", "gemma3n", "qwen3_5", "paligemma"])
+@pytest.mark.parametrize("name", ["gemma4", "gemma3n", "qwen3_5", "paligemma", "mllama", "idefics"])
 def test_sessions_where_layers_share_keys_or_prompts_look_ahead(name: str):
     """What cannot be skipped or shared is run."""
     import corelens as cl

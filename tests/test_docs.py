@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,17 @@ def test_code_of_a_page_runs_in_order(page: Path, monkeypatch: pytest.MonkeyPatc
     namespace: dict[str, Any] = {}
     for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         exec(compile(code, str(page), "exec"), namespace)
+
+
+def test_the_api_reference_lists_every_public_name():
+    package = verified.ROOT / "corelens"
+    modules = ["causal", "data", "interventions", "metrics"]
+    public = [package / "__init__.pyi", *(package / module / "__init__.py" for module in modules)]
+    names = {name for path in public for name in re.findall(r"import \w+ as (\w+)", path.read_text())}
+    said = re.findall(r"^::: (corelens\.[\w.]+)\.(\w+)$", (verified.ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    for module, name in said:
+        assert hasattr(import_module(module), name), f"docs/api.md lists {module}.{name}, which does not exist"
+    assert names - set(modules) <= {name for _, name in said}
 
 
 def test_tables_of_the_docs_are_what_the_tests_showed():

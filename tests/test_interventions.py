@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import processors
 import pytest
@@ -358,18 +359,57 @@ def test_positions_of_another_prompt(model: Any):
 
 @torch.no_grad()
 def test_a_cache_made_without_the_intervention(model: Any):
+    """In passes over what comes after it, and in generation, which takes the whole prompt again."""
     from corelens import Head, ablate
 
     inputs = model.prepare(None, "Which digit is red?")
-    output = model.hf_model(**inputs, use_cache=True)
-    n = inputs["input_ids"].shape[1]
-    more = {
-        "input_ids": torch.full((1, 1), 5),
+    n, more = inputs["input_ids"].shape[1], torch.full((1, 1), 5)
+    whole = {
+        "input_ids": torch.cat([inputs["input_ids"], more], 1),
         "attention_mask": torch.ones(1, n + 1, dtype=torch.long),
-        "position_ids": torch.full((1, 1), n),
-        "past_key_values": output.past_key_values,
+        "position_ids": torch.arange(n + 1)[None],
     }
-    with pytest.raises(ValueError, match=f"which is in a cache that was made without it: the first {n} positions"):
-        model.run_with_hooks(more, fwd_hooks=ablate([Head(0, 0)]))
+    rest = whole | {"input_ids": more, "position_ids": torch.full((1, 1), n)}
+
+    def cached() -> dict[str, Any]:
+        return {"past_key_values": model.hf_model(**inputs, use_cache=True).past_key_values}
+
+    settings: dict[str, Any] = dict(max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True)
     late = torch.arange(n + 1)[None] == n
-    model.run_with_hooks(more, fwd_hooks=ablate([Head(0, 0)], positions=late))
+    message = f"which is in a cache that was made without it: the first {n} positions"
+    for run in (lambda: model(rest | cached()), lambda: model.generate(whole | cached(), **settings)):
+        with model.hooks(fwd_hooks=ablate([Head(0, 0)])), pytest.raises(ValueError, match=message):
+            run()
+    model.run_with_hooks(rest | cached(), fwd_hooks=ablate([Head(0, 0)], positions=late))
+    for hooks in (ablate([Head(0, 0)], positions=late), ablate([Head(0, 0)], phase="decode")):
+        with model.hooks(fwd_hooks=hooks):
+            expected, found = (model.generate(whole | past, **settings) for past in ({}, cached()))
+        for logits, other in zip(found.logits, expected.logits, strict=True):
+            assert_close(logits, other, atol=1e-5, rtol=1e-5)
+        plain = model.generate(whole | cached(), **settings)
+        assert not torch.allclose(found.logits[1], plain.logits[1], atol=1e-4)
+
+
+def test_mistakes_are_said_before_anything_runs(model: Any, monkeypatch: pytest.MonkeyPatch):
+    import corelens as cl
+
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it: wrong types get there
+    inputs, ran = model.prepare(None, "Which?"), []
+    watch = model.hf_model.register_forward_pre_hook(lambda *_: ran.append(1))
+    heads, other = [cl.Head(0, 0)], model.prepare(None, "Which digit is red?").tokens
+    for hooks, message in (
+        (cl.ablate([cl.Head(3, 0)]), "L3H0 does not exist"),
+        (cl.ablate(heads, point="o_in"), r"hook_o_in': nothing stands between .* hook_z, and their W_O"),
+        (cl.ablate(heads, positions=other.question), "positions .* belongs to another prompt"),
+        (cl.ablate(heads, positions=inputs.tokens.question[0]), "positions .* belongs to another prompt"),
+        (cl.ablate(heads, positions=inputs.tokens.question.long()), r"a boolean mask, .* and is torch\.int64"),  # pyright: ignore[reportArgumentType]
+        (cl.ablate(heads, positions="answers"), "positions='answers' is not known; the names are system, "),  # pyright: ignore[reportArgumentType]
+        (cl.knock_out(heads, "last", other.question), "keys .* belongs to another prompt"),
+        (cl.knock_out(heads, "last", "picture"), "keys='picture' is not known"),  # pyright: ignore[reportArgumentType]
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.run_with_hooks(inputs, fwd_hooks=hooks)
+        with pytest.raises(ValueError, match=message), model.hooks(fwd_hooks=hooks):
+            model.generate(inputs, max_new_tokens=1)
+    watch.remove()
+    assert not ran

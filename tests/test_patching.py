@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import processors
 import pytest
@@ -150,12 +151,29 @@ def test_inputs_that_do_not_correspond(model: Any):
 
 
 @torch.no_grad()
-def test_what_a_patch_lacks(model: Any):
+def test_grids_of_one_size_and_another_shape_do_not_correspond():
     import corelens as cl
 
+    model = cl.HookedMLLM(tiny.build("qwen3_vl"), processors.build("qwen3_vl"))
+    tall, wide = (model.prepare(picture(0, size), "Which?") for size in ((112, 224), (224, 112)))
+    assert torch.equal(tall.tokens.role, wide.tokens.role)
+    _, cache = model.run_with_cache(tall, names_filter="blocks.0.attn.hook_z")
+    with pytest.raises(ValueError, match=r"Source: .*\(7 x 4\).*Target: .*\(4 x 7\)"):
+        cl.patch(cache, tall.tokens, wide.tokens, heads=[cl.Head(0, 0)], positions="image")
+
+
+@torch.no_grad()
+def test_what_a_patch_lacks(model: Any, monkeypatch: pytest.MonkeyPatch):
+    import corelens as cl
+
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it: wrong types get there
     inputs = model.prepare(None, "Which?")
     tokens = inputs.tokens
     _, cache = model.run_with_cache(inputs, names_filter=["blocks.0.attn.hook_k", "blocks.0.attn.hook_pattern"])
+    with pytest.raises(ValueError, match="L3H0 does not exist: the model has 3 layers"):
+        cl.patch(cache, tokens, tokens, heads=[cl.Head(3, 0)])
+    with pytest.raises(ValueError, match=r"point='out' is not known; patched can be z, o_in, .*, resid_post"):
+        cl.patch(cache, tokens, tokens, "out", heads=[cl.Head(0, 0)])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="hook_z is patched by heads"):
         cl.patch(cache, tokens, tokens, "z", layers=[0])
     with pytest.raises(ValueError, match="hook_resid_pre is patched by layers"):

@@ -37,7 +37,8 @@ def ablate(
     - `mean`: their output is its mean over a sample set, so that what later layers expect on average is still there.
     - `resample`: their output is that at a random position of a random sample of a set.
     - `zero_query`: their queries are zero, so that every key they may see weighs the same but for biases and sinks.
-    - `mean_query`: their queries are the mean over a sample set, as they meet the keys: normed and rotated.
+    - `mean_query`: their queries are the mean over a sample set, as they meet the keys: normed and rotated. In a
+      left-padded batch some models (LLaVA, InternVL) count padding as positions, and keys meet it from elsewhere.
     - `uniform`: their attention logits are zero for all keys they may see. Needs the rows of the chosen positions;
       without `positions` that is all of the pattern.
 

@@ -77,7 +77,7 @@ def mean_outputs(
         samples: The sample set.
         point: Heads' outputs before (`z`) or after a gate (`o_in`), or their queries (`q`).
         by_role: Whether positions of each `Role` have their own mean.
-        batch_size: Samples a pass.
+        batch_size: Samples a pass; for queries it is one.
     """
     sums: dict[str, Tensor] = {}
     counts = torch.zeros(len(Role) if by_role else 1, device=model.device)
@@ -113,7 +113,7 @@ def drawn_outputs(
         samples: The sample set.
         point: As for `mean_outputs`.
         by_role: Whether one position of each `Role` is drawn, to stand in for positions of that role.
-        batch_size: Samples a pass.
+        batch_size: Samples a pass; for queries it is one.
         seed: Of the draws, and later of the choice among them.
     """
     draws: dict[str, list[Tensor]] = {}
@@ -145,6 +145,8 @@ def _measure(
     names = [name for name in model.attn_names(point) if name in model.hook_dict]
     if not names:
         raise ValueError(f"no layer has hook_{point}: nothing stands between what heads find (z) and their W_O.")
+    # Queries are rotated by their positions, and some models count padding as such.
+    batch_size = 1 if point == "q" else batch_size
     for _, inputs in prepared_batches(model, samples, batch_size, f"outputs ({point})"):
         look = begin(inputs.tokens)
         with model.hooks(fwd_hooks=[(name, look) for name in names]):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -52,13 +52,19 @@ def patch(
         One hook per layer, which acts in the prompt.
 
     Raises:
-        ValueError: If positions do not correspond; shows both. If the cache does not hold the point in a layer, or
-            heads are given where layers are meant.
+        ValueError: If positions do not correspond; shows both. If the cache does not hold the point in a layer, a head
+            does not exist, or heads are given where layers are meant.
     """
-    by_head = point in ("z", "o_in", "q", "k", "v", "pattern")
+    by_head = point in get_args(HeadPoint)
+    if not by_head and point not in get_args(StreamPoint):
+        known = (*get_args(HeadPoint), *get_args(StreamPoint))
+        raise ValueError(f"point={point!r} is not known; patched can be {', '.join(known)}.")
     heads, layers = tuple(heads), tuple(layers)
     if bool(layers) == by_head and (heads or layers):
         raise ValueError(f"hook_{point} is patched by {'heads' if by_head else 'layers'}.")
+    if isinstance(cache, ActivationCache) and point not in ("k", "v"):
+        model: Any = cache.model
+        model.check_heads(heads)
     index = align(source, target, positions)
     where = Where(index >= 0, "prefill")
     chosen = by_layer(heads) if by_head else dict.fromkeys(layers, ())
