@@ -25,7 +25,7 @@ from corelens.metrics import PRESETS
 from corelens.model import HookedMLLM
 from corelens.prefix import Prefix
 from corelens.scores import HeadScores
-from corelens.tokens import Role
+from corelens.tokens import Role, TokenMap
 from corelens.viz.panels import Panel, data_url, panels_of, spread
 from corelens.viz.script import GIVEN, script
 from corelens.viz.state import ExplorerState
@@ -162,15 +162,13 @@ class Explorer:
         }
 
     def first(self) -> ExplorerState:
-        """Where an exploration begins: the first sample, and the head that ranks highest."""
+        """Where an exploration begins: the first sample, and the head that looks most at what it asks about."""
         sample = next(iter(self.samples.values()), None)
         if sample is None:
             return ExplorerState(metric="visual_share")
         state = ExplorerState(sample.id, metric="ram" if sample.evidence else "visual_share")
-        if self.core:
-            return replace(state, heads=self.core[:1])
         with torch.no_grad():
-            values = self._scored(self._prompt(state), state, [])
+            values = self._scored(self._prompt(state), state)
         best = int(values.nan_to_num(-torch.inf).argmax())
         return replace(state, heads=(Head(*divmod(best, values.shape[1])),))
 
@@ -203,7 +201,7 @@ class Explorer:
             "tokens": [
                 {
                     "position": position,
-                    "text": text.decode([prompt.inputs["input_ids"][0, position]]),
+                    "text": text.decode([int(prompt.inputs["input_ids"][0, position])]),
                     "role": Role(int(tokens.role[0, position])).name.lower(),
                 }
                 for position in _askers(prompt)
@@ -228,28 +226,26 @@ class Explorer:
         with _stopping(self.model, cancelled), torch.no_grad():
             prompt = self._prompt(state)
             if prompt is None:
-                return {"state": state.json(), "note": "Drop a picture here, or type a question."}
+                return {"state": state.json(), "prompt": "", "note": "Drop a picture here, or type a question."}
             return self._view(prompt, state)
 
     def _view(self, prompt: Prompt, state: ExplorerState) -> dict[str, Any]:
         self.model.check_heads((*state.heads, *state.ablated))
         if len(state.heads) > MOST_MAPS:
             raise ValueError(f"{len(state.heads)} heads are chosen; the attention of {MOST_MAPS} is shown at most.")
-        looking = self._looking(prompt, state)
-        hooks = self._hooks(prompt, state)
-        plain = prompt.once("plain", lambda: self._answered(prompt, [], None))
-        after = prompt.once(("answer", state.changes), lambda: self._answered(prompt, hooks, plain)) if hooks else plain
-        acting, changes = (hooks, state.changes) if state.moment == "after" else ([], None)
+        plain = self._plain(prompt)
+        after = prompt.once(("answer", state.changes), lambda: self._answered(prompt, state, plain))
         evidence = self._evidence(prompt, state)
         note, values = "", None
         if evidence is None and state.metric in ON_EVIDENCE:
             note = "Mark the evidence in the picture to see which heads look at it."
         else:
-            key = ("map", state.metric, state.token, state.evidence, changes)
-            values = prompt.once(key, lambda: self._scored(prompt, state, acting))
-        rows = self._rows(prompt, state, acting, changes, looking)
+            key = ("heads", state.metric, state.token, state.evidence, state.shown_changes)
+            values = prompt.once(key, lambda: self._scored(prompt, state))
+        rows = self._rows(prompt, state)
         return {
             "state": state.json(),
+            "prompt": self.prompt_key(state),
             "note": note,
             "map": None if values is None else _short(values),
             "maps": [self._map(prompt, head, row, evidence) for head, row in rows.items()],
@@ -316,8 +312,8 @@ class Explorer:
 
     # --- passes ---
 
-    def _hooks(self, prompt: Prompt, state: ExplorerState) -> FwdHooks:
-        """The changes of a state as an intervention."""
+    def _hooks(self, prompt: Prompt, state: ExplorerState, tokens: TokenMap | None = None) -> FwdHooks:
+        """The changes of a state as an intervention on the prompt, or on the prompt with an answer behind it."""
         instead = None
         if state.ablated and state.how == "mean":
             if not self.samples:
@@ -327,10 +323,14 @@ class Explorer:
         hooks = ablate(sorted(state.ablated), state.how, instead, positions="from_question")
         if state.regions:
             heads = self.model.heads if state.blind == "all" else sorted(state.heads)
-            hooks += knock_out(heads, "from_question", _tokens_of(prompt, state.regions).bool())
+            hooks += knock_out(heads, "from_question", _tokens_of(prompt, state.regions, tokens).bool())
         return hooks
 
-    def _scored(self, prompt: Prompt, state: ExplorerState, hooks: FwdHooks) -> Float[Tensor, "layer head"]:
+    def _shown(self, prompt: Prompt, state: ExplorerState) -> FwdHooks:
+        """The changes that heads and maps are shown with."""
+        return self._hooks(prompt, state) if state.moment == "after" else []
+
+    def _scored(self, prompt: Prompt, state: ExplorerState) -> Float[Tensor, "layer head"]:
         """What colours the heads."""
         if state.metric == "scan" and self.scores is not None:
             return self.scores.per_head
@@ -343,13 +343,12 @@ class Explorer:
         evidence = self._evidence(prompt, state)
         evidence = torch.zeros_like(tokens.last) if evidence is None else evidence
         asked = Asked(tokens, evidence, {"last": self._looking(prompt, state)}, torch.full_like(tokens.role, -1))
-        with self.model.hooks(fwd_hooks=hooks):
+        with self.model.hooks(fwd_hooks=self._shown(prompt, state)):
             return measure(self.model, prompt.inputs, asked, [one], prompt.prefix)[state.metric][0]
 
     def _effects(self, prompt: Prompt) -> Float[Tensor, "layer head"]:
         """By how much the answer's log-probability drops when each head is zeroed by itself."""
-        plain = prompt.once("plain", lambda: self._answered(prompt, [], None))
-        asked = with_answers(self.model, prompt.inputs, [plain.ids])
+        asked = with_answers(self.model, prompt.inputs, [self._plain(prompt).ids])
         session = Session(self.model, asked)
         said = partial(Said.of, inputs=asked, first=session.first)
         before = said(session.plain)
@@ -363,36 +362,43 @@ class Explorer:
                 values[head] = float(drop)
         return values
 
-    def _rows(
-        self, prompt: Prompt, state: ExplorerState, hooks: FwdHooks, changes: Hashable, looking: Tensor
-    ) -> dict[Head, Float[Tensor, "position"]]:
+    def _rows(self, prompt: Prompt, state: ExplorerState) -> dict[Head, Float[Tensor, "position"]]:
         """Where the chosen heads look from the chosen token."""
 
         def key(head: Head) -> Hashable:
-            return ("row", head, state.token, changes)
+            return ("row", head, state.token, state.shown_changes)
 
         if new := [head for head in state.heads if key(head) not in prompt.known]:
-            names = [f"blocks.{head.layer}.attn.hook_pattern" for head in new]
-            with self.model.hooks(fwd_hooks=hooks):
+            with self.model.hooks(fwd_hooks=self._shown(prompt, state)):
                 _, cache = self.model.run_with_cache(
-                    prompt.inputs, prefix=prompt.prefix, queries=looking, names_filter=names
+                    prompt.inputs,
+                    prefix=prompt.prefix,
+                    queries=self._looking(prompt, state),
+                    names_filter=sorted({f"blocks.{head.layer}.attn.hook_pattern" for head in new}),
                 )
-            for layer, number in new:
-                prompt.known[key(Head(layer, number))] = cache["pattern", layer][0, number, 0].cpu()
+            for head in new:
+                prompt.known[key(head)] = cache["pattern", head.layer][0, head.head, 0].cpu()
         return {head: prompt.known[key(head)] for head in state.heads}
 
-    def _answered(self, prompt: Prompt, hooks: FwdHooks, plain: Answer | None) -> Answer:
-        """What the model says under an intervention, and how sure it is."""
-        with self.model.hooks(fwd_hooks=hooks):
+    def _plain(self, prompt: Prompt) -> Answer:
+        """What the model says as it is."""
+        return prompt.once(("answer", ExplorerState().changes), lambda: self._answered(prompt, ExplorerState(), None))
+
+    def _answered(self, prompt: Prompt, state: ExplorerState, plain: Answer | None) -> Answer:
+        """What the model says under the changes of a state, and how sure it is."""
+        with self.model.hooks(fwd_hooks=self._hooks(prompt, state)):
             (ids,) = greedy_answers(self.model, prompt.inputs, LONGEST_ANSWER, prompt.prefix)
-            of_own, first = self._probability(prompt, ids)
-            of_plain = of_own if plain is None or plain.ids == ids else self._probability(prompt, plain.ids)[0]
+        of_own, first = self._probability(prompt, state, ids)
+        of_plain = of_own if plain is None or plain.ids == ids else self._probability(prompt, state, plain.ids)[0]
         return Answer(ids, of_own, of_plain, first)
 
-    def _probability(self, prompt: Prompt, ids: Sequence[int]) -> tuple[float, Float[Tensor, "vocabulary"]]:
-        """How probable an answer is under the present hooks, and what its first token could be."""
-        asked = with_answers(self.model, prompt.inputs, [list(ids)])
-        logits = self.model(asked, prefix=prompt.prefix)
+    def _probability(
+        self, prompt: Prompt, state: ExplorerState, ids: list[int]
+    ) -> tuple[float, Float[Tensor, "vocabulary"]]:
+        """How probable an answer is, and what its first token could be."""
+        asked = with_answers(self.model, prompt.inputs, [ids])
+        with self.model.hooks(fwd_hooks=self._hooks(prompt, state, asked.tokens)):
+            logits = self.model(asked, prefix=prompt.prefix)
         said = Said.of(logits, asked, 0 if prompt.prefix is None else prompt.prefix.length)
         return float(log_probability(said, said).exp()), said.log_probs[0, 0].exp().cpu()
 
@@ -439,9 +445,9 @@ def _askers(prompt: Prompt) -> list[int]:
     return prompt.inputs.tokens.from_question[0].nonzero()[:, 0].tolist()
 
 
-def _tokens_of(prompt: Prompt, regions: Sequence[Evidence]) -> Tensor:
+def _tokens_of(prompt: Prompt, regions: Sequence[Evidence], tokens: TokenMap | None = None) -> Tensor:
     """The visual tokens that some regions overlap."""
-    return evidence_tokens([replace(prompt.sample, evidence=tuple(regions))], prompt.inputs.tokens)
+    return evidence_tokens([replace(prompt.sample, evidence=tuple(regions))], tokens or prompt.inputs.tokens)
 
 
 def _short(values: Tensor | float | int) -> Any:

@@ -66,16 +66,13 @@ def spread(tokens: TokenMap, panels: Sequence[Panel], values: Float[Tensor, "pos
 
 def data_url(picture: Image.Image, side: int) -> str:
     """A picture no longer or wider than some pixels, as a data URL."""
+    # Small pictures are as they are, since every pixel of them is seen; browsers enlarge them.
+    kind = "png" if max(picture.size) <= min(side, 256) else "jpeg"
     picture = picture.convert("RGB")
-    small = max(picture.size) <= 256
-    # Never enlarged: that is what browsers do best.
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    if small:
-        picture.save(file, "PNG")
-    else:
-        picture.save(file, "JPEG", quality=85)
-    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
+    picture.save(file, kind, quality=85)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _shown(sample: Sample, tokens: TokenMap, processor: Any) -> Iterator[tuple[int, str, Image.Image, Any, list[Grid]]]:

@@ -1,6 +1,7 @@
 """The Python code that reproduces what the explorer shows, by plain calls of the library."""
 
 from collections.abc import Iterable, Sequence
+from textwrap import indent
 
 from corelens.data import Evidence, Sample
 from corelens.heads import Head, HeadSet
@@ -21,7 +22,6 @@ def script(given: str, state: ExplorerState, sample: Sample, files: Sequence[str
         longest_answer: Where answers are cut off, in tokens.
     """
     videos = ", list(sample.videos)" if sample.videos else ""
-    acting = "hooks" if state.moment == "after" else "[]"
     return f"""\
 from dataclasses import replace
 
@@ -38,24 +38,29 @@ inputs = model.prepare(list(sample.images), sample.chat{videos})
 tokens = inputs.tokens
 {_looking(state)}
 
-# The changes: they act from the question on.
-{_changes(state)}
+
+def changes(tokens):
+    # They act from the question on.
+{indent(_changes(state), "    ")}
+    return hooks
 
 
-def answered(hooks):
+def answered(changes):
     # The greedy answer, how probable it is, and how probable every token is as its first.
-    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+    with torch.no_grad(), model.hooks(fwd_hooks=changes(tokens)):
         ids = greedy_answers(model, inputs, max_new_tokens={longest_answer})
-        asked = cl.with_answers(model, inputs, ids)
+    asked = cl.with_answers(model, inputs, ids)
+    with torch.no_grad(), model.hooks(fwd_hooks=changes(asked.tokens)):
         said = cl.causal.Said.of(model(asked), asked)
     return ids, cl.causal.log_probability(said, said).exp().item(), said.log_probs[0, 0].exp()
 
 
-before, after = answered([]), answered(hooks)
+before, after = answered(lambda tokens: []), answered(changes)
 
 # What colours the heads, [layer head], and where those chosen look, [position].
+hooks = {"changes(tokens)" if state.moment == "after" else "[]  # as it is before the changes"}
 {_values(state, sample)}
-with torch.no_grad(), model.hooks(fwd_hooks={acting}):
+with torch.no_grad(), model.hooks(fwd_hooks=hooks):
     _, cache = model.run_with_cache(inputs, queries=looking, names_filter=model.attn_names("pattern"))
 rows = {{head: cache["pattern", head.layer][0, head.head, 0] for head in {_heads(state.heads)}}}
 
@@ -109,7 +114,7 @@ def _values(state: ExplorerState, sample: Sample) -> str:
         [
             "evidence = cl.evidence_tokens([sample], tokens)" if has_evidence else "evidence = torch.zeros_like(looking)",
             'asked = Asked(tokens, evidence, {"last": looking}, said=torch.full_like(tokens.role, -1))',
-            f"with model.hooks(fwd_hooks={'hooks' if state.moment == 'after' else '[]'}):",
+            "with model.hooks(fwd_hooks=hooks):",
             f'    values = measure(model, inputs, asked, [{one}])["{state.metric}"][0]',
         ]
     )

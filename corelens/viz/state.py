@@ -65,9 +65,9 @@ class ExplorerState:
         return (frozenset(self.ablated), self.how if self.ablated else None, *(closed if self.regions else ()))
 
     @property
-    def unchanged(self) -> bool:
-        """Whether there is no intervention."""
-        return not (self.ablated or self.regions)
+    def shown_changes(self) -> tuple[Any, ...]:
+        """What of it decides about the interventions that heads and maps are shown with."""
+        return self.changes if self.moment == "after" else ExplorerState().changes
 
     def json(self) -> dict[str, Any]:
         """The state as JSON; heads are written as in L4H2."""
