@@ -36,3 +36,4 @@ from .scores import joined as joined
 from .tokens import Box as Box
 from .tokens import Role as Role
 from .tokens import TokenMap as TokenMap
+from .viz import explore as explore

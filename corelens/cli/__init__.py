@@ -1,4 +1,4 @@
-"""The command line: `corelens demo`, `models`, `scan`, `sweep` and `ablate`.
+"""The command line: `corelens demo`, `explore`, `models`, `scan`, `sweep` and `ablate`.
 
 Commands import what they need when they run, so that `--help` is quick.
 """
@@ -7,6 +7,7 @@ import typer
 
 from corelens.cli.ablate import ablate
 from corelens.cli.demo import demo
+from corelens.cli.explore import explore
 from corelens.cli.models import models
 from corelens.cli.scan import scan
 from corelens.cli.sweep import sweep
@@ -19,5 +20,5 @@ def main() -> None:
     """See which attention heads of a multimodal LLM fetch the visual evidence, and prove it."""
 
 
-for command in (demo, models, scan, sweep, ablate):
+for command in (demo, explore, models, scan, sweep, ablate):
     app.command()(command)

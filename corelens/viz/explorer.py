@@ -126,7 +126,9 @@ class Explorer:
         self.model, self.scores, self.given = model, scores, given
         chosen = list(islice(samples, MOST_SAMPLES + 1))
         if len(chosen) > MOST_SAMPLES:
-            raise ValueError(f"the gallery holds at most {MOST_SAMPLES} samples: choose some, e.g. by itertools.islice.")
+            raise ValueError(
+                f"the gallery holds at most {MOST_SAMPLES} samples: choose some, e.g. by itertools.islice."
+            )
         self.samples = {sample.id: sample for sample in chosen}
         if len(self.samples) < len(chosen):
             raise ValueError("two samples of the gallery have the same id.")
@@ -424,7 +426,10 @@ class Explorer:
 
     def _alternatives(self, plain: Answer, after: Answer) -> list[dict[str, Any]]:
         """What the first token could be, before and after; the likeliest of either, those of before first."""
-        likely = [*plain.first.topk(N_ALTERNATIVES).indices.tolist(), *after.first.topk(N_ALTERNATIVES).indices.tolist()]
+        likely = [
+            *plain.first.topk(N_ALTERNATIVES).indices.tolist(),
+            *after.first.topk(N_ALTERNATIVES).indices.tolist(),
+        ]
         return [
             {"text": self._text([token]), "before": _short(plain.first[token]), "after": _short(after.first[token])}
             for token in dict.fromkeys(likely)

@@ -112,7 +112,9 @@ def _values(state: ExplorerState, sample: Sample) -> str:
     one = f'PRESETS["{state.metric}"]' if state.metric in PRESETS else f'"{state.metric}"'
     return "\n".join(
         [
-            "evidence = cl.evidence_tokens([sample], tokens)" if has_evidence else "evidence = torch.zeros_like(looking)",
+            "evidence = cl.evidence_tokens([sample], tokens)"
+            if has_evidence
+            else "evidence = torch.zeros_like(looking)",
             'asked = Asked(tokens, evidence, {"last": looking}, said=torch.full_like(tokens.role, -1))',
             "with model.hooks(fwd_hooks=hooks):",
             f'    values = measure(model, inputs, asked, [{one}])["{state.metric}"][0]',
