@@ -7,7 +7,6 @@
 const CIVIDIS = ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"]
   .map((hex) => [1, 3, 5].map((start) => parseInt(hex.slice(start, start + 2), 16)));
 const LEFT = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-const LONG_MS = 200; // a wait that is worth showing
 
 // --- small things ----------------------------------------------------------------------------------------------------
 
@@ -94,8 +93,8 @@ function render({ model, el }) {
       const needed = state.pictures.filter((key) => ui.files[key]);
       if (needed.length) model.set("uploads", Object.fromEntries(needed.map((key) => [key, ui.files[key]])));
       model.set("state", state);
+      root.setAttribute("aria-busy", "true");
       model.save_changes();
-      wait();
     },
     step(from, to) {
       if (!from.length) return;
@@ -135,13 +134,7 @@ function render({ model, el }) {
   acceptDrops(root, ui);
   el.replaceChildren(root);
 
-  let timer = null;
-  function wait() {
-    clearTimeout(timer);
-    timer = setTimeout(() => root.setAttribute("aria-busy", "true"), LONG_MS);
-  }
   function settled() {
-    clearTimeout(timer);
     root.setAttribute("aria-busy", "false");
     draw();
   }
@@ -322,7 +315,7 @@ function cellAt(panel, start, x, y) {
   return null;
 }
 
-/** A picture with attention over it: dimmed where there is little, so that what is looked at keeps its colours. */
+/** A picture with attention over it: dark where there is none, lit where there is most, so that it can still be seen. */
 function paint(context, width, panel, image, cells, start, high, marks, strength) {
   const scale = width / panel.width;
   const rectangle = ([left, top, right, bottom]) => [left * scale, top * scale, (right - left) * scale, (bottom - top) * scale];
@@ -332,11 +325,14 @@ function paint(context, width, panel, image, cells, start, high, marks, strength
   for (const grid of cells ? panel.grids : []) {
     for (let row = 0; row + 1 < grid.y.length; row++) {
       for (let column = 0; column + 1 < grid.x.length; column++) {
-        const share = cells[index++] / high;
-        context.fillStyle = css(colour(share), strength * (0.72 - 0.3 * share));
+        const share = Math.min(cells[index++] / high, 1);
         // Whole pixels, so that no seams show.
         const [x, y] = [Math.round(grid.x[column] * scale), Math.round(grid.y[row] * scale)];
-        context.fillRect(x, y, Math.round(grid.x[column + 1] * scale) - x, Math.round(grid.y[row + 1] * scale) - y);
+        const cell = [x, y, Math.round(grid.x[column + 1] * scale) - x, Math.round(grid.y[row + 1] * scale) - y];
+        for (const [ends, alpha] of [[[0, 0, 0], 0.65 * (1 - share)], [CIVIDIS.at(-1), 0.6 * share]]) {
+          context.fillStyle = css(ends, strength * alpha);
+          context.fillRect(...cell);
+        }
       }
     }
   }
@@ -415,7 +411,7 @@ function pictures(ui) {
     }
     if (!focus) return "Choose a head to see where it looks.";
     const evidence = focus.on_evidence === null ? "" : `${percent(focus.on_evidence)} on the evidence, `;
-    return `${focus.head}: ${evidence}${percent(focus.on_pictures)} of its attention on pictures`;
+    return `${focus.head}: ${evidence}${percent(focus.on_pictures)} of its attention on pictures; brightest ${number(highest(ui.view))}`;
   }
 
   function apply(panelIndex, box, tool) {
@@ -680,10 +676,11 @@ function answers(ui) {
       make("span", { className: "quiet" }, label), make("strong", {}, said.text), make("span", {}, percent(said.probability)));
     const bars = (row) => [["before", row.before], ...(changed ? [["after", row.after]] : [])].map(([name, value]) =>
       make("td", {}, make("span", { className: `bar-of ${name}`, style: `--share:${value}` }), make("span", { className: "value" }, percent(value))));
-    const expected = ui.prompt.expected ? `expected: ${ui.prompt.expected}` : "";
+    const { expected } = ui.prompt;
+    const left = after.text === before.text ? "" : ` (${before.text}: ${percent(after.of_plain)})`;
     element.replaceChildren(
-      make("div", { className: "pair" }, card("answer", before, "before"), changed ? card("with changes", after, "after") : make("span", { className: "quiet" }, expected)),
-      changed && after.text !== before.text ? make("p", { className: "quiet" }, `${before.text} is left with ${percent(after.of_plain)}. ${expected}`) : "",
+      make("div", { className: "pair" }, card(expected ? `answer (expected: ${expected})` : "answer", before, "before"),
+        changed ? card(`with changes${left}`, after, "after") : ""),
       make("table", {}, make("caption", {}, "first token of the answer"), make("tbody", {},
         ...alternatives.map((row) => make("tr", {}, make("th", { scope: "row" }, row.text), ...bars(row))))));
   }
@@ -710,7 +707,7 @@ function changes(ui) {
       ...regions.map((region) => chip(`region ${(region.box ?? ["all"]).map((edge) => typeof edge === "number" ? Math.round(edge) : edge).join(" ")} hidden`,
         () => ui.change({ regions: without(regions, region) }))),
       ablated.length + regions.length ? "" : make("span", { className: "quiet" },
-        "none. Ablate heads in the map (Alt-click, or A), or hide parts of the picture (Shift-drag)."));
+        "None yet. Ablate heads in the map (Alt-click, or A), or hide parts of the picture (Shift-drag)."));
   }
   return { element, draw };
 }

@@ -119,6 +119,8 @@ class Guard:
         self.app, self.token = app, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
         origin = headers.get("origin")
         if origin is not None and origin != f"http://{headers.get('host')}":

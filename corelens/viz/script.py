@@ -109,17 +109,13 @@ def _values(state: ExplorerState, sample: Sample) -> str:
     if state.metric == "effect":
         return "values = cl.sweep(model, cl.with_answers(model, inputs, before[0])).scores().values[0]"
     has_evidence = sample.evidence if state.evidence is None else state.evidence
+    evidence = "cl.evidence_tokens([sample], tokens)" if has_evidence else "torch.zeros_like(looking)"
     one = f'PRESETS["{state.metric}"]' if state.metric in PRESETS else f'"{state.metric}"'
-    return "\n".join(
-        [
-            "evidence = cl.evidence_tokens([sample], tokens)"
-            if has_evidence
-            else "evidence = torch.zeros_like(looking)",
-            'asked = Asked(tokens, evidence, {"last": looking}, said=torch.full_like(tokens.role, -1))',
-            "with model.hooks(fwd_hooks=hooks):",
-            f'    values = measure(model, inputs, asked, [{one}])["{state.metric}"][0]',
-        ]
-    )
+    return f"""\
+evidence = {evidence}
+asked = Asked(tokens, evidence, {{"last": looking}}, said=torch.full_like(tokens.role, -1))
+with model.hooks(fwd_hooks=hooks):
+    values = measure(model, inputs, asked, [{one}])["{state.metric}"][0]"""
 
 
 def _heads(heads: Iterable[Head]) -> str:
