@@ -154,7 +154,7 @@ def test_values_are_told_under_the_pointer(page: Page, explorer: Any):
     drawn(page)
     page.locator(".panels canvas").first.hover(position=place(page, 104, 60))
     (shown,) = explorer.look(explorer.first())["maps"]
-    expect(page.locator(".pictures .readout")).to_contain_text("row 3, column 6 · pixels 96–112 × 48–64")
+    expect(page.locator(".pictures .readout")).to_contain_text("row 3, column 6 · pixels 96 to 112, 48 to 64")
     expect(page.locator(".pictures .readout")).to_contain_text(f"attention {shown['cells'][3 * 8 + 6]:.3g}"[:14])
     page.hover("[data-head=L2H4]")
     expect(page.locator(".map .readout")).to_contain_text("L2H4 · 0.9")
@@ -225,9 +225,6 @@ def test_a_token_a_metric_and_an_order_can_be_chosen(page: Page):
     page.click("text=Highest first")
     settled(page)
     first = page.locator("[role=gridcell]").first
-    expect(first).to_have_attribute(
-        "data-told", page.locator("[data-told*='rank 1 of 96']").get_attribute("data-told") or ""
-    )
     assert "rank 1 of 96" in (first.get_attribute("data-told") or "")
 
 
@@ -395,7 +392,7 @@ CONTRAST = """() => {
     if (!own || element.disabled || !element.checkVisibility()) continue;
     const [one, other] = [luminance(rgba(getComputedStyle(element).color)), luminance(behind(element))];
     const contrast = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
-    if (contrast < 4.5) low.push(`${element.tagName}.${element.className} "${element.textContent.trim()}": ${contrast.toFixed(2)}`);
+    if (contrast < 4.5) low.push(`${element.className} "${element.textContent}": ${contrast}`);
   }
   return low;
 }"""

@@ -407,7 +407,7 @@ function pictures(ui) {
     const cell = panel && cellAt(panel, starts(ui.prompt.panels)[at.panel], at.x, at.y);
     if (cell && focus) {
       const [left, top, right, bottom] = cell.box.map(Math.round);
-      return `row ${cell.row}, column ${cell.column} · pixels ${left}–${right} × ${top}–${bottom} · attention ${number(focus.cells[cell.index])}`;
+      return `row ${cell.row}, column ${cell.column} · pixels ${left} to ${right}, ${top} to ${bottom} · attention ${number(focus.cells[cell.index])}`;
     }
     if (!focus) return "Choose a head to see where it looks.";
     const evidence = focus.on_evidence === null ? "" : `${percent(focus.on_evidence)} on the evidence, `;

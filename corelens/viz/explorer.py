@@ -170,7 +170,9 @@ class Explorer:
             return ExplorerState(metric="visual_share")
         state = ExplorerState(sample.id, metric="ram" if sample.evidence else "visual_share")
         with torch.no_grad():
-            values = self._scored(self._prompt(state), state)
+            prompt = self._prompt(state)
+            assert prompt is not None  # a sample is asked about
+            values = self._scored(prompt, state)
         best = int(values.nan_to_num(-torch.inf).argmax())
         return replace(state, heads=(Head(*divmod(best, values.shape[1])),))
 
@@ -461,7 +463,7 @@ def _short(values: Tensor | float | int) -> Any:
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = 10.0 ** (3 - np.floor(np.log10(np.abs(numbers))))
         rounded = np.where(numbers == 0, 0.0, np.round(numbers * scale) / scale)
-    return np.where(np.isfinite(rounded), rounded.astype(object), None).tolist()
+    return np.where(np.isfinite(rounded), rounded.astype(object), np.array(None)).tolist()
 
 
 @contextmanager

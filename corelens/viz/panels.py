@@ -90,7 +90,7 @@ def _shown(sample: Sample, tokens: TokenMap, processor: Any) -> Iterator[tuple[i
     for media, video in enumerate(sample.videos, n):
         clip = load_clip(video, processor)
         fps = clip.metadata.fps or 1
-        times = torch.tensor([index / fps for index in clip.metadata.frames_indices])
+        times = torch.tensor([index / fps for index in clip.metadata.frames_indices or []])
         for view in _views(tokens, media) or [-1]:
             if view < 0:
                 yield media, f"video {media + 1}", Image.fromarray(clip.frames[0]), None, []

@@ -109,12 +109,11 @@ def _written(region: Evidence) -> dict[str, Any]:
 def _region(value: Any) -> Evidence:
     if not isinstance(value, Mapping) or not set(value) <= {"media", "box", "seconds"}:
         raise ValueError("a region is an object with media, box and seconds.")
-    box, seconds = value.get("box"), value.get("seconds")
-    return Evidence(
-        None if box is None else Box(*_numbers(box, 4)),
-        _whole(value.get("media", 0)),
-        None if seconds is None else (lambda start, end: (start, end))(*_numbers(seconds, 2)),
-    )
+    box, seconds = value.get("box"), None
+    if value.get("seconds") is not None:
+        start, end = _numbers(value["seconds"], 2)
+        seconds = (start, end)
+    return Evidence(None if box is None else Box(*_numbers(box, 4)), _whole(value.get("media", 0)), seconds)
 
 
 def _numbers(value: Any, n: int) -> list[float]:

@@ -65,7 +65,7 @@ class ExplorerWidget(anywidget.AnyWidget):
             for key, file in self.uploads.items():
                 self.explorer.add_picture(key, str(file["name"]), base64.b64decode(file["data"], validate=True))
         except (ValueError, KeyError, TypeError) as cause:
-            self.error = str(cause)
+            self._say(str(cause))
         else:
             self._show()
 
@@ -77,4 +77,8 @@ class ExplorerWidget(anywidget.AnyWidget):
             self.view = self.explorer.look(state)
             self.error = ""
         except (ValueError, TypeError, IndexError, OSError) as cause:
-            self.error = str(cause)
+            self._say(str(cause))
+
+    def _say(self, error: str) -> None:
+        self.error = ""  # the same error twice is news, too
+        self.error = error
