@@ -240,6 +240,10 @@ def test_everything_can_be_done_by_keyboard(page: Page):
     settled(page)
     assert state(page)["ablated"] == ["L3H9"]
     assert page.evaluate("document.activeElement.dataset.head") == "L3H9"
+    page.locator("text=Highest first").focus()
+    page.keyboard.press("Enter")
+    settled(page)
+    assert page.evaluate("document.activeElement.textContent") == "Highest first"
     page.focus(".panels canvas")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
