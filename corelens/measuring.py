@@ -180,9 +180,10 @@ def measure(
         prefix = None  # sinks are seen in the residual stream of all positions
 
     def keep(tensor: Tensor, hook: Any) -> None:
-        # Sliding caches drop the first keys.
-        dropped = 0 if prefix is None else asked.tokens.role.shape[1] - tensor.shape[1]
-        shown[hook.name.rpartition("hook_")[2]] = pad(tensor, (0, 0) * (tensor.ndim - 2) + (dropped, 0))
+        if prefix is not None:  # sliding caches drop the first keys
+            dropped = asked.tokens.role.shape[1] - tensor.shape[1]
+            tensor = pad(tensor, (0, 0, 0, 0, dropped, 0))
+        shown[hook.name.rpartition("hook_")[2]] = tensor
 
     def look(pattern: Tensor, hook: Any) -> None:
         seen = Look(model, asked, hook.layer(), pattern, shown)

@@ -279,6 +279,12 @@ def test_a_file_that_is_no_picture_is_refused_and_the_view_stays(browser: Browse
     page.click("text=Undo")
     settled(page)
     expect(page.locator(".answer.before strong")).to_have_text("green")
+    (tmp_path / "large.png").write_bytes(b"0" * (7 << 20))
+    page.set_input_files("input[type=file]", tmp_path / "large.png")
+    expect(page.locator(".error")).to_contain_text("At most 6 MiB")
+    (tmp_path / "other.json").write_text("[]")
+    page.set_input_files("input[type=file]", tmp_path / "other.json")
+    expect(page.locator(".error")).to_contain_text("other.json is no saved view")
     page.context.close()
 
 

@@ -123,6 +123,10 @@ function render({ model, el }) {
       to.push(ui.state);
       ui.put(from.pop());
     },
+    say(error) {
+      alert.textContent = error;
+      alert.hidden = !error;
+    },
     toggleAblated(name) {
       const { ablated } = ui.state;
       ui.change({ ablated: ablated.includes(name) ? without(ablated, name) : [...ablated, name] });
@@ -161,8 +165,7 @@ function render({ model, el }) {
     draw();
   }
   function draw() {
-    alert.textContent = model.get("error");
-    alert.hidden = !model.get("error");
+    ui.say(model.get("error"));
     // What is asked and what is shown of it come one after the other.
     ui.current = Boolean(ui.prompt) && ui.view.prompt === ui.prompt.key;
     for (const part of parts) part.draw();
@@ -204,11 +207,16 @@ function header(ui) {
 /** Pictures become what is asked about; a saved view is restored. */
 async function open(ui, files) {
   const pictures = [];
+  // More than this breaks the connections of notebooks.
+  const sizes = [...files].filter((file) => !file.name.endsWith(".json")).map((file) => file.size);
+  if (sizes.reduce((sum, size) => sum + size, 0) > ui.about.most_bytes) {
+    return ui.say(`At most ${ui.about.most_bytes >> 20} MiB of pictures can be asked about; make them smaller.`);
+  }
   for (const file of files) {
     if (file.name.endsWith(".json")) {
       let kept = null;
       try { kept = JSON.parse(await read(file, "readAsText")); } catch { /* said below */ }
-      if (!kept?.state) { ui.model.set("error", `${file.name} is no saved view.`); return; }
+      if (!kept?.state) return ui.say(`${file.name} is no saved view.`);
       Object.assign(ui.files, kept.pictures);
       ui.change({ ...ui.about.first, ...kept.state });
       return;
@@ -639,7 +647,8 @@ function heads(ui) {
     cell.className = Object.keys(marks).filter((mark) => marks[mark]).join(" ");
     cell.tabIndex = name === active ? 0 : -1;
     cell.setAttribute("aria-selected", String(marks.shown));
-    const told = { [`rank ${rank + 1} of ${list.length}`]: value !== null, "CoRe head": marks.core, ablated: marks.ablated };
+    const rankOf = `rank ${rank + 1} of ${list.length}`;
+    const told = { [rankOf]: value !== null, "CoRe head": marks.core, ablated: marks.ablated };
     cell.dataset.told = [name, number(value), ...Object.keys(told).filter((what) => told[what])].join(" · ");
     cell.setAttribute("aria-label", cell.dataset.told);
   }

@@ -29,7 +29,7 @@ from corelens.tokens import Role, TokenMap
 from corelens.viz.panels import Panel, data_url, panels_of, spread
 from corelens.viz.script import GIVEN, script
 from corelens.viz.state import ExplorerState
-from corelens.viz.uploads import decoded
+from corelens.viz.uploads import MOST_BYTES, decoded
 
 MOST_SAMPLES = 100
 MOST_MAPS = 6
@@ -53,6 +53,10 @@ ANYWHERE: dict[str, str] = {
     "effect": "log-probability that the answer loses without the head",
 }
 """And where there is none; `effect` zeroes every head by itself, and knows of no other change."""
+
+
+REFUSALS = (ValueError, TypeError, IndexError, ImportError, OSError, RuntimeError)
+"""What a view that cannot be shown raises: mistakes are ValueErrors; others are a model's own, or a lack of memory."""
 
 
 class Cancelled(BaseException):
@@ -160,6 +164,7 @@ class Explorer:
             "core_name": "" if self.scores is None else self.scores.top().name,
             "gallery": [self._thumbnail(sample) for sample in self.samples.values()],
             "most_maps": MOST_MAPS,
+            "most_bytes": MOST_BYTES,
             "first": self.first().json(),
         }
 

@@ -25,7 +25,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from corelens.viz.explorer import Cancelled, Explorer
+from corelens.viz.explorer import REFUSALS, Cancelled, Explorer
 from corelens.viz.state import ExplorerState
 from corelens.viz.uploads import MOST_BYTES
 
@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 FILES = {"": "page.html", "page.js": "page.js", "explorer.js": "explorer.js", "explorer.css": "explorer.css"}
 HOSTS = ["127.0.0.1", "localhost"]
 MOST_BODY = 2 * MOST_BYTES
-"""Of a request: a picture in base64, and a state."""
+"""Of a request: pictures in base64, and a state."""
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
@@ -76,7 +76,7 @@ def page(explorer: Explorer, token: str) -> Starlette:
                 return JSONResponse(await asyncio.to_thread(_shown, explorer, state, uploads, seen, gone.is_set))
         except Cancelled:
             return GONE
-        except (ValueError, TypeError, IndexError, OSError) as cause:
+        except REFUSALS as cause:
             return JSONResponse({"error": str(cause)}, 400)
         finally:
             watching.cancel()
@@ -125,7 +125,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and origin != f"http://{headers.get('host')}":
             return await PlainTextResponse("requests from other sites are refused", 403)(scope, receive, send)
-        if not secrets.compare_digest(scope["path"].split("/")[1].encode(), self.token.encode()):
+        if not secrets.compare_digest(scope["path"].lstrip("/").partition("/")[0].encode(), self.token.encode()):
             return await PlainTextResponse("the address needs the token that was printed", 403)(scope, receive, send)
 
         async def send_guarded(message: Message) -> None:

@@ -8,7 +8,7 @@ import anywidget
 import traitlets
 
 from corelens.heads import HeadSet
-from corelens.viz.explorer import Explorer
+from corelens.viz.explorer import REFUSALS, Explorer
 from corelens.viz.state import ExplorerState
 
 HERE = Path(__file__).parent
@@ -76,7 +76,7 @@ class ExplorerWidget(anywidget.AnyWidget):
                 self.prompt = self.explorer.prompt(state)
             self.view = self.explorer.look(state)
             self.error = ""
-        except (ValueError, TypeError, IndexError, OSError) as cause:
+        except REFUSALS as cause:
             self._say(str(cause))
 
     def _say(self, error: str) -> None:
