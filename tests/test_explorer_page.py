@@ -259,3 +259,13 @@ def test_mistakes_are_said_without_a_traceback(monkeypatch: pytest.MonkeyPatch, 
     result = CliRunner().invoke(app, ["explore", *arguments])
     assert result.exit_code == 2
     assert said in " ".join(result.output.replace("│", " ").split())
+
+
+def test_what_a_model_itself_cannot_do_is_said(client: TestClient, explorer: Any, monkeypatch: pytest.MonkeyPatch):
+    def look(state: Any, cancelled: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    first = explorer.first().json()
+    monkeypatch.setattr(explorer, "look", look)
+    answer = client.post("view", json={"state": first})
+    assert (answer.status_code, answer.json()) == (400, {"error": "out of memory"})

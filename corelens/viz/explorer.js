@@ -670,6 +670,7 @@ function heads(ui) {
     const keys = { focus: "shown", ...(about.core.length ? { core: "CoRe head" } : {}), ablated: "ablated" };
     legend.replaceChildren(...(ui.view.map ? [number(scale.low), ramp, number(scale.high)] : []),
       ...Object.entries(keys).map(([mark, label]) => span("key", make("i", { className: mark }), label)));
+    legend.title = about.core_name && `CoRe heads: ${about.core_name}`;
     tell(active);
   }
 

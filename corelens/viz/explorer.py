@@ -88,6 +88,9 @@ class Prompt:
     """What comes before the question; None where the model has to run whole prompts."""
 
     panels: list[Panel]
+    files: list[str]
+    """The names of the files that own pictures came in."""
+
     known: dict[Hashable, Any] = field(default_factory=dict)
     """What was computed, by all that decides it."""
 
@@ -261,7 +264,7 @@ class Explorer:
             "before": self._told(plain),
             "after": self._told(after),
             "alternatives": self._alternatives(plain, after),
-            "code": script(self.given, state, prompt.sample, self._files(state), LONGEST_ANSWER),
+            "code": script(self.given, state, prompt.sample, prompt.files, LONGEST_ANSWER),
         }
 
     # --- the prompt ---
@@ -272,21 +275,15 @@ class Explorer:
             if state.sample not in self.samples:
                 raise ValueError(f"there is no sample {state.sample!r} in the gallery.")
             sample = self.samples[state.sample]
-            # An own question has another answer, and its evidence is elsewhere.
-            return (
-                sample
-                if state.question is None
-                else replace(sample, question=state.question, prompt=(), answer="", evidence=())
-            )
+            if state.question is not None:
+                # It has another answer, and its evidence is elsewhere.
+                sample = replace(sample, question=state.question, prompt=(), answer="", evidence=())
+            return sample
         if missing := [key for key in state.pictures if key not in self._uploads]:
             raise ValueError(f"{len(missing)} of the pictures are not here any more; drop them again.")
         if not state.question:
             return None
         return Sample("own", state.question, "", tuple(self._uploads[key][1] for key in state.pictures))
-
-    def _files(self, state: ExplorerState) -> list[str]:
-        """The names of the files that own pictures came in."""
-        return [] if state.sample else [self._uploads[key][0] for key in state.pictures]
 
     def _prompt(self, state: ExplorerState) -> Prompt | None:
         key = self.prompt_key(state)
@@ -301,7 +298,8 @@ class Explorer:
             panels = panels_of(sample, inputs.tokens, self.model.processor)
             # Two, for two tabs: keys and values of a large model's prompt take much memory.
             self._prompts = dict(list(self._prompts.items())[-1:])
-            self._prompts[key] = Prompt(sample, inputs, prefix, panels)
+            files = [] if state.sample else [self._uploads[name][0] for name in state.pictures]
+            self._prompts[key] = Prompt(sample, inputs, prefix, panels, files)
         return self._prompts[key]
 
     def _looking(self, prompt: Prompt, state: ExplorerState) -> Bool[Tensor, "1 position"]:
