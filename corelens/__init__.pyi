@@ -44,3 +44,4 @@ from .sweeping import sweep_all as sweep_all
 from .tokens import Box as Box
 from .tokens import Role as Role
 from .tokens import TokenMap as TokenMap
+from .viz import explore as explore

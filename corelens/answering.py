@@ -12,6 +12,7 @@ from transformers.utils.generic import ModelOutput
 
 from corelens.inputs import PreparedInputs
 from corelens.model import HookedMLLM
+from corelens.prefix import Prefix
 from corelens.tokens import Role, TokenMap
 
 
@@ -76,11 +77,12 @@ def said(inputs: PreparedInputs) -> Int[Tensor, "batch position"]:
     return torch.where(saying(inputs.tokens), inputs["input_ids"].roll(-1, 1), -1)
 
 
-def greedy_answers(model: HookedMLLM, inputs: PreparedInputs, max_new_tokens: int) -> list[list[int]]:
+def greedy_answers(
+    model: HookedMLLM, inputs: PreparedInputs, max_new_tokens: int, prefix: Prefix | None = None
+) -> list[list[int]]:
     """The token ids of the model's own greedy answers, without what ends them; at least one token each."""
-    generated = model.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False)[
-        :, inputs["input_ids"].shape[1] :
-    ]
+    sequences = model.generate(inputs, prefix=prefix, max_new_tokens=max_new_tokens, do_sample=False)
+    generated = sequences[:, inputs["input_ids"].shape[1] :]
     ends = model.hf_model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends]) | {model.processor.tokenizer.pad_token_id}
     answers = []

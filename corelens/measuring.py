@@ -10,12 +10,14 @@ import torch
 from einops import reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from corelens import metrics
 from corelens.attention import Rows
 from corelens.metrics import Metric
 from corelens.metrics.queries import mean_over_queries
 from corelens.model import HookedMLLM
+from corelens.prefix import Prefix
 from corelens.tokens import TokenMap
 
 Evidence = Bool[Tensor, "batch position"] | Float[Tensor, "batch position"]
@@ -153,7 +155,11 @@ Measure = Metric | str
 
 @torch.no_grad()
 def measure(
-    model: HookedMLLM, inputs: Mapping[str, Any], asked: Asked, measures: Sequence[Measure]
+    model: HookedMLLM,
+    inputs: Mapping[str, Any],
+    asked: Asked,
+    measures: Sequence[Measure],
+    prefix: Prefix | None = None,
 ) -> dict[str, Float[Tensor, "batch layer head"]]:
     """Every measure of every head in one pass over one batch; nothing of the pass is kept.
 
@@ -162,6 +168,7 @@ def measure(
         inputs: The tensors of the pass.
         asked: What to measure with.
         measures: Metrics, whose baseline is not taken off here, and names of descriptions.
+        prefix: What `model.prefix` computed of these inputs, if all query tokens come after it.
 
     Returns:
         By name, on the CPU; NaN where there is no head: in layers without softmax attention, and in layers with fewer
@@ -169,8 +176,13 @@ def measure(
     """
     found: dict[str, dict[int, Tensor]] = {name_of(one): {} for one in measures}
     shown: dict[str, Tensor] = {}
+    if any(map(_needs_sinks, measures)):
+        prefix = None  # sinks are seen in the residual stream of all positions
 
     def keep(tensor: Tensor, hook: Any) -> None:
+        if prefix is not None:  # sliding caches drop the first keys
+            dropped = asked.tokens.role.shape[1] - tensor.shape[1]
+            tensor = pad(tensor, (0, 0, 0, 0, dropped, 0))
         shown[hook.name.rpartition("hook_")[2]] = tensor
 
     def look(pattern: Tensor, hook: Any) -> None:
@@ -189,9 +201,9 @@ def measure(
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
     # Nobody reads the logits or the cache of a scan.
     savings = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-    savings |= {"use_cache": False} if takes_any or "use_cache" in takes else {}
+    savings |= {"use_cache": False} if prefix is None and (takes_any or "use_cache" in takes) else {}
     with model.hooks(fwd_hooks=hooks, queries=asked.every_query):
-        model(inputs, **savings)
+        model(inputs, prefix=prefix, **savings)
     return {name: _by_layer(of_layer, model) for name, of_layer in found.items()}
 
 

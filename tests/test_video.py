@@ -1,6 +1,8 @@
 """Every visual token of a video knows its frame, its pixels and its seconds; checked against what vision towers see."""
 
+import base64
 import importlib.util
+import io
 from pathlib import Path
 from typing import Any
 
@@ -419,3 +421,18 @@ def test_samples_with_videos_are_prepared_and_their_evidence_moves(sampling: Any
     assert not (early & late).any()
     for name, tensor in prepared(sampling, noise(12)).items():
         assert torch.equal(tensor, inputs[name]), name
+
+
+@needs_torchvision
+def test_the_explorer_shows_the_frame_that_each_view_begins_with(family: str, sampling: Any):
+    from corelens import Sample, Video
+    from corelens.viz.panels import panels_of, spread
+
+    frames = np.stack([np.full((HEIGHT, WIDTH, 3), 20 * number, np.uint8) for number in range(12)])
+    tokens = prepared(sampling, frames).tokens
+    panels = panels_of(Sample("a", QUESTION, "", videos=(Video(frames, 8.0),)), tokens, sampling.processor)
+    shown = [Image.open(io.BytesIO(base64.b64decode(panel.src.split(",")[1]))).getpixel((9, 9)) for panel in panels]
+    assert [colour[0] // 20 for colour in shown] == [view[0] for view in views(family, SAMPLED[family])]
+    assert [list(panel.seconds or ()) for panel in panels] == tokens.seconds[tokens.video].unique(dim=0).tolist()
+    (n_visual,) = spread(tokens, panels, torch.ones(tokens.role.shape[1])).shape
+    assert n_visual == int((tokens.row >= 0).sum())

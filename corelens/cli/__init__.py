@@ -1,4 +1,4 @@
-"""The command line: `corelens demo`, `models`, `scan`, `sweep`, `ablate` and `accelerate`.
+"""The command line: `corelens demo`, `explore`, `models`, `scan`, `sweep`, `ablate` and `accelerate`.
 
 Commands import what they need when they run, so that `--help` is quick.
 """
@@ -8,6 +8,7 @@ import typer
 from corelens.cli.ablate import ablate
 from corelens.cli.accelerate import accelerate
 from corelens.cli.demo import demo
+from corelens.cli.explore import explore
 from corelens.cli.models import models
 from corelens.cli.scan import scan
 from corelens.cli.sweep import sweep
@@ -20,5 +21,5 @@ def main() -> None:
     """See which attention heads of a multimodal LLM fetch the visual evidence, and prove it."""
 
 
-for command in (demo, models, scan, sweep, ablate, accelerate):
+for command in (demo, explore, models, scan, sweep, ablate, accelerate):
     app.command()(command)

@@ -1,4 +1,4 @@
-"""Figures as values, and the page that shows them."""
+"""Figures as values, the page that shows them, and the explorer."""
 
 from corelens.viz.curves import depth_profiles as depth_profiles
 from corelens.viz.curves import lorenz_curves as lorenz_curves
@@ -12,5 +12,6 @@ from corelens.viz.maps import depth_length_grid as depth_length_grid
 from corelens.viz.maps import head_map as head_map
 from corelens.viz.maps import overlap_matrix as overlap_matrix
 from corelens.viz.maps import patching_map as patching_map
+from corelens.viz.notebook import explore as explore
 from corelens.viz.pictures import attention_over_media as attention_over_media
 from corelens.viz.pictures import attention_over_picture as attention_over_picture

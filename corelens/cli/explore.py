@@ -1,0 +1,82 @@
+"""`corelens explore`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from corelens.cli import options
+
+if TYPE_CHECKING:
+    from corelens.data import Sample
+    from corelens.model import HookedMLLM
+    from corelens.scores import HeadScores
+
+N_SCENES, N_SCANNED = 12, 60
+"""Of a toy: scenes of the gallery, and others that rank its heads."""
+
+
+def explore(
+    model: options.Model = "corelens/toy",
+    image: Annotated[list[Path] | None, typer.Option(help="A picture; can be given several times.")] = None,
+    question: Annotated[str, typer.Option(help="What is asked about it.")] = "",
+    scores: Annotated[
+        Path | None, typer.Option(help="Scores whose top heads are marked: a .safetensors of a scan.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Of the page; 0 for any that is free.", min=0, max=65535)] = 0,
+    browser: Annotated[bool, typer.Option(help="Whether to open the page.")] = True,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+) -> None:
+    """Look at heads, and take them away, in a browser on this machine.
+
+    As in: corelens explore --model llava-hf/llava-1.5-7b-hf --image cat.jpg --question "What is on the sofa?"
+    """
+    if image and not question:
+        raise typer.BadParameter("say what is asked about the picture.", param_hint="--question")
+    try:
+        from corelens.viz.explorer import Explorer
+        from corelens.viz.page import serve
+    except ModuleNotFoundError as missing:
+        raise typer.BadParameter(f"{missing.name} is not installed: pip install 'corelens[app]'.") from missing
+    import webbrowser
+
+    def ready(address: str) -> None:
+        typer.echo(f"{address}\nOpen it in a browser on this machine; Ctrl-C ends.")
+        if browser:
+            webbrowser.open(address)
+
+    try:
+        loaded = options.loaded(model, dtype, device)
+        samples, ranking, given = _asked(model, loaded, image or [], question, scores)
+        serve(Explorer(loaded, samples, ranking, given), port, ready)
+    except (OSError, ValueError, TypeError, ImportError) as cause:
+        raise typer.BadParameter(str(cause)) from cause
+
+
+def _asked(
+    name: str, model: "HookedMLLM", images: list[Path], question: str, scores: Path | None
+) -> "tuple[list[Sample], HeadScores | None, str]":
+    """The gallery, what ranks the heads, and the code that makes both."""
+    from corelens.data import Sample
+    from corelens.model import SHIPPED
+    from corelens.scanning import scan
+    from corelens.scores import HeadScores
+    from corelens.toy import worlds
+
+    given = [f"model = cl.HookedMLLM.from_pretrained({name!r})"]
+    samples: list[Sample] = []
+    ranking = None if scores is None else HeadScores.load(scores)
+    if scores is not None:
+        given.append(f"scores = cl.HeadScores.load({str(scores)!r})")
+    if question:
+        paths = tuple(map(str, images))
+        samples = [Sample("asked", question, "", paths)]
+        given.append(f"samples = [cl.Sample('asked', {question!r}, '', {paths!r})]")
+    elif name in SHIPPED:
+        samples = list(worlds.scenes(N_SCENES, seed=0))
+        given += ["from corelens.toy import worlds", f"samples = list(worlds.scenes({N_SCENES}, seed=0))"]
+    if name in SHIPPED and ranking is None:
+        ranking = scan(model, worlds.scenes(N_SCANNED, seed=1))
+        given += ["from corelens.toy import worlds", f"scores = cl.scan(model, worlds.scenes({N_SCANNED}, seed=1))"]
+    return samples, ranking, "\n".join(dict.fromkeys(given))

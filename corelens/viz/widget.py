@@ -1,0 +1,84 @@
+"""The explorer as a widget."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+
+from corelens.heads import HeadSet
+from corelens.viz.explorer import REFUSALS, Explorer
+from corelens.viz.state import ExplorerState
+
+HERE = Path(__file__).parent
+
+
+class ExplorerWidget(anywidget.AnyWidget):
+    """An explorer whose state can also be read and set from Python.
+
+    All of it is state, never an event: a message that comes twice changes nothing.
+    """
+
+    _esm = HERE / "explorer.js"
+    _css = HERE / "explorer.css"
+
+    about = traitlets.Dict().tag(sync=True)
+    """What does not change: the model's heads, the measures, the gallery."""
+
+    state = traitlets.Dict().tag(sync=True)
+    """What the user has chosen; see `ExplorerState`. Set it to show something else."""
+
+    uploads = traitlets.Dict().tag(sync=True)
+    """Own pictures: by key, their file's `name` and `data` in base64."""
+
+    prompt = traitlets.Dict(allow_none=True).tag(sync=True)
+    """What is asked: pictures, where their tokens lie, the tokens that can look."""
+
+    view = traitlets.Dict().tag(sync=True)
+    """What the state shows."""
+
+    error = traitlets.Unicode().tag(sync=True)
+    """Why the state shows nothing, if it does not; `view` is then the last one that could be shown."""
+
+    def __init__(self, explorer: Explorer) -> None:
+        about = explorer.about()
+        super().__init__(about=about, state=about["first"])
+        self.explorer = explorer
+        self.observe(self._take, "uploads")
+        self.observe(self._show, "state")
+        self._show()
+
+    @property
+    def heads(self) -> HeadSet:
+        """The heads that are shown now, to go on with in Python."""
+        return HeadSet(ExplorerState.parse(self.state).heads, "chosen in the explorer")
+
+    @property
+    def code(self) -> str:
+        """Python code that reproduces what is shown now."""
+        return self.view.get("code", "")
+
+    def _take(self, change: Any) -> None:
+        """Takes own pictures, and shows a state that waited for them."""
+        try:
+            for key, file in self.uploads.items():
+                self.explorer.add_picture(key, str(file["name"]), base64.b64decode(file["data"], validate=True))
+        except (ValueError, KeyError, TypeError) as cause:
+            self._say(str(cause))
+        else:
+            self._show()
+
+    def _show(self, change: Any = None) -> None:
+        try:
+            state = ExplorerState.parse(self.state)
+            if not self.prompt or self.prompt["key"] != self.explorer.prompt_key(state):
+                self.prompt = self.explorer.prompt(state)
+            self.view = self.explorer.look(state)
+            self.error = ""
+        except REFUSALS as cause:
+            self._say(str(cause))
+
+    def _say(self, error: str) -> None:
+        self.error = ""  # the same error twice is news, too
+        self.error = error
