@@ -1,8 +1,8 @@
 """Block-sparse attention for prompts: blocks of keys chosen by sums along antidiagonals, as in XAttention.
 
 Source:
-    Xu et al. 2025, "XAttention: Block Sparse Attention with Antidiagonal Scoring" (arXiv 2503.16428). Ours differs: the
-    first block and the diagonal one are always read, and blocks are chosen one query block at a time.
+    Xu et al. 2025, "XAttention: Block Sparse Attention with Antidiagonal Scoring" (arXiv 2503.16428), by its
+    description; not compared with the authors' code.
 """
 
 import torch

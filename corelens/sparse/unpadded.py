@@ -67,11 +67,12 @@ def streaming(
         some = query[:, :, :early], key[:, :, : past + early], value[:, :, : past + early]
         out[:, :, :early] = causal(*some, scaling)
     # No mask is needed where all that is kept is seen.
-    cut = min(n, max(early, int(seen_from.max()))) if seen_from.shape[1] else n
-    for some in (*pieces(early, cut), *pieces(cut, n)):
+    cut = min(n, max(early, int(seen_from.max()))) if seen_from.shape[1] else early
+    flash = has_varlen(query)
+    for some in (*pieces(early, cut), *([slice(cut, n)] if flash and cut < n else pieces(cut, n))):
         near = slice(past + some.start - window + 1, past + some.stop)
         around = query[:, :, some], key[:, :, near], value[:, :, near]
-        if has_varlen(query):
+        if flash:
             found = varlen_attention(*around, scaling, window=(window - 1, 0))
         else:
             found = window_attention(*around, scaling, window)
