@@ -24,13 +24,13 @@ def test_code_of_a_page_runs_in_order(page: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_the_api_reference_lists_every_public_name():
     package = verified.ROOT / "corelens"
-    modules = ["causal", "data", "interventions", "metrics"]
+    modules = ["causal", "data", "interventions", "metrics", "sparse"]
     public = [package / "__init__.pyi", *(package / module / "__init__.py" for module in modules)]
     names = {name for path in public for name in re.findall(r"import \w+ as (\w+)", path.read_text())}
     said = re.findall(r"^::: (corelens\.[\w.]+)\.(\w+)$", (verified.ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
     for module, name in said:
         assert hasattr(import_module(module), name), f"docs/api.md lists {module}.{name}, which does not exist"
-    assert names - set(modules) <= {name for _, name in said}
+    assert names - {*modules, "viz"} <= {name for _, name in said}
 
 
 def test_tables_of_the_docs_are_what_the_tests_showed():
@@ -45,7 +45,9 @@ def test_the_gallery_shows_every_figure_and_stays_small():
 
     page = (verified.ROOT / "docs/gallery.md").read_text()
     figures = [
-        name for name, one in vars(viz).items() if inspect.isfunction(one) and one.__module__.startswith("corelens.viz")
+        name
+        for name, one in vars(viz).items()
+        if inspect.isfunction(one) and one.__module__.startswith("corelens.viz") and name != "explore"
     ]
     assert len(figures) >= 12
     for name in figures:

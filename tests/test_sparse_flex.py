@@ -17,8 +17,8 @@ def heads(n: int, d_head: int) -> Any:
 
 def test_heads_of_one_group_follow_their_own_rules_and_too_many_shapes_are_an_error():
     """One test, since each kind of shape takes seconds to compile."""
-    from corelens.sparse import reference, visible_full, visible_streaming
-    from corelens.sparse.flex import flex_by_head
+    from corelens.sparse.kernels import reference, visible_full, visible_streaming
+    from corelens.sparse.kernels.flex import flex_by_head
 
     for n, sink, window in ((300, 4, 50), (130, 70, 20), (200, 0, 500)):
         query, key, value = heads(n, 32)
@@ -37,7 +37,7 @@ def test_heads_of_one_group_follow_their_own_rules_and_too_many_shapes_are_an_er
 
 @pytest.mark.parametrize(("n", "sink", "window"), [(640, 64, 128), (500, 3, 65), (129, 0, 1), (64, 100, 7)])
 def test_blocks_are_those_that_torch_finds_by_looking_at_all_pairs(n: int, sink: int, window: int):
-    from corelens.sparse.flex import BLOCK, block_mask
+    from corelens.sparse.kernels.flex import BLOCK, block_mask
 
     ours = block_mask(n, FULL, sink, window)
     theirs = create_block_mask(ours.mask_mod, 1, len(FULL), n, n, device="cpu", BLOCK_SIZE=BLOCK)
@@ -46,7 +46,7 @@ def test_blocks_are_those_that_torch_finds_by_looking_at_all_pairs(n: int, sink:
 
 
 def test_parts_of_prompts_are_refused():
-    from corelens.sparse.flex import flex_by_head
+    from corelens.sparse.kernels.flex import flex_by_head
 
     query, key, value = heads(20, 8)
     with pytest.raises(ValueError, match="19 queries and 20 keys"):

@@ -44,7 +44,7 @@ class Case:
 
     def streaming(self, begin: int = 0, end: int | None = None, first: int = 0) -> Tensor:
         """The kernel on queries from `begin` to `end`, given the keys from `first` on."""
-        from corelens.sparse import streaming_attention
+        from corelens.sparse.kernels import streaming_attention
 
         query, (key, value) = self.query[:, :, begin:end], (x[:, :, first:end] for x in (self.key, self.value))
         kept = self.kept_key, self.kept_value, self.kept_position
@@ -53,13 +53,13 @@ class Case:
         )
 
     def full(self, begin: int = 0, end: int | None = None) -> Tensor:
-        from corelens.sparse import full_attention
+        from corelens.sparse.kernels import full_attention
 
         parts = self.query[:, :, begin:end], self.key[:, :, :end], self.value[:, :, :end]
         return full_attention(*parts, scaling=self.scaling, start=self.start)
 
     def expected(self, streaming: bool, begin: int = 0, end: int | None = None) -> Tensor:
-        from corelens.sparse import reference, visible_full, visible_streaming
+        from corelens.sparse.kernels import reference, visible_full, visible_streaming
 
         position = self.position[begin:end]
         if streaming:
@@ -89,7 +89,7 @@ def cases(draw: st.DrawFn, longest: int = 150) -> Case:
 
 
 def test_the_masks_say_what_a_loop_says():
-    from corelens.sparse import visible_full, visible_streaming
+    from corelens.sparse.kernels import visible_full, visible_streaming
 
     case = Case(12, batch=2, window=3, sink=2, others=0.2, starts=[0, 5])
     full = visible_full(case.position, case.position, start=case.start)
@@ -102,7 +102,7 @@ def test_the_masks_say_what_a_loop_says():
 
 
 def test_the_reference_is_what_a_loop_finds():
-    from corelens.sparse import reference
+    from corelens.sparse.kernels import reference
 
     case = Case(5, kv_heads=2, group=2, d_head=3)
     visible = torch.rand(1, 4, 5, 5, generator=torch.Generator().manual_seed(1)) < 0.5
@@ -162,7 +162,7 @@ def test_padded_rows_of_long_sequences_are_what_the_reference_finds():
 @settings(max_examples=25, deadline=None)
 def test_step_by_step_is_one_shot(case: Case):
     """Also from a buffer of sinks and a ring, in any order."""
-    from corelens.sparse import decode_attention
+    from corelens.sparse.kernels import decode_attention
 
     for p in range(case.n):
         case.check(case.full(p, p + 1), False, p, p + 1)
@@ -172,12 +172,12 @@ def test_step_by_step_is_one_shot(case: Case):
         order = torch.randperm(case.kept_position.shape[1] + case.n, generator=torch.Generator().manual_seed(p))
         key, value = torch.cat([case.kept_key, case.key], 2), torch.cat([case.kept_value, case.value], 2)
         visible = torch.cat([far, near & case.real], 1)[:, order]
+        by_head = visible[:, None].expand(-1, case.query.shape[1], -1)
         query = case.query[:, :, p : p + 1]
-        found = decode_attention(query, key[:, :, order], value[:, :, order], visible, scaling=case.scaling)
-        seeing = visible.any(-1)
-        assert_close(
-            found[seeing].double(), case.expected(True, p, p + 1)[seeing], **TOLERANCE[case.query.dtype]
-        )  # fmt: skip
+        seeing, expected = visible.any(-1), case.expected(True, p, p + 1)
+        for masks in (visible[:, None], by_head):
+            found = decode_attention(query, key[:, :, order], value[:, :, order], masks, scaling=case.scaling)
+            assert_close(found[seeing].double(), expected[seeing], **TOLERANCE[case.query.dtype])
 
 
 def test_a_full_prompt_is_stock_attention_bit_for_bit():
@@ -191,10 +191,10 @@ def test_a_full_prompt_is_stock_attention_bit_for_bit():
 
 
 def test_a_token_that_sees_all_needs_no_mask():
-    from corelens.sparse import decode_attention
+    from corelens.sparse.kernels import decode_attention
 
     case = Case(50, batch=2, kv_heads=2, group=4)
-    query, everything = case.query[:, :, -1:], torch.ones(2, 50, dtype=torch.bool)
+    query, everything = case.query[:, :, -1:], torch.ones(2, 1, 50, dtype=torch.bool)
     for visible in (None, everything):
         found = decode_attention(query, case.key, case.value, visible, scaling=case.scaling)
         case.check(found, False, 49)
@@ -211,7 +211,7 @@ def test_inputs_are_left_as_they_were():
 @given(cases(longest=60))
 @settings(max_examples=30, deadline=None)
 def test_parts_by_hand_are_those_of_the_kernel(case: Case):
-    from corelens.sparse.attending import by_hand, flash_cpu
+    from corelens.sparse.kernels.attending import by_hand, flash_cpu
 
     visible = torch.rand(len(case.query), 1, case.n, case.n, generator=torch.Generator().manual_seed(0)) < 0.3
     for mask in (None, visible):
@@ -227,7 +227,7 @@ def by_hand_varlen(
     num_splits: int | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """What torch.nn.attention.varlen.varlen_attn is documented to compute, in torch."""
-    from corelens.sparse.attending import by_hand
+    from corelens.sparse.kernels.attending import by_hand
 
     assert cu_seq_k is not None
     assert scale is not None
@@ -251,11 +251,11 @@ def by_hand_varlen(
 @settings(max_examples=50, deadline=None)
 def test_the_path_of_gpus_is_what_the_reference_finds(case: Case, data: st.DataObject):
     """With torch's kernel replaced by one of the same signature that runs on a CPU."""
-    from corelens.sparse import attending, kernels, unpadded
+    from corelens.sparse.kernels import attending, by_rule, unpadded
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch_varlen, "varlen_attn", by_hand_varlen)
-        for module in (kernels, unpadded, attending):
+        for module in (by_rule, unpadded, attending):
             patch.setattr(module, "has_varlen", lambda tensor: True)
         begin = data.draw(st.integers(0, case.n - 1))
         case.check(case.full(begin), False, begin)
@@ -270,7 +270,7 @@ def test_the_stand_in_has_the_signature_of_torch():
 
 
 def test_shares_of_blocks_are_what_a_loop_says():
-    from corelens.sparse.antidiagonal import block_shares
+    from corelens.sparse.kernels.antidiagonal import block_shares
 
     n, block, stride = 21, 8, 4
     case = Case(n, kv_heads=2, group=2, d_head=8)
@@ -291,7 +291,7 @@ def test_shares_of_blocks_are_what_a_loop_says():
 
 
 def test_the_fewest_blocks_are_chosen_and_always_the_first_and_the_diagonal():
-    from corelens.sparse.antidiagonal import chosen_blocks
+    from corelens.sparse.kernels.antidiagonal import chosen_blocks
 
     shares = torch.tensor([[1.0, 0, 0, 0], [0.1, 0.9, 0, 0], [0.1, 0.7, 0.2, 0], [0.05, 0.5, 0.4, 0.05]])[None, None]
     few = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1]]).bool()
@@ -303,8 +303,8 @@ def test_the_fewest_blocks_are_chosen_and_always_the_first_and_the_diagonal():
 @given(cases(longest=100), st.sampled_from([0.1, 0.6, 0.95, 1.0]))
 @settings(max_examples=40, deadline=None)
 def test_block_attention_is_attention_over_the_chosen_blocks(case: Case, top_p: float):
-    from corelens.sparse import block_attention, reference, visible_full
-    from corelens.sparse.antidiagonal import block_shares, chosen_blocks
+    from corelens.sparse.kernels import block_attention, reference, visible_full
+    from corelens.sparse.kernels.antidiagonal import block_shares, chosen_blocks
 
     parts = case.query, case.key, case.value
     found = block_attention(*parts, top_p, scaling=case.scaling, block=16, stride=4, start=case.start)
@@ -321,14 +321,14 @@ def test_block_attention_is_attention_over_the_chosen_blocks(case: Case, top_p: 
 
 
 def test_all_of_the_attention_is_in_all_blocks():
-    from corelens.sparse import block_attention
+    from corelens.sparse.kernels import block_attention
 
     case = Case(300, kv_heads=2, group=2)
     case.check(block_attention(case.query, case.key, case.value, 1.0, scaling=case.scaling), False)
 
 
 def test_bad_input_is_named():
-    from corelens.sparse import decode_attention, full_attention
+    from corelens.sparse.kernels import decode_attention, full_attention
 
     case = Case(20)
     with pytest.raises(ValueError, match="20 queries and 19 keys"):
@@ -356,7 +356,7 @@ def test_bad_input_is_named():
     ],
 )
 def test_bad_choices_of_blocks_are_named(options: dict[str, Any], message: str):
-    from corelens.sparse import block_attention
+    from corelens.sparse.kernels import block_attention
 
     case = Case(20)
     with pytest.raises(ValueError, match=message):

@@ -59,7 +59,7 @@ def _asked(
 ) -> "tuple[list[Sample], HeadScores | None, str]":
     """The gallery, what ranks the heads, and the code that makes both."""
     from corelens.data import Sample
-    from corelens.model import SHIPPED
+    from corelens.loading import SHIPPED
     from corelens.scanning import scan
     from corelens.scores import HeadScores
     from corelens.toy import worlds

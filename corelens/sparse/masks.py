@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-from corelens.sparse.antidiagonal import block_attention
-from corelens.sparse.kernels import full_attention, streaming_attention
+from corelens.sparse.kernels import block_attention, full_attention, streaming_attention
 from corelens.sparse.keys import KeysValues
 
 

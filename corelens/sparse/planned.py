@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from corelens.attention import AttentionCall
 from corelens.sparse.kernels import decode_attention
+from corelens.sparse.kernels.reference import visible_full
 from corelens.sparse.keys import indices, some
 from corelens.sparse.kvcache import HeadSparseLayer, Held
 from corelens.sparse.masks import Causal, Masked
 from corelens.sparse.plan import LayerPlan, Streaming, TopBlocks
-from corelens.sparse.reference import visible_full
 
 BEYOND = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices", "cu_seq_lens_q")
 """What some models ask of attention and planned layers do not compute."""
@@ -57,6 +57,8 @@ def head_sparse_attention(
             raise ValueError(
                 f"{type(module).__name__} asks for `{name}`, which head-sparse attention does not compute."
             )
+    if not isinstance(key, Held) and key.shape[-1] != value.shape[-1]:
+        raise ValueError(f"{kind} has keys and values of different widths, which head-sparse attention does not read.")
     if mask is not None and mask.is_floating_point():
         raise ValueError(
             f"{type(module).__name__} brings a mask of numbers, and head-sparse attention takes yes or no."

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from corelens.sparse.shapes import check_heads
+from corelens.sparse.kernels.shapes import check_heads
 
 BLOCK = 64
 

@@ -5,7 +5,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from corelens.sparse.merging import Found
+from corelens.sparse.kernels.merging import Found
 
 
 def has_varlen(tensor: Tensor) -> bool:

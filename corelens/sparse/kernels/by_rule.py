@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from corelens.sparse.shapes import check_heads, empty_output, rows_of
-from corelens.sparse.unpadded import causal, streaming
-from corelens.sparse.varlen import has_varlen
+from corelens.sparse.kernels.shapes import check_heads, empty_output, rows_of
+from corelens.sparse.kernels.unpadded import causal, streaming
+from corelens.sparse.kernels.varlen import has_varlen
 
 
 def full_attention(

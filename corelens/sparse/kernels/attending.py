@@ -5,8 +5,8 @@ from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from corelens.sparse.merging import Found
-from corelens.sparse.varlen import has_varlen, varlen_attention
+from corelens.sparse.kernels.merging import Found
+from corelens.sparse.kernels.varlen import has_varlen, varlen_attention
 
 
 def attend(

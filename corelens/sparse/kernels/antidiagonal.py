@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from corelens.sparse.attending import attend
-from corelens.sparse.shapes import check_heads, empty_output, rows_of
+from corelens.sparse.kernels.attending import attend
+from corelens.sparse.kernels.shapes import check_heads, empty_output, rows_of
 
 
 def block_attention(

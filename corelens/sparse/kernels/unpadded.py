@@ -6,11 +6,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from corelens.sparse.attending import attend, flash_cpu
-from corelens.sparse.blocks import pieces, window_attention
-from corelens.sparse.merging import merge
-from corelens.sparse.reference import visible_full
-from corelens.sparse.varlen import has_varlen, varlen_attention
+from corelens.sparse.kernels.attending import attend, flash_cpu
+from corelens.sparse.kernels.blocks import pieces, window_attention
+from corelens.sparse.kernels.merging import merge
+from corelens.sparse.kernels.reference import visible_full
+from corelens.sparse.kernels.varlen import has_varlen, varlen_attention
 
 
 def causal(
