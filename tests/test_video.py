@@ -436,3 +436,22 @@ def test_the_explorer_shows_the_frame_that_each_view_begins_with(family: str, sa
     assert [list(panel.seconds or ()) for panel in panels] == tokens.seconds[tokens.video].unique(dim=0).tolist()
     (n_visual,) = spread(tokens, panels, torch.ones(tokens.role.shape[1])).shape
     assert n_visual == int((tokens.row >= 0).sum())
+
+
+def test_a_figure_has_a_panel_for_every_view_with_the_frame_that_it_begins_with(sampling: Any):
+    from corelens import Video
+    from corelens.viz import attention_over_media
+
+    frames = noise(16)
+    frames[:] = np.arange(16, dtype=np.uint8)[:, None, None, None] * 15
+    video = Video(frames, 8.0)
+    tokens = prepared(sampling, frames).tokens
+    row = torch.full((tokens.role.shape[1],), 1.0)
+    figure = attention_over_media([video], {"even": row}, tokens, "t")
+    n_views = int(tokens.view[tokens.video].max()) + 1
+    heats = [trace for trace in figure.data if trace.type == "heatmap"]
+    assert len(heats) == len(figure.layout.images) == n_views > 1
+    assert sum(heat.z.size for heat in heats) == int((tokens.video & (tokens.row >= 0)).sum())
+    begins = [tokens.seconds[tokens.video & (tokens.view == view)][0, 0] for view in range(n_views)]
+    shown = [Image.open(io.BytesIO(base64.b64decode(one.source.split(",")[1]))) for one in figure.layout.images]
+    assert [round(np.asarray(one).mean() / 15) for one in shown] == [round(float(begin) * 8) for begin in begins]

@@ -17,7 +17,7 @@ def plans_and_controls(
     scores: HeadScores,
     group_size: int,
     streaming: Streaming,
-    budgets: Iterable[float] = BUDGETS,
+    budgets: Iterable[float | int] = BUDGETS,
     seeds: Sequence[int] = range(3),
 ) -> dict[str, list[HeadPlan]]:
     """Plans by score at every budget, and the same budgets spent in other ways.
@@ -47,7 +47,7 @@ def plans_and_controls(
             return []
         return [HeadPlan(dict.fromkeys(heads, Full()), streaming, "query", name=heads.name) for heads in sets]
 
-    def at(budget: float) -> dict[str, list[HeadPlan]]:
+    def at(budget: float | int) -> dict[str, list[HeadPlan]]:
         return {
             "core": plans(lambda: [scores.top(budget)]),
             "random": plans(lambda: [scores.random(seed, budget) for seed in seeds]),
@@ -63,7 +63,9 @@ def plans_and_controls(
     return {name: own for name, own in found.items() if own}
 
 
-def best_groups(scores: HeadScores, share: float, group_size: int, by: Literal["best", "mean"] = "best") -> HeadSet:
+def best_groups(
+    scores: HeadScores, share: float | int, group_size: int, by: Literal["best", "mean"] = "best"
+) -> HeadSet:
     """The heads of the best groups that share keys, for a budget of memory.
 
     Args:
@@ -88,7 +90,7 @@ def best_groups(scores: HeadScores, share: float, group_size: int, by: Literal["
     return HeadSet(tuple(heads), f"best {len(chosen)} of {len(ranked)} groups by {by} {scores.metric}")
 
 
-def best_layers(scores: HeadScores, share: float) -> HeadSet:
+def best_layers(scores: HeadScores, share: float | int) -> HeadSet:
     """All heads of the layers that score most in the mean, best layer first.
 
     Args:
@@ -102,7 +104,7 @@ def best_layers(scores: HeadScores, share: float) -> HeadSet:
     return HeadSet(tuple(heads), f"best {len(chosen)} of {len(existing)} layers by {scores.metric}")
 
 
-def _count(share: float, n: int) -> int:
+def _count(share: float | int, n: int) -> int:
     if not 0 < share <= 1:
         raise ValueError(f"share must lie in (0, 1], and is {share}.")
     return max(1, round(share * n))

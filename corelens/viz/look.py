@@ -1,7 +1,7 @@
 """The look that all figures share, on white and on dark pages."""
 
 import textwrap
-from itertools import cycle
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,7 @@ DARK = _template("#e8eaed", "#14171f", "#2c313c", "#20262f", "#2f7fb5", "#d9f0ff
 
 def colours(n: int) -> list[str]:
     """One for each of some lines; again from the first after six."""
-    return [color for color, _ in zip(cycle((BLUE, VERMILION, GREEN, PINK, ORANGE, SKY)), range(n), strict=False)]
+    return list(islice(cycle((BLUE, VERMILION, GREEN, PINK, ORANGE, SKY)), n))
 
 
 def styled(figure: go.Figure, title: str, below: str = "") -> go.Figure:

@@ -24,8 +24,9 @@ _MEASURES = {
 def head_map(scores: HeadScores, marked: HeadSet) -> go.Figure:
     """Every head as a cell, layers upwards.
 
-    Marks: the darker a cell, the higher the head's score (`per_head`); where some scores are negative, blue is above
-    zero and vermilion below. `marked` heads are outlined. A cross stands where there is no head, or no score.
+    Marks: the stronger the colour of a cell, the higher the head's score (`per_head`); where some scores are negative,
+    blue is above zero and vermilion below. `marked` heads are outlined. A cross stands where there is no head, or no
+    score.
 
     Raises:
         ValueError: If no head has a score, one is infinite, or a marked head is not in the map.
@@ -79,8 +80,8 @@ def head_map(scores: HeadScores, marked: HeadSet) -> go.Figure:
 def overlap_matrix(scores: Mapping[str, HeadScores], measure: Measure = "jaccard", n: float | int = 0.05) -> go.Figure:
     """How far scores of the same heads agree, each with each: metrics, data sets, or tasks.
 
-    Marks: a cell is a pair; its number is `agreement` of the two, and darker is more. Blue and vermilion tell positive
-    from negative rank correlations.
+    Marks: a cell is a pair; its number is `agreement` of the two, and a stronger colour is more. Blue and vermilion
+    tell positive from negative rank correlations.
 
     Args:
         scores: By the name that the figure shows.
@@ -115,8 +116,8 @@ def depth_length_grid(
 ) -> go.Figure:
     """Accuracy by how long the prompt is and how deep in it the evidence lies: a needle in a haystack.
 
-    Marks: a cell is a length and a depth; its number is the accuracy in percent, and darker is better. Cells without a
-    measurement (NaN) are empty.
+    Marks: a cell is a length and a depth; its number is the accuracy in percent, and a stronger colour is better. Cells
+    without a measurement (NaN) are empty.
 
     Args:
         accuracy: In [0, 1].
@@ -143,8 +144,8 @@ def patching_map(
 ) -> go.Figure:
     """What patching the residual stream (or heads, or edges) does, by layer and by place in the prompt.
 
-    Marks: a cell is a layer and a place, layers upwards; the darker, the larger the effect; where some effects are
-    negative, blue is above zero and vermilion below. NaN, not measured, is empty.
+    Marks: a cell is a layer and a place, layers upwards; the stronger its colour, the larger the effect; where some
+    effects are negative, blue is above zero and vermilion below. NaN, not measured, is empty.
 
     Args:
         effects: Mean effect of each patch.

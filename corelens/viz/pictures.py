@@ -198,7 +198,7 @@ def _draw(
 
 def _heated(figure: go.Figure, highest: float, title: str, below: str = "") -> go.Figure:
     figure.update_layout(coloraxis=dict(colorscale=HEAT, cmin=0, cmax=highest or 1.0, colorbar=colour_bar("attention")))
-    return styled(figure, title, below)
+    return styled(figure, title, below).update_layout(margin_b=16)
 
 
 def _encoded(picture: Image.Image, n_pixels: int) -> str:
