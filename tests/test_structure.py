@@ -49,6 +49,7 @@ ORDER = [
     "cluster",
     "toy",
     "viz",
+    "study",
     "demo",
     "cli",
 ]

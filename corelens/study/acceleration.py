@@ -36,9 +36,7 @@ def acceleration(found: Accelerated, rounds: Sequence[Mapping[str, Speed]], n_po
     ]
     if (control := PLAN.replace("core", "random")) in found.conditions:
         apart = core - _scores(found, control)
-        effects.append(
-            estimate("accuracy above random heads'", lambda i: float(apart[i].mean()), strata, at_least=0.0)
-        )
+        effects.append(estimate("accuracy above random heads'", lambda i: float(apart[i].mean()), strata, at_least=0.0))
     notes = [
         f"Speed is that of reading a prompt of {n_positions:,} positions, the longest; short prompts leave little to "
         f"save, so that a claim about long ones can only be tested on long ones.",

@@ -16,11 +16,11 @@ from corelens.study.finding import Finding, estimate, p_value
 MEASURES = ("entropy", "vera", "visual_share", "spatial_entropy")
 
 RULE = (
-    "The top 5 % of heads, chosen on half of the samples, look in the other half at no more than half as many tokens as "
-    "other heads do (exponential of the difference in mean entropy), put at least twice as large a share of their visual "
-    "attention on the evidence, and differ in entropy by a Mann-Whitney test over heads (p <= .05). Intervals are over "
-    "samples. The dip test for two peaks is reported and not in the rule: a group of 5 % is too small a peak for it in "
-    "models of few heads. Inferred."
+    "The top 5 % of heads, chosen on half of the samples, look in the other half at no more than half as many tokens "
+    "as other heads do (exponential of the difference in mean entropy), put at least twice as large a share of their "
+    "visual attention on the evidence, and differ in entropy by a Mann-Whitney test over heads (p <= .05). Intervals "
+    "are over samples. The dip test for two peaks is reported and not in the rule: a group of 5 % is too small a peak "
+    "for it in models of few heads. Inferred."
 )
 
 

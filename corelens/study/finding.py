@@ -8,7 +8,7 @@ import numpy as np
 
 Verdict = Literal["supported", "not supported", "inconclusive"]
 
-N_DRAWS = 1_000
+N_DRAWS = 500
 """Bootstrap draws of every interval."""
 
 

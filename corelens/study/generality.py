@@ -18,9 +18,10 @@ TOP = 0.05
 """Share of heads that are called CoRe heads."""
 
 RULE = (
-    "Over all pairs of data sets, the mean share of one's top 5 % of heads that are in the other's is at least one half "
-    "(MMRetHeads finds .51 between text and pictures) and at least 0.2 above that of an untrained model, whose heads "
-    "differ by where they happen to look, and the mean rank correlation over all heads is at least 0.5. Inferred."
+    "Over all pairs of data sets, the mean share of one's top 5 % of heads that are in the other's is at least one "
+    "half (MMRetHeads finds .51 between text and pictures) and at least 0.2 above that of an untrained model, whose "
+    "heads differ by where they happen to look, and the mean rank correlation over all heads is at least 0.5. "
+    "Inferred."
 )
 
 

@@ -12,15 +12,17 @@ CONTROLS = ("next-ranked", "random", "random, same layers")
 
 RULE = (
     "Zeroing the top 5 % of heads, in prefill and decoding, costs at least 10 points of accuracy on questions about "
-    "pictures, as does putting their mean in their place; at least twice what zeroing as many next-ranked heads, random "
-    "heads and random heads of the same layers costs; and at least twice what it costs on text-only questions. Heads "
-    "are chosen on other samples; intervals are over samples, paired. Bottom heads are reported and not in the rule: in "
-    "the models shipped here, on which this rule was thought out, they do groundwork for everything. Other operations, "
-    "phases and sufficiency are reported, too. Inferred."
+    "pictures, as does putting their mean in their place; at least twice what zeroing as many next-ranked heads, "
+    "random heads and random heads of the same layers costs; and at least twice what it costs on text-only questions. "
+    "Heads are chosen on other samples; intervals are over samples, paired. Bottom heads are reported and not in the "
+    "rule: in the models shipped here, on which this rule was thought out, they do groundwork for everything. Other "
+    "operations, phases and sufficiency are reported, too. Inferred."
 )
 
 
-def necessity(zeroed: Conditions[HeadSet], others: Mapping[str, Conditions[HeadSet]], texts: Collection[str]) -> Finding:
+def necessity(
+    zeroed: Conditions[HeadSet], others: Mapping[str, Conditions[HeadSet]], texts: Collection[str]
+) -> Finding:
     """Whether the top heads are needed to see.
 
     Args:

@@ -61,7 +61,7 @@ def sparsity(scores: HeadScores, untrained: HeadScores) -> Finding:
 def shuffled(
     values: Float[Tensor, "sample layer head"], generator: torch.Generator
 ) -> Float[Tensor, "sample layer head"]:
-    """Every sample's scores on heads of its own drawing: as concentrated in a sample, but by no head again and again."""
+    """Every sample's scores, given to heads at random: as concentrated in a sample, but no head is always the best."""
     flat = values.flatten(1)
     order = torch.rand(flat.shape, generator=generator).argsort(1)
     return flat.gather(1, order).view_as(values)
