@@ -1,6 +1,9 @@
 """The study's verdicts: on numbers made up, where the answer is known, and on the shipped and untrained models."""
 
+import html
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,6 +70,7 @@ def test_samples_are_drawn_within_their_data_sets():
     assert (seen.low, seen.high) == (3 / 8, 3 / 8)
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_sparsity_is_supported_where_two_of_forty_heads_hold_all_and_not_where_all_hold_alike():
     from corelens.study import sparsity
 
@@ -87,6 +91,7 @@ def test_the_gini_coefficient_of_one_head_that_holds_all_is_what_the_formula_say
     assert _gini(torch.ones(2, 1, 10)) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_generality_needs_the_same_heads_in_both_data_sets():
     from corelens.study import generality
 
@@ -169,3 +174,120 @@ def test_acceleration_needs_speed_and_accuracy():
     assert acceleration(found(0.9), rounds(2.0), 9).verdict == "supported"
     assert acceleration(found(0.9), rounds(1.1), 9).verdict == "not supported"
     assert acceleration(found(0.5), rounds(2.0), 9).verdict == "not supported"
+
+
+# --- the whole study, small ------------------------------------------------------------------------------------------
+
+
+def data(n: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Scenes of few digits and of many as two data sets, and a text task."""
+    from corelens.toy import worlds
+
+    pictures = {"few": list(worlds.scenes(n, 0, n_things=3)), "many": list(worlds.scenes(n, 0))}
+    return pictures, {"copy": list(worlds.texts(n, 0, "copy"))}
+
+
+def small() -> Any:
+    from corelens.study.run import Size
+
+    return Size(seeds=1, doses=(0.2,), operations=(("mean", "both"),), budgets=(0.05,), rounds=1)
+
+
+@pytest.fixture
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("corelens.study.finding.N_DRAWS", 40)
+
+
+def verdicts(study: Any) -> list[str]:
+    return [finding.verdict for finding in study.findings]
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_an_untrained_model_has_no_sparsity_no_division_and_nothing_to_lose(toy: Any, tmp_path: Path):
+    from transformers import AutoModelForImageTextToText
+
+    import corelens as cl
+    from corelens.study import run_study
+
+    torch.manual_seed(1)
+    fresh = AutoModelForImageTextToText.from_config(toy.hf_model.config, dtype=toy.hf_model.dtype).eval()
+    study = run_study(cl.HookedMLLM(fresh, toy.processor), *data(8), tmp_path, small(), max_new_tokens=2)
+    found = verdicts(study)
+    assert [found[claim] for claim in (0, 2, 3)] == ["not supported"] * 3
+    assert "supported" not in found
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_the_shipped_organism_is_sparse_and_needs_its_top_heads_and_the_study_resumes(toy: Any, tmp_path: Path):
+    from corelens.study import run_study
+    from corelens.study.report import save
+
+    study = run_study(toy, *data(12), tmp_path, small(), max_new_tokens=2)
+    found = verdicts(study)
+    assert (found[0], found[3]) == ("supported", "supported")
+    result = save(study, tmp_path, {"data": "scenes"})
+    assert json.loads((tmp_path / "study.json").read_text()) == result
+    page = (tmp_path / "study.html").read_text()
+    for finding in study.findings:
+        assert html.escape(finding.rule) in page
+        assert html.escape(finding.would_change) in page
+    parts = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    (tmp_path / "scan" / "parts" / "00000.parquet").unlink()
+    again = run_study(toy, *data(12), tmp_path, small(), max_new_tokens=2)
+    assert [one.to_json() for one in again.findings[:4]] == [one.to_json() for one in study.findings[:4]]
+    unchanged = [path for path, written in parts.items() if path.stat().st_mtime_ns == written]
+    assert len(unchanged) == len(parts) - 1
+
+
+def test_an_untrained_model_is_the_same_every_time_and_leaves_chance_alone(toy: Any):
+    from corelens.study.run import untrained
+
+    before = torch.random.get_rng_state()
+    one, other = (dict(untrained(toy).hf_model.named_parameters()) for _ in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert torch.equal(before, torch.random.get_rng_state())
+    trained = dict(toy.hf_model.named_parameters())
+    assert not any(torch.equal(one[name], trained[name]) for name in one if one[name].std() > 0)
+
+
+def test_halves_share_no_sample_and_costs_count_them():
+    from corelens.study.run import costs, halves
+
+    pictures, texts = data(9)
+    found, seen = halves(pictures)
+    assert [(len(own), len(seen[name])) for name, own in found.items()] == [(5, 4), (5, 4)]
+    assert not {sample.id for sample in found["few"]} & {sample.id for sample in seen["few"]}
+    expected = costs(pictures, texts, small())
+    assert expected["scan"] == (10, 1)
+    assert expected["ablate"] == (8 + 9, 1 + 5 + 2)
+    with pytest.raises(ValueError, match="few has 3 samples; a study needs four or more of each"):
+        halves({"few": pictures["few"][:3]})
+
+
+def test_all_but_some_heads_blinded_is_the_knock_out_of_the_others(toy: Any):
+    import corelens as cl
+    from corelens.toy import worlds
+
+    pictures = list(worlds.scenes(6, 0))
+    heads = cl.HeadSet.parse("L3H14, L3H0, L2H10")
+    found = cl.ablate_all(toy, pictures, {"blind": [heads]}, "blind", max_new_tokens=2)
+    hooks = cl.knock_out(heads, "from_question", "image")
+    said = cl.answers(toy, list(cl.prepared_batches(toy, pictures, 6, "prepare")), hooks, 2)
+    assert found.values["blind"][:, 0].nan_to_num().tolist() == said.scores.tolist()
+    assert found.accuracies("blind", "") < found.accuracies("plain", "")
+
+
+def test_the_command_splits_data_sets_and_says_what_it_costs_before_it_starts(tmp_path: Path):
+    from typer.testing import CliRunner
+
+    from corelens.cli import app
+    from corelens.cli.study import _separate
+
+    assert _separate(["scenes=8,mmlongbench=p,task=x", "charts=3"]) == ["scenes=8", "mmlongbench=p,task=x", "charts=3"]
+    ran = CliRunner().invoke(
+        app, ["study", "--model", "corelens/nothing", "--data", "scenes=8", "--out", str(tmp_path), "--quick"]
+    )
+    assert ran.exit_code == 2
+    assert "scan: 4 samples x 1 = 4" in ran.output
+    few = CliRunner().invoke(app, ["study", "--model", "corelens/toy", "--data", "scenes=2", "--out", str(tmp_path)])
+    assert "scenes has 2 samples" in " ".join(few.output.split())
