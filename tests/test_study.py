@@ -122,7 +122,9 @@ def test_division_needs_core_heads_that_look_narrowly():
 
     ram = measured(0.9, 0.05)
     core = ram.top(0.05)
-    narrow = dict(zip(MEASURES, [measured(1, 4), measured(0.9, 0.1), measured(0.9, 0.5), measured(0, 2)], strict=True))
+    narrow: dict[str, Any] = dict(
+        zip(MEASURES, [measured(1, 4), measured(0.9, 0.1), measured(0.9, 0.5), measured(0, 2)], strict=True)
+    )
     assert division(ram, narrow, core).verdict == "supported"
     assert "less scattered in 100%" in division(ram, narrow, core).notes[0]
     assert division(ram, narrow | {"entropy": measured(3.9, 4)}, core).verdict == "not supported"
