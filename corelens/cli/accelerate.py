@@ -43,6 +43,7 @@ def accelerate(
     if wrong := [one for one in budget or () if not 0 < one <= 1]:
         raise typer.BadParameter(f"{wrong[0]} is no share of heads: it must lie in (0, 1].", param_hint="--budget")
     from corelens.accelerating import accelerate_all, speeds
+    from corelens.pruning import Pruning
     from corelens.sparse import Streaming
     from corelens.sparse.budgets import BUDGETS, plans_and_controls
     from corelens.store import write_whole
@@ -50,7 +51,11 @@ def accelerate(
     with options.resumable(out):
         hooked = options.loaded(model, dtype, device)
         group_size = hooked.cfg.n_heads // hooked.cfg.n_key_value_heads
-        plans = plans_and_controls(ranking, group_size, Streaming(sink, window, text), budget or BUDGETS)
+        shares = budget or BUDGETS
+        plans: dict[str, Any] = plans_and_controls(ranking, group_size, Streaming(sink, window, text), shares)
+        # As FastV, after the second layer that has heads, with the same shares of visual tokens as of heads.
+        second = sorted({head.layer for head in hooked.heads})[:2][-1]
+        plans |= {f"visual tokens {share:.0%}": [Pruning(second, share)] for share in shares}
         sets = {name: list(own) for name, own in options.samples(data, seed, limit).items()}
         found = accelerate_all(hooked, sets, plans, max_new_tokens=max_new_tokens, out=out)
         n_positions, speed = speeds(hooked, sets, found.conditions)
@@ -68,29 +73,32 @@ def _summary(
     model: "HookedMLLM", found: "Accelerated", n_positions: int, speed: "Mapping[str, Speed]"
 ) -> dict[str, Any]:
     """All numbers; speed and bytes of the first draw of every plan."""
-    from corelens.sparse import place
-
-    placed = {name: place(own[0], model.hf_model) for name, own in found.conditions.items()}
-    plain = speed["plain"]
     return {
         "positions": n_positions,
-        "plans": {
-            name: {
-                "heads": [plan.name for plan in own],
-                "full heads": round(placed[name].share_of_full_heads, 4),
-                "whole groups of keys": round(placed[name].share_of_whole_groups, 4),
-                "kept attention": round(found.kept_attention(name), 4),
-                "cache": speed[name].cache,
-                "prefill": round(plain.prefill / speed[name].prefill, 3),
-                "generation": round(speed[name].faster(plain, 256), 3),
-            }
-            for name, own in found.conditions.items()
-        },
+        "plans": {name: _plan(model, found, name, speed) for name in found.conditions},
         "data": {
             dataset: {"samples": found.datasets.count(dataset), "conditions": found.summary(dataset)}
             for dataset in dict.fromkeys(found.datasets)
         },
         "skipped": found.skipped,
+    }
+
+
+def _plan(model: "HookedMLLM", found: "Accelerated", name: str, speed: "Mapping[str, Speed]") -> dict[str, Any]:
+    from corelens.sparse import HeadPlan, place
+
+    own = found.conditions[name]
+    said: dict[str, Any] = {"heads": [plan.name for plan in own]}
+    if not isinstance(own[0], HeadPlan):
+        return said
+    placed, plain = place(own[0], model.hf_model), speed["plain"]
+    return said | {
+        "full heads": round(placed.share_of_full_heads, 4),
+        "whole groups of keys": round(placed.share_of_whole_groups, 4),
+        "kept attention": round(found.kept_attention(name), 4),
+        "cache": speed[name].cache,
+        "prefill": round(plain.prefill / speed[name].prefill, 3),
+        "generation": round(speed[name].faster(plain, 256), 3),
     }
 
 
@@ -110,7 +118,7 @@ def _draw(summary: dict[str, Any], out: Path) -> None:
         ways: dict[str, dict[str, tuple[float, float]]] = {}
         for condition, said in of["conditions"].items():
             way, _, budget = condition.rpartition(" ")
-            if condition != "plain":
+            if condition != "plain" and "generation" in summary["plans"][condition]:
                 speed = summary["plans"][condition]["generation"]
                 ways.setdefault(way or condition, {})[budget] = speed, said["accuracy"]
         page.heading(f"{dataset}: {of['samples']} samples")
@@ -128,11 +136,11 @@ def _show(summary: dict[str, Any], out: Path) -> None:
             table.add_column(title, justify="right", no_wrap=True)
         for condition, said in of["conditions"].items():
             plan = summary["plans"][condition]
-            table.add_row(
-                condition, f"{100 * said['accuracy']:.1f}", f"{100 * said['change']:+.1f}" if "change" in said else "",
-                f"{plan['kept attention']:.2f}", f"{100 * plan['full heads']:.1f}", f"{plan['cache'] / 1e6:.2f} MB",
-                f"{plan['generation']:.2f}x",
-            )  # fmt: skip
+            row = [f"{100 * said['accuracy']:.1f}", f"{100 * said['change']:+.1f}" if "change" in said else ""]
+            if "cache" in plan:
+                row += [f"{plan['kept attention']:.2f}", f"{100 * plan['full heads']:.1f}"]
+                row += [f"{plan['cache'] / 1e6:.2f} MB", f"{plan['generation']:.2f}x"]
+            table.add_row(condition, *row)
         console.print(table)
     n = summary["positions"]
     console.print(
