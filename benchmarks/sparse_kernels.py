@@ -81,7 +81,7 @@ def decode(n: int, window: int, d_head: int, dtype: torch.dtype, repetitions: in
         return [tuple(torch.randn(2, 1, kv_heads, length, d_head, dtype=dtype)) for _ in range(LAYERS)]  # pyright: ignore
 
     dense, full, near = caches(KV_HEADS, n), caches(FULL, n), caches(KV_HEADS - FULL, SINK + window)
-    visible, module = torch.ones(1, SINK + window, dtype=torch.bool), nn.Module()
+    visible, module = torch.ones(1, 1, SINK + window, dtype=torch.bool), nn.Module()
     module.num_key_value_groups, module.is_causal = GROUP, True
     hf = DynamicCache()
     for layer, (key, value) in enumerate(dense):

@@ -10,7 +10,7 @@ that stands, the mean over the heads of all layers. Times are seconds of CPU, su
 the machine counts little: medians over interleaved repetitions in one process. Peaks are resident memory above the
 loaded model, each in a process of its own. The last line is JSON; only its ratios carry over to other machines.
 
-    python benchmarks/sweep_cost.py [--lengths 1024 4096] [--repetitions 3] [--at-once 4]
+    [OMP_NUM_THREADS=1] python benchmarks/sweep_cost.py [--lengths 1024 4096] [--repetitions 3] [--at-once 4]
 """
 
 import argparse

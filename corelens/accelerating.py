@@ -1,8 +1,10 @@
 """Does a plan keep the answers? Accuracy and kept attention under plans and their controls, part by part."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from os import PathLike
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,6 +15,7 @@ from corelens.conditions import PLAIN, Conditions, check_scoring
 from corelens.data import BoxUnit, Sample
 from corelens.model import HookedMLLM
 from corelens.parts import Named, Samples, described, in_parts, length_of, named, part_of, prepared
+from corelens.pruning import Pruning, pruned
 from corelens.sparse import Full, HeadPlan, apply, place
 from corelens.sparse.kept import kept_attention
 from corelens.sparse.speed import Speed, measure_speed
@@ -24,16 +27,18 @@ PART = 16
 KEPT = "kept attention, "
 """Begins the columns of run folders that hold it."""
 
-Plans = Mapping[str, Sequence[HeadPlan]]
-"""Plans by what they are; several where heads are drawn by chance, one for each seed."""
+Plans = Mapping[str, Sequence[HeadPlan | Pruning]]
+"""Plans of heads, or prunings of visual tokens to compare them with, by what they are; several where heads are drawn by
+chance, one for each seed."""
 
 
 @dataclass(frozen=True)
-class Accelerated(Conditions[HeadPlan]):
+class Accelerated(Conditions[HeadPlan | Pruning]):
     """How good answers are under plans, and how much attention they keep."""
 
     kept: Mapping[str, Float[Tensor, "sample _draw"]]
-    """Share of the attention of the prompt's last token, all heads together, that a plan lets heads keep, in [0, 1]."""
+    """Share of the attention of the prompt's last token, all heads together, that a plan lets heads keep, in [0, 1];
+    NaN for prunings, after which attention is another."""
 
     def kept_attention(self, condition: str) -> float:
         """Mean over samples and draws."""
@@ -68,27 +73,31 @@ def accelerate_all(
     every = named(samples)
     check_scoring(every, box_unit)
     full = HeadPlan({}, Full(), name="no plan")
-    all_plans: dict[str, list[HeadPlan]] = {PLAIN: [full]} | {name: list(own) for name, own in plans.items()}
-    for own in all_plans.values():
-        for plan in own:
-            place(plan, model.hf_model)
+    all_plans: dict[str, list[HeadPlan | Pruning]] = {PLAIN: [full], **{n: list(own) for n, own in plans.items()}}
+    of_heads = [plan for own in all_plans.values() for plan in own if isinstance(plan, HeadPlan)]
+    for plan in of_heads:
+        place(plan, model.hf_model)
 
     def measure(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _unit"]]:
         inputs = prepared(model, batch)
         asked = [(batch, inputs)]
 
-        def under(plan: HeadPlan) -> Float[Tensor, "batch"]:
-            if plan is full:
-                found = answers(model, asked, None, max_new_tokens, box_unit=box_unit)
+        def under(plan: HeadPlan | Pruning) -> Float[Tensor, "batch"]:
+            if isinstance(plan, Pruning):
+                found = answers(model, asked, pruned(model, inputs, plan), max_new_tokens, box_unit=box_unit)
             else:
-                with apply(model, plan, force=True):
+                with nullcontext() if plan is full else apply(model, plan, force=True):
                     found = answers(model, asked, None, max_new_tokens, box_unit=box_unit)
             return found.scores.masked_fill(~found.parsed, torch.nan)
 
-        scores = {name: torch.stack([under(plan) for plan in own], 1) for name, own in all_plans.items()}
-        masses = iter(kept_attention(model, inputs, [plan for own in all_plans.values() for plan in own]))
-        kept = {KEPT + name: torch.stack([next(masses) for _ in own], 1) for name, own in all_plans.items()}
-        return scores | kept
+        masses = iter(kept_attention(model, inputs, of_heads))
+        unknown = torch.full((len(batch),), torch.nan)
+        found = {}
+        for name, own in all_plans.items():
+            found[name] = torch.stack([under(plan) for plan in own], 1)
+            kept = [next(masses) if isinstance(plan, HeadPlan) else unknown for plan in own]
+            found[KEPT + name] = torch.stack(kept, 1)
+        return found
 
     def do(missing: Mapping[int, Named]) -> Iterator[tuple[int, Part]]:
         for number, own in missing.items():
@@ -98,7 +107,7 @@ def accelerate_all(
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
         "box_unit": box_unit,
-        "plans": {name: [plan.to_json() for plan in own] for name, own in all_plans.items()},
+        "plans": {name: [_written(plan) for plan in own] for name, own in all_plans.items()},
     }
     whole = in_parts("accelerate", every, PART, described(model), choices, out, do)
     values = {name: whole.values[name] for name in all_plans}
@@ -112,9 +121,13 @@ def speeds(
     """How fast the longest prompt is answered under the first draw of every plan.
 
     Returns:
-        The positions of that prompt, and the speeds; `plain` is the model as it is.
+        The positions of that prompt, and the speeds; `plain` is the model as it is. Prunings have none.
     """
     _, longest = max(named(samples), key=lambda own: length_of(own[1]))
     inputs = prepared(model, [longest])
-    first = {name: None if name == PLAIN else own[0] for name, own in plans.items()}
+    first = {name: own[0] for name, own in plans.items() if isinstance(own[0], HeadPlan)} | {PLAIN: None}
     return inputs["input_ids"].shape[1], measure_speed(model, inputs, first, n_tokens, repeats)
+
+
+def _written(plan: HeadPlan | Pruning) -> dict[str, Any]:
+    return plan.to_json() if isinstance(plan, HeadPlan) else asdict(plan)

@@ -80,11 +80,8 @@ class Prefix:
     def begun(self, inputs: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
         """What `generate` takes to go on from here under some settings."""
         begun = self._without_media(inputs)
-        if "position_ids" in inspect.signature(self.hf_model.forward).parameters:
-            # Left alone, generation counts from the first token that is not padding, and passes from zero.
-            n_samples, n = inputs["input_ids"].shape
-            positions = begun.get("position_ids", torch.arange(n, device=inputs["input_ids"].device)[None])
-            begun["position_ids"] = positions.expand(*positions.shape[:-2], n_samples, -1)
+        if (positions := begun.get("position_ids")) is not None:
+            begun["position_ids"] = positions.expand(*positions.shape[:-2], len(inputs["input_ids"]), -1)
         config = settings.get("generation_config") or self.hf_model.generation_config
         # Beams, or several samples.
         names = ("num_beams", "num_return_sequences")
@@ -101,6 +98,10 @@ class Prefix:
         if inputs["input_ids"] is not self.inputs["input_ids"]:
             with replaying(self.seen):
                 position_ids = _position_ids(self.hf_model, self.stack, inputs)
+        if position_ids is None and "position_ids" in inspect.signature(self.hf_model.forward).parameters:
+            # From zero, as a pass counts that is told nothing. Left alone, generation counts from the first token that
+            # is not padding, and Qwen's models go on from the pictures of their last prompt.
+            position_ids = torch.arange(inputs["input_ids"].shape[1], device=inputs["input_ids"].device)[None]
         return kept if position_ids is None else kept | {"position_ids": position_ids}
 
 

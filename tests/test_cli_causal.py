@@ -214,7 +214,7 @@ def test_pictures_and_plain_questions_share_a_run():
 
 
 def test_plain_questions_are_answered_by_their_answers_alone():
-    from corelens.cli.ablate import _texts
+    from corelens.cli.options import texts
     from corelens.data import score
     from corelens.data.plain_text import plain_text
 
@@ -226,7 +226,7 @@ def test_plain_questions_are_answered_by_their_answers_alone():
         if sample.question.startswith("What is"):
             first, second = (int(word.rstrip("?")) for word in sample.question.split() if word.rstrip("?").isdecimal())
             assert int(sample.answer) == first + second
-    assert list(_texts("someone/a-model", None)) == ["text"]
+    assert list(texts("someone/a-model", None)) == ["text"]
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------

@@ -181,18 +181,46 @@ def test_blocks_that_hold_all_are_full_heads_and_few_are_less():
 
 def test_plans_are_compared_part_by_part_and_again(toy: Any, tmp_path: Path):
     from corelens.accelerating import accelerate_all
+    from corelens.pruning import Pruning
     from corelens.toy import worlds
 
     samples, core = list(worlds.scenes(18, seed=3)), HeadSet.parse("L3H14, L3H0, L2H10, L2H4, L2H6")
     plans = {"core": [hybrid(core, 4, 16, granularity="query")], "none": [hybrid([], 4, 16)]}
+    plans |= {"tokens": [Pruning(1, 0.05)]}
     found = accelerate_all(toy, samples, plans, max_new_tokens=4, out=tmp_path)
     plain, kept, none = (found.accuracies(name, "")[0] for name in ("plain", "core", "none"))
     assert plain >= 0.9
     assert kept >= plain - 0.1
     assert none < plain - 0.3
+    assert found.accuracies("tokens", "")[0] < plain
     assert found.kept_attention("plain") == 1
     assert 0 < found.kept_attention("none") < found.kept_attention("core") < 1
     again = accelerate_all(toy, samples, plans, max_new_tokens=4, out=tmp_path)
     assert all(torch.equal(again.values[name], found.values[name]) for name in found.values)
     with pytest.raises(ValueError, match=r"holds another run: plans\.core was"):
         accelerate_all(toy, samples, {"core": [hybrid(core, 4, 17)]}, max_new_tokens=4, out=tmp_path)
+
+
+def test_pruned_tokens_are_those_that_a_layer_attends_to_least_and_nobody_sees_them_later(toy: Any):
+    from corelens.pruning import Pruning, pruned
+    from corelens.toy import worlds
+
+    samples = list(worlds.scenes(2, seed=3))
+    inputs = toy.prepare([sample.images for sample in samples], [sample.question for sample in samples])
+    names = toy.attn_names("pattern")
+    _, cache = toy.run_with_cache(inputs, names_filter=names)
+    with toy.hooks(fwd_hooks=pruned(toy, inputs, Pruning(1, 0.25))):
+        _, hidden = toy.run_with_cache(inputs, names_filter=names)
+    for sample in range(2):
+        visual = inputs.tokens.visual[sample].nonzero().flatten()
+        by_attention = sorted(visual.tolist(), key=lambda k: -cache["pattern", 1][sample, :, -1, k].mean().item())
+        real = (~inputs.tokens.padding[sample]).nonzero().flatten()
+        assert (hidden["pattern", 2][sample][:, real][:, :, by_attention[16:]] == 0).all()
+        assert (hidden["pattern", 5][sample][:, -1, by_attention[16:]] == 0).all()
+        assert (hidden["pattern", 5][sample][:, -1, by_attention[:16]] > 0).any(0).all()
+    assert torch.equal(hidden["pattern", 1], cache["pattern", 1])
+    assert pruned(toy, inputs, Pruning(1, 1.0)) == []
+    with pytest.raises(ValueError, match=r"share must lie in \(0, 1\], and is 1.2"):
+        Pruning(1, 1.2)
+    with pytest.raises(ValueError, match="no hook point"):
+        pruned(toy, inputs, Pruning(9, 0.5))

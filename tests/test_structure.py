@@ -37,6 +37,7 @@ ORDER = [
     "answering",
     "interventions",
     "causal",
+    "pruning",
     "store",
     "parts",
     "conditions",

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from corelens.model import HookedMLLM
     from corelens.sparse.speed import Speed
 
+DRAWN = ("core", "best groups", "whole layers", "random", "random, same layers", "bottom")
+"""Ways to spend a budget that the figures show; the table has all."""
+
 
 def accelerate(
     model: options.Model,
@@ -43,6 +46,7 @@ def accelerate(
     if wrong := [one for one in budget or () if not 0 < one <= 1]:
         raise typer.BadParameter(f"{wrong[0]} is no share of heads: it must lie in (0, 1].", param_hint="--budget")
     from corelens.accelerating import accelerate_all, speeds
+    from corelens.pruning import Pruning
     from corelens.sparse import Streaming
     from corelens.sparse.budgets import BUDGETS, plans_and_controls
     from corelens.store import write_whole
@@ -50,7 +54,11 @@ def accelerate(
     with options.resumable(out):
         hooked = options.loaded(model, dtype, device)
         group_size = hooked.cfg.n_heads // hooked.cfg.n_key_value_heads
-        plans = plans_and_controls(ranking, group_size, Streaming(sink, window, text), budget or BUDGETS)
+        shares = budget or BUDGETS
+        plans: dict[str, Any] = plans_and_controls(ranking, group_size, Streaming(sink, window, text), shares)
+        # As FastV, after the second layer that has heads, with the same shares of visual tokens as of heads.
+        second = sorted({head.layer for head in hooked.heads})[:2][-1]
+        plans |= {f"visual tokens {share:.0%}": [Pruning(second, share)] for share in shares}
         sets = {name: list(own) for name, own in options.samples(data, seed, limit).items()}
         found = accelerate_all(hooked, sets, plans, max_new_tokens=max_new_tokens, out=out)
         n_positions, speed = speeds(hooked, sets, found.conditions)
@@ -68,29 +76,32 @@ def _summary(
     model: "HookedMLLM", found: "Accelerated", n_positions: int, speed: "Mapping[str, Speed]"
 ) -> dict[str, Any]:
     """All numbers; speed and bytes of the first draw of every plan."""
-    from corelens.sparse import place
-
-    placed = {name: place(own[0], model.hf_model) for name, own in found.conditions.items()}
-    plain = speed["plain"]
     return {
         "positions": n_positions,
-        "plans": {
-            name: {
-                "heads": [plan.name for plan in own],
-                "full heads": round(placed[name].share_of_full_heads, 4),
-                "whole groups of keys": round(placed[name].share_of_whole_groups, 4),
-                "kept attention": round(found.kept_attention(name), 4),
-                "cache": speed[name].cache,
-                "prefill": round(plain.prefill / speed[name].prefill, 3),
-                "generation": round(speed[name].faster(plain, 256), 3),
-            }
-            for name, own in found.conditions.items()
-        },
+        "plans": {name: _plan(model, found, name, speed) for name in found.conditions},
         "data": {
             dataset: {"samples": found.datasets.count(dataset), "conditions": found.summary(dataset)}
             for dataset in dict.fromkeys(found.datasets)
         },
         "skipped": found.skipped,
+    }
+
+
+def _plan(model: "HookedMLLM", found: "Accelerated", name: str, speed: "Mapping[str, Speed]") -> dict[str, Any]:
+    from corelens.sparse import HeadPlan, place
+
+    own = found.conditions[name]
+    said: dict[str, Any] = {"heads": [plan.name for plan in own]}
+    if not isinstance(own[0], HeadPlan):
+        return said
+    placed, plain = place(own[0], model.hf_model), speed["plain"]
+    return said | {
+        "full heads": round(placed.share_of_full_heads, 4),
+        "whole groups of keys": round(placed.share_of_whole_groups, 4),
+        "kept attention": round(found.kept_attention(name), 4),
+        "cache": speed[name].cache,
+        "prefill": round(plain.prefill / speed[name].prefill, 3),
+        "generation": round(speed[name].faster(plain, 256), 3),
     }
 
 
@@ -106,15 +117,21 @@ def _draw(summary: dict[str, Any], out: Path) -> None:
         f"Accuracy when some heads see everything and all others little, and how fast {n:,} positions are then read "
         f"and 256 tokens generated.",
     )
+    plain = summary["plans"]["plain"]["cache"]
+    gains = {
+        "times fewer bytes of keys and values": lambda plan: plain / plan["cache"],
+        "times as fast": lambda plan: plan["generation"],
+    }
     for dataset, of in summary["data"].items():
-        ways: dict[str, dict[str, tuple[float, float]]] = {}
-        for condition, said in of["conditions"].items():
-            way, _, budget = condition.rpartition(" ")
-            if condition != "plain":
-                speed = summary["plans"][condition]["generation"]
-                ways.setdefault(way or condition, {})[budget] = speed, said["accuracy"]
         page.heading(f"{dataset}: {of['samples']} samples")
-        page.figures(speed_against_accuracy(ways, of["conditions"]["plain"]["accuracy"]))
+        for gain, of_plan in gains.items():
+            ways: dict[str, dict[str, tuple[float, float]]] = {}
+            for condition, said in of["conditions"].items():
+                way, _, budget = condition.rpartition(" ")
+                if way in DRAWN:
+                    gained = of_plan(summary["plans"][condition])
+                    ways.setdefault(way, {})[budget] = gained, said["accuracy"]
+            page.figures(speed_against_accuracy(ways, of["conditions"]["plain"]["accuracy"], gain))
     write_whole(out / "acceleration.html", lambda path: path.write_text(page.html()))
 
 
@@ -128,11 +145,11 @@ def _show(summary: dict[str, Any], out: Path) -> None:
             table.add_column(title, justify="right", no_wrap=True)
         for condition, said in of["conditions"].items():
             plan = summary["plans"][condition]
-            table.add_row(
-                condition, f"{100 * said['accuracy']:.1f}", f"{100 * said['change']:+.1f}" if "change" in said else "",
-                f"{plan['kept attention']:.2f}", f"{100 * plan['full heads']:.1f}", f"{plan['cache'] / 1e6:.2f} MB",
-                f"{plan['generation']:.2f}x",
-            )  # fmt: skip
+            row = [f"{100 * said['accuracy']:.1f}", f"{100 * said['change']:+.1f}" if "change" in said else ""]
+            if "cache" in plan:
+                row += [f"{plan['kept attention']:.2f}", f"{100 * plan['full heads']:.1f}"]
+                row += [f"{plan['cache'] / 1e6:.2f} MB", f"{plan['generation']:.2f}x"]
+            table.add_row(condition, *row)
         console.print(table)
     n = summary["positions"]
     console.print(

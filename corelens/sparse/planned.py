@@ -52,17 +52,13 @@ def head_sparse_attention(
             position = torch.arange(key.shape[2], device=key.device)
             mask = visible_full(position[-query.shape[2] :], position, start=mask[:, 0, 0, 0])
         return AttentionCall(module, query, key, value, mask, scaling, others).heads_outputs(), None
-    for name in BEYOND:
-        if others.get(name) is not None:
-            raise ValueError(
-                f"{type(module).__name__} asks for `{name}`, which head-sparse attention does not compute."
-            )
+    kind = type(module).__name__
+    if beyond := next((name for name in BEYOND if others.get(name) is not None), None):
+        raise ValueError(f"{kind} asks for `{beyond}`, which head-sparse attention does not compute.")
     if not isinstance(key, Held) and key.shape[-1] != value.shape[-1]:
         raise ValueError(f"{kind} has keys and values of different widths, which head-sparse attention does not read.")
     if mask is not None and mask.is_floating_point():
-        raise ValueError(
-            f"{type(module).__name__} brings a mask of numbers, and head-sparse attention takes yes or no."
-        )
+        raise ValueError(f"{kind} brings a mask of numbers, and head-sparse attention takes yes or no.")
     if torch.is_grad_enabled() and query.requires_grad:
         raise RuntimeError("head-sparse attention is for inference: run the model under torch.no_grad().")
     if not isinstance(key, Held):

@@ -110,9 +110,11 @@ def accuracy_bars(accuracies: Mapping[str, Mapping[str, Sequence[float]]], chang
 
 
 def speed_against_accuracy(
-    measured: Mapping[str, Mapping[str, tuple[float | int, float | int]]], plain: float | int
+    measured: Mapping[str, Mapping[str, tuple[float | int, float | int]]],
+    plain: float | int,
+    gain: str = "times as fast",
 ) -> go.Figure:
-    """What savings cost: accuracy by how much faster a pass is; better is up and to the right.
+    """What savings cost: accuracy by how much faster the model is, or another gain; better is up and to the right.
 
     Marks: a line is a method, a dot on it a setting, with its name; a circle is the model as it is, and the dotted line
     its accuracy.
@@ -120,6 +122,7 @@ def speed_against_accuracy(
     Args:
         measured: Method, then setting, then speed-up (2 is twice as fast as the model as it is) and accuracy.
         plain: Accuracy of the model as it is.
+        gain: What numbers of gain mean, as in `times fewer bytes`.
 
     Raises:
         ValueError: If an accuracy is outside [0, 1], or a speed-up is not positive.
@@ -140,7 +143,7 @@ def speed_against_accuracy(
             line=dict(color=colour, width=2),
             marker=dict(size=8),
             cliponaxis=False,
-            hovertemplate=f"{method}, %{{text}}<br>%{{x:.2f}} times as fast<br>%{{y:.1%}}<extra></extra>",
+            hovertemplate=f"{method}, %{{text}}<br>%{{x:.2f}} {gain}<br>%{{y:.1%}}<extra></extra>",
         )
     figure.add_scatter(
         name="the model as it is",
@@ -151,9 +154,9 @@ def speed_against_accuracy(
         hovertemplate="the model as it is<br>%{y:.1%}<extra></extra>",
     )
     figure.add_hline(y=float(plain), line=dict(color=QUIET, dash="dot"))
-    figure.update_xaxes(title="speed-up (times as fast as the model as it is)", ticksuffix=" x")
+    figure.update_xaxes(title=f"{gain}, beside the model as it is", ticksuffix=" x")
     figure.update_yaxes(title="accuracy", range=[0, 1.05], tickformat=".0%")
-    return styled(figure, "What going faster costs", "Better is up and to the right.")
+    return styled(figure, "What savings cost", "Better is up and to the right.")
 
 
 def _band(seeds: Sequence[float], n_samples: int | None) -> tuple[float, float] | None:

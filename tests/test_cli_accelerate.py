@@ -1,0 +1,67 @@
+"""The command accelerate: against the functions it stands for, resumed, and its mistakes."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from test_cli_causal import invoke, said
+from test_scanning import content
+
+
+def ranking(folder: Path) -> Path:
+    """Scores of the shipped model in which the five heads that fetch the digit come first."""
+    import torch
+
+    from corelens.heads import HeadSet
+    from corelens.scores import HeadScores
+
+    values = torch.rand(1, 6, 16, generator=torch.Generator().manual_seed(0)) / 2
+    for place, head in enumerate(HeadSet.parse("L3H14, L3H0, L2H10, L2H4, L2H6")):
+        values[0, head.layer, head.head] = 1 - place / 100
+    HeadScores(values, "ram", ("a",), model="corelens/toy").save(folder / "ram.safetensors")
+    return folder / "ram.safetensors"
+
+
+def test_the_command_compares_plans_and_goes_on_where_it_was(toy: Any, tmp_path: Path):
+    from corelens.heads import HeadSet
+    from corelens.sparse import hybrid, place
+
+    options = ["--data", "scenes=18", "--scores", ranking(tmp_path), "--sink", 4, "--window", 16, "--budget", 0.05]
+    options += ["--max-new-tokens", 4, "--out", tmp_path / "run"]
+    ran = invoke("accelerate", *options, "--json")
+    assert ran.exit_code == 0, ran.output
+    found = json.loads(ran.stdout)
+    assert json.loads((tmp_path / "run/acceleration.json").read_text()) == found
+    conditions = found["data"]["scenes"]["conditions"]
+    budgeted = ("core", "random", "random, same layers", "bottom", "best groups", "groups by mean", "whole layers")
+    assert list(conditions) == ["plain", "none", *(f"{way} 5%" for way in budgeted), "visual tokens 5%"]
+    assert conditions["plain"]["accuracy"] >= 0.9
+    assert conditions["core 5%"]["change"] >= -0.1
+    assert conditions["random 5%"]["change"] < -0.3
+    placed = place(hybrid(HeadSet.parse("L3H14, L3H0, L2H10, L2H4, L2H6"), 4, 16, granularity="query"), toy.hf_model)
+    core = found["plans"]["core 5%"]
+    assert core["full heads"] == round(5 / 96, 4)
+    assert core["cache"] == placed.bytes(found["positions"] + 17)
+    assert "times fewer bytes of keys and values" in (tmp_path / "run/acceleration.html").read_text()
+    parts = {name: one for name, one in content(tmp_path / "run").items() if name.startswith("parts/")}
+    again = invoke("accelerate", *options)
+    assert re.search(r"core 5% +\d", again.output), again.output
+    assert {name: one for name, one in content(tmp_path / "run").items() if name.startswith("parts/")} == parts
+    other = invoke("accelerate", *options[:-2], "--text", "--out", tmp_path / "run")
+    assert "holds another run: plans.none was" in said(other)
+
+
+def test_mistakes_are_said_before_anything_is_written(tmp_path: Path):
+    common = ["--data", "scenes=2", "--out", tmp_path / "run", "--scores"]
+    for options, words in {
+        (*common, tmp_path / "none.safetensors"): "there is no file",
+        (*common, __file__): "holds no head scores",
+        (*common, ranking(tmp_path), "--budget", 0): "0.0 is no share of heads",
+        (*common, ranking(tmp_path), "--budget", 1.5): "1.5 is no share of heads",
+        (*common, ranking(tmp_path), "--window", 0): "--window",
+    }.items():
+        ran = invoke("accelerate", *options)
+        assert ran.exit_code == 2, ran.output
+        assert words in said(ran)
+    assert not (tmp_path / "run").exists()
