@@ -1,8 +1,9 @@
 """Accuracy without some heads and without others, over many samples, in parts that are complete or absent."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from os import PathLike
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -12,7 +13,7 @@ from corelens.causal import answers
 from corelens.conditions import PLAIN, Conditions, check_scoring
 from corelens.data import BoxUnit, Sample
 from corelens.heads import HeadSet
-from corelens.interventions import ablate
+from corelens.interventions import ablate, knock_out
 from corelens.model import HookedMLLM
 from corelens.parts import Named, Samples, described, in_parts, named, part_of, prepared
 from corelens.passes import Phase
@@ -43,7 +44,7 @@ def ablate_all(
     model: HookedMLLM,
     samples: Samples,
     conditions: Mapping[str, Sequence[HeadSet]],
-    how: Removal = "zero",
+    how: Removal | Literal["blind"] = "zero",
     phase: Phase = "both",
     batch_size: int = 16,
     max_new_tokens: int = 32,
@@ -57,7 +58,7 @@ def ablate_all(
         samples: Questions with media, or without as a control; a mapping if there are several data sets.
         conditions: The sets of heads by what they are; several where they are drawn by chance, one for each seed.
         how: What is put in the place of what the heads found; measured on the samples that have media, all of which
-            must then be whole.
+            must then be whole. `blind`: heads stay, and from the question on may not look at pictures.
         phase: Whether heads are removed in the prompt (`prefill`), while an answer is generated (`decode`) or in both.
         batch_size: Most samples a pass; fewer after running out of memory.
         max_new_tokens: Where answers are cut off.
@@ -70,7 +71,8 @@ def ablate_all(
             rule that can score it, or `out` holds another run; names the difference.
         RuntimeError: If another process is writing to `out`.
     """
-    check_removal(how)
+    if how != "blind":
+        check_removal(how)
     ablate([], phase=phase)
     every = named(samples)
     check_scoring(every, box_unit)
@@ -79,7 +81,11 @@ def ablate_all(
 
     def do(missing: Mapping[int, Named]) -> Iterator[tuple[int, Part]]:
         seen = (sample for _, sample in every if sample.images or sample.videos)
-        remove = partial(ablate, how=how, instead=stand_ins(model, seen, how) if missing else None, phase=phase)
+        remove: Callable[[HeadSet], Any] = (
+            partial(_blinded, phase=phase)
+            if how == "blind"
+            else partial(ablate, how=how, instead=stand_ins(model, seen, how) if missing else None, phase=phase)
+        )
 
         def measure(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _unit"]]:
             asked = [(batch, prepared(model, batch))]
@@ -103,3 +109,8 @@ def ablate_all(
     }
     whole = in_parts("ablate", every, PART, described(model), choices, out, do)
     return Conditions(all_sets, whole.values, whole.samples, whole.datasets, whole.skipped)
+
+
+def _blinded(heads: HeadSet, phase: Phase) -> Any:
+    """Hooks that keep heads from looking at pictures and videos from the question on."""
+    return [hook for keys in ("image", "video") for hook in knock_out(heads, "from_question", keys, phase=phase)]

@@ -50,6 +50,7 @@ ORDER = [
     "cluster",
     "toy",
     "viz",
+    "study",
     "demo",
     "cli",
 ]

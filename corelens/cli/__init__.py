@@ -1,4 +1,4 @@
-"""The command line: `corelens demo`, `explore`, `models`, `scan`, `sweep`, `ablate` and `accelerate`.
+"""The command line: `corelens demo`, `explore`, `models`, `scan`, `sweep`, `ablate`, `accelerate` and `study`.
 
 Commands import what they need when they run, so that `--help` is quick.
 """
@@ -11,6 +11,7 @@ from corelens.cli.demo import demo
 from corelens.cli.explore import explore
 from corelens.cli.models import models
 from corelens.cli.scan import scan
+from corelens.cli.study import study
 from corelens.cli.sweep import sweep
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -21,5 +22,5 @@ def main() -> None:
     """See which attention heads of a multimodal LLM fetch the visual evidence, and prove it."""
 
 
-for command in (demo, explore, models, scan, sweep, ablate, accelerate):
+for command in (demo, explore, models, scan, sweep, ablate, accelerate, study):
     app.command()(command)

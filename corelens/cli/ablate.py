@@ -1,8 +1,6 @@
 """`corelens ablate`."""
 
 import json
-from collections.abc import Iterable
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,11 +13,7 @@ from corelens.cli import options
 
 if TYPE_CHECKING:
     from corelens.conditions import Conditions
-    from corelens.data import Sample
     from corelens.heads import HeadSet
-
-N_TEXTS = 100
-"""Questions of each text task of the shipped models."""
 
 
 def ablate(
@@ -56,7 +50,7 @@ def ablate(
 
     conditions = _conditions(heads, scores, 0.05 if top is None else top)
     with options.resumable(out):
-        sets = options.samples(data, seed, limit) | _texts(model, limit)
+        sets = options.samples(data, seed, limit) | options.texts(model, limit)
         found = ablate_all(
             options.loaded(model, dtype, device),
             sets,
@@ -93,18 +87,6 @@ def _conditions(heads: str | None, scores: Path | None, top: float) -> "dict[str
         return with_controls(ranking, int(top) if top >= 1 and top == int(top) else top)
     except ValueError as cause:
         raise typer.BadParameter(str(cause), param_hint="--top") from cause
-
-
-def _texts(model: str, limit: int | None) -> dict[str, "Iterable[Sample]"]:
-    """Questions without a picture that the model can be expected to answer."""
-    from corelens.data.plain_text import plain_text
-    from corelens.loading import located
-    from corelens.toy import worlds
-
-    # The toys know few words, and are known by the record of their training.
-    if (Path(located(model)) / "record.json").is_file():
-        return {task: islice(worlds.texts(N_TEXTS, 0, task), limit) for task in worlds.TEXT_TASKS}
-    return {"text": islice(plain_text(), limit)}
 
 
 def _summary(found: "Conditions[HeadSet]") -> dict[str, Any]:

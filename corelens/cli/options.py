@@ -31,6 +31,10 @@ Device = Annotated[str, typer.Option(help="As cuda:1; auto spreads the model ove
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
+N_TEXTS = 100
+"""Questions of each text task of the shipped models."""
+
+
 def samples(
     arguments: Iterable[str], seed: int, limit: int | None, evidence: bool = False
 ) -> dict[str, "Iterable[Sample]"]:
@@ -60,6 +64,18 @@ def _samples(argument: str, seed: int, limit: int | None, evidence: bool) -> tup
     except (OSError, ValueError, ImportError) as cause:
         raise typer.BadParameter(str(cause), param_hint="--data") from cause
     return found.name, islice(found, limit)
+
+
+def texts(model: str, limit: int | None) -> dict[str, "Iterable[Sample]"]:
+    """Questions without a picture that the model can be expected to answer."""
+    from corelens.data.plain_text import plain_text
+    from corelens.loading import located
+    from corelens.toy import worlds
+
+    # The toys know few words, and are known by the record of their training.
+    if (Path(located(model)) / "record.json").is_file():
+        return {task: islice(worlds.texts(N_TEXTS, 0, task), limit) for task in worlds.TEXT_TASKS}
+    return {"text": islice(plain_text(), limit)}
 
 
 def loaded(model: str, dtype: str, device: str) -> "HookedMLLM":

@@ -122,6 +122,40 @@ def depth_profiles(scores: Mapping[str, HeadScores]) -> go.Figure:
     )
 
 
+def heads_by_two(across: HeadScores, up: HeadScores, chosen: HeadSet) -> go.Figure:
+    """Every head by two measures at once.
+
+    Marks: a dot is a head, at its score of one measure (right) and of another (up); those of `chosen` are vermilion,
+    all others grey. Heads without a score in both are left out.
+
+    Raises:
+        ValueError: If the two do not score heads of one model.
+    """
+    if across.per_head.shape != up.per_head.shape:
+        raise ValueError(
+            f"{across.metric} is of {tuple(across.per_head.shape)} layers and heads and {up.metric} of "
+            f"{tuple(up.per_head.shape)}: both must be of one model."
+        )
+    figure = go.Figure()
+    both = [head for head in across.ranked() if up.exist[head]]
+    for name, colour, heads in (
+        ("others", QUIET, [head for head in both if head not in chosen]),
+        (chosen.name, ACCENT, [head for head in both if head in chosen]),
+    ):
+        figure.add_scatter(
+            name=name,
+            x=np.array([float(across.per_head[head]) for head in heads], np.float32),
+            y=np.array([float(up.per_head[head]) for head in heads], np.float32),
+            customdata=[str(head) for head in heads],
+            mode="markers",
+            marker=dict(color=colour, size=8),
+            hovertemplate="%{customdata}<br>%{x:.3f}, %{y:.3f}<extra></extra>",
+        )
+    figure.update_xaxes(title=across.metric)
+    figure.update_yaxes(title=up.metric)
+    return styled(figure, f"Every head by {across.metric} and {up.metric}", f"Coloured: {chosen.name}.")
+
+
 def _require_some(scores: Mapping[str, HeadScores]) -> None:
     if not scores:
         raise ValueError("there are no scores to show; pass them by name, e.g. {'ram': scores}.")

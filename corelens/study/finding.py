@@ -1,0 +1,135 @@
+"""Verdicts: what a claim needs, what was measured, and what that makes of the claim."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+Verdict = Literal["supported", "not supported", "inconclusive"]
+
+N_DRAWS = 500
+"""Bootstrap draws of every interval."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A measured number, its 95 % interval, and what a claim needs of it; nothing if it is only reported."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def needed(self) -> bool:
+        """Whether the verdict depends on it."""
+        return self.at_least is not None or self.at_most is not None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the whole interval is where the claim needs it; None if only a part is, or it is not known."""
+        if self.at_least is not None:
+            return True if self.low >= self.at_least else False if self.high < self.at_least else None
+        if self.at_most is not None:
+            return True if self.high <= self.at_most else False if self.low > self.at_most else None
+        return None
+
+    @property
+    def need(self) -> str:
+        """What the claim needs, in words."""
+        if self.at_least is not None:
+            return f"at least {self.at_least:.3g}"
+        return "" if self.at_most is None else f"at most {self.at_most:.3g}"
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a study found about one claim.
+
+    The verdict of every claim follows from its effects alike. Supported: all intervals lie where the claim needs them.
+    Not supported: one lies wholly elsewhere. Inconclusive: neither, or nothing could be measured.
+    """
+
+    claim: str
+    rule: str
+    """What was decided before the run: the numbers that count, and why these."""
+
+    effects: tuple[Effect, ...]
+    notes: tuple[str, ...] = ()
+    """What else was seen, and what limits it."""
+
+    @property
+    def verdict(self) -> Verdict:
+        met = [effect.met for effect in self.effects if effect.needed]
+        if False in met:
+            return "not supported"
+        return "inconclusive" if not met or None in met else "supported"
+
+    @property
+    def would_change(self) -> str:
+        """Which numbers would have to be others for another verdict."""
+        needed = [effect for effect in self.effects if effect.needed]
+        if not needed:
+            return "Data on which it can be measured."
+        if self.verdict == "supported":
+            return "Any of: " + "; ".join(f"{one.name} not {one.need}" for one in needed) + "."
+        wrong = [one for one in needed if one.met is not True]
+        more = " More samples narrow the intervals." if self.verdict == "inconclusive" else ""
+        return "All of: " + "; ".join(f"{one.name} {one.need}, was {one}" for one in wrong) + "." + more
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, ready for JSON; what is not known is null."""
+        return {
+            "claim": self.claim,
+            "verdict": self.verdict,
+            "rule": self.rule,
+            "effects": [
+                {
+                    "name": one.name,
+                    **{
+                        key: round(number, 5) if np.isfinite(number := getattr(one, key)) else None
+                        for key in ("value", "low", "high")
+                    },
+                    "needed": one.need,
+                    "met": one.met,
+                }
+                for one in self.effects
+            ],
+            "what would change the verdict": self.would_change,
+            "notes": list(self.notes),
+        }
+
+
+def estimate(
+    name: str,
+    statistic: Callable[[np.ndarray], float],
+    strata: Sequence[object],
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Effect:
+    """A number and its percentile bootstrap interval over samples.
+
+    Args:
+        name: What the number is.
+        statistic: The number, of the samples with these indices.
+        strata: What each sample belongs to, e.g. its data set; samples are drawn with replacement within each.
+        at_least: What the claim needs.
+        at_most: What the claim needs.
+    """
+    rng = np.random.default_rng(0)
+    every = np.arange(len(strata))
+    groups = [every[[own == stratum for own in strata]] for stratum in dict.fromkeys(strata)]
+    draws = [statistic(np.concatenate([rng.choice(group, len(group)) for group in groups])) for _ in range(N_DRAWS)]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Effect(name, statistic(every), float(low), float(high), at_least, at_most)
+
+
+def p_value(name: str, p: float, at_most: float | None = None) -> Effect:
+    """The result of a test. One that finds nothing is no evidence against the claim: its interval begins at zero."""
+    return Effect(name, p, 0.0, p, at_most=at_most)
