@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from einops import rearrange, repeat
-from tiny import ARCHITECTURES, IMAGE, NO_GENERATION, PAD, batch, build, generation_inputs
+from tiny import ARCHITECTURES, IMAGE, NO_GENERATION, PAD, VIDEO, batch, build, generation_inputs
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -177,6 +177,41 @@ def test_every_way_to_generate_is_generation_under_masks(name: str, mode: str, g
     model = build(name)
     plan = hybrid(core_of(model), SINK, WINDOW, granularity=granularity)
     same_generation(model, plan, generation_inputs(name, batch(name)), **MODES[mode])
+
+
+def of_two_pictures(name: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Every sample once more behind itself, with its picture."""
+    n = len(inputs["input_ids"])
+    by_sample = {key: value.unflatten(0, (n, -1)) for key, value in inputs.items()}
+    twice = {key: value.repeat_interleave(2, 0).flatten(0, 1) for key, value in by_sample.items()}
+    for key in ("input_ids", "attention_mask", "mm_token_type_ids"):
+        if key in inputs:
+            twice[key] = torch.cat([inputs[key], inputs[key]], 1)
+    return twice
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen2_5_vl", "llava", "internvl"])
+def test_several_pictures_are_read_under_a_plan(name: str):
+    model = build(name)
+    inputs = of_two_pictures(name, generation_inputs(name, batch(name, padded=False)))
+    for granularity in ("kv_group", "query"):
+        same_generation(model, hybrid(core_of(model), SINK, WINDOW, granularity=granularity), inputs)
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen2_5_vl"])
+def test_videos_are_read_under_a_plan(name: str):
+    model, inputs = build(name), generation_inputs(name, batch(name))
+    inputs["input_ids"] = torch.where(inputs["input_ids"] == IMAGE, VIDEO, inputs["input_ids"])
+    inputs["mm_token_type_ids"] *= 2
+    inputs["pixel_values_videos"], inputs["video_grid_thw"] = inputs.pop("pixel_values"), inputs.pop("image_grid_thw")
+    same_generation(model, hybrid(core_of(model), SINK, WINDOW), inputs)
+    with_text = hybrid(core_of(model), 0, 3, text=True)
+    text = (inputs["input_ids"] != VIDEO) & inputs["attention_mask"].bool()
+    with under_masks(model, with_text, text):
+        _, expected, _ = generated(model, inputs)
+    with apply(model, with_text, force=True):
+        _, found, _ = generated(model, inputs)
+    assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("padding", [0, 1, 3, 15])
