@@ -438,6 +438,7 @@ def test_the_explorer_shows_the_frame_that_each_view_begins_with(family: str, sa
     assert n_visual == int((tokens.row >= 0).sum())
 
 
+@needs_torchvision
 def test_a_figure_has_a_panel_for_every_view_with_the_frame_that_it_begins_with(sampling: Any):
     from corelens import Video
     from corelens.viz import attention_over_media
