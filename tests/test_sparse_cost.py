@@ -22,8 +22,8 @@ def shares(f: float, sink: int = 64, window: int = 512) -> Any:
 @settings(deadline=None)
 @given(st.integers(1, 300), st.integers(0, 50), st.integers(1, 400))
 def test_pairs_are_those_of_the_masks(n: int, sink: int, window: int):
-    from corelens.sparse.kernels import visible_full, visible_streaming
     from corelens.sparse.cost import pairs_full, pairs_streaming
+    from corelens.sparse.kernels import visible_full, visible_streaming
 
     position = torch.arange(n)
     assert pairs_full(n) == visible_full(position, position).sum()
