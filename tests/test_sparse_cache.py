@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from corelens.sparse.kvcache import HeadSparseLayer
+from corelens.sparse.attention import attend
+from corelens.sparse.layer import HeadSparseLayer
 from corelens.sparse.plan import Full, LayerPlan, Off, Rule, Streaming
-from corelens.sparse.planned import attend
-from corelens.sparse.static import StaticHeadSparseLayer
+from corelens.sparse.static_layer import StaticHeadSparseLayer
 
 
 def masked(

@@ -211,7 +211,7 @@ def test_inputs_are_left_as_they_were():
 @given(cases(longest=60))
 @settings(max_examples=30, deadline=None)
 def test_parts_by_hand_are_those_of_the_kernel(case: Case):
-    from corelens.sparse.kernels.attending import by_hand, flash_cpu
+    from corelens.sparse.kernels.partial import by_hand, flash_cpu
 
     visible = torch.rand(len(case.query), 1, case.n, case.n, generator=torch.Generator().manual_seed(0)) < 0.3
     for mask in (None, visible):
@@ -227,7 +227,7 @@ def by_hand_varlen(
     num_splits: int | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """What torch.nn.attention.varlen.varlen_attn is documented to compute, in torch."""
-    from corelens.sparse.kernels.attending import by_hand
+    from corelens.sparse.kernels.partial import by_hand
 
     assert cu_seq_k is not None
     assert scale is not None
@@ -251,11 +251,11 @@ def by_hand_varlen(
 @settings(max_examples=50, deadline=None)
 def test_the_path_of_gpus_is_what_the_reference_finds(case: Case, data: st.DataObject):
     """With torch's kernel replaced by one of the same signature that runs on a CPU."""
-    from corelens.sparse.kernels import attending, by_rule, unpadded
+    from corelens.sparse.kernels import by_rule, partial, unpadded
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch_varlen, "varlen_attn", by_hand_varlen)
-        for module in (by_rule, unpadded, attending):
+        for module in (by_rule, unpadded, partial):
             patch.setattr(module, "has_varlen", lambda tensor: True)
         begin = data.draw(st.integers(0, case.n - 1))
         case.check(case.full(begin), False, begin)

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from transformers import Cache, DynamicCache, PreTrainedConfig, StaticCache
 from transformers.cache_utils import DynamicLayer
 
-from corelens.sparse.kvcache import HeadSparseLayer
+from corelens.sparse.layer import HeadSparseLayer
 from corelens.sparse.plan import LayerPlan
-from corelens.sparse.static import StaticHeadSparseLayer
+from corelens.sparse.static_layer import StaticHeadSparseLayer
 
 
 class HeadSparseCache(Cache):

@@ -15,12 +15,12 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from corelens.attention import NAME, PACKED, SPARSE, switched
 from corelens.model import LOCKS, HookedMLLM
 from corelens.sites import decoder_configs
+from corelens.sparse.attention import Planned, Tokens, head_sparse_attention
 from corelens.sparse.cache import HeadSparseCache
 from corelens.sparse.cost import dimensions, pays_from, rates
 from corelens.sparse.masks import head_sparse_mask
 from corelens.sparse.placing import Placed, place
 from corelens.sparse.plan import HeadPlan
-from corelens.sparse.planned import Planned, Tokens, head_sparse_attention
 
 TAKES_BACK = ("assistant_model", "prompt_lookup_num_tokens")
 """Arguments of generate that take tokens back, which a ring that has overwritten older ones cannot."""

@@ -46,10 +46,10 @@ def some(tensor: Float[Tensor, "batch head *rest"], heads: tuple[int, ...]) -> F
     first = heads[0] if heads else 0
     if heads == tuple(range(first, first + len(heads))):
         return tensor[:, first : first + len(heads)]
-    return tensor.index_select(1, indices(heads, tensor.device))
+    return tensor.index_select(1, on_device(heads, tensor.device))
 
 
 @cache
-def indices(heads: tuple[int, ...], device: torch.device) -> Int[Tensor, "head"]:
-    """Head numbers on a device, where they are brought once."""
-    return torch.tensor(heads, dtype=torch.long, device=device)
+def on_device(numbers: tuple[int, ...], device: torch.device) -> Int[Tensor, "head"]:
+    """Numbers of heads, or of what is said of each, on a device, where they are brought once."""
+    return torch.tensor(numbers, dtype=torch.long, device=device)

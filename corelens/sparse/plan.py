@@ -221,6 +221,11 @@ class LayerPlan:
         """The heads that contribute nothing."""
         return tuple(head for head, rule in enumerate(self.rules) if isinstance(rule, Off))
 
+    @cached_property
+    def streams_of_whole(self) -> tuple[bool, ...]:
+        """Which of the heads that read keys of all positions are streaming themselves."""
+        return tuple(isinstance(self.rules[head], Streaming) for head in self.readers(self.whole))
+
     def readers(self, store: tuple[int, ...]) -> tuple[int, ...]:
         """The query heads that read some heads of keys, in order."""
         return tuple(kv * self.group + head for kv in store for head in range(self.group))

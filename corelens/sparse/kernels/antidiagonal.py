@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from corelens.sparse.kernels.attending import attend
+from corelens.sparse.kernels.partial import attend
 from corelens.sparse.kernels.shapes import check_heads, empty_output, rows_of
 
 

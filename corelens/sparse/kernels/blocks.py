@@ -7,8 +7,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from corelens.sparse.kernels.attending import attend
 from corelens.sparse.kernels.merging import Found
+from corelens.sparse.kernels.partial import attend
 
 BLOCK = 32
 """Queries of a block, which reads `window + 31` keys: fewer waste less, more make larger matrix products. The fastest

@@ -6,9 +6,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from corelens.sparse.kernels.attending import attend, flash_cpu
 from corelens.sparse.kernels.blocks import pieces, window_attention
 from corelens.sparse.kernels.merging import merge
+from corelens.sparse.kernels.partial import attend, flash_cpu
 from corelens.sparse.kernels.reference import visible_full
 from corelens.sparse.kernels.varlen import has_varlen, varlen_attention
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from corelens.attention import Rows
-from corelens.sparse.keys import KeysValues
-from corelens.sparse.plan import LayerPlan, Streaming
+from corelens.sparse.keys import KeysValues, on_device
+from corelens.sparse.plan import LayerPlan
 
 GROWTH = 1.5
 """By how much the buffers of whole heads grow when they are full."""
@@ -143,8 +143,7 @@ class HeadSparseLayer(CacheLayerMixin):
         self, n_keys: int, start: Int[Tensor, "batch"] | None
     ) -> Bool[Tensor, "batch #head key"] | None:
         """Which positions of the heads that are kept whole the newest token sees, head by head; None for all."""
-        rules = [self.plan.rules[head] for head in self.plan.readers(self.plan.whole)]
-        streams = [isinstance(rule, Streaming) for rule in rules]
+        streams = self.plan.streams_of_whole
         if start is None and not any(streams) and not self.masks_always:
             return None
         position = torch.arange(n_keys, device=self.device)
@@ -155,7 +154,7 @@ class HeadSparseLayer(CacheLayerMixin):
             # One column more for the places where a sample keeps nothing.
             kept = torch.zeros(len(self.kept), n_keys + 1, dtype=torch.bool, device=self.device)
             kept = kept.scatter(1, torch.where(self.kept < 0, n_keys, self.kept), True)[:, None, :-1]
-            full = torch.tensor([not one for one in streams], device=self.device)[:, None]
+            full = ~on_device(streams, self.device).bool()[:, None]
             visible = visible & (full | kept | (position >= self.seen - self._window))
         return visible
 

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from corelens.sparse.keys import KeysValues
-from corelens.sparse.kvcache import HeadSparseLayer, room
+from corelens.sparse.layer import HeadSparseLayer, room
 from corelens.sparse.plan import LayerPlan
 
 

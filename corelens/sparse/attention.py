@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from corelens.attention import AttentionCall
 from corelens.sparse.kernels import decode_attention
 from corelens.sparse.kernels.reference import visible_full
-from corelens.sparse.keys import indices, some
-from corelens.sparse.kvcache import HeadSparseLayer, Held
+from corelens.sparse.keys import on_device, some
+from corelens.sparse.layer import HeadSparseLayer, Held
 from corelens.sparse.masks import Causal, Masked
 from corelens.sparse.plan import LayerPlan, Streaming, TopBlocks
 
@@ -96,13 +96,13 @@ def attend(
         if heads := plan.readers(plan.whole):
             visible = layer.visible_of_whole(whole.n, rows.start)
             found = decode_attention(some(query, heads), *whole, visible, scaling=scaling)
-            z[:, indices(heads, z.device)] = found
+            z[:, on_device(heads, z.device)] = found
         if heads := plan.readers(plan.window):
             visible = layer.visible_of_window(rows.start)
             found = decode_attention(some(query, heads), *layer.window, visible, scaling=scaling)
-            z[:, indices(heads, z.device)] = found
+            z[:, on_device(heads, z.device)] = found
         if plan.off:
-            z[:, indices(plan.off, z.device)] = 0
+            z[:, on_device(plan.off, z.device)] = 0
         return z
     for part in plan.of_whole:
         queries, keys = some(query, part.heads), whole.of(part.kv_heads)
@@ -114,12 +114,12 @@ def attend(
                 found = rows.blocks(queries, keys, top_p)
             case _:
                 found = rows.full(queries, keys)
-        z[:, indices(part.heads, z.device)] = found
+        z[:, on_device(part.heads, z.device)] = found
     for part in plan.of_window:
         assert isinstance(part.rule, Streaming)
         recent, first = layer.recent()
         keys, kept = recent.then(window).of(part.kv_heads), layer.kept_keys().of(part.kv_heads)
         found = rows.streaming(some(query, part.heads), keys, kept, layer.kept, part.rule.window, first)
-        z[:, indices(part.heads, z.device)] = found
+        z[:, on_device(part.heads, z.device)] = found
     layer.close(window)
     return z
