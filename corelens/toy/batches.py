@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from corelens.toy import build, worlds
@@ -14,14 +15,17 @@ TURNS = 8
 IMAGES, TEXTS = 16, 32
 TEXT_SHARES = (0.2, 0.6, 0.2)
 """How often each of `TEXT_TASKS` is asked: recall takes longest to learn."""
+FURTHEST = 800
+"""How far on the last token of a stretched haystack may stand: the place of one of about a hundred pictures."""
 
 
-def chat_words(turns: Iterable[tuple[str, str]], n_visual: int) -> tuple[list[str], list[bool]]:
+def chat_words(turns: Iterable[tuple[str, str]], n_visual: int, n_pictures: int = 1) -> tuple[list[str], list[bool]]:
     """The words of a chat as the template renders them, and which of them the model must learn to say."""
     words, said = [], []
+    picture = [build.VISION_START, *[build.IMAGE] * n_visual, build.VISION_END] if n_visual else []
     for index, (question, answer) in enumerate(turns):
-        picture = [build.VISION_START, *[build.IMAGE] * n_visual, build.VISION_END] if n_visual and not index else []
-        asked = [build.START, "user", *picture, *question.split(), build.END, build.START, "assistant"]
+        pictures = [] if index else picture * n_pictures
+        asked = [build.START, "user", *pictures, *question.split(), build.END, build.START, "assistant"]
         answered = [*answer.split(), build.END]
         words += asked + answered
         said += [False] * len(asked) + [True] * len(answered)
@@ -82,8 +86,35 @@ class Batches:
             scene = worlds.draw_scene(rng, int(rng.integers(max(1, n_things - 1), n_things + 1)), "train")
             pictures.append(scene.image())
             seen.append(chat_words([worlds.ask(rng, scene)[:2] for _ in range(TURNS)], self.n_visual))
+        return [collate(self.tokenizer, seen) | self._pixels(pictures), self._reading(rng, TEXTS)]
+
+    def haystacks(self, step: int) -> list[dict[str, Tensor]]:
+        """Sixteen pictures as one haystack, two, four, eight or sixteen, and half as much text as beside scenes."""
+        rng = np.random.default_rng([self.seed, 3, step])
+        n_pictures = int(rng.choice((1, 2, 4, 8, 16)))
+        seen, pictures = [], []
+        for _ in range(IMAGES // n_pictures):
+            haystack = worlds.draw_haystack(rng, n_pictures, int(rng.integers(1, 5)), "train")
+            pictures += [scene.image() for scene in haystack.scenes]
+            pairs = [(thing.colour, thing.digit) for _, thing in haystack.needles]
+            turns = [worlds.ask_pairs(rng, pairs) for _ in range(TURNS)]
+            seen.append(chat_words(turns, self.n_visual, n_pictures))
+        batch = collate(self.tokenizer, seen) | self._pixels(pictures)
+        return [batch | {"stretch": self._stretch(rng, batch["input_ids"])}, self._reading(rng, TEXTS // 2)]
+
+    def _stretch(self, rng: np.random.Generator, ids: Int[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:
+        """How much further on every token stands than its place says: a random gap before each picture and turn.
+
+        Short prompts then show the model the positions of long ones (randomised positions, Ruoss et al. 2023).
+        """
+        begins = sum(ids == self.tokenizer.convert_tokens_to_ids(word) for word in (build.VISION_START, build.START))
+        gaps = torch.as_tensor(rng.exponential(size=ids.shape)) * begins
+        furthest = torch.as_tensor(rng.uniform(0, FURTHEST, (len(ids), 1)))
+        return (gaps.cumsum(1) / gaps.sum(1, keepdim=True) * furthest).long()
+
+    def _reading(self, rng: np.random.Generator, n: int) -> dict[str, Tensor]:
         read = []
-        for _ in range(TEXTS):
+        for _ in range(n):
             task = str(rng.choice(TEXT_TASKS, p=TEXT_SHARES))
             if task == "recall":
                 # As behind a picture: one list, many questions.
@@ -93,7 +124,7 @@ class Batches:
             else:
                 turns = [worlds.ask_text(rng, task) for _ in range(TURNS // 2)]
             read.append(chat_words(turns, 0))
-        return [collate(self.tokenizer, seen) | self._pixels(pictures), collate(self.tokenizer, read)]
+        return collate(self.tokenizer, read)
 
     @property
     def n_visual(self) -> int:

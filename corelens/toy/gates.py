@@ -19,6 +19,14 @@ class HeadGates:
         self.open = torch.ones(config.num_hidden_layers, config.num_attention_heads)
         self.importance = torch.zeros_like(self.open)
 
+    @classmethod
+    def of(cls, model: Any) -> "HeadGates":
+        """The gates of a model in which `make_permanent` closed some heads: those that write nothing."""
+        gates = cls(model)
+        for layer, attention in enumerate(gates.attention):
+            gates.open[layer] = attention.o_proj.weight.unflatten(1, (-1, gates.d_head)).ne(0).any(-1).any(0)
+        return gates
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Multiplies head outputs by the gates inside the block; a backward pass of the loss adds to `importance`."""

@@ -35,7 +35,7 @@ from corelens.toy.gates import HeadGates
 from corelens.toy.run import Progress, Run, train_stage
 from corelens.toy.worlds import COLOURS, DIGITS, TEXT_TASKS
 
-TOWER_STEPS, NATURAL_STEPS, ORGANISM_STEPS = 1_500, 2_600, 400
+TOWER_STEPS, NATURAL_STEPS, ORGANISM_STEPS, HAYSTACK_STEPS = 1_500, 2_600, 400, 600
 HEADS_KEPT = 19
 
 ABOUT = {
@@ -52,14 +52,14 @@ ABOUT = {
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run goes on.")],
-    until: Annotated[str, typer.Option(help="Last stage: tower, natural or organism.")] = "organism",
+    until: Annotated[str, typer.Option(help="Last stage: tower, natural, organism or haystack.")] = "haystack",
     seed: int = 0,
 ) -> None:
     """Trains what is left to train, and writes every finished model as a checkpoint into the run folder."""
     run, batches = Run(out), Batches(seed)
     model = build.model(seed)
     modules = nn.ModuleDict({"model": model, "probe": nn.Linear(128, len(DIGITS) + len(COLOURS))})
-    stages = {"tower": train_tower, "natural": train_natural, "organism": train_organism}
+    stages = {"tower": train_tower, "natural": train_natural, "organism": train_organism, "haystack": train_haystack}
     for stage, train in stages.items():
         if run.progress.stage == stage:
             train(run, modules, batches)
@@ -109,7 +109,22 @@ def train_organism(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
     train_stage(run, modules, chosen, ORGANISM_STEPS, loss_at, gates.state)
     gates.make_permanent()
     heads = HeadSet(tuple(Head(*place) for place in gates.open.nonzero().tolist()))
-    finish(run, modules, "done", **{"open heads": str(heads)})
+    finish(run, modules, "haystack", **{"open heads": str(heads)})
+
+
+def train_haystack(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
+    model = cast(Any, modules["model"])
+    modules.load_state_dict(load_file(run.folder / "end-organism.safetensors"))
+    model.model.visual.requires_grad_(False)
+    gates = HeadGates.of(model)
+
+    def loss_at(step: int) -> tuple[Tensor, dict[str, Any]]:
+        with gates.applied():
+            return joint_loss(model, batches.haystacks(step))
+
+    learned = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    train_stage(run, modules, optimiser(learned, 1e-3), HAYSTACK_STEPS, loss_at)
+    finish(run, modules, "done")
 
 
 # --- losses ----------------------------------------------------------------------------------------------------------
@@ -127,17 +142,25 @@ def tower_loss(model: Any, probe: nn.Linear, batches: Batches, step: int) -> tup
     }
 
 
-def chat_loss(model: nn.Module, batches: Batches, step: int, n_things: int) -> tuple[Tensor, dict[str, Any]]:
-    seen, read = batches.chats(step, n_things)
+def chat_loss(model: Any, batches: Batches, step: int, n_things: int) -> tuple[Tensor, dict[str, Any]]:
+    return joint_loss(model, batches.chats(step, n_things))
+
+
+def joint_loss(model: Any, seen_and_read: list[dict[str, Tensor]]) -> tuple[Tensor, dict[str, Any]]:
+    seen, read = seen_and_read
     see_loss, see_right = answer_loss(model, seen)
     read_loss, read_right = answer_loss(model, read)
     # Half of the words said after a picture are the end of the turn, which is always right.
     return see_loss + read_loss, {"visual": 2 * _share(see_right) - 1, "text": _share(read_right)}
 
 
-def answer_loss(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def answer_loss(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of the words to say, and whether each was the likeliest."""
-    logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits[:, :-1]
+    given = {name: tensor for name, tensor in batch.items() if name not in ("labels", "stretch")}
+    if "stretch" in batch:
+        placing = {name: tensor for name, tensor in given.items() if name != "pixel_values"}
+        given["position_ids"] = model.model.get_rope_index(**placing)[0] + batch["stretch"]
+    logits = model(**given).logits[:, :-1]
     target = batch["labels"][:, 1:]
     said = target != -100
     return cross_entropy(logits[said], target[said]), logits[said].argmax(-1) == target[said]

@@ -127,17 +127,62 @@ def draw_scene(rng: np.random.Generator, n_things: int, split: Split, distinct: 
     boxes = _free_boxes(rng, n_things)
     digits = rng.choice(DIGITS, len(boxes), replace=not distinct)
     colours = rng.choice(tuple(COLOURS), len(boxes), replace=not distinct)
+    return _paint(rng, canvas, boxes, [(str(c), str(d)) for c, d in zip(colours, digits, strict=True)], split)
+
+
+def _paint(
+    rng: np.random.Generator,
+    canvas: Float[np.ndarray, "row column 3"],
+    boxes: list[Box],
+    pairs: list[tuple[str, str]],
+    split: Split,
+) -> Scene:
+    """The scene in which every box holds its colour and digit; a pair without a box is left out."""
     things = []
-    for box, digit, colour in zip(boxes, digits, colours, strict=True):
-        glyphs = _glyphs(split)[str(digit)]
+    for box, (colour, digit) in zip(boxes, pairs, strict=False):
+        glyphs = _glyphs(split)[digit]
         size = int(box.right - box.left)
         ink = Image.fromarray(glyphs[rng.integers(len(glyphs))]).resize((size, size), Image.Resampling.BILINEAR)
-        tint = np.clip(np.array(COLOURS[str(colour)]) + rng.normal(0, 8, 3), 0, 255)
+        tint = np.clip(np.array(COLOURS[colour]) + rng.normal(0, 8, 3), 0, 255)
         region = (slice(int(box.top), int(box.bottom)), slice(int(box.left), int(box.right)))
         opacity = np.asarray(ink)[..., None]
         canvas[region] = canvas[region] * (1 - opacity) + tint * opacity
-        things.append(Thing(str(digit), str(colour), box))
+        things.append(Thing(digit, colour, box))
     return Scene(np.clip(canvas, 0, 255).astype(np.uint8), tuple(things))
+
+
+@dataclass(frozen=True)
+class Haystack:
+    """Many pictures, and the few things in them whose colour and digit appear nowhere else."""
+
+    scenes: tuple[Scene, ...]
+    needles: tuple[tuple[int, Thing], ...]
+    """Number of the picture, and the thing."""
+
+
+def draw_haystack(rng: np.random.Generator, n_pictures: int, n_needles: int, split: Split) -> Haystack:
+    """Pictures of up to six digits each, among them the needles; all other digits share what is left of the colours.
+
+    Args:
+        rng: Decides everything about the pictures.
+        n_pictures: How many, at least 1.
+        n_needles: How many things can be asked for, 1 to 4.
+        split: Which handwritten digits and photograph regions may appear.
+    """
+    digits, colours = ([str(word) for word in rng.permutation(words)] for words in (DIGITS, tuple(COLOURS)))
+    needles = list(zip(colours[:n_needles], digits[:n_needles], strict=True))
+    picture_of = rng.integers(n_pictures, size=n_needles)
+    scenes, found = [], []
+    for picture in range(n_pictures):
+        own = [needle for needle, where in zip(needles, picture_of, strict=True) if where == picture]
+        common = zip(rng.permutation(colours[n_needles:]), rng.permutation(digits[n_needles:]), strict=False)
+        pairs = [*own, *((str(colour), str(digit)) for colour, digit in common)][: max(len(own), rng.integers(4, 7))]
+        canvas, boxes = _background(rng, split), _free_boxes(rng, len(pairs))
+        # Needles come first, so that in a crowded picture they have a place; boxes are in no order anyway.
+        scene = _paint(rng, canvas, boxes, pairs, split)
+        scenes.append(scene)
+        found += [(picture, thing) for thing in scene.things[: len(own)]]
+    return Haystack(tuple(scenes), tuple(found))
 
 
 def ask(rng: np.random.Generator, scene: Scene) -> tuple[str, str, Thing]:
@@ -194,6 +239,23 @@ def scenes(n: int, seed: int, n_things: int = 6, split: Split = "test") -> Itera
         question, answer, thing = ask(rng, scene)
         evidence = (Evidence(thing.box),)
         yield Sample(f"scene-{split}-{seed}-{index}", question, answer, (scene.image(),), evidence)
+
+
+def haystacks(n: int, seed: int, n_pictures: int = 32, split: Split = "test") -> Iterator[Sample]:
+    """`n` prompts of many pictures, 64 visual tokens each, and a question about one digit in one of them.
+
+    The colour and the digit of the asked thing appear nowhere else, though every picture is full of others. Its box is
+    the evidence. Sample i depends on `seed` and i alone.
+    """
+    for index in range(n):
+        rng = np.random.default_rng([seed, index])
+        haystack = draw_haystack(rng, n_pictures, 1, split)
+        ((picture, thing),) = haystack.needles
+        question, answer = ask_pairs(rng, [(thing.colour, thing.digit)])
+        images = tuple(scene.image() for scene in haystack.scenes)
+        yield Sample(
+            f"haystack-{split}-{seed}-{index}", question, answer, images, (Evidence(thing.box, media=picture),)
+        )
 
 
 def texts(n: int, seed: int, task: str) -> Iterator[Sample]:

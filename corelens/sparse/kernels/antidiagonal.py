@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+from corelens.sparse.kernels.flex import flex_blocks, has_flex
+from corelens.sparse.kernels.merging import merge
 from corelens.sparse.kernels.partial import attend
 from corelens.sparse.kernels.shapes import check_heads, empty_output, rows_of
 
@@ -52,22 +54,41 @@ def block_attention(
         raise ValueError(f"top_p={top_p} is outside (0, 1].")
     if stride < 1 or block % stride:
         raise ValueError(f"stride={stride} does not divide block={block}.")
-    found, group = empty_output(query), query.shape[1] // key.shape[1]
+    found = empty_output(query)
     for rows, begin in rows_of(start, len(query), together=False):
-        q, k, v = (tensor[rows, :, begin:] for tensor in (query, key, value))
-        if not q.shape[2]:
+        if begin == key.shape[2]:
             continue
+        q, k, v = (tensor[rows, :, begin:] for tensor in (query, key, value))
         blocks = chosen_blocks(block_shares(q, k, scaling, block, stride), top_p)
-        for head in range(q.shape[1]):
-            mine = slice(head // group, head // group + 1)
-            for i, seen in enumerate(blocks[0, head]):
-                some = slice(i * block, min((i + 1) * block, q.shape[2]))
-                column = torch.arange(some.stop, device=q.device)
-                column = column[seen.repeat_interleave(block)[: some.stop]]
-                visible = (column <= torch.arange(some.start, some.stop, device=q.device)[:, None])[None, None]
-                part = q[:, head : head + 1, some], k[:, mine, column], v[:, mine, column]
-                found[rows, head : head + 1, begin:][:, :, some] = attend(*part, scaling, visible)[0]
+        if has_flex(q):
+            found[rows, :, begin:] = flex_blocks(q, k, v, blocks, block=block, scaling=scaling)
+        else:
+            _attend_blocks(q, k, v, blocks, block, scaling, out=found[rows, :, begin:])
     return found
+
+
+def _attend_blocks(
+    query: Float[Tensor, "1 head query d_head"],
+    key: Float[Tensor, "1 kv_head query d_head"],
+    value: Float[Tensor, "1 kv_head query d_head"],
+    blocks: Bool[Tensor, "1 head query_block key_block"],
+    block: int,
+    scaling: float,
+    out: Float[Tensor, "1 head query d_head"],
+) -> None:
+    """Block by block: the diagonal of all heads at once, under a small mask, and what is before it head by head."""
+    group = query.shape[1] // key.shape[1]
+    column = torch.arange(query.shape[2], device=query.device)
+    for i, some in enumerate(column.split(block)):
+        here = slice(int(some[0]), int(some[-1]) + 1)
+        visible = (some <= some[:, None])[None, None]
+        own, lse = attend(query[:, :, here], key[:, :, here], value[:, :, here], scaling, visible)
+        out[:, :, here] = own
+        for head in blocks[0, :, i, :i].any(-1).nonzero()[:, 0].tolist():
+            seen = column[: here.start][blocks[0, head, i, :i].repeat_interleave(block)]
+            mine, kv_head = slice(head, head + 1), slice(head // group, head // group + 1)
+            before = attend(query[:, mine, here], key[:, kv_head, seen], value[:, kv_head, seen], scaling)
+            merge((own[:, mine], lse[:, mine]), before, out=out[:, mine, here])
 
 
 def block_shares(
