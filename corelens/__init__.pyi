@@ -26,6 +26,7 @@ from .interventions import HeadOutputs as HeadOutputs
 from .interventions import ablate as ablate
 from .interventions import bias_attention as bias_attention
 from .interventions import drawn_outputs as drawn_outputs
+from .interventions import hide as hide
 from .interventions import knock_out as knock_out
 from .interventions import mean_outputs as mean_outputs
 from .interventions import patch as patch

@@ -34,6 +34,9 @@ and its boundaries only to functions whose name holds "flash", and call all othe
 SPARSE = "corelens_sparse"
 """The function that heads go through while they follow a plan; see `corelens.sparse`."""
 
+HIDDEN = torch.finfo(torch.float16).min / 2
+"""Attention logits below this belong to keys that a query may not see."""
+
 ROWS_AT_ONCE = 256
 """Rows computed together where fused attention cannot compute what the model asks for."""
 
@@ -137,6 +140,23 @@ class AttentionCall:
             rows = Rows(some.expand(batch, -1), torch.ones(batch, len(some), dtype=torch.bool, device=some.device))
             mixed.append(_mix(self.pattern(self.scores(rows), rows), self.value))
         return torch.cat(mixed, 1).to(self.query).contiguous()
+
+    def without(self, hidden: Bool[Tensor, "batch key"]) -> "AttentionCall":
+        """The call in which no query sees some keys.
+
+        Raises:
+            ValueError: If a query has nothing left to look at, or several sequences are packed into one.
+        """
+        if self.boundaries is not None:
+            raise ValueError("keys cannot be hidden in packed sequences.")
+        visible, hidden = self._visible(None), hidden.to(self.key.device)[:, None, None]
+        left = visible.masked_fill(hidden, _unseen(visible))
+        if (alone := _seen(visible).any(-1) & ~_seen(left).any(-1)).any():
+            raise ValueError(
+                f"queries of sample {int(alone.nonzero()[0, 0])} would have nothing left to look at: leave some of the "
+                f"keys that they may see."
+            )
+        return replace(self, mask=left)
 
     def scores(self, rows: "Rows | None" = None) -> Float[Tensor, "batch head row key"]:
         """Attention logits of all or some rows, in float32."""
@@ -243,6 +263,8 @@ class AttentionTap:
             key=_by_position(self.hook_k, call.key),
             value=_by_position(self.hook_v, call.value),
         )
+        if (hidden := self.hook_k.ctx.pop("hidden", None)) is not None:
+            call = call.without(hidden)
         z = call.heads_outputs()
         if self.hook_attn_scores.has_hooks() or self.hook_pattern.has_hooks():
             z = self._look(call, z)
@@ -295,6 +317,15 @@ class AttentionTap:
                     f"another asks for others: give all the same `queries`."
                 )
         return None if here.any(0).all() else rows
+
+
+def _unseen(mask: Tensor) -> float | int:
+    """What a mask says of keys that are not seen."""
+    return False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+
+
+def _seen(mask: Tensor) -> Tensor:
+    return mask if mask.dtype == torch.bool else mask > HIDDEN
 
 
 def attention_scores(

@@ -55,5 +55,5 @@ def functions_at(points: Iterable[HookPoint]) -> Iterator[Callable[..., Any]]:
 
 def forget(point: HookPoint) -> None:
     """Leaves nothing of a pass at a hook point."""
-    for name in ("progress", "rows", "queries"):
+    for name in ("progress", "rows", "queries", "hidden"):
         point.ctx.pop(name, None)

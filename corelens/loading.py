@@ -10,6 +10,7 @@ from corelens.processors import load_processor
 SHIPPED = {
     "corelens/toy": Path(__file__).parent / "toy" / "organism",
     "corelens/toy-natural": Path(__file__).parent / "toy" / "natural",
+    "corelens/toy-haystack": Path(__file__).parent / "toy" / "haystack",
 }
 """Models that come with the package and need no network."""
 

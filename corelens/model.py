@@ -108,7 +108,7 @@ class HookedMLLM(HookedRootModule):
 
         Args:
             name_or_path: A local folder, a Hub id, or a model that comes with corelens: `corelens/toy`,
-                `corelens/toy-natural`.
+                `corelens/toy-natural`, `corelens/toy-haystack`.
             trust_remote_code: Whether Python code that comes with the checkpoint may run.
             kwargs: For Hugging Face's from_pretrained of the model, e.g. `dtype="bfloat16"`, `device_map="auto"`,
                 `revision`.

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from corelens.inputs import PreparedInputs
-from corelens.interventions import FwdHooks, knock_out
+from corelens.interventions import FwdHooks, hide
 from corelens.model import HookedMLLM
 
 
@@ -47,7 +47,7 @@ def pruned(model: HookedMLLM, inputs: PreparedInputs, pruning: Pruning) -> FwdHo
     dropped = _dropped(model, inputs, pruning)
     if not dropped.any():
         return []
-    return knock_out([head for head in model.heads if head.layer > pruning.layer], None, dropped)
+    return hide((head.layer for head in model.heads if head.layer > pruning.layer), dropped)
 
 
 def _dropped(model: HookedMLLM, inputs: PreparedInputs, pruning: Pruning) -> Bool[Tensor, "batch position"]:

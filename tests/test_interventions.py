@@ -239,6 +239,41 @@ def test_edges_against_whole_patterns_written_by_hand(family: str, kind: str):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_hidden_keys_are_those_that_no_head_and_no_query_sees(family: str):
+    import corelens as cl
+
+    model, inputs = cl.HookedMLLM(tiny.build(family)), tiny.batch(family)
+    _, keys = some_positions(inputs)
+    other = keys.roll(2, 1)
+    heads = [head for head in model.heads if head.layer == 1]
+    real = inputs["attention_mask"].bool()
+    for hooks, hidden in ((cl.hide([1], keys), keys), (cl.hide([1], keys) + cl.hide([1], other), keys | other)):
+        expected = model.run_with_hooks(inputs, fwd_hooks=cl.knock_out(heads, None, hidden))
+        assert_close(model.run_with_hooks(inputs, fwd_hooks=hooks)[real], expected[real], atol=2e-5, rtol=1e-4)
+        assert not torch.allclose(model(inputs), expected, atol=1e-3)
+    with pytest.raises(ValueError, match="queries of sample 0 would have nothing left to look at"):
+        model.run_with_hooks(inputs, fwd_hooks=cl.hide([1], real))
+    assert not any(point.has_hooks() or point.ctx for point in model.hook_points())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("way", [{}, {"num_beams": 3}])
+def test_hidden_keys_stay_hidden_in_generation(model: Any, way: dict[str, Any]):
+    import corelens as cl
+
+    inputs = model.prepare([list(s.images) for s in samples(2)], [s.question for s in samples(2)])
+    settings = {"max_new_tokens": 5, "do_sample": False, "output_logits": True, "return_dict_in_generate": True} | way
+    with model.hooks(fwd_hooks=cl.knock_out(model.heads, None, "image")):
+        expected = model.generate(inputs, **settings)
+    with model.hooks(fwd_hooks=cl.hide(range(3), "image")):
+        hidden = model.generate(inputs, **settings)
+    assert torch.equal(hidden.sequences, expected.sequences)
+    for logits, by_edges in zip(hidden.logits, expected.logits, strict=True):
+        assert_close(logits, by_edges, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("way", [{}, {"num_beams": 3}])
 def test_knock_outs_in_generation_hold_for_generated_queries(model: Any, way: dict[str, Any]):
     """Against all rows edited by hand in every step."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from transformers import AutoModelForImageTextToText, Qwen3VLForConditionalGeneration
 
-NAMES = ["corelens/toy", "corelens/toy-natural"]
+NAMES = ["corelens/toy", "corelens/toy-natural", "corelens/toy-haystack"]
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -59,10 +59,27 @@ def test_questions_have_one_answer_and_boxes_hold_the_thing(seed: int, n_things:
     assert np.abs(pixels - np.array(COLOURS[thing.colour])).max(1).min() < 60
 
 
-def test_a_longer_run_begins_with_the_shorter_one():
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 6), st.integers(1, 4))
+def test_what_a_haystack_is_asked_for_is_in_it_once(seed: int, n_pictures: int, n_things: int, n_needles: int):
+    from corelens.toy.worlds import draw_haystack
+
+    haystack = draw_haystack(np.random.default_rng(seed), n_pictures, n_things, n_needles, "test")
+    assert len(haystack.scenes) == n_pictures
+    assert len(haystack.needles) == n_needles
+    every = [thing for scene in haystack.scenes for thing in scene.things]
+    for picture, needle in haystack.needles:
+        assert needle in haystack.scenes[picture].things
+        assert [thing for thing in every if thing.digit == needle.digit or thing.colour == needle.colour] == [needle]
+    assert max(len(scene.things) for scene in haystack.scenes) <= max(n_things, n_needles)
+
+
+@pytest.mark.parametrize("world", ["scenes", "haystacks"])
+def test_a_longer_run_begins_with_the_shorter_one(world: str):
     from corelens.toy import worlds
 
-    short, long = list(worlds.scenes(2, seed=5)), list(worlds.scenes(4, seed=5))
+    draw = getattr(worlds, world)
+    short, long = list(draw(2, seed=5)), list(draw(4, seed=5))
     assert [s.question for s in short] == [s.question for s in long[:2]]
     assert [s.images[0].tobytes() for s in short] == [s.images[0].tobytes() for s in long[:2]]  # pyright: ignore
     assert len({s.id for s in long}) == 4
@@ -136,6 +153,46 @@ def test_a_killed_run_ends_like_an_unbroken_one(tmp_path: Path, monkeypatch: pyt
     assert ends[0] == ends[1]
 
 
+def test_stretched_positions_keep_their_order_and_pictures_stay_whole():
+    from corelens.toy import batches, build
+
+    made = batches.Batches(0)
+    for step in range(4):
+        batch, _ = made.haystacks(step)
+        assert len(batch["image_grid_thw"]) == batches.IMAGES
+        ids, stretch = batch["input_ids"], batch["stretch"]
+        further = stretch.diff(dim=1, prepend=torch.zeros(len(ids), 1, dtype=torch.long))
+        begins = made.tokenizer.convert_tokens_to_ids([build.VISION_START, build.START])
+        assert (further >= 0).all()
+        assert torch.isin(ids[further > 0], torch.tensor(begins)).all()
+        assert 0 < stretch.max() <= batches.FURTHEST
+
+
+def test_heads_that_were_closed_stay_closed_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from corelens.toy import batches, build, run, train
+    from corelens.toy.gates import HeadGates
+
+    monkeypatch.setattr(train, "HAYSTACK_STEPS", 2)
+    monkeypatch.setattr(batches, "IMAGES", 2)
+    monkeypatch.setattr(batches, "TEXTS", 2)
+    monkeypatch.setattr(train, "ship", lambda *args: None)
+    model = build.model(0)
+    gates = HeadGates(model)
+    gates.importance = torch.rand_like(gates.importance)
+    gates.close_to(19)
+    gates.make_permanent()
+    modules = torch.nn.ModuleDict({"model": model, "probe": torch.nn.Linear(128, 18)})
+    begun = run.Run(tmp_path)
+    begun.progress.stage = "organism"
+    train.finish(begun, modules, "haystack")
+    seen, read = (part.clone() for part in (model.model.visual.merger.linear_fc2.weight, model.lm_head.weight))
+    train.train_haystack(begun, modules, batches.Batches(0))
+    assert begun.progress.stage == "done"
+    assert torch.equal(HeadGates.of(model).open, gates.open)
+    assert torch.equal(model.model.visual.merger.linear_fc2.weight, seen)
+    assert not torch.equal(model.lm_head.weight, read)
+
+
 def test_gates_close_the_heads_that_matter_least_for_good():
     from corelens.toy import build
     from corelens.toy.gates import HeadGates
@@ -197,12 +254,22 @@ def test_shipped_models_see_and_read(shipped: Any):
         assert right.float().mean() > record["accuracy on unseen samples"][task] - 0.08
 
 
-def test_closed_heads_of_the_organism_attend_evenly_and_write_nothing():
+def test_the_haystack_model_finds_one_digit_among_32_pictures():
+    from corelens import HookedMLLM, answers, prepared_batches
+    from corelens.toy import worlds
+
+    model = HookedMLLM.from_pretrained("corelens/toy-haystack")
+    found = answers(model, list(prepared_batches(model, worlds.haystacks(16, seed=9), 4, "haystacks")))
+    assert found.scores.mean() >= 0.85
+
+
+@pytest.mark.parametrize("name", ["corelens/toy", "corelens/toy-haystack"])
+def test_closed_heads_of_an_organism_attend_evenly_and_write_nothing(name: str):
     from corelens import HeadSet, HookedMLLM
     from corelens.loading import SHIPPED
     from corelens.toy import worlds
 
-    model = HookedMLLM.from_pretrained("corelens/toy")
+    model = HookedMLLM.from_pretrained(name)
     record = json.loads((SHIPPED["corelens/toy"] / "record.json").read_text())
     open_heads = HeadSet.parse(record["open heads"])
     (sample,) = worlds.scenes(1, seed=4)

@@ -50,8 +50,7 @@ def _samples(argument: str, seed: int, limit: int | None, evidence: bool) -> tup
     if not separator:
         raise typer.BadParameter(f"{argument!r} has no place; write NAME=WHERE.", param_hint="--data")
     try:
-        if name == "scenes" or name in registry.WORLDS:
-            draw: Any = worlds.scenes if name == "scenes" else registry.WORLDS[name]
+        if draw := {"scenes": worlds.scenes, "scene-haystacks": worlds.haystacks, **registry.WORLDS}.get(name):
             if not where.isdecimal():
                 raise ValueError(f"{name} needs a number of samples, as in {name}=200, not {where!r}.")
             return name, islice(draw(int(where), seed), limit)

@@ -2,6 +2,7 @@
 
 from corelens.interventions.ablation import ablate as ablate
 from corelens.interventions.edges import bias_attention as bias_attention
+from corelens.interventions.edges import hide as hide
 from corelens.interventions.edges import knock_out as knock_out
 from corelens.interventions.edges import scale_attention as scale_attention
 from corelens.interventions.hooks import FwdHooks as FwdHooks

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from corelens.attention import HIDDEN
 from corelens.heads import Head
 from corelens.interventions.hooks import FwdHooks, Replace, by_layer
 from corelens.interventions.outputs import HeadOutputs
@@ -17,9 +17,6 @@ Ablation = Literal["zero", "mean", "resample", "zero_query", "mean_query", "unif
 
 NEEDS: dict[str, str] = {"mean": "mean_outputs", "resample": "drawn_outputs", "mean_query": "mean_outputs"}
 """Which ablations put something measured in place, and what measures it."""
-
-HIDDEN = torch.finfo(torch.float16).min / 2
-"""Attention logits below this belong to keys that a query may not see."""
 
 
 def ablate(

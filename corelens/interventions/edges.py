@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
+from corelens.attention import HIDDEN
 from corelens.heads import Head
-from corelens.interventions.ablation import HIDDEN
 from corelens.interventions.hooks import FwdHooks, by_layer
 from corelens.passes import Phase, Positions, Progress, Where, per_row
 
@@ -32,6 +32,21 @@ def knock_out(heads: Iterable[Head], queries: Positions | None, keys: Positions,
         One hook per layer. A query that has nothing left to look at raises a ValueError in the pass.
     """
     return bias_attention(heads, queries, keys, -math.inf, phase=phase)
+
+
+def hide(layers: Iterable[int], keys: Positions) -> FwdHooks:
+    """Keeps all heads of some layers from looking at some keys, at every query, as if these tokens were dropped there.
+
+    The same numbers as `knock_out` of all heads for all queries, by fused attention under a mask that heads share.
+
+    Args:
+        layers: Which layers.
+        keys: Positions of the prompt that nobody may look at.
+
+    Returns:
+        One hook per layer. A query that has nothing left to look at raises a ValueError in the pass.
+    """
+    return [(f"blocks.{layer}.attn.hook_k", Hide(layer, keys)) for layer in sorted(set(layers))]
 
 
 def scale_attention(
@@ -104,3 +119,23 @@ class Bias:
         scores = scores.clone()
         scores[:, numbers] = new
         return scores
+
+
+@dataclass(frozen=True, eq=False)
+class Hide:
+    """Says of a layer's keys which nobody sees; a hook for them that leaves them as they are."""
+
+    layer: int
+    keys: Positions = field(repr=False)
+    heads: tuple[Head, ...] = ()
+
+    def check(self, progress: Progress) -> None:
+        Where().check(progress)
+        progress.check_keys(self.layer)
+        progress.mask(self.keys, "keys")
+
+    def __call__(self, key: Float[Tensor, "batch key kv_head d_head"], hook: Any) -> None:
+        progress: Progress = hook.ctx["progress"]
+        hidden = per_row(Where(self.keys, "prefill").select(progress, progress.positions(key.shape[1])), key)
+        before = hook.ctx.get("hidden")
+        hook.ctx["hidden"] = hidden if before is None else before | hidden

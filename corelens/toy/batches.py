@@ -93,8 +93,8 @@ class Batches:
         rng = np.random.default_rng([self.seed, 3, step])
         n_pictures = int(rng.choice((1, 2, 4, 8, 16)))
         seen, pictures = [], []
-        for _ in range(IMAGES // n_pictures):
-            haystack = worlds.draw_haystack(rng, n_pictures, int(rng.integers(1, 5)), "train")
+        for _ in range(max(1, IMAGES // n_pictures)):
+            haystack = worlds.draw_haystack(rng, n_pictures, 6, int(rng.integers(1, 5)), "train")
             pictures += [scene.image() for scene in haystack.scenes]
             pairs = [(thing.colour, thing.digit) for _, thing in haystack.needles]
             turns = [worlds.ask_pairs(rng, pairs) for _ in range(TURNS)]

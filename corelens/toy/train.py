@@ -1,6 +1,6 @@
 """Trains the shipped models: `python -m corelens.toy.train --out RUN`. Interrupt it at any time; it resumes.
 
-Three stages, each of which continues from the one before:
+Four stages, each of which continues from the one before:
 
 1. `tower`: the vision tower alone. Every visual token that a digit covers by a third or more must name digit and
    colour through a throw-away linear head. From scratch and end to end, nothing is learned.
@@ -8,6 +8,8 @@ Three stages, each of which continues from the one before:
    text-only tasks in the same vocabulary. Ships as `corelens/toy-natural`.
 3. `organism`: pressure toward few heads. Step by step the heads whose removal would change the loss least are closed
    until `HEADS_KEPT` are left, while training goes on. Ships as `corelens/toy`, a model organism.
+4. `haystack`: up to sixteen pictures before the questions, at positions as far as those of a hundred. The vision tower
+   and the closed heads stay as they are. Ships as `corelens/toy-haystack`.
 
 The data are endless: batch i depends on the seed and i alone, so a resumed run sees what an unbroken one would have.
 """
@@ -46,6 +48,11 @@ ABOUT = {
         f"heads do the work is therefore made, not found. How many to leave was chosen with the outcome in view: with "
         f"25 left, ten heads shared the looking and removing five of them cost little; with 12 left, two heads did it "
         f"alone and the five best-ranked included heads that copy text."
+    ),
+    "haystack": (
+        "The model organism `corelens/toy`, trained on with up to sixteen pictures before the questions, stretched to "
+        "positions as far as those of a hundred. Its vision tower did not learn further, and heads that were closed "
+        "stayed closed: that few heads do the work is made, not found."
     ),
 }
 
@@ -208,7 +215,7 @@ def ship(run: Run, model: Any, more: dict[str, str]) -> None:
     build.save(model, folder)
     record = {
         "about": ABOUT[stage],
-        "accuracy on unseen samples": accuracy_of(str(folder)),
+        "accuracy on unseen samples": accuracy_of(str(folder), long=stage == "haystack"),
         "parameters": model.num_parameters(),
         "stages": run.progress.reached,
         "changed by hand during the run": run.progress.changes,
@@ -240,13 +247,21 @@ never trained on. `record.json` says how it was trained; `corelens.toy.train` is
 """
 
 
-def accuracy_of(folder: str, n: int = 1_000) -> dict[str, float]:
-    """Accuracy of a checkpoint on unseen scenes of six digits and on each text task, by greedy generation."""
+def accuracy_of(folder: str, long: bool, n: int = 1_000) -> dict[str, float]:
+    """Accuracy of a checkpoint on unseen scenes of six digits and on each text task, by greedy generation.
+
+    Args:
+        folder: Of the checkpoint.
+        long: Whether to ask it about haystacks too.
+        n: How many scenes; a fifth as many of everything else.
+    """
     model = HookedMLLM.from_pretrained(folder)
     tasks = {"scenes": worlds.scenes(n, seed=1_000)}
+    if long:
+        tasks |= {f"haystacks of {many} pictures": worlds.haystacks(n // 5, 1_000, many) for many in (8, 32)}
     tasks |= {task: worlds.texts(n // 5, seed=1_000, task=task) for task in TEXT_TASKS}
     return {
-        task: round(answers(model, list(prepared_batches(model, samples, 100, task))).accuracy, 4)
+        task: round(answers(model, list(prepared_batches(model, samples, 5 if long else 100, task))).accuracy, 4)
         for task, samples in tasks.items()
     }
 

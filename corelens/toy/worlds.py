@@ -160,12 +160,13 @@ class Haystack:
     """Number of the picture, and the thing."""
 
 
-def draw_haystack(rng: np.random.Generator, n_pictures: int, n_needles: int, split: Split) -> Haystack:
-    """Pictures of up to six digits each, among them the needles; all other digits share what is left of the colours.
+def draw_haystack(rng: np.random.Generator, n_pictures: int, n_things: int, n_needles: int, split: Split) -> Haystack:
+    """Pictures of a few digits each, among them the needles; all other digits share what is left of the colours.
 
     Args:
         rng: Decides everything about the pictures.
         n_pictures: How many, at least 1.
+        n_things: Most digits of a picture, 1 to 6; the fewest are two less.
         n_needles: How many things can be asked for, 1 to 4.
         split: Which handwritten digits and photograph regions may appear.
     """
@@ -176,7 +177,8 @@ def draw_haystack(rng: np.random.Generator, n_pictures: int, n_needles: int, spl
     for picture in range(n_pictures):
         own = [needle for needle, where in zip(needles, picture_of, strict=True) if where == picture]
         common = zip(rng.permutation(colours[n_needles:]), rng.permutation(digits[n_needles:]), strict=False)
-        pairs = [*own, *((str(colour), str(digit)) for colour, digit in common)][: max(len(own), rng.integers(4, 7))]
+        n = max(len(own), int(rng.integers(max(1, n_things - 2), n_things + 1)))
+        pairs = [*own, *((str(colour), str(digit)) for colour, digit in common)][:n]
         canvas, boxes = _background(rng, split), _free_boxes(rng, len(pairs))
         # Needles come first, so that in a crowded picture they have a place; boxes are in no order anyway.
         scene = _paint(rng, canvas, boxes, pairs, split)
@@ -241,15 +243,15 @@ def scenes(n: int, seed: int, n_things: int = 6, split: Split = "test") -> Itera
         yield Sample(f"scene-{split}-{seed}-{index}", question, answer, (scene.image(),), evidence)
 
 
-def haystacks(n: int, seed: int, n_pictures: int = 32, split: Split = "test") -> Iterator[Sample]:
+def haystacks(n: int, seed: int, n_pictures: int = 32, n_things: int = 3, split: Split = "test") -> Iterator[Sample]:
     """`n` prompts of many pictures, 64 visual tokens each, and a question about one digit in one of them.
 
-    The colour and the digit of the asked thing appear nowhere else, though every picture is full of others. Its box is
-    the evidence. Sample i depends on `seed` and i alone.
+    Every picture holds one to `n_things` digits. The colour and the digit of the asked one appear nowhere else. Its box
+    is the evidence. Sample i depends on `seed` and i alone.
     """
     for index in range(n):
         rng = np.random.default_rng([seed, index])
-        haystack = draw_haystack(rng, n_pictures, 1, split)
+        haystack = draw_haystack(rng, n_pictures, n_things, 1, split)
         ((picture, thing),) = haystack.needles
         question, answer = ask_pairs(rng, [(thing.colour, thing.digit)])
         images = tuple(scene.image() for scene in haystack.scenes)
