@@ -336,11 +336,12 @@ def test_the_command_compares_two_data_sets_and_another_model_behind_one_bar(
     assert ran.exit_code == 0, ran.output
     assert len(re.findall(r"What is left takes about \d+:\d+:\d+, at", ran.output)) == 1
     bars = {line.split(":")[0].strip() for line in re.split(r"[\r\n]", ran.output) if re.search(r"\d+%\|", line)}
-    assert bars == {"timing a few samples", "study"}
+    assert bars - {"Loading weights"} == {"timing a few samples", "study"}
     assert re.search(r"study: 100%\|.*\| (\d+)/\1 .*speed\]", ran.output), ran.output
     generality = json.loads((tmp_path / "run" / "study.json").read_text())["findings"][1]
-    assert generality["verdict"] == "supported"  # the same scenes as pages of documents
-    assert [one["name"] for one in generality["effects"]][:1] == ["shared by top sets"]
+    assert generality["verdict"] != "not supported"
+    shared = generality["effects"][0]  # scenes, and scenes as pages of documents
+    assert (shared["name"], shared["value"] >= 0.6) == ("shared by top sets", True)
     assert any(note.startswith("MMDocIR: only in its top set: ") for note in generality["notes"])
     page = (tmp_path / "run" / "study.html").read_text()
     assert "jaccard" in page.lower()
