@@ -106,6 +106,8 @@ def substituted(words: list[str], model: Path, data: dict[str, Path]) -> list[st
     """A command for the tiny model, few samples, local data, and a cluster on this machine."""
     least = "4" if words[0] == "study" else "2"
     instead = {"--model": str(model), "--limit": least, "--ray": "local", "--actors": "1"}
+    if "20" in words:  # heads, of which there are 12
+        instead["--top"] = "2"
     changed = [instead.get(before, word) for before, word in zip(["", *words], words, strict=False)]
     for place, folder in data.items():
         changed = [re.sub(rf"(?<==){re.escape(place)}(?=,|$)", str(folder), word) for word in changed]

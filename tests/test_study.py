@@ -111,6 +111,30 @@ def test_generality_needs_the_same_heads_in_both_data_sets():
     assert "two or more" in alone.notes[0]
 
 
+@pytest.mark.usefixtures("few_draws")
+def test_other_models_are_compared_by_depth_and_only_alike_ones_by_head():
+    from corelens.study import generality
+
+    generator = torch.Generator().manual_seed(0)
+
+    def peaked(layers: int, layer: int) -> Any:
+        values = 0.01 * torch.rand(6, layers, 20, generator=generator)
+        values[:, layer, :layers] += torch.arange(layers, 0, -1)
+        return scores(values, ("a",) * 6)
+
+    one, late, longer = peaked(5, 1), peaked(5, 4), peaked(9, 2)
+    found = generality(one, one, {"late": late, "longer": longer, "itself": one})
+    effects = {effect.name: effect for effect in found.effects}
+    deeper = "relative depth of top heads, less that in "
+    assert [effects[deeper + name].value for name in ("late", "longer", "itself")] == [-0.75, 0, 0]
+    assert effects[deeper + "late"].high < 0
+    assert (effects["shared by top sets with late"].value, effects["shared by top sets with itself"].value) == (0, 1)
+    assert effects["rank correlation with itself"].value == pytest.approx(1)
+    assert "shared by top sets with longer" not in effects
+    assert "It has 9 layers of 20 heads, this model 5 layers of 20 heads" in found.notes[2]
+    assert found.verdict == "inconclusive"  # one data set: other models are not in the rule
+
+
 def test_division_needs_core_heads_that_look_narrowly():
     from corelens.study import division
     from corelens.study.division import MEASURES

@@ -82,6 +82,7 @@ def written(found: dict[str, dict[str, Any]]) -> str:
     return "{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(of_type)}" for name, of_type in found.items()) + "\n}\n"
 
 
+@cache
 def tables() -> dict[str, list[list[Any]]]:
     """The tables of the docs by name, header first."""
     from corelens.grids import SEGMENTS, VIDEO_SEGMENTS

@@ -95,7 +95,9 @@ def _specific(scores: HeadScores, names: Sequence[str]) -> Iterator[str]:
 
 def _model(scores: HeadScores, name: str, other: HeadScores) -> Iterator[Effect]:
     """How another model compares; only where the numbers of layers and heads are the same, head by head."""
-    n, strata = len(scores.values), (*scores.datasets, *other.datasets)
+    n = len(scores.values)
+    # Samples of each model are drawn by themselves, data set by data set.
+    strata = [(one is other, own) for one in (scores, other) for own in one.datasets or [""] * len(one.values)]
 
     def both(chosen: np.ndarray) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "_layer _head"]]:
         own, theirs = torch.from_numpy(chosen[chosen < n]), torch.from_numpy(chosen[chosen >= n] - n)
