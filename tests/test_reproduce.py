@@ -111,7 +111,8 @@ def substituted(words: list[str], model: Path, data: dict[str, Path]) -> list[st
     changed = [instead.get(before, word) for before, word in zip(["", *words], words, strict=False)]
     for place, folder in data.items():
         changed = [re.sub(rf"(?<==){re.escape(place)}(?=,|$)", str(folder), word) for word in changed]
-    return [*changed, "--quick", "--max-new-tokens", "2"] if words[0] == "study" else changed
+    shorter = {"study": ["--quick", "--max-new-tokens", "2"], "accelerate": ["--max-new-tokens", "2"]}
+    return [*changed, *shorter.get(words[0], [])]
 
 
 @pytest.fixture
@@ -119,8 +120,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in."""
     import datasets
 
+    from corelens.study import Size
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("corelens.study.finding.N_DRAWS", 10)
+    monkeypatch.setattr("corelens.study.QUICK", Size(1, (0.2,), (("mean", "both"),), (0.05,), 1))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bin").mkdir()
     return tmp_path
