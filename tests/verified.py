@@ -181,6 +181,7 @@ def qwen3_vl_configs() -> dict[str, Any]:
 def _reproduction() -> Iterator[list[str]]:
     """What the commands of docs/reproduce.md take, by the cost model."""
     from corelens.ablating import with_controls
+    from corelens.data import Sample
     from corelens.scores import HeadScores
     from corelens.sparse.cost import DENSE, DEVICES, cache_bytes, decode_seconds, dimensions, prefill_seconds
     from corelens.study.size import FULL, pieces
@@ -189,7 +190,8 @@ def _reproduction() -> Iterator[list[str]]:
     h100, short, long = DEVICES["H100"], (400, 3600, 3000), {"all": (90_000, 32_000), "evidence": (3_000, 32_000)}
     any_scores = HeadScores(torch.rand(1, 8, 8), "ram", ("a",))
     n_ablated = 1 + sum(map(len, with_controls(any_scores, 0.05).values()))
-    study = pieces({name: [None] * 100 for name in "abc"}, {"text": [None] * 20}, FULL).values()  # pyright: ignore
+    hundred = [Sample("", "", "")] * 100
+    study = pieces(dict.fromkeys("abc", hundred), {"text": hundred[:20]}, FULL).values()
     each = [sum(work.total for work in study if work.answers is answers) / 3 for answers in (False, True)]
     for name, pages, config, options in configs():
         model, weights = dimensions(config, **options), 2 * parameters(config)

@@ -20,8 +20,8 @@ from corelens.sweeping import Removal
 SCANNED = ("ram", EXCESS, *MEASURES)
 """What is measured of every head."""
 
-N_TIMED = 4
-"""Samples of each data set that are timed."""
+N_TIMED = 16
+"""Samples that are timed: as many as pass the model together."""
 
 Texts = Mapping[str, Sequence[Sample]]
 
@@ -131,7 +131,7 @@ def pace(
     file = Path(out) / "pace.json"
     if file.exists():
         return Pace(**json.loads(file.read_text()))
-    few = {name: list(own)[:N_TIMED] for name, own in samples.items()}
+    few = {name: list(own)[: -(-N_TIMED // len(samples))] for name, own in samples.items()}
     n = sum(map(len, few.values()))
     with whole(3 * n, "timing a few samples", "sample") as bar:
         bar.begin("", 1)
