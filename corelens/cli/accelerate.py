@@ -35,7 +35,6 @@ def accelerate(
         typer.Option(help="Share of heads that see everything; several for a curve. 5, 10, 25, 50 % if not given."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Where answers are cut off.", min=1)] = 32,
-    box_unit: options.BoxUnit = None,
     limit: options.Limit = None,
     seed: options.Seed = 0,
     dtype: options.Dtype = "auto",
@@ -61,7 +60,7 @@ def accelerate(
         second = sorted({head.layer for head in hooked.heads})[:2][-1]
         plans |= {f"visual tokens {share:.0%}": [Pruning(second, share)] for share in shares}
         sets = {name: list(own) for name, own in options.samples(data, seed, limit).items()}
-        found = accelerate_all(hooked, sets, plans, max_new_tokens=max_new_tokens, box_unit=box_unit, out=out)
+        found = accelerate_all(hooked, sets, plans, max_new_tokens=max_new_tokens, out=out)
         n_positions, speed = speeds(hooked, sets, found.conditions)
         summary = {"model": model, **_summary(hooked, found, n_positions, speed)}
     text_of = json.dumps(summary, indent=1)
