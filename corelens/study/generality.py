@@ -90,7 +90,11 @@ def _specific(scores: HeadScores, names: Sequence[str]) -> Iterator[str]:
         if len(own.samples) > 1:
             said += f"; halves of its samples share {stability_curve(own.values).mean[-1]:.0%} of theirs"
         yield f"{said}; mean depth {depth_profile(own.per_head).centre:.2f}."
-    yield f"By chance, top sets would share {count_of(TOP, scores.n_heads) / scores.n_heads:.0%}."
+    yield f"By chance, top sets would share {_chance(scores):.0%}."
+
+
+def _chance(scores: HeadScores) -> float:
+    return count_of(TOP, scores.n_heads) / scores.n_heads
 
 
 def _model(scores: HeadScores, name: str, other: HeadScores) -> Iterator[Effect]:
@@ -121,8 +125,8 @@ def _compared(scores: HeadScores, name: str, other: HeadScores) -> str:
     said = f"{name} is {other.model} on {', '.join(dict.fromkeys(other.datasets))}"
     if _alike(scores, other):
         return (
-            f"{said}, with as many layers and heads. Heads of one number mean the same only if one model was made from "
-            f"the other, or both from a third."
+            f"{said}, with as many layers and heads; by chance, top sets would share {_chance(scores):.0%}. Heads of "
+            f"one number mean the same only if one model was made from the other, or both from a third."
         )
     sizes = [f"{one.values.shape[1]} layers of {one.values.shape[2]} heads" for one in (other, scores)]
     return f"{said}. It has {sizes[0]}, this model {sizes[1]}: no head has a counterpart, and only depth is compared."
