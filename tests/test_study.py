@@ -4,6 +4,7 @@ import html
 import json
 import math
 import re
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -430,3 +431,13 @@ def test_the_chance_of_sharing_heads_is_that_of_drawing_them():
     drawn = [len({*rng.choice(20, 4, False)} & {*range(4)}) for _ in range(4000)]
     assert by_chance(2, 4, 20) == pytest.approx(np.mean(np.array(drawn) >= 2), abs=0.03)
     assert by_chance(0, 4, 20) == 1
+
+
+def test_answers_that_cannot_be_scored_are_refused_before_any_work(toy: Any, tmp_path: Path):
+    from corelens.study import run_study
+
+    pictures, texts = data(4)
+    boxes = {name: [replace(sample, scoring="box") for sample in own] for name, own in pictures.items()}
+    with pytest.raises(ValueError, match="say in which unit the model answers"):
+        run_study(toy, boxes, texts, tmp_path, small())
+    assert not any(tmp_path.iterdir())
