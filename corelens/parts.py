@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from corelens.data import Sample, prepare_batch
 from corelens.inputs import PreparedInputs
 from corelens.model import HookedMLLM
+from corelens.progress import progress
 from corelens.store import Part, Run
 
 Samples = Iterable[Sample] | Mapping[str, Iterable[Sample]]
@@ -93,15 +93,16 @@ def in_parts(
         **choices,
     }
     run = nullcontext() if out is None else Run.opened(out, manifest)
-    with run as kept, tqdm(total=len(samples), desc=work, unit="sample") as bar:
+    with run as kept:
         parts = {number: part for number in numbered if kept and (part := kept.read(number))}
         missing = {number: own for number, own in numbered.items() if number not in parts}
-        bar.update(len(samples) - sum(map(len, missing.values())))
-        for number, part in do(missing):
-            if kept:
-                kept.write(number, part)
-            parts[number] = part
-            bar.update(len(missing[number]))
+        finished = len(samples) - sum(map(len, missing.values()))
+        with progress(len(samples), work, "sample", finished) as advance:
+            for number, part in do(missing):
+                if kept:
+                    kept.write(number, part)
+                parts[number] = part
+                advance(len(missing[number]))
     whole = Part.joined([parts[number] for number in numbered])
     if whole.skipped:
         first, why = next(iter(whole.skipped.items()))

@@ -3,6 +3,9 @@
 import html
 import json
 import math
+import re
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +112,30 @@ def test_generality_needs_the_same_heads_in_both_data_sets():
     assert "two or more" in alone.notes[0]
 
 
+@pytest.mark.usefixtures("few_draws")
+def test_other_models_are_compared_by_depth_and_only_alike_ones_by_head():
+    from corelens.study import generality
+
+    generator = torch.Generator().manual_seed(0)
+
+    def peaked(layers: int, layer: int) -> Any:
+        values = 0.01 * torch.rand(6, layers, 20, generator=generator)
+        values[:, layer, :layers] += torch.arange(layers, 0, -1)
+        return scores(values, ("a",) * 6)
+
+    one, late, longer = peaked(5, 1), peaked(5, 4), peaked(9, 2)
+    found = generality(one, one, {"late": late, "longer": longer, "itself": one})
+    effects = {effect.name: effect for effect in found.effects}
+    deeper = "relative depth of top heads, less that in "
+    assert [effects[deeper + name].value for name in ("late", "longer", "itself")] == [-0.75, 0, 0]
+    assert effects[deeper + "late"].high < 0
+    assert (effects["shared by top sets with late"].value, effects["shared by top sets with itself"].value) == (0, 1)
+    assert effects["rank correlation with itself"].value == pytest.approx(1)
+    assert "shared by top sets with longer" not in effects
+    assert "It has 9 layers of 20 heads, this model 5 layers of 20 heads" in found.notes[2]
+    assert found.verdict == "inconclusive"  # one data set: other models are not in the rule
+
+
 def test_division_needs_core_heads_that_look_narrowly():
     from corelens.study import division
     from corelens.study.division import MEASURES
@@ -162,6 +189,7 @@ def test_acceleration_needs_speed_and_accuracy():
     from corelens import Accelerated
     from corelens.sparse.speed import Speed
     from corelens.study import acceleration
+    from corelens.study.timing import Timing
 
     def found(core: float) -> Any:
         right = {"plain": 0.9, "core 5%": core, "random 5%": 0.2}
@@ -170,12 +198,14 @@ def test_acceleration_needs_speed_and_accuracy():
         kept = {name: torch.ones(100, 1) for name in values}
         return Accelerated(none, values, tuple(map(str, range(100))), ("a",) * 100, {}, kept)
 
-    def rounds(ratio: float) -> list[dict[str, Speed]]:
-        return [{"plain": Speed(one * ratio, 1.0, 1), "core 5%": Speed(one, 1.0, 1)} for one in (1.0, 1.1, 1.2)]
+    def timing(ratio: float) -> Timing:
+        rounds = [{"plain": Speed(one * ratio, 1.0, 1), "core 5%": Speed(one, 1.0, 1)} for one in (1.0, 1.1, 1.2)]
+        return Timing(rounds, 9, "an abacus")
 
-    assert acceleration(found(0.9), rounds(2.0), 9).verdict == "supported"
-    assert acceleration(found(0.9), rounds(1.1), 9).verdict == "not supported"
-    assert acceleration(found(0.5), rounds(2.0), 9).verdict == "not supported"
+    assert acceleration(found(0.9), timing(2.0)).verdict == "supported"
+    assert acceleration(found(0.9), timing(1.1)).verdict == "not supported"
+    assert acceleration(found(0.5), timing(2.0)).verdict == "not supported"
+    assert "9 positions, the longest, on an abacus" in acceleration(found(0.9), timing(2.0)).notes[0]
 
 
 # --- the whole study, small ------------------------------------------------------------------------------------------
@@ -190,7 +220,7 @@ def data(n: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def small() -> Any:
-    from corelens.study.run import Size
+    from corelens.study import Size
 
     return Size(seeds=1, doses=(0.2,), operations=(("mean", "both"),), budgets=(0.05,), rounds=1)
 
@@ -236,7 +266,8 @@ def test_the_shipped_organism_is_sparse_and_needs_its_top_heads_and_the_study_re
     parts = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
     (tmp_path / "scan" / "parts" / "00000.parquet").unlink()
     again = run_study(toy, *data(12), tmp_path, small(), max_new_tokens=2)
-    assert [one.to_json() for one in again.findings[:4]] == [one.to_json() for one in study.findings[:4]]
+    # Speed, too, is what was measured the first time.
+    assert [one.to_json() for one in again.findings] == [one.to_json() for one in study.findings]
     unchanged = [path for path, written in parts.items() if path.stat().st_mtime_ns == written]
     assert len(unchanged) == len(parts) - 1
 
@@ -252,16 +283,21 @@ def test_an_untrained_model_is_the_same_every_time_and_leaves_chance_alone(toy: 
     assert not any(torch.equal(one[name], trained[name]) for name in one if one[name].std() > 0)
 
 
-def test_halves_share_no_sample_and_costs_count_them():
-    from corelens.study.run import costs, halves
+def test_halves_share_no_sample_and_pieces_count_them(tmp_path: Path):
+    from corelens.study.size import Pace, halves, pieces
 
     pictures, texts = data(9)
     found, seen = halves(pictures)
     assert [(len(own), len(seen[name])) for name, own in found.items()] == [(5, 4), (5, 4)]
     assert not {sample.id for sample in found["few"]} & {sample.id for sample in seen["few"]}
-    expected = costs(pictures, texts, small())
-    assert expected["scan"] == (10, 1)
-    assert expected["ablate"] == (8 + 9, 1 + 5 + 2)
+    works = pieces(pictures, texts, small())
+    assert (works["scan"].samples, works["scan"].conditions) == (10, 1)
+    assert (works["ablate"].samples, works["ablate"].conditions) == (8 + 9, 1 + 5 + 2)
+    assert works["ablate"].left(tmp_path) == works["ablate"].total == 17 * 8
+    assert Pace(2.0, 3.0).of(works["scan"], tmp_path) == 20
+    (tmp_path / "ablate" / "parts").mkdir(parents=True)
+    (tmp_path / "ablate" / "parts" / "00000.parquet").touch()
+    assert Pace(2.0, 3.0).of(works["ablate"], tmp_path) == 3 * 8  # the seventeenth sample
     with pytest.raises(ValueError, match="few has 3 samples; a study needs four or more of each"):
         halves({"few": pictures["few"][:3]})
 
@@ -279,17 +315,129 @@ def test_all_but_some_heads_blinded_is_the_knock_out_of_the_others(toy: Any):
     assert found.accuracies("blind", "") < found.accuracies("plain", "")
 
 
-def test_the_command_splits_data_sets_and_says_what_it_costs_before_it_starts(tmp_path: Path):
+def pages(folder: Path, n: int) -> Path:
+    """Scenes as documents of one page, in the form of MMDocIR."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    from corelens.toy import worlds
+
+    documents, stored = [], []
+    for sample in worlds.scenes(n, seed=1):
+        buffer = BytesIO()
+        sample.images[0].save(buffer, "PNG")
+        stored.append({"doc_name": sample.id, "passage_id": "0", "image_binary": buffer.getvalue()})
+        layout = {"page": 0, "page_size": list(sample.images[0].size), "bbox": list(sample.evidence[0].box)}
+        asked = {"Q": sample.question, "A": sample.answer, "page_id": [0], "type": "[]", "layout_mapping": [layout]}
+        documents.append(json.dumps({"doc_name": sample.id, "questions": [asked]}))
+    (folder / "annotations.jsonl").write_text("\n".join(documents))
+    parquet.write_table(pa.Table.from_pylist(stored), folder / "pages.parquet")
+    return folder
+
+
+def study(*arguments: object) -> Any:
     from typer.testing import CliRunner
 
     from corelens.cli import app
+
+    return CliRunner().invoke(app, ["study", "--model", "corelens/toy", *map(str, arguments)])
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_the_command_compares_two_data_sets_and_another_model_behind_one_bar(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+):
+    import datasets
+
+    import corelens.study
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(corelens.study, "QUICK", small())
+    (tmp_path / "pages").mkdir()
+    data = f"scenes=8,mmdocir={pages(tmp_path / 'pages', 8)}"
+    options = ["--data", data, "--quick", "--max-new-tokens", 2, "--limit", 8, "--out", tmp_path / "run"]
+
+    ran = study(*options)
+    assert ran.exit_code == 0, ran.output
+    assert len(re.findall(r"What is left takes about \d+:\d+:\d+, at", ran.output)) == 1
+    bars = {line.split(":")[0].strip() for line in re.split(r"[\r\n]", ran.output) if re.search(r"\d+%\|", line)}
+    assert bars - {"Loading weights"} == {"timing a few samples", "study"}
+    assert re.search(r"study: 100%\|.*\| (\d+)/\1 .*speed\]", ran.output), ran.output
+    generality = json.loads((tmp_path / "run" / "study.json").read_text())["findings"][1]
+    assert generality["verdict"] != "not supported"
+    shared = generality["effects"][0]  # scenes, and scenes as pages of documents
+    assert (shared["name"], shared["value"] >= 0.6) == ("shared by top sets", True)
+    assert any(note.startswith("MMDocIR: only in its top set: ") for note in generality["notes"])
+    page = (tmp_path / "run" / "study.html").read_text()
+    assert "jaccard" in page.lower()
+
+    speed = (tmp_path / "run" / "speed.json").read_bytes()
+    other = tmp_path_factory.mktemp("other")
+    (other / "scan").mkdir()
+    deeper = scores(torch.rand(3, 9, 16), ("scenes",) * 3)
+    deeper.save(other / "scan" / "ram.safetensors")
+    again = study(*options, "--beside", other, "--beside", tmp_path / "run", "--json")
+    assert again.exit_code == 0, again.output
+    assert "What is left takes about 0:00:00" in again.output
+    assert (tmp_path / "run" / "speed.json").read_bytes() == speed
+    found = json.loads(again.stdout)["findings"][1]
+    by_name = {one["name"]: one["value"] for one in found["effects"]}
+    assert by_name[f"shared by top sets with {tmp_path / 'run'}"] == 1
+    assert by_name[f"relative depth of top heads, less that in {tmp_path / 'run'}"] == 0
+    assert f"shared by top sets with {other}" not in by_name
+    assert "It has 9 layers of 16 heads, this model 6 layers of 16 heads" in " ".join(found["notes"])
+    assert study(*options, "--time-again").exit_code == 0
+    assert (tmp_path / "run" / "speed.json").read_bytes() != speed
+
+
+def test_the_command_splits_data_sets_and_says_what_it_costs_before_it_starts(tmp_path: Path):
     from corelens.cli.study import _separate
 
     assert _separate(["scenes=8,mmlongbench=p,task=x", "charts=3"]) == ["scenes=8", "mmlongbench=p,task=x", "charts=3"]
-    ran = CliRunner().invoke(
-        app, ["study", "--model", "corelens/nothing", "--data", "scenes=8", "--out", str(tmp_path), "--quick"]
-    )
+    common = ["--out", tmp_path / "run", "--quick"]
+    ran = study("--model", "corelens/nothing", "--data", "scenes=8", *common)
     assert ran.exit_code == 2
-    assert "scan: 4 samples x 1 = 4" in ran.output
-    few = CliRunner().invoke(app, ["study", "--model", "corelens/toy", "--data", "scenes=2", "--out", str(tmp_path)])
-    assert "scenes has 2 samples" in " ".join(few.output.split())
+    assert "scan: 4 samples x 1 = 4 passes" in ran.output
+    for options, words in {
+        ("--data", "scenes=2"): "scenes has 2 samples",
+        ("--data", "scenes=8,scenes=9"): "two data sets are scenes",
+        ("--data", "scenes=8", "--beside", tmp_path): "there is no file",
+    }.items():
+        assert words in " ".join(study(*options, *common).output.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_speeds_of_another_prompt_or_of_other_plans_are_not_kept(toy: Any, tmp_path: Path):
+    from corelens.sparse import Full, HeadPlan
+    from corelens.study.timing import timing
+    from corelens.toy import worlds
+
+    one, other = next(worlds.scenes(1, 0)), next(worlds.texts(1, 0, "sum"))
+    plans: Any = {"core 5%": [HeadPlan({}, Full(), name="all")]}
+    first = timing(toy, one, plans, 1, tmp_path)
+    more = timing(toy, one, plans, 2, tmp_path)
+    assert more.rounds[:1] == first.rounds
+    assert len(more.rounds) == 2
+    assert timing(toy, one, plans, 2, tmp_path) == more
+    assert timing(toy, one, plans, 1, tmp_path) == first
+    assert timing(toy, other, plans, 1, tmp_path).positions < first.positions
+    assert set(timing(toy, other, {}, 1, tmp_path).rounds[0]) == {"plain"}
+
+
+def test_the_chance_of_sharing_heads_is_that_of_drawing_them():
+    from corelens.study.generality import by_chance
+
+    rng = np.random.default_rng(0)
+    drawn = [len({*rng.choice(20, 4, False)} & {*range(4)}) for _ in range(4000)]
+    assert by_chance(2, 4, 20) == pytest.approx(np.mean(np.array(drawn) >= 2), abs=0.03)
+    assert by_chance(0, 4, 20) == 1
+
+
+def test_answers_that_cannot_be_scored_are_refused_before_any_work(toy: Any, tmp_path: Path):
+    from corelens.study import run_study
+
+    pictures, texts = data(4)
+    boxes = {name: [replace(sample, scoring="box") for sample in own] for name, own in pictures.items()}
+    with pytest.raises(ValueError, match="say in which unit the model answers"):
+        run_study(toy, boxes, texts, tmp_path, small())
+    assert not any(tmp_path.iterdir())

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import torch
 from architectures import ARCHITECTURES
 
 ROOT = Path(__file__).parent.parent
@@ -81,6 +82,7 @@ def written(found: dict[str, dict[str, Any]]) -> str:
     return "{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(of_type)}" for name, of_type in found.items()) + "\n}\n"
 
 
+@cache
 def tables() -> dict[str, list[list[Any]]]:
     """The tables of the docs by name, header first."""
     from corelens.grids import SEGMENTS, VIDEO_SEGMENTS
@@ -106,6 +108,7 @@ def tables() -> dict[str, list[list[Any]]]:
             *([f"`{f.__name__}`", code_lines(f), ", ".join(of)] for f, of in zip(functions, users, strict=True)),
         ],
         "computed": list(_computed()),
+        "reproduction": list(_reproduction()),
     }
 
 
@@ -146,29 +149,100 @@ def _computed() -> Iterator[list[str]]:
 
 @cache
 def qwen3_vl() -> dict[str, Any]:
-    """Sizes of three models: transformers' defaults, and what their published configurations say otherwise."""
-    from transformers import Qwen3VLConfig
-
+    """Sizes of three models."""
     from corelens.sparse.cost import dimensions
+
+    return {name: dimensions(config) for name, config in qwen3_vl_configs().items()}
+
+
+def qwen3_vl_configs() -> dict[str, Any]:
+    """Transformers' defaults, and what the published configurations say otherwise."""
+    from transformers import Qwen3VLConfig
 
     small_tower = dict(depth=24, hidden_size=1024, intermediate_size=4096)
     sizes = {
-        "4B": (2560, 9728, 36, 32, small_tower),
-        "8B": (4096, 12288, 36, 32, {}),
-        "32B": (5120, 25600, 64, 64, {}),
+        "4B": (2560, 9728, 36, 32, True, small_tower),
+        "8B": (4096, 12288, 36, 32, False, {}),
+        "32B": (5120, 25600, 64, 64, False, {}),
     }
     return {
-        name: dimensions(
-            Qwen3VLConfig(
-                text_config=dict(
-                    hidden_size=width, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=heads,
-                    num_key_value_heads=8, head_dim=128,
-                ),
-                vision_config=tower,
-            )
+        name: Qwen3VLConfig(
+            text_config=dict(
+                hidden_size=width, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=heads,
+                num_key_value_heads=8, head_dim=128, tie_word_embeddings=tied,
+            ),
+            vision_config=tower | dict(out_hidden_size=width),
+            tie_word_embeddings=tied,
         )
-        for name, (width, mlp, layers, heads, tower) in sizes.items()
+        for name, (width, mlp, layers, heads, tied, tower) in sizes.items()
     }  # fmt: skip
+
+
+def _reproduction() -> Iterator[list[str]]:
+    """What the commands of docs/reproduce.md take, by the cost model."""
+    from corelens.ablating import with_controls
+    from corelens.data import Sample
+    from corelens.scores import HeadScores
+    from corelens.sparse.cost import DENSE, DEVICES, cache_bytes, decode_seconds, dimensions, prefill_seconds
+    from corelens.study.size import FULL, pieces
+
+    yield ["model", "command", "passes", "answers", "memory", "H100s a model", "time on these", "on eight"]
+    h100, short, long = DEVICES["H100"], (400, 3600, 3000), {"all": (90_000, 32_000), "evidence": (3_000, 32_000)}
+    any_scores = HeadScores(torch.rand(1, 8, 8), "ram", ("a",))
+    n_ablated = 1 + sum(map(len, with_controls(any_scores, 0.05).values()))
+    hundred = [Sample("", "", "")] * 100
+    study = pieces(dict.fromkeys("abc", hundred), {"text": hundred[:20]}, FULL).values()
+    each = [sum(work.total for work in study if work.answers is answers) / 3 for answers in (False, True)]
+    for name, pages, config, options in configs():
+        model, weights = dimensions(config, **options), 2 * parameters(config)
+        # By command: prompts, passes and answers of each, and how often the weights are held.
+        steps = {
+            "scan": (short, 200, 0, 1),
+            "ablate": (long[pages], 0, 200 * n_ablated, 1),
+            "accelerate": (long[pages], 0, 100 * 26, 1),
+            "study": (short, *each, 2),
+        }
+        for command, (prompts, passes, answers, copies) in steps.items():
+            held = copies * weights + cache_bytes(model, DENSE, max(prompts))
+            gpus = -(-held // 64e9)
+            read = [prefill_seconds(model, DENSE, n, h100, visual=0.9) for n in prompts]
+            said = [32 * decode_seconds(model, DENSE, n, h100) for n in prompts]
+            hours = sum((passes + answers) * r + answers * s for r, s in zip(read, said, strict=True)) / 3600
+            eight = _took(hours / (8 // gpus)) if command == "scan" else "the same"
+            counts = [f"{len(prompts) * n:,.0f}" for n in (passes, answers)]
+            yield [name, command, *counts, f"{held / 1e9:.0f} GB", f"{gpus:.0f}", _took(hours), eight]
+
+
+def _took(hours: float) -> str:
+    return f"{hours:.2g} h" if hours >= 1 else f"{60 * hours:.2g} min" if hours >= 1 / 60 else f"{3600 * hours:.2g} s"
+
+
+def configs() -> Iterator[tuple[str, str, Any, dict[str, int]]]:
+    """Models of docs/reproduce.md: name, pages of documents, configuration, and how vision towers cut pictures."""
+    from transformers import InternVLConfig, LlavaOnevisionConfig
+
+    for size, config in qwen3_vl_configs().items():
+        yield f"Qwen3-VL-{size}", "all", config, {}
+    qwen2 = dict(
+        model_type="qwen2", hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
+        num_key_value_heads=4, vocab_size=152128,
+    )  # fmt: skip
+    qwen3 = dict(
+        model_type="qwen3", hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=128, vocab_size=151936, tie_word_embeddings=False,
+    )  # fmt: skip
+    of_llava: dict[str, int] = dict(patches_per_token=1, patches_per_picture=729)
+    of_internvl: dict[str, int] = dict(patches_per_token=4, patches_per_picture=1025)
+    yield "LLaVA-OneVision-7B", "evidence", LlavaOnevisionConfig(text_config=qwen2), of_llava
+    yield "InternVL3.5-8B", "evidence", InternVLConfig(text_config=qwen3, tie_word_embeddings=False), of_internvl
+
+
+def parameters(config: Any) -> int:
+    """How many parameters a model has."""
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        return sum(one.numel() for one in AutoModelForImageTextToText.from_config(config).parameters())
 
 
 def _axes(metric: Any) -> tuple[str, str, str]:

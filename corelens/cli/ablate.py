@@ -30,10 +30,7 @@ def ablate(
     ] = None,
     how: options.How = "zero",
     phase: Annotated[Literal["prefill", "decode", "both"], typer.Option(help="When heads are removed.")] = "both",
-    box_unit: Annotated[
-        Literal["pixels", "thousandths", "fractions"] | None,
-        typer.Option(help="In which the model says boxes, for data that asks for them."),
-    ] = None,
+    box_unit: options.BoxUnit = None,
     limit: options.Limit = None,
     seed: options.Seed = 0,
     dtype: options.Dtype = "auto",

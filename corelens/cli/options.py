@@ -25,6 +25,10 @@ Data = Annotated[
 Out = Annotated[Path, typer.Option(help="Folder of the run; the same command goes on where it was interrupted.")]
 Limit = Annotated[int | None, typer.Option(help="Most samples of each data set.", min=1)]
 How = Annotated[Literal["zero", "mean", "resample"], typer.Option(help="What stands in for what a head found.")]
+BoxUnit = Annotated[
+    Literal["pixels", "thousandths", "fractions"] | None,
+    typer.Option(help="In which the model says boxes, for data that asks for them."),
+]
 Seed = Annotated[int, typer.Option(help="Of the worlds.")]
 Dtype = Annotated[str, typer.Option(help="As bfloat16; auto is the checkpoint's own.")]
 Device = Annotated[str, typer.Option(help="As cuda:1; auto spreads the model over all GPUs.")]
@@ -39,7 +43,13 @@ def samples(
     arguments: Iterable[str], seed: int, limit: int | None, evidence: bool = False
 ) -> dict[str, "Iterable[Sample]"]:
     """The samples that each `NAME=WHERE` means, by name; if `evidence` counts, only those that say where theirs is."""
-    return dict(_samples(one, seed, limit, evidence) for one in arguments)
+    found: dict[str, Iterable[Sample]] = {}
+    for one in arguments:
+        name, own = _samples(one, seed, limit, evidence)
+        if name in found:
+            raise typer.BadParameter(f"two data sets are {name}; give each once.", param_hint="--data")
+        found[name] = own
+    return found
 
 
 def _samples(argument: str, seed: int, limit: int | None, evidence: bool) -> tuple[str, "Iterable[Sample]"]:

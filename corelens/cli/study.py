@@ -1,6 +1,7 @@
 """`corelens study`."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,15 @@ def study(
     data: options.Data,
     out: options.Out,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer controls, and 40 samples of each data set.")] = False,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of a finished study of another model, to compare where its heads lie; or several."),
+    ] = None,
+    time_again: Annotated[
+        bool, typer.Option("--time-again", help="Measure speed anew in a folder that holds it.")
+    ] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Where answers are cut off.", min=1)] = 32,
+    box_unit: options.BoxUnit = None,
     limit: options.Limit = None,
     seed: options.Seed = 0,
     dtype: options.Dtype = "auto",
@@ -25,20 +34,33 @@ def study(
     as_json: options.AsJson = False,
 ) -> None:
     """Test the paper's five claims on a model: verdicts by rules that are set before the run, and a report."""
+    from corelens.conditions import check_scoring
+    from corelens.parts import named
     from corelens.study import FULL, QUICK, run_study
     from corelens.study.report import save
-    from corelens.study.run import costs
+    from corelens.study.size import pace, pieces
 
     size = QUICK if quick else FULL
     limit = min(limit or 40, 40) if quick else limit
     asked = ",".join(data)
+    others = {str(folder): options.ranking(folder / "scan" / "ram.safetensors") for folder in beside or ()}
     sets = {name: list(own) for name, own in options.samples(_separate(data), seed, limit, evidence=True).items()}
+    console = Console(highlight=False, markup=False, stderr=True)
     with options.resumable(out):
         texts = {name: list(own) for name, own in options.texts(model, limit).items()}
-        console = Console(highlight=False, markup=False, stderr=True)
-        for work, (samples, conditions) in costs(sets, texts, size).items():
-            console.print(f"{work}: {samples} samples x {conditions} = {samples * conditions:,}")
-        found = run_study(options.loaded(model, dtype, device), sets, texts, out, size, max_new_tokens)
+        works = pieces(sets, texts, size)
+        for name, work in works.items():
+            kind = "answers" if work.answers else "passes"
+            console.print(f"{name}: {work.samples} samples x {work.conditions} = {work.total:,} {kind}")
+        check_scoring(named({**sets, **texts}), box_unit)
+        hooked = options.loaded(model, dtype, device)
+        timed = pace(hooked, sets, out, max_new_tokens, box_unit)
+        seconds = sum(timed.of(work, out) for work in works.values())
+        console.print(
+            f"What is left takes about {timedelta(seconds=round(seconds))}, at {timed.scanned:.2g} seconds a pass and "
+            f"{timed.answered:.2g} an answer."
+        )
+        found = run_study(hooked, sets, texts, out, size, max_new_tokens, box_unit, others, time_again)
     result = save(found, out, {"data": asked, "seed": seed, "limit": limit, "quick": quick})
     if as_json:
         print(json.dumps(result, indent=1))

@@ -7,6 +7,7 @@ from tqdm.auto import tqdm
 from corelens.data.sample import Sample
 from corelens.inputs import PreparedInputs
 from corelens.model import HookedMLLM
+from corelens.progress import within_whole
 
 
 def prepared_batches(
@@ -22,7 +23,7 @@ def prepared_batches(
         raise ValueError("there are no samples.")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} is less than one.")
-    with tqdm(total=len(samples), desc=doing, unit="sample") as bar:
+    with tqdm(total=len(samples), desc=doing, unit="sample", disable=within_whole()) as bar:
         for start in range(0, len(samples), batch_size):
             batch = tuple(samples[start : start + batch_size])
             try:

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from corelens.model import HookedMLLM
+from corelens.progress import within_whole
 from corelens.sparse.cache import HeadSparseCache
 from corelens.sparse.generate import apply
 from corelens.sparse.plan import HeadPlan
@@ -54,7 +55,7 @@ def measure_speed(
     first: dict[str, list[float]] = {name: [] for name in plans}
     whole: dict[str, list[float]] = {name: [] for name in plans}
     held: dict[str, int] = {}
-    with tqdm(total=repeats * len(plans), desc="speed", unit="generation") as bar:
+    with tqdm(total=repeats * len(plans), desc="speed", unit="generation", disable=within_whole()) as bar:
         for _ in range(repeats):
             for name, plan in plans.items():
                 with nullcontext() if plan is None else apply(model, plan, force=True):

@@ -6,8 +6,9 @@ from corelens.study.finding import Effect as Effect
 from corelens.study.finding import Finding as Finding
 from corelens.study.generality import generality as generality
 from corelens.study.necessity import necessity as necessity
-from corelens.study.run import FULL as FULL
-from corelens.study.run import QUICK as QUICK
 from corelens.study.run import Study as Study
 from corelens.study.run import run_study as run_study
+from corelens.study.size import FULL as FULL
+from corelens.study.size import QUICK as QUICK
+from corelens.study.size import Size as Size
 from corelens.study.sparsity import sparsity as sparsity

@@ -1,13 +1,11 @@
 """Claim 5, acceleration: with CoRe heads alone seeing everything, the model is faster and answers as well."""
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 
 from corelens.accelerating import Accelerated
 from corelens.conditions import PLAIN
-from corelens.sparse.speed import Speed
 from corelens.study.finding import Effect, Finding, estimate
+from corelens.study.timing import Timing
 
 PLAN = "core 5%"
 
@@ -19,18 +17,17 @@ RULE = (
 )
 
 
-def acceleration(found: Accelerated, rounds: Sequence[Mapping[str, Speed]], n_positions: int) -> Finding:
+def acceleration(found: Accelerated, measured: Timing) -> Finding:
     """Whether the plan that follows the scores is faster and as good.
 
     Args:
         found: Accuracy under plans, among them `PLAN` and its control.
-        rounds: Speeds, measured several times.
-        n_positions: Of the prompt on which they were measured.
+        measured: Speeds.
     """
     plain, core = _scores(found, PLAIN), _scores(found, PLAN)
     strata = [""] * len(plain)
     effects = [
-        speed_up(rounds, PLAN, at_least=1.5),
+        speed_up(measured, PLAN, at_least=1.5),
         estimate("accuracy of the model as it is", lambda i: float(plain[i].mean()), strata, at_least=0.25),
         estimate("change of accuracy", lambda i: float((core - plain)[i].mean()), strata, at_least=-0.05),
     ]
@@ -38,16 +35,16 @@ def acceleration(found: Accelerated, rounds: Sequence[Mapping[str, Speed]], n_po
         apart = core - _scores(found, control)
         effects.append(estimate("accuracy above random heads'", lambda i: float(apart[i].mean()), strata, at_least=0.0))
     notes = [
-        f"Speed is that of reading a prompt of {n_positions:,} positions, the longest; short prompts leave little to "
-        f"save, so that a claim about long ones can only be tested on long ones.",
+        f"Speed is that of reading a prompt of {measured.positions:,} positions, the longest, on {measured.device}; "
+        f"short prompts leave little to save, so that a claim about long ones can only be tested on long ones.",
         f"Of the attention of the prompt's last token, the plan keeps {found.kept_attention(PLAN):.0%}.",
     ]
     return Finding("Acceleration: CoRe heads alone see everything", RULE, tuple(effects), tuple(notes))
 
 
-def speed_up(rounds: Sequence[Mapping[str, Speed]], plan: str, at_least: float | None = None) -> Effect:
+def speed_up(measured: Timing, plan: str, at_least: float | None = None) -> Effect:
     """How many times as fast as the model as it is a prompt is read."""
-    ratios = [speeds[PLAIN].prefill / speeds[plan].prefill for speeds in rounds]
+    ratios = [speeds[PLAIN].prefill / speeds[plan].prefill for speeds in measured.rounds]
     return Effect("speed-up of reading", float(np.median(ratios)), min(ratios), max(ratios), at_least)
 
 

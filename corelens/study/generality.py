@@ -1,18 +1,19 @@
-"""Claim 2, generality: the same heads retrieve in all visual domains."""
+"""Claim 2, generality: the same heads retrieve in all visual domains, and heads of like depth in other models."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.stats import hypergeom
 from torch import Tensor
 
 from corelens.metrics import depth_profile, spearman, stability_curve
 from corelens.metrics.selection import count_of
 from corelens.metrics.stability import top_heads
 from corelens.scores import HeadScores
-from corelens.study.finding import Finding, estimate
+from corelens.study.finding import Effect, Finding, estimate, p_value
 
 TOP = 0.05
 """Share of heads that are called CoRe heads."""
@@ -21,58 +22,118 @@ RULE = (
     "Over all pairs of data sets, the mean share of one's top 5 % of heads that are in the other's is at least one "
     "half (MMRetHeads finds .51 between text and pictures) and at least 0.2 above that of an untrained model, whose "
     "heads differ by where they happen to look, and the mean rank correlation over all heads is at least 0.5. "
-    "Inferred."
+    "Comparisons with other models are reported and not in the rule. Inferred."
 )
 
 
-def generality(scores: HeadScores, untrained: HeadScores) -> Finding:
-    """Whether data sets agree about heads.
+def generality(scores: HeadScores, untrained: HeadScores, beside: Mapping[str, HeadScores] | None = None) -> Finding:
+    """Whether data sets agree about heads, and how other models compare.
 
     Args:
         scores: Retrieval attention mass on several data sets.
         untrained: The same of a model of the same configuration with random weights.
+        beside: The same of other models, by name.
     """
     claim = "Generality: the same heads retrieve in all visual domains"
     names = tuple(dict.fromkeys(scores.datasets))
-    if len(names) < 2:
-        return Finding(claim, RULE, (), ("There is one data set; agreement needs two or more.",))
+    effects, notes = [], ["There is one data set; agreement needs two or more."]
+    if len(names) > 1:
+        effects, notes = list(_domains(scores, untrained, names)), list(_specific(scores, names))
+    for name, other in (beside or {}).items():
+        effects += _model(scores, name, other)
+        notes.append(_compared(scores, name, other))
+    if not beside:
+        notes.append("One model: other finished studies can be given to compare where their heads lie.")
+    return Finding(claim, RULE, tuple(effects), tuple(notes))
+
+
+def _domains(scores: HeadScores, untrained: HeadScores, names: Sequence[str]) -> Iterator[Effect]:
+    """How far data sets agree."""
+
+    def tops(one: HeadScores, chosen: np.ndarray) -> list[set[tuple[int, int]]]:
+        return [top_heads(mean, TOP) for mean in _means(one, chosen, names)]
+
+    def shared(one: HeadScores, chosen: np.ndarray) -> float:
+        return float(np.mean([len(a & b) / len(a) for a, b in combinations(tops(one, chosen), 2)]))
+
+    def ranks(chosen: np.ndarray) -> float:
+        return float(np.mean([spearman(a, b) for a, b in combinations(_means(scores, chosen, names), 2)]))
+
+    strata = scores.datasets
+    yield estimate("shared by top sets", lambda i: shared(scores, i), strata, at_least=0.5)
+    yield estimate(
+        "shared by top sets, above an untrained model",
+        lambda i: shared(scores, i) - shared(untrained, i),
+        strata,
+        at_least=0.2,
+    )
+    yield estimate("rank correlation", ranks, strata, at_least=0.5)
+    pairs = combinations(tops(scores, np.arange(len(strata))), 2)
+    worst = max(by_chance(len(a & b), len(a), scores.n_heads) for a, b in pairs)
+    yield p_value("p of sharing so many by chance, in the pair that shares least", worst)
+
+
+def by_chance(n_shared: int, n: int, n_heads: int) -> float:
+    """How likely two random sets of n heads share so many or more."""
+    return float(hypergeom.sf(n_shared - 1, n_heads, n, n))
+
+
+def _specific(scores: HeadScores, names: Sequence[str]) -> Iterator[str]:
+    """Which heads all data sets have in their top sets, and which one alone has."""
     tops = {name: set(scores.of_dataset(name).top(TOP)) for name in names}
     common = sorted(set.intersection(*tops.values()))
-    notes = [f"In the top sets of all data sets: {', '.join(map(str, common)) or 'no head'}."]
+    yield f"In the top sets of all data sets: {', '.join(map(str, common)) or 'no head'}."
     for name in names:
         own = scores.of_dataset(name)
         alone = sorted(tops[name].difference(*(tops[other] for other in names if other != name)))
         said = f"{name}: only in its top set: {', '.join(map(str, alone)) or 'no head'}"
         if len(own.samples) > 1:
             said += f"; halves of its samples share {stability_curve(own.values).mean[-1]:.0%} of theirs"
-        notes.append(f"{said}; mean depth {depth_profile(own.per_head).centre:.2f}.")
-    chance = count_of(TOP, scores.n_heads) / scores.n_heads
-    notes.append(f"By chance, top sets would share {chance:.0%}.")
-    notes.append("One model: agreement across sizes needs a study of each, whose depth profiles can be compared.")
+        yield f"{said}; mean depth {depth_profile(own.per_head).centre:.2f}."
+    yield f"By chance, top sets would share {_chance(scores):.0%}."
 
-    def shared(one: HeadScores, chosen: np.ndarray) -> float:
-        sets = [top_heads(mean, TOP) for mean in _means(one, chosen, names)]
-        return float(np.mean([len(a & b) / len(a) for a, b in combinations(sets, 2)]))
 
-    def ranks(chosen: np.ndarray) -> float:
-        return float(np.mean([spearman(a, b) for a, b in combinations(_means(scores, chosen, names), 2)]))
+def _chance(scores: HeadScores) -> float:
+    return count_of(TOP, scores.n_heads) / scores.n_heads
 
-    strata = scores.datasets
-    return Finding(
-        claim,
-        RULE,
-        (
-            estimate("shared by top sets", lambda i: shared(scores, i), strata, at_least=0.5),
-            estimate(
-                "shared by top sets, above an untrained model",
-                lambda i: shared(scores, i) - shared(untrained, i),
-                strata,
-                at_least=0.2,
-            ),
-            estimate("rank correlation", ranks, strata, at_least=0.5),
-        ),
-        tuple(notes),
-    )
+
+def _model(scores: HeadScores, name: str, other: HeadScores) -> Iterator[Effect]:
+    """How another model compares; only where the numbers of layers and heads are the same, head by head."""
+    n = len(scores.values)
+    # Samples of each model are drawn by themselves, data set by data set.
+    strata = [(one is other, own) for one in (scores, other) for own in one.datasets or [""] * len(one.values)]
+
+    def both(chosen: np.ndarray) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "_layer _head"]]:
+        own, theirs = torch.from_numpy(chosen[chosen < n]), torch.from_numpy(chosen[chosen >= n] - n)
+        return scores.values[own].nanmean(0), other.values[theirs].nanmean(0)
+
+    def deeper(chosen: np.ndarray) -> float:
+        own, theirs = (np.mean([layer for layer, _ in top_heads(m, TOP)]) / max(1, len(m) - 1) for m in both(chosen))
+        return float(own - theirs)
+
+    def shared(chosen: np.ndarray) -> float:
+        own, theirs = (top_heads(mean, TOP) for mean in both(chosen))
+        return len(own & theirs) / len(own)
+
+    yield estimate(f"relative depth of top heads, less that in {name}", deeper, strata)
+    if _alike(scores, other):
+        yield estimate(f"shared by top sets with {name}", shared, strata)
+        yield estimate(f"rank correlation with {name}", lambda i: spearman(*both(i)), strata)
+
+
+def _compared(scores: HeadScores, name: str, other: HeadScores) -> str:
+    said = f"{name} is {other.model} on {', '.join(dict.fromkeys(other.datasets))}"
+    if _alike(scores, other):
+        return (
+            f"{said}, with as many layers and heads; by chance, top sets would share {_chance(scores):.0%}. Heads of "
+            f"one number mean the same only if one model was made from the other, or both from a third."
+        )
+    sizes = [f"{one.values.shape[1]} layers of {one.values.shape[2]} heads" for one in (other, scores)]
+    return f"{said}. It has {sizes[0]}, this model {sizes[1]}: no head has a counterpart, and only depth is compared."
+
+
+def _alike(scores: HeadScores, other: HeadScores) -> bool:
+    return scores.values.shape[1:] == other.values.shape[1:] and torch.equal(scores.exist, other.exist)
 
 
 def _means(scores: HeadScores, chosen: np.ndarray, names: Sequence[str]) -> list[Float[Tensor, "layer head"]]:

@@ -45,6 +45,7 @@ def save(study: Study, folder: Path, choices: Mapping[str, Any]) -> dict[str, An
             },
             "plans": {name: study.accelerated.summary(name) for name in dict.fromkeys(study.accelerated.datasets)},
         },
+        "beside": {name: one.model for name, one in study.beside.items()},
         "choices": dict(choices) | study.scores["ram"].choices,
         "skipped": dict(study.scores["ram"].skipped) | dict(study.zeroed.skipped),
         "versions": {package: version(package) for package in ("corelens", "torch", "transformers")},
@@ -110,7 +111,8 @@ def _generality(study: Study) -> list[go.Figure]:
     ram = study.scores["ram"]
     by_name: dict[str, HeadScores] = {name: ram.of_dataset(name) for name in dict.fromkeys(ram.datasets)}
     matrix = [overlap_matrix(by_name, "jaccard", TOP)] if len(by_name) > 1 else []
-    return [*matrix, depth_profiles(by_name)]
+    models = [depth_profiles({"this model": ram, **study.beside})] if study.beside else []
+    return [*matrix, depth_profiles(by_name), *models]
 
 
 def _division(study: Study) -> list[go.Figure]:
@@ -137,10 +139,10 @@ def _necessity(study: Study) -> list[go.Figure]:
 
 def _acceleration(study: Study) -> go.Figure:
     found = study.accelerated
-    timed = [name for name in study.rounds[0] if name != PLAIN]
+    timed = [name for name in study.timing.rounds[0] if name != PLAIN]
     ways: dict[str, dict[str, tuple[float, float]]] = {}
     for name in timed:
         way, _, budget = name.rpartition(" ")
-        speed = speed_up(study.rounds, name).value
+        speed = speed_up(study.timing, name).value
         ways.setdefault(way or name, {})[budget] = speed, accuracy(found, name)
     return speed_against_accuracy(ways, accuracy(found, PLAIN))

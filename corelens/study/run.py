@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -10,67 +11,25 @@ from typing import Any, Literal
 import torch
 
 from corelens.ablating import ablate_all, with_controls
-from corelens.accelerating import Accelerated, accelerate_all, speeds
-from corelens.conditions import PLAIN, Conditions
-from corelens.data import Sample
+from corelens.accelerating import Accelerated, accelerate_all
+from corelens.conditions import PLAIN, Conditions, check_scoring
+from corelens.data import BoxUnit, Sample
 from corelens.heads import Head, HeadSet
 from corelens.model import HookedMLLM
-from corelens.parts import length_of, prepared
-from corelens.passes import Phase
+from corelens.parts import length_of, named, prepared
+from corelens.progress import whole
 from corelens.scanning import scan_all
 from corelens.scores import HeadScores
 from corelens.sparse import Streaming
 from corelens.sparse.budgets import plans_and_controls
-from corelens.sparse.speed import Speed
 from corelens.study.acceleration import acceleration
-from corelens.study.division import MEASURES, division
+from corelens.study.division import division
 from corelens.study.finding import Finding
 from corelens.study.generality import TOP, generality
 from corelens.study.necessity import necessity
+from corelens.study.size import FULL, SCANNED, Size, Texts, halves, pieces
 from corelens.study.sparsity import EXCESS, sparsity
-from corelens.sweeping import Removal
-
-SCANNED = ("ram", EXCESS, *MEASURES)
-"""What is measured of every head."""
-
-Texts = Mapping[str, Sequence[Sample]]
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much is tried; the verdicts' rules are the same."""
-
-    seeds: int
-    doses: tuple[float, ...]
-    operations: tuple[tuple[Removal, Phase], ...]
-    """Other ways to remove heads than zeroing them in prefill and decoding."""
-
-    budgets: tuple[float, ...]
-    rounds: int
-    """Of measuring speed."""
-
-    @property
-    def costs(self) -> dict[str, tuple[str, int]]:
-        """Of every part of the study, the samples it takes and how often each is answered, at most."""
-        controls = 3 + 2 * self.seeds
-        return {
-            "scan": ("found", 1),
-            "scan of an untrained model": ("found", 1),
-            "ablate": ("tested", 1 + controls + (1 + self.seeds) * len(self.doses)),
-            **{f"ablate, {how}, {phase}": ("seen", 2) for how, phase in self.operations},
-            "blind all but a few": ("seen", 1 + 2 * len(self.budgets)),
-            "accelerate": ("seen", 2 + len(self.budgets) * (5 + 2 * self.seeds)),
-        }
-
-
-FULL = Size(
-    5,
-    (0.01, 0.02, 0.1, 0.2),
-    (("mean", "both"), ("resample", "both"), ("zero", "prefill"), ("zero", "decode")),
-    (0.05, 0.1, 0.25, 0.5),
-    5,
-)
-QUICK = Size(2, (0.02, 0.2), (("mean", "both"),), (0.05, 0.25), 3)
+from corelens.study.timing import Timing, timing
 
 
 @dataclass(frozen=True)
@@ -84,24 +43,12 @@ class Study:
     zeroed: Conditions[HeadSet]
     others: Mapping[str, Conditions[HeadSet]]
     accelerated: Accelerated
-    rounds: Sequence[Mapping[str, Speed]]
+    timing: Timing
+    beside: Mapping[str, HeadScores]
+    """Retrieval attention mass of other models."""
+
     texts: tuple[str, ...]
     """Which data sets are text-only."""
-
-
-def costs(samples: Mapping[str, Sequence[Sample]], texts: Texts, size: Size) -> dict[str, tuple[int, int]]:
-    """Samples and conditions of every part of a study; a sample under a condition is a pass or an answer."""
-    found, seen = (sum(len(own) for own in half.values()) for half in halves(samples))
-    numbers = {"found": found, "seen": seen, "tested": seen + sum(len(own) for own in texts.values())}
-    return {work: (numbers[of], conditions) for work, (of, conditions) in size.costs.items()}
-
-
-def halves(samples: Mapping[str, Sequence[Sample]]) -> tuple[dict[str, list[Sample]], dict[str, list[Sample]]]:
-    """Every other sample, by which heads are chosen, and the rest, on which they are tested."""
-    if wrong := [name for name, own in samples.items() if len(own) < 4]:
-        raise ValueError(f"{wrong[0]} has {len(samples[wrong[0]])} samples; a study needs four or more of each.")
-    first, second = ({name: list(own[start::2]) for name, own in samples.items()} for start in (0, 1))
-    return first, second
 
 
 def run_study(
@@ -111,6 +58,9 @@ def run_study(
     out: str | PathLike[str],
     size: Size = FULL,
     max_new_tokens: int = 32,
+    box_unit: BoxUnit | None = None,
+    beside: Mapping[str, HeadScores] | None = None,
+    time_again: bool = False,
 ) -> Study:
     """Tests the five claims on a model.
 
@@ -121,58 +71,69 @@ def run_study(
         out: A folder with a run folder for each part; the same study goes on where it was interrupted.
         size: How much is tried.
         max_new_tokens: Where answers are cut off.
+        box_unit: The unit in which the model says boxes, for samples that ask for one.
+        beside: Retrieval attention mass of other models, by name, with which depth, and where it has a meaning the
+            heads, are compared.
+        time_again: Measures speed anew although `out` holds it.
 
     Raises:
-        ValueError: If a data set is too small, or anything that `scan_all`, `ablate_all` and `accelerate_all` say.
+        ValueError: If a data set is too small, an answer cannot be scored, or anything that `scan_all`, `ablate_all`
+            and `accelerate_all` say.
     """
-    folder = Path(out)
+    check_scoring(named({**samples, **texts}), box_unit)
+    folder, works = Path(out), pieces(samples, texts, size)
     found, seen = halves(samples)
-    scores = scan_all(model, found, SCANNED, out=folder / "scan")
-    null = scan_all(untrained(model), found, ("ram", EXCESS), out=folder / "untrained")
-    ram = scores["ram"]
-    core = ram.top(TOP)
+    total = sum(work.total for work in works.values()) + size.rounds * size.n_timed
+    with whole(total, "study", "pass") as bar:
 
-    conditions = with_controls(ram, TOP, range(size.seeds))
-    for dose in size.doses:
-        conditions[f"top {dose:.0%}"] = [ram.top(dose)]
-        conditions[f"random {dose:.0%}"] = [ram.random(seed, dose) for seed in range(size.seeds)]
-    zeroed = ablate_all(model, {**seen, **texts}, conditions, max_new_tokens=max_new_tokens, out=folder / "ablate")
-    others = {
-        how if phase == "both" else f"{how} in {phase}": ablate_all(
-            model,
-            seen,
-            {"top": [core]},
-            how,
-            phase,
-            max_new_tokens=max_new_tokens,
-            out=folder / f"ablate-{how}-{phase}",
+        def begun(work: str) -> Path:
+            bar.begin(work, works[work].conditions)
+            return folder / work
+
+        scores = scan_all(model, found, SCANNED, out=begun("scan"))
+        null = scan_all(untrained(model), found, ("ram", EXCESS), out=begun("untrained"))
+        ram = scores["ram"]
+        core = ram.top(TOP)
+
+        conditions = with_controls(ram, TOP, range(size.seeds))
+        for dose in size.doses:
+            conditions[f"top {dose:.0%}"] = [ram.top(dose)]
+            conditions[f"random {dose:.0%}"] = [ram.random(seed, dose) for seed in range(size.seeds)]
+        ask: Any = partial(ablate_all, model, max_new_tokens=max_new_tokens, box_unit=box_unit)
+        zeroed = ask({**seen, **texts}, conditions, out=begun("ablate"))
+        others = {
+            how if phase == "both" else f"{how} in {phase}": ask(
+                seen, {"top": [core]}, how, phase, out=begun(f"ablate-{how}-{phase}")
+            )
+            for how, phase in size.operations
+        }
+        kept = {
+            f"blinding all but {kind} {budget:.0%}": [all_but(ram, heads)]
+            for budget in size.budgets
+            for kind, heads in (("top", ram.top(budget)), ("random", ram.random(0, budget)))
+        }
+        others["sufficiency"] = ask(seen, kept, "blind", out=begun("blind"))
+
+        longest = max((sample for own in seen.values() for sample in own), key=length_of)
+        n_positions = prepared(model, [longest])["input_ids"].shape[1]
+        group_size = model.cfg.n_heads // model.cfg.n_key_value_heads
+        plans = plans_and_controls(ram, group_size, streaming(n_positions), size.budgets, range(size.seeds))
+        accelerated = accelerate_all(
+            model, seen, plans, max_new_tokens=max_new_tokens, box_unit=box_unit, out=begun("accelerate")
         )
-        for how, phase in size.operations
-    }
-    kept = {
-        f"blinding all but {kind} {budget:.0%}": [all_but(ram, heads)]
-        for budget in size.budgets
-        for kind, heads in (("top", ram.top(budget)), ("random", ram.random(0, budget)))
-    }
-    others["sufficiency"] = ablate_all(model, seen, kept, "blind", max_new_tokens=max_new_tokens, out=folder / "blind")
-
-    longest = max((sample for own in seen.values() for sample in own), key=length_of)
-    n_positions = prepared(model, [longest])["input_ids"].shape[1]
-    group_size = model.cfg.n_heads // model.cfg.n_key_value_heads
-    plans = plans_and_controls(ram, group_size, streaming(n_positions), size.budgets, range(size.seeds))
-    accelerated = accelerate_all(model, seen, plans, max_new_tokens=max_new_tokens, out=folder / "accelerate")
-    timed = {name: own for name, own in accelerated.conditions.items() if name in (PLAIN, "none") or "core" in name}
-    rounds = [speeds(model, {"": [longest]}, timed, 4, 1)[1] for _ in range(size.rounds)]
+        timed = {name: own for name, own in accelerated.conditions.items() if name in (PLAIN, "none") or "core" in name}
+        bar.begin("speed", size.n_timed)
+        measured = timing(model, longest, timed, size.rounds, folder, time_again)
 
     first, second = (_every_other(scores, start) for start in (0, 1))
     findings = (
         sparsity(scores[EXCESS.name], null[EXCESS.name]),
-        generality(ram, null["ram"]),
+        generality(ram, null["ram"], beside or {}),
         division(ram, second, first["ram"].top(TOP)),
         necessity(zeroed, others, texts),
-        acceleration(accelerated, rounds, n_positions),
+        acceleration(accelerated, measured),
     )
-    return Study(findings, scores, null, core, zeroed, others, accelerated, rounds, tuple(texts))
+    return Study(findings, scores, null, core, zeroed, others, accelerated, measured, beside or {}, tuple(texts))
 
 
 def untrained(model: HookedMLLM) -> HookedMLLM:
