@@ -87,6 +87,32 @@ class Run:
         write_whole(self.path(number), lambda path: parquet.write_table(pa.table(columns), path))
 
     @classmethod
+    def finished(cls, folder: str | PathLike[str]) -> "Run":
+        """A run folder to read from.
+
+        Raises:
+            ValueError: If there is none, it holds no run, or some of its parts are not there yet.
+        """
+        file = Path(folder) / "manifest.json"
+        try:
+            manifest = json.loads(file.read_text())
+            n_parts = -(-manifest["samples"] // manifest["samples a part"])
+        except (OSError, ValueError, KeyError, TypeError) as cause:
+            raise ValueError(f"{folder} holds no run of corelens: it has no manifest.json of one.") from cause
+        run = cls(Path(folder), manifest)
+        if missing := sum(not run.path(number).exists() for number in range(n_parts)):
+            raise ValueError(
+                f"{folder} is unfinished: {missing} of its {n_parts} parts are missing. The command that began it goes "
+                f"on where it ends."
+            )
+        return run
+
+    def whole(self) -> Part:
+        """All parts as one."""
+        numbers = range(-(-self.manifest["samples"] // self.manifest["samples a part"]))
+        return Part.joined([part for number in numbers if (part := self.read(number))])
+
+    @classmethod
     @contextmanager
     def opened(cls, folder: str | PathLike[str], manifest: Mapping[str, Any]) -> Iterator["Run"]:
         """A new run folder, or one of the same work; held until the block ends, so that no other process writes to it.

@@ -48,6 +48,7 @@ ORDER = [
     "asking",
     "scanning",
     "cluster",
+    "comparing",
     "toy",
     "viz",
     "study",
