@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -29,6 +29,7 @@ def run() -> Any:
 # --- chance ---
 
 
+@settings(deadline=None)  # other work may hold the processor
 @given(st.data())
 def test_chance_is_the_hypergeometric_distribution_and_counts_what_draws_share(data: st.DataObject):
     from corelens.metrics import overlap

@@ -52,6 +52,7 @@ ORDER = [
     "toy",
     "viz",
     "study",
+    "reports",
     "demo",
     "cli",
 ]

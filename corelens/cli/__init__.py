@@ -12,6 +12,7 @@ from corelens.cli.compare import compare
 from corelens.cli.demo import demo
 from corelens.cli.explore import explore
 from corelens.cli.models import models
+from corelens.cli.report import report
 from corelens.cli.scan import scan
 from corelens.cli.study import study
 from corelens.cli.sweep import sweep
@@ -24,5 +25,5 @@ def main() -> None:
     """See which attention heads of a multimodal LLM fetch the visual evidence, and prove it."""
 
 
-for command in (demo, explore, models, scan, sweep, ablate, accelerate, study, compare):
+for command in (demo, explore, models, scan, sweep, ablate, accelerate, study, compare, report):
     app.command()(command)
