@@ -221,6 +221,7 @@ def test_an_untrained_model_has_no_sparsity_no_division_and_nothing_to_lose(toy:
 
 @pytest.mark.usefixtures("few_draws")
 def test_the_shipped_organism_is_sparse_and_needs_its_top_heads_and_the_study_resumes(toy: Any, tmp_path: Path):
+    from corelens.reports import write_report
     from corelens.study import run_study
     from corelens.study.report import save
 
@@ -233,6 +234,12 @@ def test_the_shipped_organism_is_sparse_and_needs_its_top_heads_and_the_study_re
     for finding in study.findings:
         assert html.escape(finding.rule) in page
         assert html.escape(finding.would_change) in page
+        assert f"<h2>{html.escape(finding.claim)}: {finding.verdict}</h2>" in page
+        for one in finding.effects:
+            assert html.escape(one.name) in page
+    (tmp_path / "study.html").unlink()
+    assert write_report(tmp_path) == tmp_path / "study.html"
+    assert (tmp_path / "study.html").read_text() == page
     parts = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
     (tmp_path / "scan" / "parts" / "00000.parquet").unlink()
     again = run_study(toy, *data(12), tmp_path, small(), max_new_tokens=2)

@@ -16,7 +16,9 @@ def page(run: Run) -> Page:
     datasets = list(dict.fromkeys(found.datasets))
     of = {name: found.summary(name) for name in datasets}
     made = Page(f"{run.manifest['model']} without some of its heads", _lead(found, of))
-    bars = {name or "samples": {one: found.accuracies(one, name) for one in found.conditions} for name in datasets}
+    bars = {
+        name or "samples": {_label(one): found.accuracies(one, name) for one in found.conditions} for name in datasets
+    }
     made.figures(accuracy_bars(bars), height=420)
     for name in datasets:
         made.heading(f"{name or 'Samples'}: {found.datasets.count(name):,} samples, accuracy in percent")
@@ -55,10 +57,14 @@ def _lead(found: Conditions[HeadSet], of: dict[str, dict[str, dict[str, Any]]]) 
     return f"{lead}."
 
 
+def _label(condition: str) -> str:
+    return "nothing" if condition == PLAIN else condition
+
+
 def _row(condition: str, said: dict[str, Any]) -> list[str]:
     low_high = "{:+.1f} to {:+.1f}".format(*(100 * one for one in said["interval"])) if "interval" in said else ""
     return [
-        "nothing" if condition == PLAIN else condition,
+        _label(condition),
         percent(said["accuracy"]),
         percent(said["unreadable"]),
         f"{100 * said['change']:+.1f}" if "change" in said else "",

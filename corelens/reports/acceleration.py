@@ -20,7 +20,7 @@ def page(run: Run) -> Page:
     made = Page(f"{found['model']} under plans", _lead(found))
     for dataset, of in found["data"].items():
         made.heading(f"{dataset or 'Samples'}: {of['samples']:,} samples")
-        made.figures(*_figures(found["plans"], of["conditions"]))
+        made.figures(*_figures(found["plans"], of["conditions"]), height=460)
         made.table(
             ["plan", "accuracy, %", "change", "95 % interval", "kept", "heads, %", "cache, MB", "speed"],
             [_row(name, said, found["plans"][name]) for name, said in of["conditions"].items()],

@@ -58,13 +58,13 @@ def page(run: Run) -> Page:
         ["measure", "top 5 % of heads", "heads that hold half", "shared by halves", "mean depth"],
         [
             [
-                one.metric,
+                short if short == one.metric else f"{short}: {one.metric}",
                 _listed([each["head"] for each in said["top"]]),
                 f"{said['rho_0.5']:.1%}" if "rho_0.5" in said else "",
                 f"{said['split-half overlap']:.0%}" if "split-half overlap" in said else "",
                 f"{mean_depth(one.top(), len(one.per_head)):.2f}",
             ]
-            for one, said in zip(every.values(), found.values(), strict=True)
+            for (short, one), said in zip(every.items(), found.values(), strict=True)
         ],
     )
     made.text(
@@ -85,11 +85,11 @@ def page(run: Run) -> Page:
             made.text(f"{one.metric} is infinite for some heads, and cannot be drawn.")
         else:
             made.figures(head_map(one, one.top()), score_curve(one, one.top()))
-    positive = {one.metric: one for one in every.values() if 0 < float(one.per_head.nan_to_num().max()) < float("inf")}
+    positive = {short: one for short, one in every.items() if 0 < float(one.per_head.nan_to_num().max()) < float("inf")}
     if positive:
         made.heading("How few heads hold it, and where")
         made.figures(lorenz_curves(positive), depth_profiles(positive))
-    _agreements(made, {one.metric: one for one in every.values()}, first)
+    _agreements(made, every, first)
     return close(
         made, run, first.skipped,
         "A score says where a head looks, not what answers depend on: corelens ablate and corelens sweep ask that. "

@@ -26,12 +26,13 @@ h3 { font-size: 17px; line-height: 1.35; margin: 4px 8px 0; }
 .lead { font-size: 19px; max-width: 46em; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px; margin: 16px 0; }
 .table { overflow-x: auto; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 16px; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 16px; margin: 16px 0; }
 .pair .card { min-width: 0; margin: 0; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 7px 10px; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { vertical-align: bottom; }
-th.number, td.number { text-align: right; white-space: nowrap; }
+th.number, td.number { text-align: right; }
+td.number { white-space: nowrap; }
 tr:last-child td { border-bottom: 0; }
 tr.strong td { font-weight: 650; color: var(--strong); }
 .notes, .below { color: var(--quiet); }
@@ -40,7 +41,9 @@ tr.strong td { font-weight: 650; color: var(--strong); }
   main { padding: 20px 12px 60px; }
   .pair { grid-template-columns: 1fr; }
   .card { padding: 8px 4px; }
-  th, td { padding: 6px; }
+  th, td { padding: 6px; font-size: 15px; }
+  td:not(.number) { min-width: 8.5em; }
+  .table td:first-child, .table th:first-child { position: sticky; left: 0; background: var(--card); }
 }
 """
 
@@ -60,6 +63,7 @@ class Page:
     def __init__(self, title: str, lead: str) -> None:
         self.title = title
         self.parts = [f"<h1>{escape(title)}</h1>", f'<p class="lead">{escape(lead)}</p>']
+        self.n_figures = 0
 
     def heading(self, text: str) -> None:
         self.parts.append(f"<h2>{escape(text)}</h2>")
@@ -86,7 +90,8 @@ class Page:
 
     def figures(self, *figures: go.Figure, height: int = 380) -> None:
         """One figure across the page, or several side by side."""
-        cards = "".join(_card(figure, height) for figure in figures)
+        cards = "".join(_card(figure, height, f"figure-{self.n_figures + n}") for n, figure in enumerate(figures))
+        self.n_figures += len(figures)
         self.parts.append(f'<div class="pair">{cards}</div>' if len(figures) > 1 else cards)
 
     def html(self) -> str:
@@ -103,7 +108,7 @@ def _are_numbers(cells: Sequence[str]) -> bool:
     return any(cells) and all(re.match(r"[-+]?[\d.]", cell) for cell in cells if cell)
 
 
-def _card(figure: go.Figure, height: int) -> str:
+def _card(figure: go.Figure, height: int, name: str) -> str:
     """A figure whose title is the page's text, which takes as many lines as it needs on any screen."""
     shown, title = go.Figure(figure), figure.layout.title
     panels = bool(list(figure.select_annotations()))  # which have titles of their own
@@ -115,6 +120,7 @@ def _card(figure: go.Figure, height: int) -> str:
         + shown.to_html(
             full_html=False,
             include_plotlyjs=False,
+            div_id=name,
             default_height=f"{figure.layout.height or height}px",
             config={"displayModeBar": False, "responsive": True},
         )
