@@ -148,6 +148,28 @@ def write_whole(path: Path, write: Any) -> None:
     unfinished.replace(path)
 
 
+def read_numbers(path: Path, *needed: str) -> dict[str, Any]:
+    """What a command writes as JSON when it ends.
+
+    Args:
+        path: The file.
+        needed: What it must hold.
+
+    Raises:
+        ValueError: If it is not there, cannot be read, or lacks something.
+    """
+    try:
+        found = json.loads(path.read_text())
+        missing = [name for name in needed if name not in found]
+    except (OSError, ValueError, TypeError) as cause:
+        raise ValueError(
+            f"{path} is not there or cannot be read; the command that made the run writes it when it ends."
+        ) from cause
+    if missing:
+        raise ValueError(f"{path} lacks {missing[0]!r}; the command that made the run writes it anew.")
+    return found
+
+
 def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     # As JSON keeps it: tuples become lists.
     if differences := list(_differences(before, json.loads(json.dumps(now)))):

@@ -141,8 +141,8 @@ def test_a_report_is_the_same_every_time(runs: Path):
 
 
 def test_folders_without_a_finished_run_are_refused(runs: Path, tmp_path: Path):
-    unfinished, unwritten, ended, other, demo, study, foreign = (
-        tmp_path / name for name in ("unfinished", "unwritten", "ended", "other", "demo", "study", "foreign")
+    unfinished, unwritten, ended, other, demo, study, foreign, old = (
+        tmp_path / name for name in ("unfinished", "unwritten", "ended", "other", "demo", "study", "foreign", "old")
     )
     for folder, of in {
         unfinished: "scan",
@@ -158,8 +158,9 @@ def test_folders_without_a_finished_run_are_refused(runs: Path, tmp_path: Path):
     (ended / "sweep.json").unlink()
     manifest = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps(manifest | {"work": "dance"}))
-    for folder in (demo, foreign):
+    for folder in (demo, foreign, old):
         folder.mkdir()
+    (old / "study.json").write_text('{"model": "tiny", "findings": []}')
     (demo / "demo.json").write_text("{}")
     (foreign / "manifest.json").write_text("[]")
     for folder, message in {
@@ -168,7 +169,8 @@ def test_folders_without_a_finished_run_are_refused(runs: Path, tmp_path: Path):
         foreign: "holds no run of corelens",
         unfinished: "is unfinished: 1 of its 1 parts are missing",
         unwritten: "has no scores yet",
-        ended: "has no sweep.json that can be read",
+        ended: "sweep.json is not there or cannot be read; the command that made the run writes it",
+        old: "study.json lacks 'times as fast'",
         other: "holds a run of 'dance'; there are reports of scan, sweep, ablate, accelerate and study",
         demo: "holds a demo, whose report is",
         study: "holds an unfinished study",

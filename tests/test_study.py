@@ -50,6 +50,13 @@ def test_what_would_change_a_verdict_names_the_numbers():
     }  # fmt: skip
 
 
+def test_small_numbers_survive_their_file():
+    from corelens.study import Finding
+
+    (one,) = Finding("claim", "rule", (effect(1.234567e-9, 3e-7),)).to_json()["effects"]
+    assert (one["low"], one["high"]) == (1.2346e-9, 3e-7)
+
+
 def test_an_interval_holds_the_mean_as_often_as_it_says():
     from corelens.study.finding import estimate
 

@@ -1,8 +1,6 @@
 """What every report says of its run."""
 
-import json
 from collections.abc import Mapping
-from typing import Any
 
 from corelens.store import Run
 from corelens.viz.report import Page
@@ -11,20 +9,6 @@ _KNOWN = {
     "work", "model", "revision", "weights", "dtype", "heads", "versions", "data sets", "samples", "samples sha256",
     "samples a part", "measures", "conditions", "plans",
 }  # fmt: skip
-
-
-def written(run: Run, name: str) -> dict[str, Any]:
-    """The numbers that a command writes when it ends.
-
-    Raises:
-        ValueError: If they are not there.
-    """
-    try:
-        return json.loads((run.folder / name).read_text())
-    except (OSError, ValueError) as cause:
-        raise ValueError(
-            f"{run.folder} has no {name} that can be read; the command that made the run writes it when it ends."
-        ) from cause
 
 
 def close(page: Page, run: Run, skipped: Mapping[str, str], limits: str) -> Page:

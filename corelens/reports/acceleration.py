@@ -5,8 +5,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from corelens.conditions import PLAIN
-from corelens.reports.about import close, percent, written
-from corelens.store import Run
+from corelens.reports.about import close, percent
+from corelens.store import Run, read_numbers
 from corelens.viz import speed_against_accuracy
 from corelens.viz.report import Page
 
@@ -16,7 +16,7 @@ DRAWN = ("core", "best groups", "whole layers", "random", "random, same layers",
 
 def page(run: Run) -> Page:
     """Accuracy by speed, one line for each way to spend a budget, for every data set."""
-    found = written(run, "acceleration.json")
+    found = read_numbers(run.folder / "acceleration.json", "model", "positions", "plans", "data", "skipped")
     made = Page(f"{found['model']} under plans", _lead(found))
     for dataset, of in found["data"].items():
         made.heading(f"{dataset or 'Samples'}: {of['samples']:,} samples")

@@ -1,8 +1,8 @@
 """The report of a sweep."""
 
-from corelens.reports.about import close, written
+from corelens.reports.about import close
 from corelens.scores import HeadScores
-from corelens.store import Run
+from corelens.store import Run, read_numbers
 from corelens.viz import head_map, score_curve
 from corelens.viz.report import Page
 
@@ -12,7 +12,7 @@ SHOWN = 20
 
 def page(run: Run) -> Page:
     """What removing every head, layer or group by itself costs."""
-    found = written(run, "sweep.json")
+    found = read_numbers(run.folder / "sweep.json", "model", "per", "units", "skipped")
     units, per = found["units"], found["per"]
     first, above = units[0], [one for one in units if one["interval"][0] > 0]
     made = Page(

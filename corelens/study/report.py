@@ -13,7 +13,7 @@ from corelens.causal import DoseCurve
 from corelens.conditions import PLAIN, Conditions, read_conditions
 from corelens.heads import HeadSet
 from corelens.scores import HeadScores
-from corelens.store import Run, write_whole
+from corelens.store import Run, read_numbers, write_whole
 from corelens.study.acceleration import accuracy, speed_up
 from corelens.study.generality import TOP
 from corelens.study.run import Study
@@ -65,7 +65,8 @@ def page(folder: Path) -> Page:
     Raises:
         ValueError: If a part of the study is missing or unfinished.
     """
-    result = json.loads((folder / "study.json").read_text())
+    needed = ("model", "findings", "times as fast", "text-only", "choices", "versions", "skipped")
+    result = read_numbers(folder / "study.json", *needed)
     findings = result["findings"]
     verdicts = [finding["verdict"] for finding in findings]
     made = Page(
