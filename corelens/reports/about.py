@@ -24,7 +24,11 @@ def close(page: Page, run: Run, skipped: Mapping[str, str], limits: str) -> Page
             f"{about['weights']}",
             "data": ", ".join(name or "without a name" for name in about["data sets"]),
             "samples": f"{about['samples']:,}, {len(skipped)} left out",
-            **{name.replace("_", " "): str(value) for name, value in about.items() if name not in _KNOWN},
+            **{
+                name.replace("_", " "): str(value)
+                for name, value in about.items()
+                if name not in _KNOWN and value is not None
+            },
             "versions": ", ".join(f"{package} {version}" for package, version in about["versions"].items()),
         }
     )
