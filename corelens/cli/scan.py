@@ -45,8 +45,7 @@ def scan(
     if ray is None and (actors is not None or gpus is not None):
         raise typer.BadParameter("they are about Ray's actors; give --ray too.", param_hint="--actors, --gpus")
     from corelens.cluster import scan_on_ray
-    from corelens.reports.scan import summary
-    from corelens.scanning import scan_all
+    from corelens.scanning import scan_all, summary
 
     sets = options.samples(data, seed, limit, evidence=True)
     load = partial(options.loaded, model, dtype, device)

@@ -6,6 +6,7 @@ from typing import Any
 from corelens import metrics
 from corelens.comparing import mean_depth
 from corelens.reports.about import close
+from corelens.scanning import summary
 from corelens.scores import HeadScores
 from corelens.store import Run
 from corelens.viz import depth_profiles, head_map, lorenz_curves, overlap_matrix, score_curve
@@ -13,30 +14,6 @@ from corelens.viz.report import Page
 
 SHOWN = 20
 """Heads in a table; figures show all."""
-
-
-def summary(scores: HeadScores) -> dict[str, Any]:
-    """What a scan found, in a few numbers."""
-    top = scores.top()
-    low, high = metrics.bootstrap_interval(scores.values)
-    found: dict[str, Any] = {
-        "samples": len(scores.samples),
-        "heads": scores.n_heads,
-        "top": [
-            {
-                "head": str(head),
-                "score": round(float(scores.per_head[head]), 5),
-                "interval": [round(float(bound[head]), 5) for bound in (low, high)],
-            }
-            for head in top
-        ],
-    }
-    if len(scores.samples) > 1:
-        stability = metrics.stability_curve(scores.values)
-        found["split-half overlap"] = round(float(stability.mean[-1]), 3)
-    if float(scores.per_head.nan_to_num().max()) > 0:
-        found["rho_0.5"] = round(metrics.rho(scores.per_head), 4)
-    return found
 
 
 def page(run: Run) -> Page:
