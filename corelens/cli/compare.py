@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def compare(
-    run: Annotated[Path, typer.Argument(help="Folder of a scan or sweep.", show_default=False)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a scan or sweep.", show_default=False)],
     other: Annotated[
         Path,
         typer.Argument(

@@ -8,7 +8,10 @@ import typer
 
 def report(
     run: Annotated[
-        Path, typer.Argument(help="Folder of a finished scan, sweep, ablate, accelerate or study.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="RUN", help="Folder of a finished scan, sweep, ablate, accelerate or study.", show_default=False
+        ),
     ],
 ) -> None:
     """Write one HTML page about a finished run: what was run, its numbers, figures, and limits.
