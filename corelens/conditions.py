@@ -9,7 +9,9 @@ from torch import Tensor
 
 from corelens.causal import Paired
 from corelens.data import BoxUnit, score
+from corelens.heads import HeadSet
 from corelens.parts import Named
+from corelens.store import Run
 
 Condition = TypeVar("Condition")
 
@@ -67,6 +69,17 @@ class Conditions(Generic[Condition]):
 
     def _of(self, condition: str, dataset: str) -> Float[Tensor, "sample _draw"]:
         return self.values[condition][[index for index, own in enumerate(self.datasets) if own == dataset]]
+
+
+def read_conditions(run: Run) -> Conditions[Any]:
+    """What an ablation or an acceleration kept in its folder; plans as JSON."""
+    whole = run.whole()
+    written: Mapping[str, list[Any]] = run.manifest.get("conditions") or run.manifest["plans"]
+    conditions = {
+        name: [HeadSet.parse(one) if isinstance(one, str) else one for one in own] for name, own in written.items()
+    }
+    values = {name: whole.values[name] for name in conditions}
+    return Conditions(conditions, values, whole.samples, whole.datasets, whole.skipped)
 
 
 def check_scoring(samples: Named, box_unit: BoxUnit | None) -> None:

@@ -227,7 +227,7 @@ def _page(
     page.heading("What removing heads does")
     page.figures(accuracy_bars(result["accuracy"]))
     page.heading("Choices")
-    page.text("; ".join(f"{name}: {value}" for name, value in result["choices"].items()))
+    page.facts({name: str(value) for name, value in result["choices"].items()})
     page.text(
         "Retrieval attention mass is the attention from the query tokens to the visual tokens that overlap the "
         "evidence; the formula is inferred, since the paper's own is not public (arXiv 2606.05843)."

@@ -12,7 +12,7 @@ from torch import Tensor
 from corelens.asking import Choices, measure_batch
 from corelens.data import Sample
 from corelens.measuring import DESCRIPTIONS, Measure, name_of
-from corelens.metrics import PRESETS, Metric, localization_heads
+from corelens.metrics import PRESETS, Metric, bootstrap_interval, localization_heads, rho, stability_curve
 from corelens.model import HookedMLLM
 from corelens.parts import Named, Samples, described, in_parts, named, part_of
 from corelens.scores import HeadScores
@@ -81,6 +81,30 @@ def scan_all(
             yield number, scan_part(model, own, choices)
 
     return scan_parts(every, measures, choices, described(model), out, here)
+
+
+def summary(scores: HeadScores) -> dict[str, Any]:
+    """What a scan found, in a few numbers."""
+    top = scores.top()
+    low, high = bootstrap_interval(scores.values)
+    found: dict[str, Any] = {
+        "samples": len(scores.samples),
+        "heads": scores.n_heads,
+        "top": [
+            {
+                "head": str(head),
+                "score": round(float(scores.per_head[head]), 5),
+                "interval": [round(float(bound[head]), 5) for bound in (low, high)],
+            }
+            for head in top
+        ],
+    }
+    if len(scores.samples) > 1:
+        stability = stability_curve(scores.values)
+        found["split-half overlap"] = round(float(stability.mean[-1]), 3)
+    if float(scores.per_head.nan_to_num().max()) > 0:
+        found["rho_0.5"] = round(rho(scores.per_head), 4)
+    return found
 
 
 def scan_parts(

@@ -87,6 +87,32 @@ class Run:
         write_whole(self.path(number), lambda path: parquet.write_table(pa.table(columns), path))
 
     @classmethod
+    def finished(cls, folder: str | PathLike[str]) -> "Run":
+        """A run folder to read from.
+
+        Raises:
+            ValueError: If there is none, it holds no run, or some of its parts are not there yet.
+        """
+        file = Path(folder) / "manifest.json"
+        try:
+            manifest = json.loads(file.read_text())
+            n_parts = -(-manifest["samples"] // manifest["samples a part"])
+        except (OSError, ValueError, KeyError, TypeError) as cause:
+            raise ValueError(f"{folder} holds no run of corelens: it has no manifest.json of one.") from cause
+        run = cls(Path(folder), manifest)
+        if missing := sum(not run.path(number).exists() for number in range(n_parts)):
+            raise ValueError(
+                f"{folder} is unfinished: {missing} of its {n_parts} parts are missing. The command that began it goes "
+                f"on where it ends."
+            )
+        return run
+
+    def whole(self) -> Part:
+        """All parts as one."""
+        numbers = range(-(-self.manifest["samples"] // self.manifest["samples a part"]))
+        return Part.joined([part for number in numbers if (part := self.read(number))])
+
+    @classmethod
     @contextmanager
     def opened(cls, folder: str | PathLike[str], manifest: Mapping[str, Any]) -> Iterator["Run"]:
         """A new run folder, or one of the same work; held until the block ends, so that no other process writes to it.
@@ -120,6 +146,28 @@ def write_whole(path: Path, write: Any) -> None:
     with unfinished.open("rb") as written:
         os.fsync(written.fileno())
     unfinished.replace(path)
+
+
+def read_numbers(path: Path, *needed: str) -> dict[str, Any]:
+    """What a command writes as JSON when it ends.
+
+    Args:
+        path: The file.
+        needed: What it must hold.
+
+    Raises:
+        ValueError: If it is not there, cannot be read, or lacks something.
+    """
+    try:
+        found = json.loads(path.read_text())
+        missing = [name for name in needed if name not in found]
+    except (OSError, ValueError, TypeError) as cause:
+        raise ValueError(
+            f"{path} is not there or cannot be read; the command that made the run writes it when it ends."
+        ) from cause
+    if missing:
+        raise ValueError(f"{path} lacks {missing[0]!r}; the command that made the run writes it anew.")
+    return found
 
 
 def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:

@@ -25,6 +25,7 @@ def ranking(folder: Path) -> Path:
 
 def test_the_command_compares_plans_and_goes_on_where_it_was(toy: Any, tmp_path: Path):
     from corelens.heads import HeadSet
+    from corelens.reports import write_report
     from corelens.sparse import hybrid, place
 
     options = ["--data", "scenes=18", "--scores", ranking(tmp_path), "--sink", 4, "--window", 16, "--budget", 0.05]
@@ -43,7 +44,17 @@ def test_the_command_compares_plans_and_goes_on_where_it_was(toy: Any, tmp_path:
     core = found["plans"]["core 5%"]
     assert core["full heads"] == round(5 / 96, 4)
     assert core["cache"] == placed.bytes(found["positions"] + 17)
-    assert "times fewer bytes of keys and values" in (tmp_path / "run/acceleration.html").read_text()
+    page = (tmp_path / "run/acceleration.html").read_text()
+    assert "times fewer bytes of keys and values" in page
+    accuracies = [100 * conditions[name]["accuracy"] for name in ("plain", "core 5%", "random 5%")]
+    told = "accuracy goes from {:.1f} to {:.1f} percent on scenes (as many random heads: {:.1f} on scenes)"
+    assert told.format(*accuracies) in page
+    assert f"{found['plans']['plain']['cache'] / core['cache']:.1f} times fewer bytes" in page
+    for name, said_of in conditions.items():
+        assert f'<td>{name}</td><td class="number">{100 * said_of["accuracy"]:.1f}</td>' in page
+    (tmp_path / "run/acceleration.html").unlink()
+    assert write_report(tmp_path / "run") == tmp_path / "run/acceleration.html"
+    assert (tmp_path / "run/acceleration.html").read_text() == page
     parts = {name: one for name, one in content(tmp_path / "run").items() if name.startswith("parts/")}
     again = invoke("accelerate", *options)
     assert re.search(r"core 5% +\d", again.output), again.output

@@ -49,9 +49,11 @@ ORDER = [
     "asking",
     "scanning",
     "cluster",
+    "comparing",
     "toy",
     "viz",
     "study",
+    "reports",
     "demo",
     "cli",
 ]

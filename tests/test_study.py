@@ -53,6 +53,13 @@ def test_what_would_change_a_verdict_names_the_numbers():
     }  # fmt: skip
 
 
+def test_small_numbers_survive_their_file():
+    from corelens.study import Finding
+
+    (one,) = Finding("claim", "rule", (effect(1.234567e-9, 3e-7),)).to_json()["effects"]
+    assert (one["low"], one["high"]) == (1.2346e-9, 3e-7)
+
+
 def test_an_interval_holds_the_mean_as_often_as_it_says():
     from corelens.study.finding import estimate
 
@@ -251,6 +258,7 @@ def test_an_untrained_model_has_no_sparsity_no_division_and_nothing_to_lose(toy:
 
 @pytest.mark.usefixtures("few_draws")
 def test_the_shipped_organism_is_sparse_and_needs_its_top_heads_and_the_study_resumes(toy: Any, tmp_path: Path):
+    from corelens.reports import write_report
     from corelens.study import run_study
     from corelens.study.report import save
 
@@ -263,6 +271,12 @@ def test_the_shipped_organism_is_sparse_and_needs_its_top_heads_and_the_study_re
     for finding in study.findings:
         assert html.escape(finding.rule) in page
         assert html.escape(finding.would_change) in page
+        assert f"<h2>{html.escape(finding.claim)}: {finding.verdict}</h2>" in page
+        for one in finding.effects:
+            assert html.escape(one.name) in page
+    (tmp_path / "study.html").unlink()
+    assert write_report(tmp_path) == tmp_path / "study.html"
+    assert (tmp_path / "study.html").read_text() == page
     parts = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
     (tmp_path / "scan" / "parts" / "00000.parquet").unlink()
     again = run_study(toy, *data(12), tmp_path, small(), max_new_tokens=2)

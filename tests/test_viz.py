@@ -167,6 +167,29 @@ def test_depth_profiles_of_models_of_different_depth_share_one_axis():
     assert middle.x[0] == pytest.approx(0.5)
 
 
+def test_heads_by_two_measures_stand_at_both_scores():
+    from corelens import HeadSet
+    from corelens.viz import heads_by_two
+
+    across = made(torch.tensor([[1.0, 2.0, 3.0], [4.0, math.nan, 6.0]]), "entropy")
+    up = made(torch.tensor([[0.1, 0.2, math.nan], [0.4, 0.5, 0.6]]), "share")
+    others, chosen = heads_by_two(across, up, HeadSet.parse("L1H0, L0H1, L0H2")).data
+    at = {
+        head: (float(x), float(y))
+        for dots in (others, chosen)
+        for head, x, y in zip(dots.customdata, dots.x, dots.y, strict=True)
+    }
+    # L0H2 and L1H1 have one of the two scores.
+    assert at == {head: pytest.approx(xy) for head, xy in
+                  {"L0H0": (1, 0.1), "L0H1": (2, 0.2), "L1H0": (4, 0.4), "L1H2": (6, 0.6)}.items()}  # fmt: skip
+    assert list(chosen.customdata) == ["L1H0", "L0H1"]
+    assert others.marker.color != chosen.marker.color
+    figure = heads_by_two(across, up, HeadSet(()))
+    assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("entropy", "share")
+    with pytest.raises(ValueError, match=r"entropy is of \(2, 3\) layers and heads and share of \(1, 3\)"):
+        heads_by_two(across, made(torch.ones(1, 3), "share"), HeadSet(()))
+
+
 # --- effects ---
 
 
@@ -215,6 +238,15 @@ def test_speed_and_accuracy_stand_where_they_were_measured():
     line, plain = speed_against_accuracy({"sparse": {"half": (1.5, 0.9), "tenth": (2, 0.8)}}, 1).data
     assert (list(line.x), list(line.y), list(line.text)) == ([1.5, 2], [0.9, 0.8], ["half", "tenth"])
     assert (plain.x[0], plain.y[0]) == (1, 1)
+
+
+def test_a_setting_close_to_another_is_named_when_pointed_at():
+    from corelens.viz import speed_against_accuracy
+
+    crowded = {"one": {"half": (3, 0.9), "tenth": (2, 0.9)}, "other": {"half": (2.95, 0.85), "tenth": (2, 0.5)}}
+    one, other, _ = speed_against_accuracy(crowded, 1).data
+    assert (list(one.text), list(other.text)) == (["half", "tenth"], ["", "tenth"])
+    assert list(other.customdata) == ["half", "tenth"]
 
 
 # --- pictures ---

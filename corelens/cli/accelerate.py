@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from corelens.model import HookedMLLM
     from corelens.sparse.speed import Speed
 
-DRAWN = ("core", "best groups", "whole layers", "random", "random, same layers", "bottom")
-"""Ways to spend a budget that the figures show; the table has all."""
-
 
 def accelerate(
     model: options.Model,
@@ -47,6 +44,7 @@ def accelerate(
         raise typer.BadParameter(f"{wrong[0]} is no share of heads: it must lie in (0, 1].", param_hint="--budget")
     from corelens.accelerating import accelerate_all, speeds
     from corelens.pruning import Pruning
+    from corelens.reports import write_report
     from corelens.sparse import Streaming
     from corelens.sparse.budgets import BUDGETS, plans_and_controls
     from corelens.store import write_whole
@@ -65,7 +63,7 @@ def accelerate(
         summary = {"model": model, **_summary(hooked, found, n_positions, speed)}
     text_of = json.dumps(summary, indent=1)
     write_whole(out / "acceleration.json", lambda path: path.write_text(text_of))
-    _draw(summary, out)
+    write_report(out)
     if as_json:
         print(text_of)
         return
@@ -103,36 +101,6 @@ def _plan(model: "HookedMLLM", found: "Accelerated", name: str, speed: "Mapping[
         "prefill": round(plain.prefill / speed[name].prefill, 3),
         "generation": round(speed[name].faster(plain, 256), 3),
     }
-
-
-def _draw(summary: dict[str, Any], out: Path) -> None:
-    """Accuracy by speed, one line for each way to spend a budget, for every data set."""
-    from corelens.store import write_whole
-    from corelens.viz.effects import speed_against_accuracy
-    from corelens.viz.report import Page
-
-    n = summary["positions"]
-    page = Page(
-        f"{summary['model']} under plans",
-        f"Accuracy when some heads see everything and all others little, and how fast {n:,} positions are then read "
-        f"and 256 tokens generated.",
-    )
-    plain = summary["plans"]["plain"]["cache"]
-    gains = {
-        "times fewer bytes of keys and values": lambda plan: plain / plan["cache"],
-        "times as fast": lambda plan: plan["generation"],
-    }
-    for dataset, of in summary["data"].items():
-        page.heading(f"{dataset}: {of['samples']} samples")
-        for gain, of_plan in gains.items():
-            ways: dict[str, dict[str, tuple[float, float]]] = {}
-            for condition, said in of["conditions"].items():
-                way, _, budget = condition.rpartition(" ")
-                if way in DRAWN:
-                    gained = of_plan(summary["plans"][condition])
-                    ways.setdefault(way, {})[budget] = gained, said["accuracy"]
-            page.figures(speed_against_accuracy(ways, of["conditions"]["plain"]["accuracy"], gain))
-    write_whole(out / "acceleration.html", lambda path: path.write_text(page.html()))
 
 
 def _show(summary: dict[str, Any], out: Path) -> None:

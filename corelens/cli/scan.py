@@ -45,7 +45,7 @@ def scan(
     if ray is None and (actors is not None or gpus is not None):
         raise typer.BadParameter("they are about Ray's actors; give --ray too.", param_hint="--actors, --gpus")
     from corelens.cluster import scan_on_ray
-    from corelens.scanning import scan_all
+    from corelens.scanning import scan_all, summary
 
     sets = options.samples(data, seed, limit, evidence=True)
     load = partial(options.loaded, model, dtype, device)
@@ -60,37 +60,11 @@ def scan(
             batch_size=16 if batch == "auto" else int(batch),
             out=out,
         )
-    summaries = {name: _summary(scores) for name, scores in found.items()}
+    summaries = {name: summary(scores) for name, scores in found.items()}
     if as_json:
         print(json.dumps(summaries, indent=1))
         return
     _show(summaries, next(iter(found.values())), out)
-
-
-def _summary(scores: "HeadScores") -> dict[str, Any]:
-    """What a scan found, in a few numbers."""
-    from corelens import metrics
-
-    top = scores.top()
-    low, high = metrics.bootstrap_interval(scores.values)
-    found: dict[str, Any] = {
-        "samples": len(scores.samples),
-        "heads": scores.n_heads,
-        "top": [
-            {
-                "head": str(head),
-                "score": round(float(scores.per_head[head]), 5),
-                "interval": [round(float(bound[head]), 5) for bound in (low, high)],
-            }
-            for head in top
-        ],
-    }
-    if len(scores.samples) > 1:
-        stability = metrics.stability_curve(scores.values)
-        found["split-half overlap"] = round(float(stability.mean[-1]), 3)
-    if float(scores.per_head.nan_to_num().max()) > 0:
-        found["rho_0.5"] = round(metrics.rho(scores.per_head), 4)
-    return found
 
 
 def _show(summaries: dict[str, Any], scores: "HeadScores", out: Path) -> None:

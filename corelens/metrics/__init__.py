@@ -20,8 +20,10 @@ from corelens.metrics.spread import concentration as concentration
 from corelens.metrics.spread import spatial_entropy as spatial_entropy
 from corelens.metrics.stability import bootstrap_interval as bootstrap_interval
 from corelens.metrics.stability import jaccard as jaccard
+from corelens.metrics.stability import overlap as overlap
 from corelens.metrics.stability import rank_biased_overlap as rank_biased_overlap
 from corelens.metrics.stability import spearman as spearman
+from corelens.metrics.stability import spearman_interval as spearman_interval
 from corelens.metrics.stability import stability_curve as stability_curve
 from corelens.metrics.writes import copy_score as copy_score
 from corelens.metrics.writes import write_sizes as write_sizes

@@ -1,12 +1,12 @@
 """How sure a ranking of heads is, and how far two rankings agree."""
 
 from collections.abc import Sequence, Set
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import rankdata
+from scipy.stats import hypergeom, norm, rankdata
 from torch import Tensor
 
 from corelens.metrics.selection import count_of
@@ -86,10 +86,65 @@ def jaccard(one: Set[object], other: Set[object]) -> float:
     return len(one & other) / len(one | other) if one | other else 1.0
 
 
+class Overlap(NamedTuple):
+    """How many heads two sets share, and how many they would if one were drawn at random."""
+
+    shared: int
+    expected: float
+    """By chance, on average."""
+    low: int
+    """At least this many by chance, in 97.5 % of draws."""
+    high: int
+    """At most this many by chance, in 97.5 % of draws."""
+    p_value: float
+    """Probability that chance shares as many or more."""
+
+
+def overlap(one: Set[object], other: Set[object], n_heads: int) -> Overlap:
+    r"""Shared heads of two sets, beside the exact distribution of chance.
+
+    $$P(\text{shared} = s) = \binom{|A|}{s} \binom{N - |A|}{|B| - s} \Big/ \binom{N}{|B|}$$
+
+    Args:
+        one: Some heads.
+        other: Some heads.
+        n_heads: All heads from which either could have been drawn.
+
+    Raises:
+        ValueError: If there are fewer heads than in the sets.
+
+    Examples:
+        >>> overlap({1, 2}, {2, 3}, 4).expected, round(overlap({1, 2}, {1, 2}, 4).p_value, 4)
+        (1.0, 0.1667)
+    """
+    if (n := len(one | other)) > n_heads:
+        raise ValueError(f"the sets name {n} heads of n_heads={n_heads}; they must be drawn from the same heads.")
+    # Any: scipy's own annotations do not know what a frozen distribution has.
+    chance: Any = hypergeom(n_heads, len(one), len(other))
+    low, high = chance.ppf([0.025, 0.975])
+    shared = len(one & other)
+    expected = len(one) * len(other) / max(n_heads, 1)
+    return Overlap(shared, expected, int(low), int(high), float(chance.sf(shared - 1)))
+
+
 def spearman(one: Float[Tensor, "layer head"], other: Float[Tensor, "layer head"]) -> float:
     """Rank correlation of two scores over the heads that both have."""
     both = ~(one.isnan() | other.isnan())
     return float(np.corrcoef(rankdata(one[both].cpu()), rankdata(other[both].cpu()))[0, 1])
+
+
+def spearman_interval(correlation: float, n_heads: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval of a rank correlation, as if heads were drawn independently.
+
+    Source:
+        Bonett and Wright 2000: normal in Fisher's z, with the variance (1 + r^2 / 2) / (n - 3).
+    """
+    if n_heads < 4:
+        return -1.0, 1.0
+    half = norm.ppf((1 + level) / 2) * np.sqrt((1 + correlation**2 / 2) / (n_heads - 3))
+    # A perfect correlation is infinite in z.
+    centre = np.arctanh(np.clip(correlation, -1 + 1e-12, 1 - 1e-12))
+    return float(np.tanh(centre - half)), float(np.tanh(centre + half))
 
 
 def rank_biased_overlap(one: Sequence[object], other: Sequence[object], persistence: float = 0.95) -> float:

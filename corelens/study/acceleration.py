@@ -1,9 +1,11 @@
 """Claim 5, acceleration: with CoRe heads alone seeing everything, the model is faster and answers as well."""
 
+from typing import Any
+
 import numpy as np
 
 from corelens.accelerating import Accelerated
-from corelens.conditions import PLAIN
+from corelens.conditions import PLAIN, Conditions
 from corelens.study.finding import Effect, Finding, estimate
 from corelens.study.timing import Timing
 
@@ -48,11 +50,11 @@ def speed_up(measured: Timing, plan: str, at_least: float | None = None) -> Effe
     return Effect("speed-up of reading", float(np.median(ratios)), min(ratios), max(ratios), at_least)
 
 
-def accuracy(found: Accelerated, plan: str) -> float:
+def accuracy(found: Conditions[Any], plan: str) -> float:
     """Over all samples."""
     return float(_scores(found, plan).mean())
 
 
-def _scores(found: Accelerated, plan: str) -> np.ndarray:
+def _scores(found: Conditions[Any], plan: str) -> np.ndarray:
     """Of each sample, the mean over draws; what cannot be read is not right."""
     return found.values[plan].nan_to_num().mean(1).double().numpy()

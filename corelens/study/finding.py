@@ -93,7 +93,7 @@ class Finding:
                 {
                     "name": one.name,
                     **{
-                        key: round(number, 5) if np.isfinite(number := getattr(one, key)) else None
+                        key: float(f"{number:.5g}") if np.isfinite(number := getattr(one, key)) else None
                         for key in ("value", "low", "high")
                     },
                     "needed": one.need,

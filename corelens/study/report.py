@@ -1,7 +1,7 @@
 """A study as one HTML page and one JSON object: verdicts first, then a section for each claim."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,11 @@ import numpy as np
 import plotly.graph_objects as go
 
 from corelens.causal import DoseCurve
-from corelens.conditions import PLAIN
+from corelens.conditions import PLAIN, Conditions, read_conditions
 from corelens.heads import HeadSet
 from corelens.scores import HeadScores
-from corelens.store import write_whole
+from corelens.store import Run, read_numbers, write_whole
 from corelens.study.acceleration import accuracy, speed_up
-from corelens.study.finding import Finding
 from corelens.study.generality import TOP
 from corelens.study.run import Study
 from corelens.study.sparsity import EXCESS
@@ -23,16 +22,16 @@ from corelens.viz import (
     accuracy_bars,
     depth_profiles,
     dose_curves,
+    heads_by_two,
     lorenz_curves,
     overlap_matrix,
     speed_against_accuracy,
 )
-from corelens.viz.curves import heads_by_two
 from corelens.viz.report import Page
 
 
 def save(study: Study, folder: Path, choices: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes `study.json` and `study.html`, and returns what the former holds."""
+    """Writes `study.json` and `study.html` into the folder of the study, and returns what the former holds."""
     result = {
         "model": study.scores["ram"].model,
         "findings": [finding.to_json() for finding in study.findings],
@@ -46,35 +45,53 @@ def save(study: Study, folder: Path, choices: Mapping[str, Any]) -> dict[str, An
             "plans": {name: study.accelerated.summary(name) for name in dict.fromkeys(study.accelerated.datasets)},
         },
         "beside": {name: one.model for name, one in study.beside.items()},
+        "times as fast": {
+            name: round(speed_up(study.timing, name).value, 4) for name in study.timing.rounds[0] if name != PLAIN
+        },
+        "text-only": list(study.texts),
         "choices": dict(choices) | study.scores["ram"].choices,
         "skipped": dict(study.scores["ram"].skipped) | dict(study.zeroed.skipped),
         "versions": {package: version(package) for package in ("corelens", "torch", "transformers")},
     }
-    text, html = json.dumps(result, indent=1), page(study, result).html()
+    text = json.dumps(result, indent=1)
     write_whole(folder / "study.json", lambda path: path.write_text(text))
+    html = page(folder).html()
     write_whole(folder / "study.html", lambda path: path.write_text(html, encoding="utf-8"))
     return result
 
 
-def page(study: Study, result: Mapping[str, Any]) -> Page:
-    """The report."""
-    counts = [finding.verdict for finding in study.findings]
+def page(folder: Path) -> Page:
+    """The report, from what the folder of a study holds.
+
+    Raises:
+        ValueError: If a part of the study is missing or unfinished.
+    """
+    needed = ("model", "findings", "beside", "times as fast", "text-only", "choices", "versions", "skipped")
+    result = read_numbers(folder / "study.json", *needed)
+    findings = result["findings"]
+    verdicts = [finding["verdict"] for finding in findings]
     made = Page(
         f"What five claims about retrieval heads come to in {result['model']}",
-        f"{counts.count('supported')} supported, {counts.count('not supported')} not supported, "
-        f"{counts.count('inconclusive')} inconclusive. The claims are those of arXiv 2606.05843; every rule was set "
+        f"{verdicts.count('supported')} supported, {verdicts.count('not supported')} not supported, "
+        f"{verdicts.count('inconclusive')} inconclusive. The claims are those of arXiv 2606.05843; every rule was set "
         f"before the run, and a claim that is not supported of this model may hold of another.",
     )
     made.table(
         ["claim", "verdict", "what would change it"],
-        [[finding.claim, finding.verdict, finding.would_change] for finding in study.findings],
-        -1,
+        [[finding["claim"], finding["verdict"], finding["what would change the verdict"]] for finding in findings],
     )
-    figures = [_sparsity(study), _generality(study), _division(study), _necessity(study), [_acceleration(study)]]
-    for finding, own in zip(study.findings, figures, strict=True):
+    scores, ablated = _scores(folder / "scan"), read_conditions(Run.finished(folder / "ablate"))
+    figures = [
+        _sparsity(scores, _scores(folder / "untrained")),
+        _generality(scores["ram"], result["beside"]),
+        _division(scores),
+        _necessity(ablated, result["text-only"]),
+        [_acceleration(read_conditions(Run.finished(folder / "accelerate")), result["times as fast"])],
+    ]
+    for finding, own in zip(findings, figures, strict=True):
         _section(made, finding, own)
     made.heading("Choices and sources")
-    made.text("; ".join(f"{name}: {value}" for name, value in result["choices"].items()))
+    made.facts({name: str(value) for name, value in (result["choices"] | result["versions"]).items()})
     made.text(
         "Retrieval attention mass is inferred, since the paper's formula is not public: equation 9 of Elastic "
         "Attention (arXiv 2601.17367). CoRe heads are the top 5 % of all heads, chosen on every other sample and "
@@ -89,42 +106,58 @@ def page(study: Study, result: Mapping[str, Any]) -> Page:
     return made
 
 
-def _section(made: Page, finding: Finding, figures: list[go.Figure]) -> None:
-    made.heading(f"{finding.claim}: {finding.verdict}")
-    made.text(f"Rule: {finding.rule}")
+def _scores(folder: Path) -> dict[str, HeadScores]:
+    """Of a finished scan."""
+    return {path.stem: HeadScores.load(path) for path in Run.finished(folder).folder.glob("*.safetensors")}
+
+
+def _section(made: Page, finding: Mapping[str, Any], figures: Sequence[go.Figure]) -> None:
+    made.heading(f"{finding['claim']}: {finding['verdict']}")
+    made.text(f"Rule: {finding['rule']}")
     said = {True: "met", False: "not met", None: "open"}
-    rows = [[one.name, str(one), one.need, said[one.met] if one.needed else "reported"] for one in finding.effects]
+    rows = [
+        [one["name"], _number(one), one["needed"], said[one["met"]] if one["needed"] else "reported"]
+        for one in finding["effects"]
+    ]
     if rows:
-        made.table(["effect", "value, 95 % interval", "needed", ""], rows, -1)
-    for note in finding.notes:
+        made.table(["effect", "value, 95 % interval", "needed", ""], rows)
+    for note in finding["notes"]:
         made.text(note)
     if figures:
         made.figures(*figures)
 
 
-def _sparsity(study: Study) -> list[go.Figure]:
+def _number(effect: Mapping[str, Any]) -> str:
+    if effect["value"] is None:
+        return "unknown"
+    value, low, high = (effect[key] for key in ("value", "low", "high"))
+    return f"{value:.3g}" + ("" if None in (low, high) else f" [{low:.3g}, {high:.3g}]")
+
+
+def _sparsity(scores: Mapping[str, HeadScores], untrained: Mapping[str, HeadScores]) -> list[go.Figure]:
     name = EXCESS.name
-    return [lorenz_curves({"this model": study.scores[name], "untrained": study.untrained[name]})]
+    return [lorenz_curves({"this model": scores[name], "untrained": untrained[name]})]
 
 
-def _generality(study: Study) -> list[go.Figure]:
-    ram = study.scores["ram"]
+def _generality(ram: HeadScores, beside: Mapping[str, str]) -> list[go.Figure]:
     by_name: dict[str, HeadScores] = {name: ram.of_dataset(name) for name in dict.fromkeys(ram.datasets)}
     matrix = [overlap_matrix(by_name, "jaccard", TOP)] if len(by_name) > 1 else []
-    models = [depth_profiles({"this model": ram, **study.beside})] if study.beside else []
+    # Folders of other studies, as long as they stand where they stood.
+    scans = {name: path for name in beside if (path := Path(name) / "scan" / "ram.safetensors").exists()}
+    others = {name: HeadScores.load(path) for name, path in scans.items()}
+    models = [depth_profiles({"this model": ram, **others})] if others else []
     return [*matrix, depth_profiles(by_name), *models]
 
 
-def _division(study: Study) -> list[go.Figure]:
-    return [heads_by_two(study.scores["entropy"], study.scores["vera"], study.core)]
+def _division(scores: Mapping[str, HeadScores]) -> list[go.Figure]:
+    return [heads_by_two(scores["entropy"], scores["vera"], scores["ram"].top(TOP))]
 
 
-def _necessity(study: Study) -> list[go.Figure]:
-    found, n = study.zeroed, len(study.zeroed.samples)
+def _necessity(found: Conditions[HeadSet], texts: Sequence[str]) -> list[go.Figure]:
     doses = sorted({float(name.split()[-1][:-1]) / 100 for name in found.conditions if name.endswith("%")} | {TOP})
     heads: dict[str, list[list[HeadSet]]] = {}
     measured: dict[str, list[list[float]]] = {}
-    pictures = [name for name in dict.fromkeys(found.datasets) if name not in study.texts]
+    pictures = [name for name in dict.fromkeys(found.datasets) if name not in texts]
     for choice in ("top", "random"):
         names = [choice if dose == TOP else f"{choice} {dose:.0%}" for dose in doses]
         heads[choice] = [list(found.conditions[name]) for name in names]
@@ -134,15 +167,13 @@ def _necessity(study: Study) -> list[go.Figure]:
         name: {one: found.accuracies(one, name) for one in found.conditions if not one.endswith("%")}
         for name in dict.fromkeys(found.datasets)
     }
-    return [dose_curves(DoseCurve(tuple(doses), heads, measured), n), accuracy_bars(bars)]
+    n_samples = sum(found.datasets.count(name) for name in pictures)
+    return [dose_curves(DoseCurve(tuple(doses), heads, measured), n_samples), accuracy_bars(bars)]
 
 
-def _acceleration(study: Study) -> go.Figure:
-    found = study.accelerated
-    timed = [name for name in study.timing.rounds[0] if name != PLAIN]
+def _acceleration(found: Conditions[Any], times_as_fast: Mapping[str, float]) -> go.Figure:
     ways: dict[str, dict[str, tuple[float, float]]] = {}
-    for name in timed:
+    for name, speed in times_as_fast.items():
         way, _, budget = name.rpartition(" ")
-        speed = speed_up(study.timing, name).value
         ways.setdefault(way or name, {})[budget] = speed, accuracy(found, name)
     return speed_against_accuracy(ways, accuracy(found, PLAIN))

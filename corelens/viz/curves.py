@@ -73,7 +73,7 @@ def lorenz_curves(scores: Mapping[str, HeadScores]) -> go.Figure:
         )
     figure.add_shape(type="line", x0=0, y0=0, x1=1, y1=1, line=dict(color=QUIET, dash="dot"))
     figure.update_xaxes(title="share of heads, best first", range=[0, 1], tickformat=".0%")
-    figure.update_yaxes(title="share of the score that they hold", range=[0, 1.02], tickformat=".0%")
+    figure.update_yaxes(title="share of the score held", range=[0, 1.02], tickformat=".0%")
     return styled(figure, "How few heads hold how much", "Dots: where half is reached. Dotted: all heads alike.")
 
 

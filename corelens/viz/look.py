@@ -17,7 +17,7 @@ ACCENT, QUIET = VERMILION, "#9aa5b1"
 
 
 def _template(ink: str, paper: str, grid: str, low: str, middle: str, high: str) -> go.layout.Template:
-    axis = dict(gridcolor=grid, linecolor=grid, zeroline=False, automargin=True, ticks="")
+    axis = dict(gridcolor=grid, linecolor=grid, zeroline=False, automargin=True, ticks="", ticklabelstandoff=4)
     bar = dict(thickness=12, outlinewidth=0)
     return go.layout.Template(
         layout=dict(

@@ -1,0 +1,49 @@
+"""Which report a folder gets, and where it lies."""
+
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+
+from corelens.reports import ablation, acceleration, scan, sweep
+from corelens.store import Run, write_whole
+from corelens.study import report as study
+from corelens.viz.report import Page
+
+PAGES: dict[str, tuple[str, Callable[[Run], Page]]] = {
+    "scan": ("scan.html", scan.page),
+    "sweep": ("sweep.html", sweep.page),
+    "ablate": ("ablation.html", ablation.page),
+    "accelerate": ("acceleration.html", acceleration.page),
+}
+"""By the work of a run folder: the file, and what is in it."""
+
+
+def write_report(folder: str | PathLike[str]) -> Path:
+    """Writes the report of a finished run into its folder, beside its numbers, and says where it is.
+
+    Args:
+        folder: Of a scan, sweep, ablation, acceleration or study.
+
+    Raises:
+        ValueError: If it holds no such run, or one that is unfinished.
+    """
+    folder = Path(folder)
+    if (folder / "study.json").is_file():
+        file, page = "study.html", study.page(folder)
+    elif (folder / "scan" / "manifest.json").is_file():
+        raise ValueError(
+            f"{folder} holds an unfinished study: it has no study.json. The command that began it goes on."
+        )
+    elif (folder / "demo.json").is_file():
+        raise ValueError(f"{folder} holds a demo, whose report is {folder / 'report.html'}.")
+    else:
+        run = Run.finished(folder)
+        if run.manifest["work"] not in PAGES:
+            raise ValueError(
+                f"{folder} holds a run of {run.manifest['work']!r}; there are reports of {', '.join(PAGES)} and study."
+            )
+        file, make = PAGES[run.manifest["work"]]
+        page = make(run)
+    html = page.html()
+    write_whole(folder / file, lambda path: path.write_text(html, encoding="utf-8"))
+    return folder / file
