@@ -66,7 +66,7 @@ def page(folder: Path) -> Page:
     Raises:
         ValueError: If a part of the study is missing or unfinished.
     """
-    needed = ("model", "findings", "beside", "times as fast", "text-only", "choices", "versions", "skipped")
+    needed = ("model", "findings", "times as fast", "beside", "text-only", "choices", "versions", "skipped")
     result = read_numbers(folder / "study.json", *needed)
     findings = result["findings"]
     verdicts = [finding["verdict"] for finding in findings]
