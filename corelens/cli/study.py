@@ -24,7 +24,7 @@ def study(
     device: options.Device = "auto",
     as_json: options.AsJson = False,
 ) -> None:
-    """Test the paper's five claims on a model: verdicts by rules that are set before the run, and a report."""
+    """Test the paper's five claims on a model. Verdicts by rules that are set before the run, and a report."""
     from corelens.study import FULL, QUICK, run_study
     from corelens.study.report import save
     from corelens.study.run import costs
