@@ -43,7 +43,7 @@ def torch_scores() -> Any:
 
 @pytest.fixture(scope="module")
 def address(explorer: Any) -> Iterator[str]:
-    from corelens.viz.page import page
+    from corelens.viz.explorer.page import page
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(page(explorer, "token"), log_level="error", lifespan="off", ws="none"))
@@ -334,7 +334,7 @@ def test_a_saved_view_restores_everything_with_its_pictures(
     kept = tmp_path / "view.json"
     kept.write_bytes(saved(page, "View (JSON)").read_bytes())
     assert json.loads(kept.read_text())["state"] == state(page)
-    explorer._uploads.clear()  # as if corelens had been started anew
+    explorer.prompts.uploads.clear()  # as if corelens had been started anew
     other = opened(browser, address)
     other.set_input_files("input[type=file]", kept)
     settled(other)

@@ -33,7 +33,7 @@ def explore(
         raise typer.BadParameter("say what is asked about the picture.", param_hint="--question")
     try:
         from corelens.viz.explorer import Explorer
-        from corelens.viz.page import serve
+        from corelens.viz.explorer.page import serve
     except ModuleNotFoundError as missing:
         raise typer.BadParameter(f"{missing.name} is not installed: pip install 'corelens[app]'.") from missing
     import webbrowser
