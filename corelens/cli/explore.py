@@ -31,12 +31,10 @@ def explore(
     """Look at heads, and take them away, in a browser on this machine."""
     if image and not question:
         raise typer.BadParameter("say what is asked about the picture.", param_hint="--question")
-    try:
-        from corelens.viz.explorer import Explorer
-        from corelens.viz.explorer.page import serve
-    except ModuleNotFoundError as missing:
-        raise typer.BadParameter(f"{missing.name} is not installed: pip install 'corelens[app]'.") from missing
     import webbrowser
+
+    from corelens.viz.explorer import Explorer
+    from corelens.viz.explorer.page import serve
 
     def ready(address: str) -> None:
         typer.echo(f"{address}\nOpen it in a browser on this machine; Ctrl-C ends.")
