@@ -269,6 +269,10 @@ def test_an_own_picture_and_question_are_asked(page: Page, tmp_path: Path):
     shape = drawn(page).shape
     assert abs(shape[1] / shape[0] - 160 / 96) < 0.02
     expect(page.locator(".map .note")).to_contain_text("Mark the evidence")
+    expect(page.locator(".asked .note")).to_be_hidden()
+    page.fill("input[type=text]", "what is on the sofa ?")
+    page.keyboard.press("Enter")
+    expect(page.locator(".asked .note")).to_contain_text("does not know all of these words")
 
 
 def test_a_file_that_is_no_picture_is_refused_and_the_view_stays(browser: Browser, address: str, tmp_path: Path):

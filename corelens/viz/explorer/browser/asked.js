@@ -22,6 +22,7 @@ function question(ui) {
   const input = make("input", {
     type: "text", placeholder: "Ask about the picture", "aria-label": "Question", maxLength: 2000,
   });
+  const note = make("p", { className: "note", role: "status" });
   const tokens = make("div", { className: "tokens", role: "group", "aria-label": "The token that looks" });
   const form = make("form", {
     onsubmit: (event) => {
@@ -36,6 +37,8 @@ function question(ui) {
   function draw() {
     const asked = ui.prompt?.question ?? ui.state.question ?? "";
     if (asked !== shown) input.value = shown = asked; // what is being typed stays
+    note.textContent = ui.prompt?.note ?? "";
+    note.hidden = !note.textContent;
     if (!ui.current) return;
     const [focus] = ui.view.maps;
     const last = ui.prompt.tokens.at(-1).position;
@@ -52,5 +55,5 @@ function question(ui) {
       });
     }));
   }
-  return { element: make("section", { className: "asked" }, form, tokens), draw };
+  return { element: make("section", { className: "asked" }, form, tokens, note), draw };
 }
