@@ -43,6 +43,12 @@ def client(explorer: Any) -> Iterator[TestClient]:
         yield client
 
 
+def test_every_file_of_the_front_end_is_part_of_its_module():
+    from corelens.viz.explorer import front
+
+    assert sorted(front.PARTS) == sorted({path.stem for path in front.FOLDER.glob("*.js")} - {"page"})
+
+
 def test_the_page_and_its_modules_are_served(client: TestClient):
     kinds = {"": "text/html", "explorer.js": "javascript", "page.js": "javascript", "explorer.css": "css"}
     for name, kind in kinds.items():

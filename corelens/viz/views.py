@@ -75,7 +75,7 @@ def data_url(picture: Image.Image, n_pixels: int) -> str:
     if scale < 1:
         shown.thumbnail((max(1, int(shown.width * scale)), max(1, int(shown.height * scale))))
     file = io.BytesIO()
-    shown.save(file, "WebP", quality=85, lossless=shown.width * shown.height <= LOSSLESS)
+    shown.save(file, "WebP", quality=85, method=2, lossless=shown.width * shown.height <= LOSSLESS)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
