@@ -264,7 +264,7 @@ def test_evidence_is_marked_by_hand(toy: Any, explorer: Any, first: Any, inputs:
     state = replace(first, question="which digit is red ?")
     view = explorer.look(state)
     assert view["map"] is None
-    assert view["note"] == "Mark the evidence in the picture to see which heads look at it."
+    assert view["note"] == "Mark the evidence in the picture, or colour heads by another measure."
     box = cl.Box(16, 16, 32, 32)
     marked = explorer.look(replace(state, evidence=(cl.Evidence(box),)))
     other = toy.prepare(list(explorer.samples[first.sample].images), "which digit is red ?")
