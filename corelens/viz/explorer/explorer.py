@@ -163,7 +163,7 @@ class Explorer:
         return {
             "state": state.json(),
             "prompt": self.prompts.key(state),
-            "note": "" if values is not None else "Mark the evidence in the picture, or colour heads by another measure.",
+            "note": "Mark the evidence in the picture, or colour heads by another measure." if values is None else "",
             "map": None if values is None else _short(values),
             "maps": [self._map(prompt, head, row, evidence) for head, row in rows.items()],
             "before": self._told(plain),
