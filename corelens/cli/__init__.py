@@ -1,4 +1,4 @@
-"""The command line: `corelens demo`, `explore`, `models`, `scan`, `sweep`, `ablate`, `accelerate` and `study`.
+"""The command line.
 
 Commands import what they need when they run, so that `--help` is quick.
 """
