@@ -30,8 +30,8 @@ from transformers.utils import logging
 from corelens import Evidence, Head, HookedMLLM, Sample
 from corelens.model import SHIPPED
 from corelens.toy import worlds
-from corelens.viz.explorer import MOST_MAPS, Explorer
-from corelens.viz.page import page
+from corelens.viz.explorer.explorer import MOST_MAPS, Explorer
+from corelens.viz.explorer.page import page
 
 SIDE = 1024
 """Of the large picture: 64 x 64 visual tokens of 16 pixels."""

@@ -5,6 +5,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+import hypothesis
 import pytest
 
 if importlib.util.find_spec("torchvision"):
@@ -18,6 +19,10 @@ if importlib.util.find_spec("torchvision"):
 
 import tiny
 import torch
+
+# Whether a test passes says nothing of how busy the machine is.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

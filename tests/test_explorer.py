@@ -61,7 +61,7 @@ def png(size: tuple[int, int] = (128, 128)) -> bytes:
 
 
 def test_a_state_is_its_json():
-    from corelens.viz.state import ExplorerState
+    from corelens.viz.explorer.state import ExplorerState
 
     region = cl.Evidence(cl.Box(1, 2, 3, 4), 0, (0.5, 1.0))
     state = ExplorerState(
@@ -90,7 +90,7 @@ def test_a_state_is_its_json():
     ],
 )
 def test_what_is_no_state_is_refused_by_its_field(given: Any, said: str):
-    from corelens.viz.state import ExplorerState
+    from corelens.viz.explorer.state import ExplorerState
 
     with pytest.raises(ValueError, match=said.replace("[", r"\[")):
         ExplorerState.parse(given)
@@ -106,7 +106,7 @@ json_values = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(["heads", "regions", "evidence", "token", "how", "pictures"]), json_values))
 def test_no_json_does_more_than_to_be_refused(given: Any):
-    from corelens.viz.state import ExplorerState
+    from corelens.viz.explorer.state import ExplorerState
 
     try:
         state = ExplorerState.parse(given)
@@ -224,8 +224,8 @@ def test_cells_lie_on_the_pixels_of_the_token_map(explorer: Any, first: Any, inp
     assert drawn.tobytes() == explorer.samples[first.sample].images[0].tobytes()
 
 
-def test_tiles_an_overview_and_frames_are_panels_of_their_own():
-    from corelens.viz.panels import panels_of, spread
+def test_tiles_an_overview_and_frames_are_views_of_their_own():
+    from corelens.viz.views import spread, views_of
 
     one = torch.tensor
     tiled = cl.TokenMap(
@@ -234,28 +234,28 @@ def test_tiles_an_overview_and_frames_are_panels_of_their_own():
         box=one([[[0.0, 0, 5, 8], [5, 0, 10, 8], [0, 0, 3, 8], [3, 0, 6, 8], [6, 0, 10, 8]]]),
         seconds=torch.full((1, 5, 2), torch.nan), sizes=(((10, 8),),),
     )  # fmt: skip
-    sample = cl.Sample("a", "why ?", "", (Image.new("RGB", (10, 8)),))
-    tiles, overview = panels_of(sample, tiled, None)
-    assert (tiles.label, overview.label) == ("tiles", "overview")
+    picture = Image.new("RGB", (10, 8))
+    tiles, overview = views_of([picture], tiled)
+    assert (tiles.name, overview.name) == ("tiles", "overview")
     assert [grid.x for grid in tiles.grids] == [[0, 5], [5, 10]]
     assert [grid.x for grid in overview.grids] == [[0, 3, 6, 10]]
     assert spread(tiled, [tiles, overview], torch.arange(5.0)).tolist() == [0, 1, 2, 3, 4]
     nowhere = replace(tiled, view=-torch.ones_like(tiled.view), row=-torch.ones_like(tiled.row), no_boxes="learned")
-    (panel,) = panels_of(sample, nowhere, None)
-    assert panel.grids == []
+    (view,) = views_of([picture], nowhere)
+    assert view.grids == []
 
 
 # --- what users bring ---
 
 
 def test_own_pictures_and_questions_are_asked(toy: Any, explorer: Any, first: Any):
-    explorer.add_picture("key", "mine.png", png())
-    explorer.add_picture("key", "mine.png", b"another, which changes nothing")
+    explorer.prompts.add_picture("key", "mine.png", png())
+    explorer.prompts.add_picture("key", "mine.png", b"another, which changes nothing")
     state = replace(first, sample="", pictures=("key", "key"), question="what is red ?", metric="visual_share")
     view, prompt = explorer.look(state), explorer.prompt(state)
     inputs = toy.prepare([Image.open(io.BytesIO(png()))] * 2, "what is red ?")
     assert view["before"]["text"] == toy.answer(inputs)[0]
-    assert [panel["label"] for panel in prompt["panels"]] == ["picture 1", "picture 2"]
+    assert [panel["label"] for panel in prompt["panels"]] == ["picture 0", "picture 1"]
     assert len(view["maps"][0]["cells"]) == 128
     assert view["maps"][0]["on_evidence"] is None
 
@@ -264,7 +264,7 @@ def test_evidence_is_marked_by_hand(toy: Any, explorer: Any, first: Any, inputs:
     state = replace(first, question="which digit is red ?")
     view = explorer.look(state)
     assert view["map"] is None
-    assert view["note"] == "Mark the evidence in the picture to see which heads look at it."
+    assert view["note"] == "Mark the evidence in the picture, or colour heads by another measure."
     box = cl.Box(16, 16, 32, 32)
     marked = explorer.look(replace(state, evidence=(cl.Evidence(box),)))
     other = toy.prepare(list(explorer.samples[first.sample].images), "which digit is red ?")
@@ -273,8 +273,14 @@ def test_evidence_is_marked_by_hand(toy: Any, explorer: Any, first: Any, inputs:
     assert np.allclose(marked["map"][2], cache["pattern", 2][0, :, 0, inside].sum(-1), **CLOSE)
 
 
+def test_words_that_a_small_model_was_never_taught_are_said(explorer: Any, first: Any):
+    said = "The model does not know all of these words; it reads <unk> in their place."
+    assert explorer.prompt(first)["note"] == ""
+    assert explorer.prompt(replace(first, question="Which digit is red?"))["note"] == said
+
+
 def test_nothing_asked_shows_what_to_do(explorer: Any):
-    from corelens.viz.state import ExplorerState
+    from corelens.viz.explorer.state import ExplorerState
 
     assert explorer.look(ExplorerState())["note"] == "Drop a picture here, or type a question."
     assert explorer.prompt(ExplorerState()) is None
@@ -316,7 +322,7 @@ def test_galleries_and_scores_that_do_not_fit_are_refused(toy: Any, scenes: Any,
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
 def test_pictures_of_browsers_are_decoded(kind: str):
-    from corelens.viz.uploads import decoded
+    from corelens.viz.explorer.uploads import decoded
 
     file = io.BytesIO()
     Image.new("RGB", (8, 4), "red").save(file, kind)
@@ -325,7 +331,7 @@ def test_pictures_of_browsers_are_decoded(kind: str):
 
 
 def test_bad_files_are_refused(monkeypatch: pytest.MonkeyPatch):
-    from corelens.viz import uploads
+    from corelens.viz.explorer import uploads
 
     tiff, huge = io.BytesIO(), io.BytesIO()
     Image.new("RGB", (8, 4)).save(tiff, "TIFF")
@@ -343,19 +349,21 @@ def test_bad_files_are_refused(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_only_the_last_own_pictures_are_kept(toy: Any):
-    from corelens.viz.explorer import MOST_UPLOADS, Explorer
+    from corelens.viz.explorer import Explorer
+    from corelens.viz.explorer.prompts import MOST_UPLOADS
 
     explorer = Explorer(toy)
     for number in range(MOST_UPLOADS + 1):
-        explorer.add_picture(str(number), "a.png", png((4, 4)))
-    assert list(explorer._uploads) == [str(number) for number in range(1, MOST_UPLOADS + 1)]
+        explorer.prompts.add_picture(str(number), "a.png", png((4, 4)))
+    assert list(explorer.prompts.uploads) == [str(number) for number in range(1, MOST_UPLOADS + 1)]
 
 
 # --- long work, and other models ---
 
 
 def test_a_view_nobody_waits_for_stops_between_layers(toy: Any, scenes: Any, inputs: Any):
-    from corelens.viz.explorer import Cancelled, Explorer
+    from corelens.viz.explorer import Explorer
+    from corelens.viz.explorer.passes import Cancelled
 
     explorer = Explorer(toy, scenes)
     first = explorer.first()
@@ -436,7 +444,7 @@ def test_code_for_own_pictures_reads_their_files(
     name = "it's mine.png"
     (tmp_path / name).write_bytes(png())
     monkeypatch.chdir(tmp_path)
-    explorer.add_picture("quoted", name, png())
+    explorer.prompts.add_picture("quoted", name, png())
     state = replace(first, sample="", pictures=("quoted",), question='"red" ?', metric="visual_share")
     view = explorer.look(state)
     made: dict[str, Any] = {"model": toy}
@@ -485,7 +493,7 @@ def test_a_picture_and_a_question_are_explored(toy: Any, scenes: Any, tmp_path: 
 
 def test_messages_of_a_large_model_stay_small():
     """32 layers of 32 heads and 4,096 visual tokens, with as many maps as are shown at a time."""
-    from corelens.viz.explorer import MOST_MAPS, _short
+    from corelens.viz.explorer.explorer import MOST_MAPS, _short
 
     heads = _short(torch.rand(32, 32))
     cells = _short(torch.rand(MOST_MAPS, 4096).softmax(-1))

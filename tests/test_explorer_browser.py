@@ -43,7 +43,7 @@ def torch_scores() -> Any:
 
 @pytest.fixture(scope="module")
 def address(explorer: Any) -> Iterator[str]:
-    from corelens.viz.page import page
+    from corelens.viz.explorer.page import page
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(page(explorer, "token"), log_level="error", lifespan="off", ws="none"))
@@ -269,6 +269,10 @@ def test_an_own_picture_and_question_are_asked(page: Page, tmp_path: Path):
     shape = drawn(page).shape
     assert abs(shape[1] / shape[0] - 160 / 96) < 0.02
     expect(page.locator(".map .note")).to_contain_text("Mark the evidence")
+    expect(page.locator(".asked .note")).to_be_hidden()
+    page.fill("input[type=text]", "what is on the sofa ?")
+    page.keyboard.press("Enter")
+    expect(page.locator(".asked .note")).to_contain_text("does not know all of these words")
 
 
 def test_a_file_that_is_no_picture_is_refused_and_the_view_stays(browser: Browser, address: str, tmp_path: Path):
@@ -334,7 +338,7 @@ def test_a_saved_view_restores_everything_with_its_pictures(
     kept = tmp_path / "view.json"
     kept.write_bytes(saved(page, "View (JSON)").read_bytes())
     assert json.loads(kept.read_text())["state"] == state(page)
-    explorer._uploads.clear()  # as if corelens had been started anew
+    explorer.prompts.uploads.clear()  # as if corelens had been started anew
     other = opened(browser, address)
     other.set_input_files("input[type=file]", kept)
     settled(other)

@@ -37,10 +37,16 @@ def explorer(toy: Any) -> Any:
 
 @pytest.fixture
 def client(explorer: Any) -> Iterator[TestClient]:
-    from corelens.viz.page import page
+    from corelens.viz.explorer.page import page
 
     with TestClient(page(explorer, TOKEN), base_url=f"http://127.0.0.1:8000/{TOKEN}/") as client:
         yield client
+
+
+def test_every_file_of_the_front_end_is_part_of_its_module():
+    from corelens.viz.explorer import front
+
+    assert sorted(front.PARTS) == sorted({path.stem for path in front.FOLDER.glob("*.js")} - {"page"})
 
 
 def test_the_page_and_its_modules_are_served(client: TestClient):
@@ -104,7 +110,7 @@ def test_requests_that_make_no_sense_are_refused_and_said(client: TestClient, bo
 
 
 def test_requests_are_read_no_further_than_they_may_be_long(client: TestClient, monkeypatch: pytest.MonkeyPatch):
-    from corelens.viz import page
+    from corelens.viz.explorer import page
 
     sent = []
 
@@ -135,7 +141,7 @@ def test_a_picture_is_uploaded_once_and_asked_about(client: TestClient):
 @pytest.fixture
 def slow(explorer: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A server in which one state takes as long as its browser waits, and what happened there."""
-    from corelens.viz.page import page
+    from corelens.viz.explorer.page import page
 
     seen = {"running": 0, "together": 0, "stopped": threading.Event(), "began": threading.Event()}
     look = explorer.look
@@ -148,7 +154,7 @@ def slow(explorer: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             while state.metric == "effect":
                 time.sleep(0.01)
                 look(explorer.first(), cancelled)
-                explorer._prompts.clear()
+                explorer.prompts.prepared.clear()
             return look(state, cancelled)
         finally:
             seen["running"] -= 1
@@ -191,7 +197,7 @@ def test_a_request_whose_browser_has_gone_ends_and_others_wait_for_it(slow: Any,
 
 
 def test_the_server_listens_on_this_machine_alone_and_tells_its_address(explorer: Any, monkeypatch: pytest.MonkeyPatch):
-    from corelens.viz import page
+    from corelens.viz.explorer import page
 
     told, listened = [], []
     monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: listened.extend(s.getsockname() for s in sockets))
@@ -212,7 +218,7 @@ def test_the_server_listens_on_this_machine_alone_and_tells_its_address(explorer
 def explored(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
     """What the command would serve."""
     from corelens.cli import app
-    from corelens.viz import page
+    from corelens.viz.explorer import page
 
     served = []
     monkeypatch.setattr(page, "serve", lambda explorer, port, ready: served.append(explorer))

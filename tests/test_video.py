@@ -425,13 +425,14 @@ def test_samples_with_videos_are_prepared_and_their_evidence_moves(sampling: Any
 
 @needs_torchvision
 def test_the_explorer_shows_the_frame_that_each_view_begins_with(family: str, sampling: Any):
-    from corelens import Sample, Video
-    from corelens.viz.panels import panels_of, spread
+    from corelens import Video
+    from corelens.media import load_clip
+    from corelens.viz.views import spread, views_of
 
     frames = np.stack([np.full((HEIGHT, WIDTH, 3), 20 * number, np.uint8) for number in range(12)])
     tokens = prepared(sampling, frames).tokens
-    panels = panels_of(Sample("a", QUESTION, "", videos=(Video(frames, 8.0),)), tokens, sampling.processor)
-    shown = [Image.open(io.BytesIO(base64.b64decode(panel.src.split(",")[1]))).getpixel((9, 9)) for panel in panels]
+    panels = views_of([load_clip(Video(frames, 8.0), sampling.processor)], tokens)
+    shown = [panel.picture.getpixel((9, 9)) for panel in panels]
     assert [colour[0] // 20 for colour in shown] == [view[0] for view in views(family, SAMPLED[family])]
     assert [list(panel.seconds or ()) for panel in panels] == tokens.seconds[tokens.video].unique(dim=0).tolist()
     (n_visual,) = spread(tokens, panels, torch.ones(tokens.role.shape[1])).shape

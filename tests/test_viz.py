@@ -289,7 +289,7 @@ def test_tiles_lie_on_one_panel_and_the_overview_on_another():
     assert np.allclose(overview.z, row[4:8].view(2, 2))
     assert list(other.y) == [-5, 15, 35]  # padded by the processor
     shares = [row[:4].sum(), row[4:8].sum(), row[8:10].sum()]
-    names = ["picture 0", "picture 0, overview", "picture 1"]
+    names = ["picture 0, tiles", "picture 0, overview", "picture 1"]
     assert titles(figure) == [f"L0H0, {name}, {share:.1%}" for name, share in zip(names, shares, strict=True)]
     outlined = {(box.xref, box.x1) for box in figure.layout.shapes}
     assert outlined == {("x", 9), ("x2", 9), ("x3", 30)}

@@ -1,5 +1,4 @@
-"""The command line: `corelens demo`, `explore`, `models`, `scan`, `sweep`, `ablate`, `accelerate`, `study`,
-`compare` and `report`.
+"""The command line.
 
 Commands import what they need when they run, so that `--help` is quick.
 """
@@ -17,7 +16,34 @@ from corelens.cli.scan import scan
 from corelens.cli.study import study
 from corelens.cli.sweep import sweep
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+EXAMPLES = {
+    demo: "corelens demo",
+    explore: "corelens explore --model corelens/toy-natural --port 8000 --no-browser",
+    models: "corelens models corelens/toy",
+    scan: "corelens scan --model corelens/toy --data scenes=100 --out runs/scan",
+    sweep: "corelens sweep --model corelens/toy --data scenes=20 --out runs/sweep",
+    ablate: "corelens ablate --model corelens/toy --data scenes=100 --heads L3H14,L3H0 --out runs/ablate",
+    accelerate: "corelens accelerate --model corelens/toy --data scenes=20 --scores runs/scan/ram.safetensors \\\n"
+    "    --sink 4 --window 8 --out runs/fast",
+    study: "corelens study --model corelens/toy --data scenes=40 --quick --out runs/study",
+    compare: "corelens compare runs/scan published.json",
+    report: "corelens report runs/scan",
+}
+"""Every command, and how it is used; the help ends with it."""
+
+
+def example(command: str) -> str:
+    """The end of a help text; its lines stay as they are."""
+    return f"\b\nExample:\n  {command}"
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"max_content_width": 100},
+    epilog=example(EXAMPLES[demo]),
+)
 
 
 @app.callback()
@@ -25,5 +51,5 @@ def main() -> None:
     """See which attention heads of a multimodal LLM fetch the visual evidence, and prove it."""
 
 
-for command in (demo, explore, models, scan, sweep, ablate, accelerate, study, compare, report):
-    app.command()(command)
+for command, use in EXAMPLES.items():
+    app.command(epilog=example(use))(command)

@@ -20,13 +20,13 @@ def ablate(
     model: options.Model,
     data: options.Data,
     out: options.Out,
-    heads: Annotated[str | None, typer.Option(help="The heads to remove, as in L2H4,L3H0.")] = None,
+    heads: Annotated[str | None, typer.Option(help="The heads to remove, such as L2H4,L3H0.")] = None,
     scores: Annotated[
-        Path | None, typer.Option(help="Scores that choose them, and the controls: a .safetensors of a run.")
+        Path | None, typer.Option(help="Or a .safetensors of a run, whose scores choose them and the controls.")
     ] = None,
     top: Annotated[
         float | None,
-        typer.Option(help="Share of all heads, or from 1 on their number, with --scores; 0.05 if not given.", min=0),
+        typer.Option(help="With --scores: share of all heads; from 1 on, their number.", show_default="0.05", min=0),
     ] = None,
     how: options.How = "zero",
     phase: Annotated[Literal["prefill", "decode", "both"], typer.Option(help="When heads are removed.")] = "both",
@@ -37,7 +37,7 @@ def ablate(
     device: options.Device = "auto",
     as_json: options.AsJson = False,
 ) -> None:
-    """Answer questions with and without some heads; with --scores, also without as many others."""
+    """Answer questions with and without some heads. With --scores, also without as many others."""
     if (heads is None) == (scores is None):
         raise typer.BadParameter("give the heads themselves or what ranks them.", param_hint="--heads, --scores")
     if scores is None and top is not None:

@@ -23,13 +23,15 @@ def accelerate(
     model: options.Model,
     data: options.Data,
     out: options.Out,
-    scores: Annotated[Path, typer.Option(help="Scores that rank heads: a .safetensors of a scan.")],
+    scores: Annotated[Path, typer.Option(help="A .safetensors of a scan, which ranks heads.")],
     sink: Annotated[int, typer.Option(help="First tokens that all heads keep seeing.", min=0)] = 128,
     window: Annotated[int, typer.Option(help="Last tokens that all heads keep seeing.", min=1)] = 2048,
-    text: Annotated[bool, typer.Option("--text", help="Whether all heads keep seeing the prompt's text.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="All heads keep seeing the prompt's text.")] = False,
     budget: Annotated[
         list[float] | None,
-        typer.Option(help="Share of heads that see everything; several for a curve. 5, 10, 25, 50 % if not given."),
+        typer.Option(
+            help="Share of heads that see everything. Can be given several times.", show_default="0.05, 0.1, 0.25, 0.5"
+        ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Where answers are cut off.", min=1)] = 32,
     limit: options.Limit = None,
@@ -38,7 +40,7 @@ def accelerate(
     device: options.Device = "auto",
     as_json: options.AsJson = False,
 ) -> None:
-    """Answer with the best heads seeing everything and the others little, and with other uses of the same budget."""
+    """Answer with few heads seeing everything and all others little. Beside them, other uses of the same budget."""
     ranking = options.ranking(scores)
     if wrong := [one for one in budget or () if not 0 < one <= 1]:
         raise typer.BadParameter(f"{wrong[0]} is no share of heads: it must lie in (0, 1].", param_hint="--budget")

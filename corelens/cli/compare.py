@@ -38,7 +38,6 @@ def compare(
 
     Lists are those of MMRetHeads, SparseMM and retrieval heads, or names as in ["L21H10", "L20H15"].
 
-    As in: corelens compare runs/scan qwen3vl_image_128k.json --top 58 --json both.json
     """
     from corelens.comparing import compared, other_of, scores_of
     from corelens.store import write_whole

@@ -18,28 +18,23 @@ N_SCENES, N_SCANNED = 12, 60
 
 def explore(
     model: options.Model = "corelens/toy",
-    image: Annotated[list[Path] | None, typer.Option(help="A picture; can be given several times.")] = None,
-    question: Annotated[str, typer.Option(help="What is asked about it.")] = "",
-    scores: Annotated[
-        Path | None, typer.Option(help="Scores whose top heads are marked: a .safetensors of a scan.")
+    image: Annotated[
+        list[Path] | None, typer.Option(help="An own picture. Can be given several times.", metavar="FILE")
     ] = None,
-    port: Annotated[int, typer.Option(help="Of the page; 0 for any that is free.", min=0, max=65535)] = 0,
+    question: Annotated[str, typer.Option(help="What is asked about it.")] = "",
+    scores: Annotated[Path | None, typer.Option(help="A .safetensors of a scan; its top heads are marked.")] = None,
+    port: Annotated[int, typer.Option(help="Of the page; 0: any that is free.", min=0, max=65535)] = 0,
     browser: Annotated[bool, typer.Option(help="Whether to open the page.")] = True,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
 ) -> None:
-    """Look at heads, and take them away, in a browser on this machine.
-
-    As in: corelens explore --model llava-hf/llava-1.5-7b-hf --image cat.jpg --question "What is on the sofa?"
-    """
+    """Look at heads, and take them away, in a browser on this machine."""
     if image and not question:
         raise typer.BadParameter("say what is asked about the picture.", param_hint="--question")
-    try:
-        from corelens.viz.explorer import Explorer
-        from corelens.viz.page import serve
-    except ModuleNotFoundError as missing:
-        raise typer.BadParameter(f"{missing.name} is not installed: pip install 'corelens[app]'.") from missing
     import webbrowser
+
+    from corelens.viz.explorer import Explorer
+    from corelens.viz.explorer.page import serve
 
     def ready(address: str) -> None:
         typer.echo(f"{address}\nOpen it in a browser on this machine; Ctrl-C ends.")

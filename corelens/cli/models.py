@@ -12,11 +12,11 @@ from rich.table import Table
 
 def models(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME_OR_PATH]", help="A local folder, a Hub id, or a shipped model.")
+        str | None, typer.Argument(metavar="NAME_OR_PATH", help="A folder, a Hub id, or a shipped model.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no table.")] = False,
 ) -> None:
-    """Say what can be seen in a model, from its configuration alone; without a name, list all model types."""
+    """Say what can be seen in a model, from its configuration alone. Without a name, list all model types."""
     from corelens.inspection import CHECKS, Known, inspect_config, known_types
 
     # Reasons hold brackets, which are no markup.

@@ -13,26 +13,26 @@ if TYPE_CHECKING:
     from corelens.model import HookedMLLM
     from corelens.scores import HeadScores
 
-Model = Annotated[str, typer.Option(help="A local folder, a Hub id, or a shipped model.")]
+Model = Annotated[str, typer.Option(help="A folder, a Hub id, or a shipped model.")]
 Data = Annotated[
     list[str],
     typer.Option(
         metavar="NAME=WHERE",
-        help="A data set and its folder or Hub id, as in refcocog=PATH or mmlongbench=PATH,task=infoseek; or a world "
-        "and how many samples to draw, as in scenes=200. Can be given several times.",
+        help="A data set and its folder or Hub id (refcocog=PATH, mmlongbench=PATH,task=infoseek), or a world and the "
+        "number of its samples (scenes=200). Can be given several times.",
     ),
 ]
-Out = Annotated[Path, typer.Option(help="Folder of the run; the same command goes on where it was interrupted.")]
+Out = Annotated[Path, typer.Option(help="Folder of the run, where the same command goes on.")]
 Limit = Annotated[int | None, typer.Option(help="Most samples of each data set.", min=1)]
-How = Annotated[Literal["zero", "mean", "resample"], typer.Option(help="What stands in for what a head found.")]
+How = Annotated[Literal["zero", "mean", "resample"], typer.Option(help="What takes the place of a head's output.")]
 BoxUnit = Annotated[
     Literal["pixels", "thousandths", "fractions"] | None,
     typer.Option(help="In which the model says boxes, for data that asks for them."),
 ]
-Seed = Annotated[int, typer.Option(help="Of the worlds.")]
-Dtype = Annotated[str, typer.Option(help="As bfloat16; auto is the checkpoint's own.")]
-Device = Annotated[str, typer.Option(help="As cuda:1; auto spreads the model over all GPUs.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Seed = Annotated[int, typer.Option(help="What worlds are drawn from.")]
+Dtype = Annotated[str, typer.Option(help="Such as bfloat16; auto: the checkpoint's own.")]
+Device = Annotated[str, typer.Option(help="Such as cuda:1; auto: all GPUs together.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, no table.")]
 
 
 N_TEXTS = 100

@@ -18,7 +18,6 @@ def report(
 
     The page needs no network and is light or dark as the reader's screen. That of a study is written again.
 
-    As in: corelens report runs/scan
     """
     from corelens.reports import write_report
 

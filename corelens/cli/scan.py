@@ -22,21 +22,23 @@ def scan(
     out: options.Out,
     metric: Annotated[str, typer.Option(help="Measures, with commas between them.")] = "ram,write_ram",
     limit: options.Limit = None,
-    batch: Annotated[str, typer.Option(help="Most samples a pass; fewer when memory runs out.")] = "auto",
+    batch: Annotated[str, typer.Option(help="Most samples in a pass.")] = "auto",
     rule: Annotated[
-        Literal["overlap", "centre", "cover", "fraction"], typer.Option(help="How boxes become tokens.")
+        Literal["overlap", "centre", "cover", "fraction"], typer.Option(help="Which tokens a box of evidence means.")
     ] = "overlap",
     seed: options.Seed = 0,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     ray: Annotated[
         str | None,
-        typer.Option(help="Scan on a Ray cluster: auto for this machine's, local for a new one here, or HOST:PORT."),
+        typer.Option(help="Scan on a Ray cluster: auto: this machine's; local: a new one here; or HOST:PORT."),
     ] = None,
     actors: Annotated[
-        int | None, typer.Option(help="Most models at a time, with --ray; 2 if not given.", min=1)
+        int | None, typer.Option(help="With --ray: most models at a time.", show_default="2", min=1)
     ] = None,
-    gpus: Annotated[int | None, typer.Option(help="GPUs of each model, with --ray; 1 if there are any.", min=0)] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="With --ray: GPUs of each model.", show_default="1 if there are any", min=0)
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Score every head of a model on data that says where its evidence is."""

@@ -33,7 +33,7 @@ def study(
     device: options.Device = "auto",
     as_json: options.AsJson = False,
 ) -> None:
-    """Test the paper's five claims on a model: verdicts by rules that are set before the run, and a report."""
+    """Test the paper's five claims on a model. Verdicts by rules that are set before the run, and a report."""
     from corelens.conditions import check_scoring
     from corelens.parts import named
     from corelens.study import FULL, QUICK, run_study

@@ -26,7 +26,7 @@ def sweep(
     device: options.Device = "auto",
     as_json: options.AsJson = False,
 ) -> None:
-    """Remove every head, layer or group of heads by itself, and measure what that costs the answer."""
+    """Remove every head, layer or group by itself, and measure what the answer loses."""
     from corelens.store import write_whole
     from corelens.sweeping import sweep_all
 

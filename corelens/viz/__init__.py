@@ -7,12 +7,12 @@ from corelens.viz.curves import score_curve as score_curve
 from corelens.viz.effects import accuracy_bars as accuracy_bars
 from corelens.viz.effects import dose_curves as dose_curves
 from corelens.viz.effects import speed_against_accuracy as speed_against_accuracy
+from corelens.viz.explorer.notebook import explore as explore
 from corelens.viz.look import DARK as DARK
 from corelens.viz.look import LIGHT as LIGHT
 from corelens.viz.maps import depth_length_grid as depth_length_grid
 from corelens.viz.maps import head_map as head_map
 from corelens.viz.maps import overlap_matrix as overlap_matrix
 from corelens.viz.maps import patching_map as patching_map
-from corelens.viz.notebook import explore as explore
 from corelens.viz.pictures import attention_over_media as attention_over_media
 from corelens.viz.pictures import attention_over_picture as attention_over_picture

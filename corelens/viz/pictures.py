@@ -1,31 +1,24 @@
 """Attention over what a model sees: pictures, pages and the frames of videos."""
 
-import base64
-import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import plotly.graph_objects as go
 import torch
-from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from PIL import Image
 from plotly.subplots import make_subplots
 from torch import Tensor
 
 from corelens.data import Evidence
 from corelens.media import Picture, Video, load_picture
-from corelens.tokens import Box, TokenMap, grid_boxes
+from corelens.tokens import Box, TokenMap
 from corelens.viz.look import colour_bar, styled
+from corelens.viz.views import PIXELS, Grid, data_url, views_of
 
 HEAT = [[0, "rgba(255,214,10,0)"], [0.25, "rgba(255,190,11,0.45)"], [1, "rgba(255,0,84,0.8)"]]
 """Clear where there is no attention, so that the picture shows through."""
-
-PIXELS = 800_000
-"""Of all pictures of a figure together; larger ones are shrunk, so that a figure stays below a megabyte."""
 
 
 def attention_over_picture(
@@ -55,9 +48,10 @@ def attention_over_picture(
     if not (region.left < region.right and region.top < region.bottom):
         raise ValueError(f"{region} is empty: it needs left < right and top < bottom.")
     rows, columns = attention.shape
-    boxes = rearrange(grid_boxes(region, rows, columns), "(row column) side -> side row column", row=rows)
+    across = torch.linspace(region.left, region.right, columns + 1)
+    down = torch.linspace(region.top, region.bottom, rows + 1)
     figure = make_subplots(1, 1)
-    _draw(figure, (1, 1), picture, [(attention, boxes)], evidence, PIXELS)
+    _draw(figure, (1, 1), picture, [(attention, Grid(0, across.tolist(), down.tolist()))], evidence, PIXELS)
     return _heated(figure, highest or float(attention.max()), title)
 
 
@@ -87,24 +81,26 @@ def attention_over_media(
         ValueError: If the map is of several samples, does not fit media or attention, or knows no pixels; says why.
     """
     _require_match(media, attention, tokens)
-    views = [view for number, one in enumerate(media) for view in _views(number, one, tokens)]
+    views = [view for view in views_of(media, tokens) if view.grids]
     n_panels = len(attention) * len(views)
     columns = len(views) if len(attention) > 1 and len(views) > 1 else min(n_panels, 4)
-    titles = [
-        ", ".join(filter(None, [name, view.name if len(views) > 1 else "", f"{float(row[view.tokens].sum()):.1%}"]))
+    panels = [
+        (name, view, [(tokens.grid(row, view.media, grid.view), grid) for grid in view.grids])
         for name, row in attention.items()
         for view in views
+    ]
+    titles = [
+        ", ".join(filter(None, [name, view.name, f"{sum(float(values.sum()) for values, _ in maps):.1%}"]))
+        for name, view, maps in panels
     ]
     rows = math.ceil(n_panels / columns)
     figure = make_subplots(
         rows, columns, subplot_titles=titles, horizontal_spacing=0.02, vertical_spacing=min(0.08, 0.3 / rows)
     )
-    cells = ((number // columns + 1, number % columns + 1) for number in range(n_panels))
-    for (row, view), cell in zip(((row, view) for row in attention.values() for view in views), cells, strict=True):
-        maps = [
-            (tokens.grid(row, view.media, one), tokens.grid(tokens.box[0].T, view.media, one)) for one in view.numbers
-        ]
-        _draw(figure, cell, view.picture, maps, list(view.outlined(evidence)), PIXELS // n_panels)
+    for number, (_, view, maps) in enumerate(panels):
+        outlined = [region.box or Box(0, 0, *view.picture.size) for region in evidence if view.shows(region)]
+        cell = (number // columns + 1, number % columns + 1)
+        _draw(figure, cell, view.picture, maps, outlined, PIXELS // n_panels)
     figure.update_annotations(font_size=12)
     tallest = max(view.picture.height / view.picture.width for view in views)
     figure.update_layout(height=110 + rows * min(30 + 760 / columns * tallest, 420))
@@ -112,64 +108,22 @@ def attention_over_media(
     return _heated(figure, highest, title, "Percentages: share of all attention that falls on the panel.")
 
 
-@dataclass(frozen=True)
-class View:
-    """What one panel shows: a picture, in its tiles or as a whole, or a video at a time."""
-
-    media: int
-    numbers: tuple[int, ...]
-    tokens: Bool[Tensor, "position"]
-    picture: Image.Image
-    name: str
-    seconds: tuple[float, float] | None = None
-
-    def outlined(self, evidence: Sequence[Evidence]) -> Iterator[Box]:
-        """What of the evidence it shows."""
-        for region in evidence:
-            if region.media != self.media:
-                continue
-            if self.seconds and region.seconds:
-                (start, end), (own_start, own_end) = region.seconds, self.seconds
-                if not (start < own_end and own_start < end):
-                    continue
-            yield region.box or Box(0, 0, *self.picture.size)
-
-
-def _views(number: int, one: Picture | Video, tokens: TokenMap) -> Iterator[View]:
-    own = tokens.of_media(number)[0] & (tokens.row[0] >= 0)
-    if isinstance(one, Video):
-        for view in tokens.view[0, own].unique().tolist():
-            shown = own & (tokens.view[0] == view)
-            start, end = tokens.seconds[0, shown][0].tolist()
-            frame = one.frames[min(round(start * one.fps), len(one.frames) - 1)]
-            picture = Image.fromarray(frame) if isinstance(frame, np.ndarray) else load_picture(frame)
-            yield View(number, (view,), shown, picture, f"{start:.1f} to {end:.1f} s", (start, end))
-        return
-    picture = load_picture(one)
-    for overview in (False, True):
-        shown = own & (tokens.overview[0] == overview)
-        if shown.any():
-            name = f"picture {number}" + ", overview" * overview
-            yield View(number, tuple(tokens.view[0, shown].unique().tolist()), shown, picture, name)
-
-
 def _draw(
     figure: go.Figure,
     cell: tuple[int, int],
     picture: Image.Image,
-    maps: Sequence[tuple[Float[Tensor, "row column"], Float[Tensor, "4 row column"]]],
+    maps: Sequence[tuple[Float[Tensor, "row column"], Grid]],
     outlined: Sequence[Box],
     n_pixels: int,
 ) -> None:
     """Puts a picture, what lies over it and what is outlined into a panel."""
     row, column = cell
-    for attention, (left, top, right, bottom) in maps:
+    for values, grid in maps:
         figure.add_trace(
             go.Heatmap(
-                z=attention.float().cpu().numpy(),
-                # The edges of the cells.
-                x=torch.cat([left[0], right[0, -1:]]).cpu().numpy(),
-                y=torch.cat([top[:, 0], bottom[-1:, 0]]).cpu().numpy(),
+                z=values.float().cpu().numpy(),
+                x=grid.x,
+                y=grid.y,
                 coloraxis="coloraxis",
                 hovertemplate="%{z:.4f} at (%{x:.0f}, %{y:.0f}) px<extra></extra>",
             ),
@@ -177,7 +131,7 @@ def _draw(
             column,
         )
     place = dict(x=0, y=0, sizex=picture.width, sizey=picture.height, sizing="stretch", layer="below")
-    figure.add_layout_image(source=_encoded(picture, n_pixels), **place, row=row, col=column)
+    figure.add_layout_image(source=data_url(picture, n_pixels), **place, row=row, col=column)
     for box in outlined:
         # Dark around white, to be seen on any picture.
         for colour, width in (("rgba(0,0,0,0.75)", 5), ("white", 2.5)):
@@ -199,16 +153,6 @@ def _draw(
 def _heated(figure: go.Figure, highest: float, title: str, below: str = "") -> go.Figure:
     figure.update_layout(coloraxis=dict(colorscale=HEAT, cmin=0, cmax=highest or 1.0, colorbar=colour_bar("attention")))
     return styled(figure, title, below).update_layout(margin_b=16)
-
-
-def _encoded(picture: Image.Image, n_pixels: int) -> str:
-    """The picture as a URL, with at most so many pixels."""
-    shown, scale = picture.convert("RGB"), math.sqrt(n_pixels / (picture.width * picture.height))
-    if scale < 1:
-        shown.thumbnail((max(1, int(shown.width * scale)), max(1, int(shown.height * scale))))
-    file = io.BytesIO()
-    shown.save(file, "WebP", quality=85)
-    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _require_attention(name: str, attention: Float[Tensor, "*axes"]) -> None:

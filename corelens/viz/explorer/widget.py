@@ -1,17 +1,15 @@
 """The explorer as a widget."""
 
 import base64
-from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
 
 from corelens.heads import HeadSet
-from corelens.viz.explorer import REFUSALS, Explorer
-from corelens.viz.state import ExplorerState
-
-HERE = Path(__file__).parent
+from corelens.viz.explorer import front
+from corelens.viz.explorer.explorer import REFUSALS, Explorer
+from corelens.viz.explorer.state import ExplorerState
 
 
 class ExplorerWidget(anywidget.AnyWidget):
@@ -20,8 +18,8 @@ class ExplorerWidget(anywidget.AnyWidget):
     All of it is state, never an event: a message that comes twice changes nothing.
     """
 
-    _esm = HERE / "explorer.js"
-    _css = HERE / "explorer.css"
+    _esm = front.MODULE
+    _css = front.STYLE
 
     about = traitlets.Dict().tag(sync=True)
     """What does not change: the model's heads, the measures, the gallery."""
@@ -63,7 +61,7 @@ class ExplorerWidget(anywidget.AnyWidget):
         """Takes own pictures, and shows a state that waited for them."""
         try:
             for key, file in self.uploads.items():
-                self.explorer.add_picture(key, str(file["name"]), base64.b64decode(file["data"], validate=True))
+                self.explorer.prompts.add_picture(key, str(file["name"]), base64.b64decode(file["data"], validate=True))
         except (ValueError, KeyError, TypeError) as cause:
             self._say(str(cause))
         else:
@@ -72,7 +70,7 @@ class ExplorerWidget(anywidget.AnyWidget):
     def _show(self, change: Any = None) -> None:
         try:
             state = ExplorerState.parse(self.state)
-            if not self.prompt or self.prompt["key"] != self.explorer.prompt_key(state):
+            if not self.prompt or self.prompt["key"] != self.explorer.prompts.key(state):
                 self.prompt = self.explorer.prompt(state)
             self.view = self.explorer.look(state)
             self.error = ""

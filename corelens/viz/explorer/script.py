@@ -6,7 +6,7 @@ from textwrap import indent
 from corelens.data import Evidence, Sample
 from corelens.heads import Head, HeadSet
 from corelens.metrics import PRESETS
-from corelens.viz.state import ExplorerState
+from corelens.viz.explorer.state import ExplorerState
 
 GIVEN = "# `model`, `samples` and `scores` are what was given to cl.explore."
 

@@ -11,7 +11,6 @@ import json
 import secrets
 import socket
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -21,16 +20,24 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from corelens.viz.explorer import REFUSALS, Cancelled, Explorer
-from corelens.viz.state import ExplorerState
-from corelens.viz.uploads import MOST_BYTES
+from corelens.viz.explorer import front
+from corelens.viz.explorer.explorer import REFUSALS, Explorer
+from corelens.viz.explorer.passes import Cancelled
+from corelens.viz.explorer.state import ExplorerState
+from corelens.viz.explorer.uploads import MOST_BYTES
 
-HERE = Path(__file__).parent
-FILES = {"": "page.html", "page.js": "page.js", "explorer.js": "explorer.js", "explorer.css": "explorer.css"}
+FILES = {
+    "": ((front.FOLDER / "page.html").read_text(encoding="utf-8"), "text/html"),
+    "page.js": ((front.FOLDER / "page.js").read_text(encoding="utf-8"), "text/javascript"),
+    "explorer.js": (front.MODULE, "text/javascript"),
+    "explorer.css": (front.STYLE, "text/css"),
+}
+"""By name, what is in a file and what it is."""
+
 HOSTS = ["127.0.0.1", "localhost"]
 MOST_BODY = 2 * MOST_BYTES
 """Of a request: pictures in base64, and a state."""
@@ -56,7 +63,8 @@ def page(explorer: Explorer, token: str) -> Starlette:
     model = asyncio.Lock()
 
     async def file(request: Request) -> Response:
-        return FileResponse(HERE / FILES[request.url.path.rpartition("/")[2]])
+        content, kind = FILES[request.url.path.rpartition("/")[2]]
+        return Response(content, media_type=kind)
 
     async def tell(request: Request) -> Response:
         return JSONResponse(about)
@@ -170,6 +178,6 @@ def _shown(
 ) -> dict[str, Any]:
     """The view of a state, and what it asks if the browser has not seen that yet."""
     for key, (name, data) in uploads.items():
-        explorer.add_picture(key, name, data)
+        explorer.prompts.add_picture(key, name, data)
     view = explorer.look(state, cancelled)
     return {"view": view} if view["prompt"] == seen else {"view": view, "prompt": explorer.prompt(state)}

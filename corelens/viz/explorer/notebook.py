@@ -35,7 +35,7 @@ def explore(
         TypeError: If the model's decoder stands beside an encoder.
     """
     try:
-        from corelens.viz.widget import ExplorerWidget
+        from corelens.viz.explorer.widget import ExplorerWidget
     except ModuleNotFoundError as missing:
         raise ImportError(
             f"the explorer needs {missing.name} in notebooks: pip install 'corelens[notebooks]'. On the command line, "

@@ -1,0 +1,136 @@
+// All heads of the model, coloured by a measure.
+
+/** Every head with its value, highest first; heads without a value last. */
+function ranked(ui) {
+  const list = ui.about.n_heads.flatMap((count, layer) => Array.from({ length: count }, (_, head) =>
+    ({ name: `L${layer}H${head}`, layer, head, value: ui.view.map?.[layer][head] ?? null })));
+  const height = ({ value }) => value ?? -Infinity;
+  return list.sort((one, other) => height(other) - height(one) || one.layer - other.layer || one.head - other.head);
+}
+
+/** Values as shares of the colours, one end of which is zero unless values lie on both sides of it. */
+function scaleOf(list) {
+  const values = list.map(({ value }) => value).filter((value) => value !== null);
+  const [low, high] = [Math.min(0, ...values), Math.max(1e-9, ...values)];
+  return { low, high, share: (value) => (value - low) / (high - low) };
+}
+
+/** What can be said of a head beside its value. */
+function marksOfHead(ui, name) {
+  return {
+    shown: ui.state.heads.includes(name), focus: ui.state.heads[0] === name,
+    core: ui.about.core.includes(name), ablated: ui.state.ablated.includes(name),
+  };
+}
+
+/** Marks have to be seen on dark blue and on yellow. */
+const inkOn = (share) => (share > 0.6 ? "#10131a" : "#ffffff");
+
+function heads(ui) {
+  const { about } = ui;
+  const metric = make("select", { "aria-label": "Coloured by", onchange: () => ui.change({ metric: metric.value }) },
+    ...Object.entries(about.metrics).map(([value, label]) => make("option", { value }, label)));
+  const bar = make("div", { className: "bar" });
+  const note = make("p", { className: "note" });
+  const grid = make("div", {
+    className: "heads", role: "grid", "aria-label": "Attention heads", "aria-multiselectable": "true",
+  });
+  const legend = make("div", { className: "legend" });
+  const readout = make("p", { className: "readout", "aria-live": "polite" });
+  const cells = new Map();
+  let order = null, active = null;
+
+  /** Lays out the cells anew if their order has changed. */
+  function layOut(list) {
+    const ranks = ui.state.order === "score";
+    const key = ranks ? list.map(({ name }) => name).join() : "layer";
+    if (key === order) return;
+    order = key;
+    const widest = Math.max(...about.n_heads);
+    const inOrder = ranks ? list : [...list].sort((one, other) => other.layer - one.layer || one.head - other.head);
+    const rows = [];
+    inOrder.forEach((head, rank) => {
+      const row = ranks ? Math.floor(rank / widest) : about.n_heads.length - 1 - head.layer;
+      (rows[row] ??= []).push(head);
+    });
+    const focused = headOf(grid.getRootNode().activeElement);
+    cells.clear();
+    grid.style.setProperty("--heads", widest);
+    grid.replaceChildren(...rows.filter((row) => row.length).map((row, index) => {
+      const label = ranks ? `${index * widest + 1}` : `L${row[0].layer}`;
+      const title = make("span", { className: "layer", role: "rowheader" }, label);
+      return make("div", { className: "row", role: "row" }, title, ...row.map(({ name }) => {
+        cells.set(name, make("button", { type: "button", role: "gridcell", tabIndex: -1, "data-head": name }));
+        return cells.get(name);
+      }));
+    }));
+    cells.get(focused)?.focus();
+  }
+
+  function drawCell({ name, value }, rank, list, scale) {
+    const cell = cells.get(name), marks = marksOfHead(ui, name);
+    cell.style.background = value === null ? "" : css(colour(scale.share(value)));
+    cell.style.setProperty("--mark", value === null ? "" : inkOn(scale.share(value)));
+    cell.className = Object.keys(marks).filter((mark) => marks[mark]).join(" ");
+    cell.tabIndex = name === active ? 0 : -1;
+    cell.setAttribute("aria-selected", String(marks.shown));
+    const rankOf = `rank ${rank + 1} of ${list.length}`;
+    const told = { [rankOf]: value !== null, "CoRe head": marks.core, ablated: marks.ablated };
+    cell.dataset.told = [name, number(value), ...Object.keys(told).filter((what) => told[what])].join(" · ");
+    cell.setAttribute("aria-label", cell.dataset.told);
+  }
+
+  function draw() {
+    const clicks = { look: "Look", ablate: "Ablate" }, orders = { layer: "By layer", score: "Highest first" };
+    metric.value = ui.state.metric;
+    refill(bar, make("label", {}, "coloured by ", metric),
+      choice("Order", orders, ui.state.order, (order) => ui.change({ order })),
+      choice("What a click on a head does", clicks, ui.clicking, (clicking) => { ui.clicking = clicking; ui.draw(); }));
+    const list = ranked(ui), scale = scaleOf(list);
+    layOut(list);
+    active = cells.has(active) ? active : ui.state.heads[0] ?? list[0].name;
+    list.forEach((head, rank) => drawCell(head, rank, list, scale));
+    note.textContent = ui.view.note ?? "";
+    note.hidden = !note.textContent;
+    const ramp = span("ramp");
+    ramp.style.background = `linear-gradient(90deg, ${CIVIDIS.map((rgb) => css(rgb)).join()})`;
+    const keys = { focus: "shown", ...(about.core.length ? { core: "CoRe head" } : {}), ablated: "ablated" };
+    legend.replaceChildren(...(ui.view.map ? [number(scale.low), ramp, number(scale.high)] : []),
+      ...Object.entries(keys).map(([mark, label]) => span("key", make("i", { className: mark }), label)));
+    legend.title = about.core_name && `CoRe heads: ${about.core_name}`;
+    tell(active);
+  }
+
+  const headOf = (element) => element?.closest?.("[data-head]")?.dataset.head;
+  const tell = (name) => { readout.textContent = cells.get(name)?.dataset.told ?? ""; };
+  grid.addEventListener("click", (event) => {
+    const name = headOf(event.target);
+    if (!name || ui.model.get("still")) return;
+    active = name;
+    if (ui.clicking === "ablate" || event.altKey) ui.toggleAblated(name);
+    else ui.look(name, event.ctrlKey || event.metaKey || event.shiftKey);
+  });
+  for (const name of ["pointerover", "focusin"]) {
+    grid.addEventListener(name, (event) => headOf(event.target) && tell(headOf(event.target)));
+  }
+  grid.addEventListener("pointerleave", () => tell(active));
+  grid.addEventListener("keydown", (event) => {
+    const name = headOf(event.target);
+    if (!name || ui.model.get("still")) return;
+    if (event.key === "a") ui.toggleAblated(name);
+    else if (event.key === "+") ui.look(name, true);
+    else if (event.key in ARROWS) {
+      const rows = [...grid.children].map((row) => [...row.querySelectorAll("button")]);
+      const y = rows.findIndex((row) => row.includes(cells.get(name))), x = rows[y].indexOf(cells.get(name));
+      const [dx, dy] = ARROWS[event.key];
+      const row = rows[y + dy] ?? rows[y];
+      const next = row[Math.min(Math.max(x + dx, 0), row.length - 1)];
+      cells.get(active).tabIndex = -1; // one cell is in the order of the tab key
+      active = headOf(next);
+      next.tabIndex = 0;
+      next.focus();
+    } else return;
+    event.preventDefault();
+  });
+  return { element: make("section", { className: "map" }, bar, note, grid, legend, readout), draw };
+}
