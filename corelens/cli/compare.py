@@ -37,7 +37,6 @@ def compare(
     """Compare the top heads of a run with a published list, or with another run.
 
     Lists are those of MMRetHeads, SparseMM and retrieval heads, or names as in ["L21H10", "L20H15"].
-
     """
     from corelens.comparing import compared, other_of, scores_of
     from corelens.store import write_whole
