@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -26,7 +27,7 @@ def test_code_of_a_page_runs_in_order(page: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_the_api_reference_lists_every_public_name():
     package = verified.ROOT / "corelens"
-    modules = ["causal", "data", "interventions", "metrics", "sparse"]
+    modules = ["causal", "data", "data/scoring", "interventions", "metrics", "sparse"]
     public = [package / "__init__.pyi", *(package / module / "__init__.py" for module in modules)]
     names = {name for path in public for name in re.findall(r"import \w+ as (\w+)", path.read_text())}
     said = re.findall(r"^::: (corelens\.[\w.]+)\.(\w+)$", (verified.ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
@@ -84,3 +85,10 @@ def test_every_refusal_that_the_docs_quote_is_in_the_source():
 def test_every_benchmark_is_explained():
     said = re.findall(r"^### (\w+) ", (verified.ROOT / "docs/benchmarks.md").read_text(), re.MULTILINE)
     assert sorted(said) == sorted(path.stem for path in (verified.ROOT / "benchmarks").glob("*.py"))
+
+
+def test_the_citation_is_of_this_version():
+    cited = (verified.ROOT / "docs/CITATION.cff").read_text()
+    project = tomllib.loads((verified.ROOT / "pyproject.toml").read_text())["project"]
+    for field in ("version", "license", "description"):
+        assert project[field] in cited
