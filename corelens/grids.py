@@ -65,10 +65,12 @@ class Seen:
 
     @property
     def kind(self) -> str:
+        """`image` or `video`."""
         return "image" if self.metadata is None else "video"
 
     @property
     def processor(self) -> Any:
+        """The model's own."""
         return self.measured.processor
 
     @property
@@ -78,6 +80,7 @@ class Seen:
 
     @property
     def whole(self) -> Box:
+        """All of the picture, as a region of it."""
         return Box(0, 0, *self.size)
 
     def padded(self, x: float, y: float) -> Box:

@@ -42,6 +42,7 @@ class Prefix:
 
     @property
     def n_samples(self) -> int:
+        """Of the batch that it was made of."""
         return len(self.inputs["input_ids"])
 
     def check(self, hf_model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:

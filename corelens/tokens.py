@@ -143,6 +143,7 @@ class TokenMap:
 
     @property
     def padding(self) -> Bool[Tensor, "batch position"]:
+        """What fills shorter prompts of a batch up."""
         return self.role == Role.PADDING
 
     @property
