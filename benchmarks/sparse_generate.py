@@ -1,15 +1,18 @@
 """What a plan gains end to end, beside what the cost model predicts: reading a prompt, then further tokens.
 
-A random LLaVA decoder (4 layers of 16 heads over 8 heads of keys, width 1,024, heads of 64, float32), text only, so
-that the vision tower, which costs the same either way, is left out. One of eight groups of heads is full, the others
-see 64 sinks and a window of 256. Batch 1.
+A random LLaVA decoder, text only, so that the vision tower, which costs the same either way, is left out: 4 layers of
+16 heads over 8 heads of keys, width 1,024, heads of 64 (`--size small`), or the sizes of the decoder of Qwen3-VL-4B or
+8B. One of eight groups of heads is full, the others see 64 sinks and a window of 256. Batch 1; float32 on CPUs,
+bfloat16 on GPUs.
 
 `stock` is Hugging Face's own cache and attention; `dense` a plan whose heads are all full, which is a preallocated
 cache and a group's heads packed into rows; `sparse` the plan. The prediction for reading is the ratio of
 `prefill_seconds` at the measured rates of this machine; that for a token the ratio of bytes. Times are processor time
-on one core, the fastest of interleaved repetitions. The last line is JSON; only its ratios carry over.
+on one core, or of the GPU until it has finished, the fastest of interleaved repetitions. The last line is JSON; only
+its ratios carry over. No GPU has run this yet.
 
     python benchmarks/sparse_generate.py [--repetitions 2] [--lengths 8192]
+    python benchmarks/sparse_generate.py --device cuda --size 4B --lengths 8192 32768 131072 --repetitions 5
 """
 
 import argparse
@@ -25,12 +28,15 @@ from corelens.heads import Head
 from corelens.sparse import Full, HeadPlan, apply, hybrid
 from corelens.sparse.cost import DENSE, decode_seconds, dimensions, prefill_seconds, rates
 
-LAYERS, HEADS, KV_HEADS, D_HEAD, TOKENS = 4, 16, 8, 64, 8
-TEXT = dict(
-    model_type="llama", vocab_size=512, hidden_size=HEADS * D_HEAD, intermediate_size=2816, num_hidden_layers=LAYERS,
-    num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, head_dim=D_HEAD, max_position_embeddings=65536,
-    pad_token_id=0,
-)  # fmt: skip
+KV_HEADS, TOKENS = 8, 8
+SIZES: dict[str, dict[str, int]] = {
+    "small": dict(num_hidden_layers=4, hidden_size=1024, intermediate_size=2816, num_attention_heads=16, head_dim=64),
+    "4B": dict(num_hidden_layers=36, hidden_size=2560, intermediate_size=9728, num_attention_heads=32, head_dim=128),
+    "8B": dict(num_hidden_layers=36, hidden_size=4096, intermediate_size=12288, num_attention_heads=32, head_dim=128),
+}
+TEXT: dict[str, Any] = dict(
+    model_type="llama", vocab_size=512, num_key_value_heads=KV_HEADS, max_position_embeddings=2**18, pad_token_id=0
+)
 TOWER = dict(
     model_type="clip_vision_model", hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
     image_size=56, patch_size=14, projection_dim=32,
@@ -43,33 +49,46 @@ def once(model: Any, ids: torch.Tensor, plan: HeadPlan | None) -> tuple[float, f
     n = ids.shape[1]
     with nullcontext() if plan is None else apply(model, plan, force=True) as applied:
         cache = DynamicCache(config=model.config) if applied is None else applied.cache(n + TOKENS)
-        began = time.process_time()
+        began = now(ids.device)
         model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        read = time.process_time()
+        read = now(ids.device)
         for _ in range(TOKENS):
             model(ids[:, :1], past_key_values=cache, use_cache=True)
-        done = time.process_time()
+        done = now(ids.device)
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) if applied is None else cache.nbytes
     return read - began, (done - read) / TOKENS, held
+
+
+def now(device: torch.device) -> float:
+    if device.type == "cpu":
+        return time.process_time()
+    torch.accelerator.synchronize()
+    return time.perf_counter()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=2)
     parser.add_argument("--lengths", type=int, nargs="+", default=[8192])
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    config = AutoConfig.for_model("llava", text_config=TEXT, vision_config=TOWER, image_token_index=500)
-    model = LlavaForConditionalGeneration._from_config(config).eval()
-    core = [Head(layer, head) for layer in range(LAYERS) for head in range(HEADS // KV_HEADS)]
+    text, device = TEXT | SIZES[arguments.size], torch.device(arguments.device)
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    config = AutoConfig.for_model("llava", text_config=text, vision_config=TOWER, image_token_index=500)
+    with device:
+        model = LlavaForConditionalGeneration._from_config(config, dtype=dtype).eval()
+    layers, group = text["num_hidden_layers"], text["num_attention_heads"] // KV_HEADS
+    core = [Head(layer, head) for layer in range(layers) for head in range(group)]
     plan = hybrid(core, sink=64, window=256)
     with apply(model, plan) as applied:
         placed = applied.placed
-    sizes, here = dimensions(model.config.get_text_config(), value_bytes=4), rates()
+    sizes, here = dimensions(model.config.get_text_config(), value_bytes=dtype.itemsize), rates(dtype, device.type)
     found: dict[str, Any] = {}
     for n in arguments.lengths:
-        ids = torch.randint(1, 400, (1, n))
+        ids = torch.randint(1, 400, (1, n), device=device)
         ways = {"stock": None, "dense": HeadPlan({}, Full()), "sparse": plan}
         runs: dict[str, list[tuple[float, float, int]]] = {name: [] for name in ways}
         for _ in range(arguments.repetitions):

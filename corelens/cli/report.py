@@ -16,7 +16,8 @@ def report(
 ) -> None:
     """Write one HTML page about a finished run.
 
-    It says what was run, its numbers, figures, and limits. The page needs no network and is light or dark as the reader's screen. That of a study is written again.
+    It says what was run, its numbers, figures, and limits. The page needs no network and is light or dark as the
+    reader's screen. That of a study is written again.
     """
     from corelens.reports import write_report
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from corelens.model import HookedMLLM
 from corelens.progress import within_whole
@@ -53,26 +55,37 @@ def measure_speed(
         repeats: Rounds, each of which takes every plan once, so that a machine that slows down slows all.
     """
     first: dict[str, list[float]] = {name: [] for name in plans}
-    whole: dict[str, list[float]] = {name: [] for name in plans}
+    others: dict[str, list[float]] = {name: [] for name in plans}
     held: dict[str, int] = {}
     with tqdm(total=repeats * len(plans), desc="speed", unit="generation", disable=within_whole()) as bar:
         for _ in range(repeats):
             for name, plan in plans.items():
+                clock = Clock(model)
                 with nullcontext() if plan is None else apply(model, plan, force=True):
-                    first[name].append(_generation(model, inputs, 1)[0])
-                    seconds, cache = _generation(model, inputs, 1 + n_tokens)
-                whole[name].append(seconds)
+                    cache = _generated(model, inputs, 1 + n_tokens, clock)
+                first[name].append(clock.times[1] - clock.times[0])
+                others[name].append((clock.times[-1] - clock.times[1]) / n_tokens)
                 held[name] = _bytes(cache)
                 bar.update()
-    return {
-        name: Speed(min(first[name]), (min(whole[name]) - min(first[name])) / n_tokens, held[name]) for name in plans
-    }
+    return {name: Speed(min(first[name]), min(others[name]), held[name]) for name in plans}
 
 
-def _generation(model: HookedMLLM, inputs: Mapping[str, Any], n: int) -> tuple[float, Any]:
-    began = _now(model)
-    found = model.generate(inputs, max_new_tokens=n, min_new_tokens=n, do_sample=False, return_dict_in_generate=True)
-    return _now(model) - began, found.past_key_values
+class Clock(StoppingCriteria):
+    """Stops nothing, and notes when each token was there."""
+
+    def __init__(self, model: HookedMLLM) -> None:
+        self.model = model
+        self.times = [_now(model)]
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Bool[Tensor, "batch"]:
+        self.times.append(_now(self.model))
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def _generated(model: HookedMLLM, inputs: Mapping[str, Any], n: int, clock: Clock) -> Any:
+    """The cache after exactly n tokens."""
+    settings: dict[str, Any] = dict(max_new_tokens=n, min_new_tokens=n, do_sample=False, return_dict_in_generate=True)
+    return model.generate(inputs, stopping_criteria=StoppingCriteriaList([clock]), **settings).past_key_values
 
 
 def _now(model: HookedMLLM) -> float:
