@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import StoppingCriteria, StoppingCriteriaList
@@ -77,7 +76,7 @@ class Clock(StoppingCriteria):
         self.model = model
         self.times = [_now(model)]
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Bool[Tensor, "batch"]:
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
         self.times.append(_now(self.model))
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
