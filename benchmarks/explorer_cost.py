@@ -28,7 +28,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import logging
 
 from corelens import Evidence, Head, HookedMLLM, Sample
-from corelens.model import SHIPPED
+from corelens.loading import SHIPPED
 from corelens.toy import worlds
 from corelens.viz.explorer.explorer import MOST_MAPS, Explorer
 from corelens.viz.explorer.page import page

@@ -104,3 +104,13 @@ def test_importing_loads_nothing_heavy_and_every_public_name_exists():
 
 def test_using_the_scan_module_does_not_hide_the_scan_function():
     assert run("import corelens.scanning, corelens; print(callable(corelens.scan))") == "True"
+
+
+def test_benchmarks_find_what_they_import():
+    """In a process of their own, as they are run."""
+    scripts = sorted(str(path) for path in (PACKAGE.parent / "benchmarks").glob("*.py"))
+    run_all = "import runpy, sys; [runpy.run_path(script, run_name='imported') for script in sys.argv[1:]]"
+    folder = PACKAGE.parent / "benchmarks"
+    ran = subprocess.run([sys.executable, "-c", run_all, *scripts], cwd=folder, capture_output=True, text=True)
+    assert len(scripts) > 5
+    assert ran.returncode == 0, ran.stderr
