@@ -1,7 +1,7 @@
 """Accuracy without some heads and without others, over many samples, in parts that are complete or absent."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from os import PathLike
 from typing import Any, Literal
 
@@ -15,10 +15,9 @@ from corelens.data import BoxUnit, Sample
 from corelens.heads import HeadSet
 from corelens.interventions import ablate, knock_out
 from corelens.model import HookedMLLM
-from corelens.parts import Named, Samples, described, in_parts, named, part_of, prepared
+from corelens.parts import Samples, described, here, in_parts, named, prepared
 from corelens.passes import Phase
 from corelens.scores import HeadScores
-from corelens.store import Part
 from corelens.sweeping import Removal, check_removal, stand_ins
 
 PART = 16
@@ -79,25 +78,22 @@ def ablate_all(
     all_sets = {PLAIN: [HeadSet((), "nothing removed")]} | {name: list(sets) for name, sets in conditions.items()}
     model.check_heads(head for sets in all_sets.values() for heads in sets for head in heads)
 
-    def do(missing: Mapping[int, Named]) -> Iterator[tuple[int, Part]]:
+    @cache
+    def remove() -> Callable[[HeadSet], Any]:
+        # Not before samples are missing: stand-ins cost a pass over all of them.
+        if how == "blind":
+            return partial(_blinded, phase=phase)
         seen = (sample for _, sample in every if sample.images or sample.videos)
-        remove: Callable[[HeadSet], Any] = (
-            partial(_blinded, phase=phase)
-            if how == "blind"
-            else partial(ablate, how=how, instead=stand_ins(model, seen, how) if missing else None, phase=phase)
-        )
+        return partial(ablate, how=how, instead=stand_ins(model, seen, how), phase=phase)
 
-        def measure(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _unit"]]:
-            asked = [(batch, prepared(model, batch))]
+    def measure(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _unit"]]:
+        asked = [(batch, prepared(model, batch))]
 
-            def without(heads: HeadSet) -> Float[Tensor, "batch"]:
-                found = answers(model, asked, remove(heads), max_new_tokens, box_unit=box_unit)
-                return found.scores.masked_fill(~found.parsed, torch.nan)
+        def without(heads: HeadSet) -> Float[Tensor, "batch"]:
+            found = answers(model, asked, remove()(heads), max_new_tokens, box_unit=box_unit)
+            return found.scores.masked_fill(~found.parsed, torch.nan)
 
-            return {name: torch.stack([without(heads) for heads in sets], 1) for name, sets in all_sets.items()}
-
-        for number, own in missing.items():
-            yield number, part_of(own, batch_size, measure)
+        return {name: torch.stack([without(heads) for heads in sets], 1) for name, sets in all_sets.items()}
 
     choices = {
         "how": how,
@@ -107,7 +103,7 @@ def ablate_all(
         "box_unit": box_unit,
         "conditions": {name: [str(heads) for heads in sets] for name, sets in all_sets.items()},
     }
-    whole = in_parts("ablate", every, PART, described(model), choices, out, do)
+    whole = in_parts("ablate", every, PART, described(model), choices, out, here(batch_size, measure))
     return Conditions(all_sets, whole.values, whole.samples, whole.datasets, whole.skipped)
 
 

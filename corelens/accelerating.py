@@ -1,6 +1,6 @@
 """Does a plan keep the answers? Accuracy and kept attention under plans and their controls, part by part."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -14,12 +14,11 @@ from corelens.causal import answers
 from corelens.conditions import PLAIN, Conditions, check_scoring
 from corelens.data import BoxUnit, Sample
 from corelens.model import HookedMLLM
-from corelens.parts import Named, Samples, described, in_parts, length_of, named, part_of, prepared
+from corelens.parts import Samples, described, here, in_parts, length_of, named, prepared
 from corelens.pruning import Pruning, pruned
 from corelens.sparse import Full, HeadPlan, apply, place
 from corelens.sparse.kept import kept_attention
 from corelens.sparse.speed import Speed, measure_speed
-from corelens.store import Part
 
 PART = 16
 """Samples that are kept or lost together when the work is interrupted: each is answered under every plan."""
@@ -99,17 +98,13 @@ def accelerate_all(
             found[KEPT + name] = torch.stack(kept, 1)
         return found
 
-    def do(missing: Mapping[int, Named]) -> Iterator[tuple[int, Part]]:
-        for number, own in missing.items():
-            yield number, part_of(own, batch_size, measure)
-
     choices = {
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
         "box_unit": box_unit,
         "plans": {name: [_written(plan) for plan in own] for name, own in all_plans.items()},
     }
-    whole = in_parts("accelerate", every, PART, described(model), choices, out, do)
+    whole = in_parts("accelerate", every, PART, described(model), choices, out, here(batch_size, measure))
     values = {name: whole.values[name] for name in all_plans}
     kept = {name: whole.values[KEPT + name] for name in all_plans}
     return Accelerated(all_plans, values, whole.samples, whole.datasets, whole.skipped, kept)

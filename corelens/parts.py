@@ -113,6 +113,13 @@ def in_parts(
     return whole
 
 
+def here(
+    batch_size: int, measure: Callable[[list[Sample]], Mapping[str, Float[Tensor, "batch _unit"]]]
+) -> Callable[[Mapping[int, Named]], Iterator[tuple[int, Part]]]:
+    """What `in_parts` is to do where this process measures all samples itself; see `part_of`."""
+    return lambda missing: ((number, part_of(own, batch_size, measure)) for number, own in missing.items())
+
+
 def part_of(
     samples: Named,
     batch_size: int,

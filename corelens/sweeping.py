@@ -1,7 +1,7 @@
 """A sweep over many samples, in parts that are complete or absent."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,8 +15,8 @@ from corelens.causal.sweeps import Unit, units_of
 from corelens.data import Sample
 from corelens.interventions import HeadOutputs, ablate, drawn_outputs, mean_outputs
 from corelens.model import HookedMLLM
-from corelens.parts import Named, Samples, about_samples, described, in_parts, named, part_of, prepared
-from corelens.store import Part, write_whole
+from corelens.parts import Samples, about_samples, described, here, in_parts, named, prepared
+from corelens.store import write_whole
 
 Removal = Literal["zero", "mean", "resample"]
 """What stands in for what a head found: nothing, its mean over the samples, or what it found in a random one."""
@@ -58,23 +58,22 @@ def sweep_all(
     # Which heads share a key shows in a pass over any prompt.
     units = units_of(model, per, prepared(model, [every[0][1]]) if per == "group" else None)
 
-    def do(missing: Mapping[int, Named]) -> Iterator[tuple[int, Part]]:
-        instead = stand_ins(model, (sample for _, sample in every), how) if missing else None
-        remove = partial(ablate, how=how, instead=instead, positions="from_question")
+    @cache
+    def remove() -> Callable[..., Any]:
+        # Not before samples are missing: stand-ins cost a pass over all of them.
+        instead = stand_ins(model, (sample for _, sample in every), how)
+        return partial(ablate, how=how, instead=instead, positions="from_question")
 
-        def measure(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _unit"]]:
-            inputs = prepared(model, batch)
-            with about_samples():
-                answered = with_answers(model, inputs, [sample.answer for sample in batch])
-            found = sweep(model, answered, remove, per=units)
-            return {"values": found.values, "plain": found.plain[:, None]}
-
-        for number, own in missing.items():
-            # One by one: samples whose questions differ in length share no prefix.
-            yield number, part_of(own, 1, measure)
+    def measure(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _unit"]]:
+        inputs = prepared(model, batch)
+        with about_samples():
+            answered = with_answers(model, inputs, [sample.answer for sample in batch])
+        found = sweep(model, answered, remove(), per=units)
+        return {"values": found.values, "plain": found.plain[:, None]}
 
     choices = {"how": how, "per": per, "effect": "log probability", "positions": "from_question"}
-    whole = in_parts("sweep", every, PART, described(model), choices, out, do)
+    # One by one: samples whose questions differ in length share no prefix.
+    whole = in_parts("sweep", every, PART, described(model), choices, out, here(1, measure))
     found = Sweep(
         units, whole.values["values"], whole.values["plain"][:, 0], "log probability", whole.samples,
         model.cfg.model_name, choices, whole.datasets, whole.skipped,

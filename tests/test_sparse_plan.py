@@ -179,6 +179,16 @@ def test_blocks_that_hold_all_are_full_heads_and_few_are_less():
             assert_close(model(**inputs).logits[real], stock, rtol=1e-4, atol=5e-5)
 
 
+def test_the_cost_of_a_plan_is_counted_at_most():
+    model = build("llava")
+    blocks = place(HeadPlan({}, TopBlocks(0.5)), model).shares
+    assert (blocks.full_heads, blocks.prefill_share(1_000)) == (1, 1)
+    mixed = {Head(0, head): Streaming(1, 9) for head in range(4)} | {Head(1, 0): TopBlocks(0.5)}
+    found = place(HeadPlan(mixed, Streaming(2, 90), granularity="query"), model).shares
+    n_heads = sum(len(layer.rules) for layer in place(HeadPlan({}, Full()), model).layers.values())
+    assert (found.sink, found.window, found.full_heads) == (2, 90, 1 / n_heads)
+
+
 def test_plans_are_compared_part_by_part_and_again(toy: Any, tmp_path: Path):
     from corelens.accelerating import accelerate_all
     from corelens.pruning import Pruning

@@ -11,7 +11,7 @@ from corelens.heads import Head
 from corelens.sites import AttentionSite, layer_sites
 from corelens.sparse.cache import plannable
 from corelens.sparse.cost import Shares
-from corelens.sparse.plan import Full, HeadPlan, LayerPlan, Rule, Streaming
+from corelens.sparse.plan import Full, HeadPlan, LayerPlan, Rule, Streaming, TopBlocks
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,15 @@ class Placed:
 
     @property
     def shares(self) -> Shares:
-        """What the cost model needs to know of the plan."""
-        rule = next((layer.streaming for layer in self.layers.values() if layer.streaming), None)
-        sink, window = (0, 1) if rule is None else (rule.sink, rule.window)
-        return Shares(self.share_of_full_heads, self.share_of_whole_groups, sink, window)
+        """What the cost model needs to know of the plan: at most what it costs.
+
+        Heads of top blocks count as full, since prompts decide what they read, and where layers keep windows of
+        different lengths, the longest counts.
+        """
+        rules = [rule for layer in self.layers.values() for rule in layer.rules]
+        dense = sum(isinstance(rule, Full | TopBlocks) for rule in rules) / len(rules)
+        streaming = [(rule.sink, rule.window) for rule in rules if isinstance(rule, Streaming)]
+        return Shares(dense, self.share_of_whole_groups, *max(streaming, key=sum, default=(0, 1)))
 
     def bytes(self, length: int) -> int:
         """Bytes of keys and values of one sequence of a length in positions, kept text not counted."""
