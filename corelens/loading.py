@@ -19,8 +19,10 @@ def located(name_or_path: str) -> str:
     """The folder of a shipped or local model; a Hub id as it is.
 
     Raises:
-        FileNotFoundError: If a local path does not exist.
+        FileNotFoundError: If there is no such shipped model, or a local path does not exist.
     """
+    if name_or_path.startswith("corelens/") and name_or_path not in SHIPPED and not Path(name_or_path).is_dir():
+        raise FileNotFoundError(f"there is no shipped model {name_or_path!r}; there are {', '.join(SHIPPED)}.")
     path = str(SHIPPED.get(name_or_path, name_or_path))
     if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
         raise FileNotFoundError(f"there is no model folder {path!r}.")
@@ -37,6 +39,8 @@ def load(name_or_path: str, trust_remote_code: bool, **kwargs: Any) -> tuple[Pre
             path, trust_remote_code=trust_remote_code, use_safetensors=True, **kwargs
         )
         processor = load_processor(path, trust_remote_code=trust_remote_code, **shared)
+    except OSError as cause:
+        raise OSError(f"{name_or_path!r} cannot be loaded: {cause}") from cause
     except ValueError as cause:
         if "trust_remote_code" not in str(cause):
             raise

@@ -33,6 +33,7 @@ def explore(
         raise typer.BadParameter("say what is asked about the picture.", param_hint="--question")
     import webbrowser
 
+    from corelens.media import load_picture
     from corelens.viz.explorer import Explorer
     from corelens.viz.explorer.page import serve
 
@@ -42,6 +43,8 @@ def explore(
             webbrowser.open(address)
 
     try:
+        for picture in image or ():
+            load_picture(picture)  # one that cannot be read is said before the model is loaded
         loaded = options.loaded(model, dtype, device)
         samples, ranking, given = _asked(model, loaded, image or [], question, scores)
         serve(Explorer(loaded, samples, ranking, given), port, ready)

@@ -60,7 +60,11 @@ def _samples(argument: str, seed: int, limit: int | None, evidence: bool) -> tup
     if not separator:
         raise typer.BadParameter(f"{argument!r} has no place; write NAME=WHERE.", param_hint="--data")
     try:
-        if draw := {"scenes": worlds.scenes, "scene-haystacks": worlds.haystacks, **registry.WORLDS}.get(name):
+        drawn: dict[str, Any] = {"scenes": worlds.scenes, "scene-haystacks": worlds.haystacks, **registry.WORLDS}
+        if name not in drawn and name not in registry.READERS:
+            known = ", ".join([*registry.READERS, *drawn])
+            raise ValueError(f"{name!r} is no data set that corelens knows; it knows {known}.")
+        if draw := drawn.get(name):
             if not where.isdecimal():
                 raise ValueError(f"{name} needs a number of samples, as in {name}=200, not {where!r}.")
             return name, islice(draw(int(where), seed), limit)
