@@ -409,7 +409,7 @@ def test_the_command_splits_data_sets_and_says_what_it_costs_before_it_starts(tm
 
     assert _separate(["scenes=8,mmlongbench=p,task=x", "charts=3"]) == ["scenes=8", "mmlongbench=p,task=x", "charts=3"]
     common = ["--out", tmp_path / "run", "--quick"]
-    ran = study("--model", "corelens/nothing", "--data", "scenes=8", *common)
+    ran = study("--model", "corelens-tests/nothing", "--data", "scenes=8", *common)
     assert ran.exit_code == 2
     assert "scan: 4 samples x 1 = 4 passes" in ran.output
     for options, words in {
