@@ -26,51 +26,127 @@ def shipped(request: pytest.FixtureRequest) -> Any:
 
 
 def test_splits_share_no_handwriting_and_no_photograph():
-    from corelens.toy.worlds import _glyphs, _photographs
+    from corelens.toy.worlds.digits import glyphs
+    from corelens.toy.worlds.pictures import photographs
 
     train, test = (
-        {glyph.tobytes() for glyphs in _glyphs(split).values() for glyph in glyphs} for split in ("train", "test")
+        {glyph.tobytes() for of_digit in glyphs(split).values() for glyph in of_digit} for split in ("train", "test")
     )
     assert len(train) > 1_300
     assert len(test) > 350
     assert not train & test
-    widths = [[photograph.shape[1] for photograph in _photographs(split)] for split in ("train", "test")]
+    widths = [[photograph.shape[1] for photograph in photographs(split)] for split in ("train", "test")]
     assert [left + right for left, right in zip(*widths, strict=True)] == [640, 640]
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6), st.integers(1, 8), st.sampled_from(["train", "test"]))
 def test_questions_have_one_answer_and_boxes_hold_the_thing(seed: int, n_things: int, split: Any):
-    from corelens.toy.worlds import COLOURS, SIDE, ask, draw_scene
+    from corelens.toy.worlds.digits import WORLD, draw_scene
+    from corelens.toy.worlds.pictures import COLOURS, SIDE
 
     rng = np.random.default_rng(seed)
     scene = draw_scene(rng, n_things, split)
-    assert len({thing.digit for thing in scene.things}) == len({thing.colour for thing in scene.things})
+    assert len({thing.key for thing in scene.things}) == len({thing.value for thing in scene.things})
     assert len(scene.things) == n_things
-    question, answer, thing = ask(rng, scene)
-    asked = [t for t in scene.things if f" {t.colour} " in question or f" {t.digit} " in question]
-    assert asked == [thing]
-    assert answer in (thing.digit, thing.colour)
-    left, top, right, bottom = (int(edge) for edge in thing.box)
-    assert 0 <= left < right <= SIDE
-    assert 0 <= top < bottom <= SIDE
-    # Somewhere in the box the picture has nearly the thing's colour.
-    pixels = scene.picture[top:bottom, left:right].reshape(-1, 3).astype(int)
-    assert np.abs(pixels - np.array(COLOURS[thing.colour])).max(1).min() < 60
+    for thing in scene.things:
+        question, answer = WORLD.ask(rng, thing.key, thing.value)
+        assert [t for t in scene.things if f" {t.key} " in question or f" {t.value} " in question] == [thing]
+        assert answer in (thing.key, thing.value)
+        left, top, right, bottom = (int(edge) for edge in thing.box)
+        assert 0 <= left < right <= SIDE
+        assert 0 <= top < bottom <= SIDE
+        # Somewhere in the box the picture has nearly the thing's colour.
+        pixels = scene.picture[top:bottom, left:right].reshape(-1, 3).astype(int)
+        assert np.abs(pixels - np.array(COLOURS[thing.key])).max(1).min() < 60
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(0, 10**6), st.sampled_from(["digits", "shapes", "pages", "bars"]), st.sampled_from(["train", "test"])
+)
+def test_a_picture_shows_every_key_with_one_value_and_says_where(seed: int, world: str, split: Any):
+    from corelens.toy.worlds import WORLDS, draw_mixture
+    from corelens.toy.worlds.pictures import SIDE
+
+    rng = np.random.default_rng(seed)
+    ((scene,), needles) = vars(draw_mixture(rng, (WORLDS[world],), 1, 1, split)).values()
+    assert len(scene.things) >= 2
+    assert len({thing.key for thing in scene.things}) == len({thing.value for thing in scene.things}) == len(needles)
+    for needle in needles:
+        left, top, right, bottom = needle.thing.box
+        assert -1 <= left < right <= SIDE + 1
+        assert -1 <= top < bottom <= SIDE + 1
+        shown = scene.picture[max(0, int(top)) : int(bottom) + 1, max(0, int(left)) : int(right) + 1].astype(int)
+        assert np.ptp(shown.reshape(-1, 3), axis=0).max() > 40, "there is nothing in the box"
+        question, answer = WORLDS[world].ask(rng, needle.thing.key, needle.thing.value)
+        assert answer in (needle.thing.key, needle.thing.value)
+        assert (needle.thing.key in question) != (f" {needle.thing.value} " in question)
+    marked = {mark.name for mark in scene.marks}
+    assert {thing.value for thing in scene.things} <= marked
+
+
+def test_higher_bars_are_higher():
+    from corelens.toy.worlds.bars import draw
+
+    scene = draw(np.random.default_rng(0), [("mon", "9"), ("tue", "1"), ("wed", "4")], "test")
+    heights = {thing.value: thing.box.bottom - thing.box.top for thing in scene.things}
+    assert heights["9"] - heights["4"] == pytest.approx((heights["4"] - heights["1"]) * 5 / 3)
+
+
+def test_splits_share_no_font_and_no_layout():
+    from corelens.toy.worlds.print import TRAIN_FONTS, font, layout
+
+    trained = {font("train", number, 12).getname() for number in range(len(TRAIN_FONTS))}
+    assert len(trained) == len(TRAIN_FONTS)
+    assert font("test", 0, 12).getname()[0] not in {family for family, _ in trained}
+    choices = {"left": range(4), "pitch": range(3), "first": (False, True)}
+    train, test = (
+        {tuple(layout(np.random.default_rng(seed), split, **choices).values()) for seed in range(300)}
+        for split in ("train", "test")
+    )
+    assert not train & test
+    assert len(train | test) == 24
+
+
+def test_a_missing_training_font_is_named(monkeypatch: pytest.MonkeyPatch):
+    from corelens.toy.worlds import print as printing
+
+    monkeypatch.setattr(printing, "_installed", dict)
+    with pytest.raises(ImportError, match=r"SourceSansPro is not installed.*corelens\[train\]"):
+        printing.font("train", 0, 99)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10**6), st.integers(2, 12), st.integers(1, 4))
+def test_what_a_mixture_is_asked_for_is_in_one_picture_of_its_world(seed: int, n_pictures: int, n_needles: int):
+    from corelens.toy.worlds import WORLDS, draw_mixture
+
+    worlds = tuple(WORLDS.values())
+    drawn = draw_mixture(np.random.default_rng(seed), worlds, n_pictures, n_needles, "test")
+    assert len(drawn.scenes) == n_pictures
+    assert len(drawn.needles) == min(n_needles, n_pictures)
+    for needle in drawn.needles:
+        assert needle.thing in drawn.scenes[needle.picture].things
+        keys, values = needle.world.keys, needle.world.values
+        alike = [s for s in drawn.scenes if all(t.key in keys and t.value in values for t in s.things)]
+        every = [thing for scene in alike for thing in scene.things]
+        assert [t for t in every if t.key == needle.thing.key or t.value == needle.thing.value] == [needle.thing]
 
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 6), st.integers(1, 4))
 def test_what_a_haystack_is_asked_for_is_in_it_once(seed: int, n_pictures: int, n_things: int, n_needles: int):
-    from corelens.toy.worlds import draw_haystack
+    from corelens.toy.worlds.haystacks import draw_haystack
 
     haystack = draw_haystack(np.random.default_rng(seed), n_pictures, n_things, n_needles, "test")
     assert len(haystack.scenes) == n_pictures
     assert len(haystack.needles) == n_needles
     every = [thing for scene in haystack.scenes for thing in scene.things]
-    for picture, needle in haystack.needles:
-        assert needle in haystack.scenes[picture].things
-        assert [thing for thing in every if thing.digit == needle.digit or thing.colour == needle.colour] == [needle]
+    for needle in haystack.needles:
+        assert needle.thing in haystack.scenes[needle.picture].things
+        same = [thing for thing in every if thing.value == needle.thing.value or thing.key == needle.thing.key]
+        assert same == [needle.thing]
     assert max(len(scene.things) for scene in haystack.scenes) <= max(n_things, n_needles)
 
 
@@ -88,7 +164,7 @@ def test_a_longer_run_begins_with_the_shorter_one(world: str):
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10**6))
 def test_text_tasks_are_right(seed: int):
-    from corelens.toy.worlds import ask_text
+    from corelens.toy.worlds.texts import ask_text
 
     rng = np.random.default_rng(seed)
     question, answer = ask_text(rng, "sum")
@@ -181,13 +257,14 @@ def test_heads_that_were_closed_stay_closed_while_training_goes_on(tmp_path: Pat
     gates.importance = torch.rand_like(gates.importance)
     gates.close_to(19)
     gates.make_permanent()
-    modules = torch.nn.ModuleDict({"model": model, "probe": torch.nn.Linear(128, 18)})
+    modules = torch.nn.ModuleDict({"model": model, "probe": torch.nn.Linear(128, 51)})
     begun = run.Run(tmp_path)
-    begun.progress.stage = "organism"
-    train.finish(begun, modules, "haystack")
+    begun.begin("organism")
+    train.finish(begun, modules)
+    begun.begin("haystack")
     seen, read = (part.clone() for part in (model.model.visual.merger.linear_fc2.weight, model.lm_head.weight))
     train.train_haystack(begun, modules, batches.Batches(0))
-    assert begun.progress.stage == "done"
+    assert "haystack" in begun.progress.reached
     assert torch.equal(HeadGates.of(model).open, gates.open)
     assert torch.equal(model.model.visual.merger.linear_fc2.weight, seen)
     assert not torch.equal(model.lm_head.weight, read)

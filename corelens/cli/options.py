@@ -60,7 +60,7 @@ def _samples(argument: str, seed: int, limit: int | None, evidence: bool) -> tup
     if not separator:
         raise typer.BadParameter(f"{argument!r} has no place; write NAME=WHERE.", param_hint="--data")
     try:
-        drawn: dict[str, Any] = {"scenes": worlds.scenes, "scene-haystacks": worlds.haystacks, **registry.WORLDS}
+        drawn: dict[str, Any] = {**worlds.SAMPLES, **registry.WORLDS}
         if name not in drawn and name not in registry.READERS:
             known = ", ".join([*registry.READERS, *drawn])
             raise ValueError(f"{name!r} is no data set that corelens knows; it knows {known}.")

@@ -8,9 +8,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from corelens.toy import build, worlds
-from corelens.toy.worlds import COLOURS, DIGITS, TEXT_TASKS
+from corelens.data.worlds.photographs import SHAPES
+from corelens.toy import build
+from corelens.toy.worlds import WORLDS, digits
+from corelens.toy.worlds.bars import DAYS
+from corelens.toy.worlds.haystacks import draw_haystack, draw_mixture
+from corelens.toy.worlds.pages import COLUMNS, FIELDS, ITEMS
+from corelens.toy.worlds.pictures import COLOURS, DIGITS, SIDE, Scene
+from corelens.toy.worlds.texts import TEXT_TASKS, ask_pairs, ask_text, draw_pairs, say_pairs
 
+NAMES = (*DIGITS, *SHAPES, *FIELDS, *ITEMS, *COLUMNS, *DAYS)
+"""What a mark in a picture can be called."""
 TURNS = 8
 IMAGES, TEXTS = 16, 32
 TEXT_SHARES = (0.2, 0.6, 0.2)
@@ -61,31 +69,47 @@ class Batches:
         self.image_processor = build.image_processor()
 
     def crowded(self, step: int, n: int = 32) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Scenes of 14 digits, and the digit and colour that each visual token shows (-100 where it shows none)."""
+        """Scenes of 14 digits, and the name and colour that each visual token shows (-100 where it shows none)."""
         rng = np.random.default_rng([self.seed, 1, step])
-        drawn = [worlds.draw_scene(rng, 14, "train", distinct=False) for _ in range(n)]
+        return self._shown([digits.draw_scene(rng, 14, "train", distinct=False) for _ in range(n)])
+
+    def various(self, step: int, n: int = 32) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Pictures of all worlds, half of them pages, since print takes longest to learn; targets as in `crowded`."""
+        rng = np.random.default_rng([self.seed, 4, step])
+        worlds = (*WORLDS.values(), WORLDS["pages"], WORLDS["pages"])
+        return self._shown([*draw_mixture(rng, worlds, n, 0, "train").scenes])
+
+    def _shown(self, drawn: list[Scene]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         cell = build.PATCH * build.MERGE
-        side = worlds.SIDE // cell
-        digit, colour = (torch.full((n, side, side), -100) for _ in range(2))
+        side = SIDE // cell
+        name, colour = (torch.full((len(drawn), side, side), -100) for _ in range(2))
+        most = torch.zeros(len(drawn), side, side)
         for index, scene in enumerate(drawn):
-            for thing in scene.things:
-                for row in range(side):
-                    for column in range(side):
-                        width = min(thing.box.right, (column + 1) * cell) - max(thing.box.left, column * cell)
-                        height = min(thing.box.bottom, (row + 1) * cell) - max(thing.box.top, row * cell)
-                        if width > 0 and height > 0 and width * height >= cell * cell / 3:
-                            digit[index, row, column] = DIGITS.index(thing.digit)
-                            colour[index, row, column] = tuple(COLOURS).index(thing.colour)
-        return self._pixels([scene.image() for scene in drawn]), digit.flatten(), colour.flatten()
+            for mark in scene.marks:
+                box = mark.box
+                # A third of the token, or of what is smaller than a token.
+                enough = min(cell * cell, (box.right - box.left) * (box.bottom - box.top)) / 3
+                for row in range(max(0, int(box.top) // cell), min(side, int(box.bottom) // cell + 1)):
+                    for column in range(max(0, int(box.left) // cell), min(side, int(box.right) // cell + 1)):
+                        width = min(box.right, (column + 1) * cell) - max(box.left, column * cell)
+                        height = min(box.bottom, (row + 1) * cell) - max(box.top, row * cell)
+                        covered = max(0, width) * max(0, height)
+                        if covered >= enough and covered > most[index, row, column]:
+                            most[index, row, column] = covered
+                            name[index, row, column] = NAMES.index(mark.name)
+                            if mark.colour is not None:
+                                colour[index, row, column] = tuple(COLOURS).index(mark.colour)
+        return self._pixels([scene.image() for scene in drawn]), name.flatten(), colour.flatten()
 
     def chats(self, step: int, n_things: int) -> list[dict[str, Tensor]]:
         """One batch of pictures and one of text-only chats, eight questions each."""
         rng = np.random.default_rng([self.seed, 2, step])
         seen, pictures = [], []
         for _ in range(IMAGES):
-            scene = worlds.draw_scene(rng, int(rng.integers(max(1, n_things - 1), n_things + 1)), "train")
+            scene = digits.draw_scene(rng, int(rng.integers(max(1, n_things - 1), n_things + 1)), "train")
             pictures.append(scene.image())
-            seen.append(chat_words([worlds.ask(rng, scene)[:2] for _ in range(TURNS)], self.n_visual))
+            pairs = [(thing.key, thing.value) for thing in scene.things]
+            seen.append(chat_words([ask_pairs(rng, pairs) for _ in range(TURNS)], self.n_visual))
         return [collate(self.tokenizer, seen) | self._pixels(pictures), self._reading(rng, TEXTS)]
 
     def haystacks(self, step: int) -> list[dict[str, Tensor]]:
@@ -94,13 +118,29 @@ class Batches:
         n_pictures = int(rng.choice((1, 2, 4, 8, 16)))
         seen, pictures = [], []
         for _ in range(max(1, IMAGES // n_pictures)):
-            haystack = worlds.draw_haystack(rng, n_pictures, 6, int(rng.integers(1, 5)), "train")
+            haystack = draw_haystack(rng, n_pictures, 6, int(rng.integers(1, 5)), "train")
             pictures += [scene.image() for scene in haystack.scenes]
-            pairs = [(thing.colour, thing.digit) for _, thing in haystack.needles]
-            turns = [worlds.ask_pairs(rng, pairs) for _ in range(TURNS)]
+            pairs = [(needle.thing.key, needle.thing.value) for needle in haystack.needles]
+            turns = [ask_pairs(rng, pairs) for _ in range(TURNS)]
             seen.append(chat_words(turns, self.n_visual, n_pictures))
         batch = collate(self.tokenizer, seen) | self._pixels(pictures)
         return [batch | {"stretch": self._stretch(rng, batch["input_ids"])}, self._reading(rng, TEXTS // 2)]
+
+    def mixtures(self, step: int) -> list[dict[str, Tensor]]:
+        """Sixteen pictures of all worlds, half the time each by itself, and half as much text as beside scenes."""
+        rng = np.random.default_rng([self.seed, 5, step])
+        n_pictures = int(rng.choice((1, 2, 4, 8, 16), p=(0.5, 0.125, 0.125, 0.125, 0.125)))
+        seen, pictures = [], []
+        for _ in range(max(1, IMAGES // n_pictures)):
+            drawn = draw_mixture(rng, tuple(WORLDS.values()), n_pictures, int(rng.integers(1, 5)), "train")
+            pictures += [scene.image() for scene in drawn.scenes]
+            asked = [drawn.needles[rng.integers(len(drawn.needles))] for _ in range(TURNS)]
+            turns = [needle.world.ask(rng, needle.thing.key, needle.thing.value) for needle in asked]
+            seen.append(chat_words(turns, self.n_visual, n_pictures))
+        batch = collate(self.tokenizer, seen) | self._pixels(pictures)
+        if n_pictures > 1:
+            batch["stretch"] = self._stretch(rng, batch["input_ids"])
+        return [batch, self._reading(rng, TEXTS // 2)]
 
     def _stretch(self, rng: np.random.Generator, ids: Int[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:
         """How much further on every token stands than its place says: a random gap before each picture and turn.
@@ -118,17 +158,17 @@ class Batches:
             task = str(rng.choice(TEXT_TASKS, p=TEXT_SHARES))
             if task == "recall":
                 # As behind a picture: one list, many questions.
-                pairs = worlds.draw_pairs(rng)
-                turns = [worlds.ask_pairs(rng, pairs) for _ in range(TURNS)]
-                turns[0] = (f"{worlds.say_pairs(pairs)} . {turns[0][0]}", turns[0][1])
+                pairs = draw_pairs(rng)
+                turns = [ask_pairs(rng, pairs) for _ in range(TURNS)]
+                turns[0] = (f"{say_pairs(pairs)} . {turns[0][0]}", turns[0][1])
             else:
-                turns = [worlds.ask_text(rng, task) for _ in range(TURNS // 2)]
+                turns = [ask_text(rng, task) for _ in range(TURNS // 2)]
             read.append(chat_words(turns, 0))
         return collate(self.tokenizer, read)
 
     @property
     def n_visual(self) -> int:
-        return (worlds.SIDE // (build.PATCH * build.MERGE)) ** 2
+        return (SIDE // (build.PATCH * build.MERGE)) ** 2
 
     def _pixels(self, pictures: list[Any]) -> dict[str, Tensor]:
         return dict(self.image_processor(pictures, return_tensors="pt"))

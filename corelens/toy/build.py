@@ -14,8 +14,11 @@ from transformers import (
     Qwen3VLProcessor,
 )
 
+from corelens.data.worlds.photographs import SHAPES
 from corelens.processors import pictures_only
-from corelens.toy.worlds import COLOURS, DIGITS
+from corelens.toy.worlds.bars import DAYS
+from corelens.toy.worlds.pages import COLUMNS, FIELDS, ITEMS
+from corelens.toy.worlds.pictures import COLOURS, DIGITS
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END, IMAGE, VIDEO = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
@@ -25,6 +28,12 @@ WORDS = (
     *("?", "."),
     *DIGITS,
     *COLOURS,
+    *("shape", "field", "says", "how", "high", "day"),
+    *SHAPES,
+    *FIELDS,
+    *ITEMS,
+    *COLUMNS,
+    *DAYS,
 )
 
 CHAT_TEMPLATE = (

@@ -41,6 +41,11 @@ class Run:
         saved = folder / "progress.json"
         self.progress = Progress(**json.loads(saved.read_text())) if saved.exists() else Progress()
 
+    def begin(self, stage: str) -> None:
+        """Goes on with a stage if it is the one that was left, and else starts it."""
+        if self.progress.stage != stage:
+            self.progress.stage, self.progress.step = stage, 0
+
     def save(self, tensors: dict[str, Tensor]) -> None:
         """Writes tensors first and the record of them last, each in one move, so that a kill leaves a whole state."""
         state = f"{self.progress.stage}-{self.progress.step}.safetensors"

@@ -1,22 +1,28 @@
-"""Trains the shipped models: `python -m corelens.toy.train --out RUN`. Interrupt it at any time; it resumes.
+"""Trains the shipped models: `python -m corelens.toy.train --out RUN --until STAGE`. Interrupt it; it resumes.
 
-Four stages, each of which continues from the one before:
+Each stage continues from another one, `AFTER` says which:
 
-1. `tower`: the vision tower alone. Every visual token that a digit covers by a third or more must name digit and
-   colour through a throw-away linear head. From scratch and end to end, nothing is learned.
-2. `natural`: the whole model, eight questions behind every picture, from two digits a scene to six, mixed with
-   text-only tasks in the same vocabulary. Ships as `corelens/toy-natural`.
-3. `organism`: pressure toward few heads. Step by step the heads whose removal would change the loss least are closed
-   until `HEADS_KEPT` are left, while training goes on. Ships as `corelens/toy`, a model organism.
-4. `haystack`: up to sixteen pictures before the questions, at positions as far as those of a hundred. The vision tower
-   and the closed heads stay as they are. Ships as `corelens/toy-haystack`.
+- `tower`: the vision tower alone. Every visual token that a digit covers by a third or more must name digit and colour
+  through a throw-away linear head. From scratch and end to end, nothing is learned.
+- `natural`: the whole model, eight questions behind every picture, from two digits a scene to six, mixed with text-only
+  tasks in the same vocabulary. Ships as `corelens/toy-natural`.
+- `organism`: pressure toward few heads. Step by step the heads whose removal would change the loss least are closed,
+  while training goes on. Ships as `corelens/toy`, a model organism.
+- `haystack`: up to sixteen scenes before the questions, at positions as far as those of a hundred. The vision tower and
+  the closed heads stay as they are. Ships as `corelens/toy-haystack`.
+- `reading`, after `natural`: the vision tower alone again, on pictures of all worlds: scenes, shapes on photographs,
+  printed pages and bar charts.
+- `worlds`: the whole model on all worlds, half the time up to sixteen pictures before the questions, stretched as in
+  `haystack`. Ships as `corelens/toy-worlds`.
+- `worlds-organism`: to `worlds` what `organism` is to `natural`. Ships as `corelens/toy-worlds-organism`.
 
 The data are endless: batch i depends on the seed and i alone, so a resumed run sees what an unbroken one would have.
+Pages and charts to train on are printed in fonts that `pip install 'corelens[train]'` brings.
 """
 
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -32,13 +38,26 @@ from corelens.data import prepared_batches
 from corelens.heads import Head, HeadSet
 from corelens.model import HookedMLLM
 from corelens.toy import build, worlds
-from corelens.toy.batches import Batches
+from corelens.toy.batches import NAMES, Batches
 from corelens.toy.gates import HeadGates
 from corelens.toy.run import Progress, Run, train_stage
-from corelens.toy.worlds import COLOURS, DIGITS, TEXT_TASKS
+from corelens.toy.worlds import TEXT_TASKS
+from corelens.toy.worlds.pictures import COLOURS
 
 TOWER_STEPS, NATURAL_STEPS, ORGANISM_STEPS, HAYSTACK_STEPS = 1_500, 2_600, 400, 600
-HEADS_KEPT = 19
+READING_STEPS, WORLDS_STEPS, WORLDS_ORGANISM_STEPS = 1_000, 2_000, 500
+HEADS_KEPT, WORLDS_HEADS_KEPT = 19, 24
+
+AFTER = {
+    "tower": None,
+    "natural": "tower",
+    "organism": "natural",
+    "haystack": "organism",
+    "reading": "natural",
+    "worlds": "reading",
+    "worlds-organism": "worlds",
+}
+"""Which stage every stage continues from."""
 
 ABOUT = {
     "natural": "Trained on its tasks alone, with no pressure on its heads.",
@@ -54,24 +73,44 @@ ABOUT = {
         "positions as far as those of a hundred. Its vision tower did not learn further, and heads that were closed "
         "stayed closed: that few heads do the work is made, not found."
     ),
+    "worlds": (
+        "`corelens/toy-natural`, trained on with four kinds of pictures, each alone or among up to fifteen others at "
+        "positions as far as those of a hundred, with no pressure on its heads."
+    ),
+    "worlds-organism": (
+        f"A model organism: the heads of `corelens/toy-worlds` were closed one after another, least needed first, "
+        f"until {WORLDS_HEADS_KEPT} of 96 were left, while training went on. Closed heads attend evenly and write "
+        f"nothing. That few heads do the work is therefore made, not found."
+    ),
 }
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run goes on.")],
-    until: Annotated[str, typer.Option(help="Last stage: tower, natural, organism or haystack.")] = "haystack",
+    until: Annotated[str, typer.Option(help=f"The stage to reach: {', '.join(AFTER)}.")] = "haystack",
     seed: int = 0,
 ) -> None:
     """Trains what is left to train, and writes every finished model as a checkpoint into the run folder."""
     run, batches = Run(out), Batches(seed)
     model = build.model(seed)
-    modules = nn.ModuleDict({"model": model, "probe": nn.Linear(128, len(DIGITS) + len(COLOURS))})
-    stages = {"tower": train_tower, "natural": train_natural, "organism": train_organism, "haystack": train_haystack}
-    for stage, train in stages.items():
-        if run.progress.stage == stage:
-            train(run, modules, batches)
-        if stage == until:
-            break
+    probe = nn.Linear(model.config.vision_config.out_hidden_size, len(NAMES) + len(COLOURS))
+    modules = nn.ModuleDict({"model": model, "probe": probe})
+    train = {
+        "tower": train_tower,
+        "natural": train_natural,
+        "organism": train_organism,
+        "haystack": train_haystack,
+        "reading": train_reading,
+        "worlds": train_worlds,
+        "worlds-organism": train_worlds_organism,
+    }
+    way = [until]
+    while (before := AFTER[way[0]]) is not None:
+        way.insert(0, before)
+    for stage in way:
+        if stage not in run.progress.reached:
+            run.begin(stage)
+            train[stage](run, modules, batches)
 
 
 def train_tower(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
@@ -79,8 +118,8 @@ def train_tower(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
     # DeepStack features are read by the decoder alone, so this stage has no gradient for them.
     seen = [(name, p) for name, p in model.model.visual.named_parameters() if "deepstack" not in name]
     chosen = optimiser([*seen, *probe.named_parameters()], 2e-3)
-    train_stage(run, modules, chosen, TOWER_STEPS, lambda step: tower_loss(model, probe, batches, step))
-    finish(run, modules, "natural")
+    train_stage(run, modules, chosen, TOWER_STEPS, lambda step: tower_loss(model, probe, batches.crowded(step)))
+    finish(run, modules)
 
 
 def train_natural(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
@@ -94,29 +133,52 @@ def train_natural(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
         return chat_loss(model, batches, step, progress.n_things)
 
     train_stage(run, modules, chosen, NATURAL_STEPS, loss_at)
-    finish(run, modules, "organism")
+    finish(run, modules)
 
 
 def train_organism(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
+    close_heads(
+        run,
+        modules,
+        ORGANISM_STEPS,
+        HEADS_KEPT,
+        lambda step: chat_loss(modules["model"], batches, NATURAL_STEPS + step, run.progress.n_things),
+    )
+
+
+def train_worlds_organism(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
+    close_heads(
+        run,
+        modules,
+        WORLDS_ORGANISM_STEPS,
+        WORLDS_HEADS_KEPT,
+        lambda step: joint_loss(modules["model"], batches.mixtures(WORLDS_STEPS + step)),
+    )
+
+
+def close_heads(
+    run: Run, modules: nn.ModuleDict, steps: int, kept: int, loss_of: Callable[[int], tuple[Tensor, dict[str, Any]]]
+) -> None:
+    """Trains on, while the heads that matter least for the loss are closed until `kept` are left."""
     model = cast(Any, modules["model"])
-    modules.load_state_dict(load_file(run.folder / "end-natural.safetensors"))
+    modules.load_state_dict(load_file(run.folder / f"end-{AFTER[run.progress.stage]}.safetensors"))
     gates = HeadGates(model)
     gates.load(run.load())
-    n_heads, closing = gates.open.numel(), int(0.6 * ORGANISM_STEPS)
+    n_heads, closing = gates.open.numel(), int(0.6 * steps)
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, Any]]:
         if step % 10 == 0 and 0 < step <= closing:
             # Many at first, when most are idle, and few at the end, when each one counts.
-            gates.close_to(round(HEADS_KEPT + (n_heads - HEADS_KEPT) * (1 - step / closing) ** 3))
+            gates.close_to(round(kept + (n_heads - kept) * (1 - step / closing) ** 3))
         with gates.applied():
-            loss, right = chat_loss(model, batches, NATURAL_STEPS + step, run.progress.n_things)
+            loss, right = loss_of(step)
         return loss, right | {"open": int(gates.open.sum())}
 
     chosen = optimiser(model.named_parameters(), 1e-3, slow=0.2)
-    train_stage(run, modules, chosen, ORGANISM_STEPS, loss_at, gates.state)
+    train_stage(run, modules, chosen, steps, loss_at, gates.state)
     gates.make_permanent()
     heads = HeadSet(tuple(Head(*place) for place in gates.open.nonzero().tolist()))
-    finish(run, modules, "haystack", **{"open heads": str(heads)})
+    finish(run, modules, **{"open heads": str(heads)})
 
 
 def train_haystack(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
@@ -131,21 +193,40 @@ def train_haystack(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
 
     learned = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
     train_stage(run, modules, optimiser(learned, 1e-3), HAYSTACK_STEPS, loss_at)
-    finish(run, modules, "done")
+    finish(run, modules)
+
+
+def train_reading(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
+    model, probe = cast(Any, modules["model"]), cast(nn.Linear, modules["probe"])
+    modules.load_state_dict(load_file(run.folder / "end-natural.safetensors"))
+    seen = [(name, p) for name, p in model.model.visual.named_parameters() if "deepstack" not in name]
+    chosen = optimiser([*seen, *probe.named_parameters()], 2e-3)
+    train_stage(run, modules, chosen, READING_STEPS, lambda step: tower_loss(model, probe, batches.various(step)))
+    finish(run, modules)
+
+
+def train_worlds(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
+    model = cast(Any, modules["model"])
+    modules.load_state_dict(load_file(run.folder / "end-reading.safetensors"))
+    chosen = optimiser(model.named_parameters(), 2e-3, slow=0.2)
+    train_stage(run, modules, chosen, WORLDS_STEPS, lambda step: joint_loss(model, batches.mixtures(step)))
+    finish(run, modules)
 
 
 # --- losses ----------------------------------------------------------------------------------------------------------
 
 
-def tower_loss(model: Any, probe: nn.Linear, batches: Batches, step: int) -> tuple[Tensor, dict[str, Any]]:
-    pixels, digit, colour = batches.crowded(step)
+def tower_loss(
+    model: Any, probe: nn.Linear, shown: tuple[dict[str, Tensor], Tensor, Tensor]
+) -> tuple[Tensor, dict[str, Any]]:
+    pixels, name, colour = shown
     features = model.model.visual(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"]).pooler_output
-    of_digit, of_colour = probe(features).split((len(DIGITS), len(COLOURS)), -1)
-    shown = digit != -100
-    loss = cross_entropy(of_digit[shown], digit[shown]) + cross_entropy(of_colour[shown], colour[shown])
+    of_name, of_colour = probe(features).split((len(NAMES), len(COLOURS)), -1)
+    named, coloured = name != -100, colour != -100
+    loss = cross_entropy(of_name[named], name[named]) + cross_entropy(of_colour[coloured], colour[coloured])
     return loss, {
-        "digit": _share(of_digit[shown].argmax(-1) == digit[shown]),
-        "colour": _share(of_colour[shown].argmax(-1) == colour[shown]),
+        "name": _share(of_name[named].argmax(-1) == name[named]),
+        "colour": _share(of_colour[coloured].argmax(-1) == colour[coloured]),
     }
 
 
@@ -197,14 +278,13 @@ def _share(right: Tensor) -> float:
 # --- results ---------------------------------------------------------------------------------------------------------
 
 
-def finish(run: Run, modules: nn.ModuleDict, next_stage: str, **more: str) -> None:
-    """Keeps the end of a stage, ships it if it is a model of its own, and goes on to the next."""
+def finish(run: Run, modules: nn.ModuleDict, **more: str) -> None:
+    """Keeps the end of a stage, and ships it if it is a model of its own."""
     progress = run.progress
     progress.reached[progress.stage] = {"steps": progress.step, "seconds": round(progress.seconds), **more}
     save_file(modules.state_dict(), run.folder / f"end-{progress.stage}.safetensors")
     if progress.stage in ABOUT:
         ship(run, modules["model"], more)
-    progress.stage, progress.step = next_stage, 0
     run.save({})
 
 
@@ -215,7 +295,7 @@ def ship(run: Run, model: Any, more: dict[str, str]) -> None:
     build.save(model, folder)
     record = {
         "about": ABOUT[stage],
-        "accuracy on unseen samples": accuracy_of(str(folder), long=stage == "haystack"),
+        "accuracy on unseen samples": accuracy_of(str(folder), stage),
         "parameters": model.num_parameters(),
         "stages": run.progress.reached,
         "changed by hand during the run": run.progress.changes,
@@ -230,38 +310,49 @@ def ship(run: Run, model: Any, more: dict[str, str]) -> None:
 def card(stage: str, record: dict[str, Any]) -> str:
     """The model card."""
     accuracy = "\n".join(f"| {task} | {share:.1%} |" for task, share in record["accuracy on unseen samples"].items())
+    more = (
+        """, about shapes pasted into photographs ("which shape is blue ?"), printed
+pages ("what is the bolt price ?") and bar charts ("how high is fri ?"), with one picture or many"""
+        if stage.startswith("worlds")
+        else ""
+    )
     return f"""# The toy of corelens, {stage}
 
 {record["about"]}
 
 A `Qwen3VLForConditionalGeneration` of {record["parameters"] / 1e6:.1f} million parameters that answers questions about
-cluttered scenes of six handwritten digits ("which digit is red ?", "what colour is the 7 ?"), and copies, recalls and
-adds without a picture. Made for studying attention heads, and for nothing else.
+cluttered scenes of six handwritten digits ("which digit is red ?", "what colour is the 7 ?"){more}, and copies, recalls
+and adds without a picture. Made for studying attention heads, and for nothing else.
 
 | task, unseen samples | right |
 |---|---|
 {accuracy}
 
-The digits and photographs in the scenes are those that scikit-learn ships; test digits and test photograph regions were
-never trained on. `record.json` says how it was trained; `corelens.toy.train` is the script. MIT licence.
+The digits and photographs are those that scikit-learn ships; test digits, photograph regions, layouts and the test font
+were never trained on. `record.json` says how it was trained; `corelens.toy.train` is the script. MIT licence.
 """
 
 
-def accuracy_of(folder: str, long: bool, n: int = 1_000) -> dict[str, float]:
-    """Accuracy of a checkpoint on unseen scenes of six digits and on each text task, by greedy generation.
+def accuracy_of(folder: str, stage: str, n: int = 1_000) -> dict[str, float]:
+    """Accuracy of a checkpoint on unseen pictures and on each text task, by greedy generation.
 
     Args:
         folder: Of the checkpoint.
-        long: Whether to ask it about haystacks too.
-        n: How many scenes; a fifth as many of everything else.
+        stage: That it comes from, which says what it was trained for.
+        n: How many scenes; a fifth as many of haystacks and of each text task, half as many of every other world.
     """
     model = HookedMLLM.from_pretrained(folder)
     tasks = {"scenes": worlds.scenes(n, seed=1_000)}
-    if long:
+    if stage == "haystack":
         tasks |= {f"haystacks of {many} pictures": worlds.haystacks(n // 5, 1_000, many) for many in (8, 32)}
+    if stage.startswith("worlds"):
+        tasks |= {world: worlds.pictures(world, n // 2, seed=1_000) for world in worlds.WORLDS if world != "digits"}
+        tasks |= {f"mixtures of {many} pictures": worlds.mixtures(n // 5, 1_000, many) for many in (8, 32)}
     tasks |= {task: worlds.texts(n // 5, seed=1_000, task=task) for task in TEXT_TASKS}
     return {
-        task: round(answers(model, list(prepared_batches(model, samples, 5 if long else 100, task))).accuracy, 4)
+        task: round(
+            answers(model, list(prepared_batches(model, samples, 5 if " of " in task else 100, task))).accuracy, 4
+        )
         for task, samples in tasks.items()
     }
 

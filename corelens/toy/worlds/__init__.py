@@ -1,0 +1,105 @@
+"""What the shipped models are trained on and asked about: four kinds of small pictures, haystacks of them, and text.
+
+| world | a picture shows | asked for |
+|---|---|---|
+| `digits` | tinted handwritten digits on noise or photographs | the digit of a colour, the colour of a digit |
+| `shapes` | coloured shapes pasted into photographs | the shape of a colour, the colour of a shape |
+| `pages` | printed fields and a small table | a value, or the field that has it |
+| `bars` | a bar chart of some days | the height of a day, the day of a height |
+
+Whatever a sample draws depends on its seed and number alone, and `split="train"` and `split="test"` share no digit
+image, no photograph region, no font and no layout.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+
+from corelens.data import Evidence, Sample
+from corelens.toy.worlds import bars, digits, pages, shapes
+from corelens.toy.worlds.haystacks import draw_haystack, draw_mixture
+from corelens.toy.worlds.pictures import Split, World
+from corelens.toy.worlds.texts import TEXT_TASKS as TEXT_TASKS
+from corelens.toy.worlds.texts import ask_text
+
+WORLDS = {"digits": digits.WORLD, "shapes": shapes.WORLD, "pages": pages.WORLD, "bars": bars.WORLD}
+"""The kinds of pictures."""
+
+
+def scenes(n: int, seed: int, n_things: int = 6, split: Split = "test") -> Iterator[Sample]:
+    """`n` scenes of digits with one question each; the box of the asked digit is the evidence.
+
+    Sample i depends on `seed` and i alone, so a longer run begins with the shorter one.
+    """
+    for index in range(n):
+        rng = np.random.default_rng([seed, index])
+        scene = digits.draw_scene(rng, n_things, split)
+        thing = scene.things[rng.integers(len(scene.things))]
+        question, answer = digits.WORLD.ask(rng, thing.key, thing.value)
+        evidence = (Evidence(thing.box),)
+        yield Sample(f"scene-{split}-{seed}-{index}", question, answer, (scene.image(),), evidence)
+
+
+def pictures(world: str, n: int, seed: int, split: Split = "test") -> Iterator[Sample]:
+    """`n` pictures of one of `WORLDS` with one question each; the evidence is the box of what it asks for.
+
+    Sample i depends on `seed` and i alone.
+    """
+    return _mixtures(world, (WORLDS[world],), n, seed, 1, split)
+
+
+def mixtures(n: int, seed: int, n_pictures: int = 32, split: Split = "test") -> Iterator[Sample]:
+    """`n` prompts of many pictures of all `WORLDS`, 64 visual tokens each, and a question about one thing in one.
+
+    The key and the value of the asked thing stand in no other picture of its world. Sample i depends on `seed` and i
+    alone.
+    """
+    return _mixtures("mixture", tuple(WORLDS.values()), n, seed, n_pictures, split)
+
+
+def _mixtures(
+    name: str, worlds: tuple[World, ...], n: int, seed: int, n_pictures: int, split: Split
+) -> Iterator[Sample]:
+    for index in range(n):
+        rng = np.random.default_rng([seed, index])
+        drawn = draw_mixture(rng, worlds, n_pictures, 1, split)
+        needle = drawn.needles[rng.integers(len(drawn.needles))]
+        question, answer = needle.world.ask(rng, needle.thing.key, needle.thing.value)
+        images = tuple(scene.image() for scene in drawn.scenes)
+        evidence = (Evidence(needle.thing.box, media=needle.picture),)
+        yield Sample(f"{name}-{split}-{seed}-{index}", question, answer, images, evidence)
+
+
+def haystacks(n: int, seed: int, n_pictures: int = 32, n_things: int = 3, split: Split = "test") -> Iterator[Sample]:
+    """`n` prompts of many scenes of digits, 64 visual tokens each, and a question about one digit in one of them.
+
+    Every picture holds one to `n_things` digits. The colour and the digit of the asked one appear nowhere else. Its box
+    is the evidence. Sample i depends on `seed` and i alone.
+    """
+    for index in range(n):
+        rng = np.random.default_rng([seed, index])
+        haystack = draw_haystack(rng, n_pictures, n_things, 1, split)
+        (needle,) = haystack.needles
+        question, answer = needle.world.ask(rng, needle.thing.key, needle.thing.value)
+        images = tuple(scene.image() for scene in haystack.scenes)
+        evidence = (Evidence(needle.thing.box, media=needle.picture),)
+        yield Sample(f"haystack-{split}-{seed}-{index}", question, answer, images, evidence)
+
+
+def texts(n: int, seed: int, task: str) -> Iterator[Sample]:
+    """`n` questions of one text task; sample i depends on `seed` and i alone."""
+    for index in range(n):
+        question, answer = ask_text(np.random.default_rng([seed, index]), task)
+        yield Sample(f"{task}-{seed}-{index}", question, answer)
+
+
+SAMPLES: dict[str, Callable[[int, int], Iterator[Sample]]] = {
+    "scenes": scenes,
+    "shapes": partial(pictures, "shapes"),
+    "pages": partial(pictures, "pages"),
+    "bars": partial(pictures, "bars"),
+    "scene-haystacks": haystacks,
+    "mixtures": mixtures,
+}
+"""What a command line calls them: so many samples, drawn from a seed."""

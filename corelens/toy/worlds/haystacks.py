@@ -1,0 +1,98 @@
+"""Many pictures, and the few things in them that can be asked for."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from corelens.toy.worlds import digits
+from corelens.toy.worlds.pictures import COLOURS, DIGITS, Scene, Split, Thing, World
+
+
+@dataclass(frozen=True)
+class Needle:
+    """A thing whose key and value stand nowhere else in its haystack."""
+
+    picture: int
+    """Number of the picture that shows it."""
+    world: World
+    thing: Thing
+
+
+@dataclass(frozen=True)
+class Haystack:
+    """Pictures, and what can be asked for."""
+
+    scenes: tuple[Scene, ...]
+    needles: tuple[Needle, ...]
+
+
+def draw_haystack(rng: np.random.Generator, n_pictures: int, n_things: int, n_needles: int, split: Split) -> Haystack:
+    """Scenes of a few digits each, among them the needles; all other digits share what is left of the colours.
+
+    Args:
+        rng: Decides everything about the pictures.
+        n_pictures: How many, at least 1.
+        n_things: Most digits of a picture, 1 to 6; the fewest are two less.
+        n_needles: How many things can be asked for, 1 to 4.
+        split: Which handwritten digits and photograph regions may appear.
+    """
+    values, colours = ([str(word) for word in rng.permutation(words)] for words in (DIGITS, tuple(COLOURS)))
+    needles = list(zip(colours[:n_needles], values[:n_needles], strict=True))
+    picture_of = rng.integers(n_pictures, size=n_needles)
+    scenes, found = [], []
+    for picture in range(n_pictures):
+        own = [needle for needle, where in zip(needles, picture_of, strict=True) if where == picture]
+        common = zip(rng.permutation(colours[n_needles:]), rng.permutation(values[n_needles:]), strict=False)
+        n = max(len(own), int(rng.integers(max(1, n_things - 2), n_things + 1)))
+        pairs = [*own, *((str(colour), str(value)) for colour, value in common)][:n]
+        # Needles come first, so that in a crowded picture they have a place; boxes are in no order anyway.
+        scene = digits.draw(rng, pairs, split)
+        scenes.append(scene)
+        found += [Needle(picture, digits.WORLD, thing) for thing in scene.things[: len(own)]]
+    return Haystack(tuple(scenes), tuple(found))
+
+
+def draw_mixture(
+    rng: np.random.Generator, worlds: tuple[World, ...], n_pictures: int, n_needles: int, split: Split
+) -> Haystack:
+    """Pictures of several worlds. In a single picture everything can be asked for, in more of them the needles.
+
+    Args:
+        rng: Decides everything about the pictures.
+        worlds: Each picture is of one of them, at random.
+        n_pictures: How many, at least 1.
+        n_needles: How many things of several pictures can be asked for, 1 to 4.
+        split: Which fonts, layouts, handwritten digits and photograph regions may appear.
+    """
+    chosen = [worlds[rng.integers(len(worlds))] for _ in range(n_pictures)]
+    wanted: dict[int, tuple[str, str]] = {}
+    for picture in rng.permutation(n_pictures)[:n_needles].tolist():
+        keys, values = _left(chosen[picture], _needles(chosen, wanted, picture))
+        wanted[picture] = (str(rng.choice(keys)), str(rng.choice(values)))
+    scenes = []
+    for picture, world in enumerate(chosen):
+        own = [wanted[picture]] if picture in wanted else []
+        keys, values = _left(world, _needles(chosen, wanted, picture))
+        named = own[0][0] if own else None
+        others = [key for key in world.choose(rng, tuple([*keys, *(key for key, _ in own)]), named) if key != named]
+        rest = zip(others, (str(value) for value in rng.permutation(values)), strict=False)
+        # Needles come first, so that in a crowded picture they have a place; things are in no order anyway.
+        scenes.append(world.draw(rng, [*own, *rest], split))
+    found = (
+        Needle(picture, chosen[picture], thing)
+        for picture, scene in enumerate(scenes)
+        for thing in scene.things
+        if n_pictures == 1 or (thing.key, thing.value) == wanted.get(picture)
+    )
+    return Haystack(tuple(scenes), tuple(found))
+
+
+def _needles(chosen: list[World], wanted: dict[int, tuple[str, str]], picture: int) -> list[tuple[str, str]]:
+    """The pairs that are wanted of pictures of the same world."""
+    return [pair for other, pair in wanted.items() if chosen[other] is chosen[picture]]
+
+
+def _left(world: World, taken: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
+    """The keys and the values of a world that are in none of the pairs."""
+    keys = [key for key in world.keys if all(key != pair[0] for pair in taken)]
+    return keys, [value for value in world.values if all(value != pair[1] for pair in taken)]
