@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -75,9 +76,9 @@ def test_a_picture_shows_every_key_with_one_value_and_says_where(seed: int, worl
     assert len({thing.key for thing in scene.things}) == len({thing.value for thing in scene.things}) == len(needles)
     for needle in needles:
         left, top, right, bottom = needle.thing.box
-        assert -1 <= left < right <= SIDE + 1
-        assert -1 <= top < bottom <= SIDE + 1
-        shown = scene.picture[max(0, int(top)) : int(bottom) + 1, max(0, int(left)) : int(right) + 1].astype(int)
+        assert 0 <= left < right <= SIDE
+        assert 0 <= top < bottom <= SIDE
+        shown = scene.picture[int(top) : int(bottom) + 1, int(left) : int(right) + 1].astype(int)
         assert np.ptp(shown.reshape(-1, 3), axis=0).max() > 40, "there is nothing in the box"
         question, answer = WORLDS[world].ask(rng, needle.thing.key, needle.thing.value)
         assert answer in (needle.thing.key, needle.thing.value)
@@ -227,6 +228,32 @@ def test_a_killed_run_ends_like_an_unbroken_one(tmp_path: Path, monkeypatch: pyt
     train.main(tmp_path / "killed", until="natural")
     ends = [(tmp_path / name / "end-natural.safetensors").read_bytes() for name in ("unbroken", "killed")]
     assert ends[0] == ends[1]
+
+
+def test_every_stage_follows_from_the_one_before_at_every_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from corelens.toy import batches, build, train
+
+    for steps in [name for name in vars(train) if name.endswith("_STEPS")]:
+        monkeypatch.setattr(train, steps, 2)
+    monkeypatch.setattr(batches, "IMAGES", 2)
+    monkeypatch.setattr(batches, "TEXTS", 2)
+    shipped = []
+    monkeypatch.setattr(train, "ship", lambda run, model, more: shipped.append((run.progress.stage, model, more)))
+    train.main(tmp_path, until="worlds", size="small")
+    train.main(tmp_path, until="worlds-organism", size="small")
+    assert [stage for stage, _, _ in shipped] == ["natural", "worlds", "worlds-organism"]
+    progress = json.loads((tmp_path / "progress.json").read_text())
+    assert list(progress["reached"]) == ["tower", "natural", "reading", "worlds", "worlds-organism"]
+    assert len(progress["log"]) == 10, "the second call trained only what was left"
+    assert "open heads" in shipped[-1][2]
+    with pytest.raises(typer.BadParameter, match="holds a run of the size 'small'"):
+        train.main(tmp_path, size="middle")
+    with pytest.raises(typer.BadParameter, match="'huge' is none of small, middle, large"):
+        train.main(tmp_path, size="huge")
+    with pytest.raises(typer.BadParameter, match="'end' is none of tower, natural"):
+        train.main(tmp_path, until="end")
+    sizes = {name: build.model(0, size).num_parameters() / 1e6 for name, size in build.SIZES.items()}
+    assert {name: round(millions) for name, millions in sizes.items()} == {"small": 1, "middle": 3, "large": 15}
 
 
 def test_stretched_positions_keep_their_order_and_pictures_stay_whole():

@@ -1,6 +1,7 @@
 """The untrained toy: a small Qwen3-VL with its tokenizer, image processor and chat template."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,26 @@ CHAT_TEMPLATE = (
 PATCH, MERGE = 8, 2
 
 
+@dataclass(frozen=True)
+class Size:
+    """How large a toy is; its vision tower is as wide as its language model."""
+
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    vision_layers: int
+
+
+SIZES = {
+    "small": Size(d_model=80, n_layers=5, n_heads=10, n_kv_heads=5, d_head=16, vision_layers=3),
+    "middle": Size(d_model=128, n_layers=6, n_heads=16, n_kv_heads=8, d_head=16, vision_layers=4),
+    "large": Size(d_model=256, n_layers=8, n_heads=16, n_kv_heads=8, d_head=32, vision_layers=4),
+}
+"""About 1, 3 and 15 million parameters. What ships is of the middle size."""
+
+
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token a word: the special tokens of Qwen3-VL and the words of the toy's questions."""
     vocabulary = {word: index for index, word in enumerate((*SPECIAL, *WORDS))}
@@ -93,19 +114,20 @@ def save(toy: Any, folder: Path) -> None:
     (folder / "processor_config.json").write_text(json.dumps(config, indent=2))
 
 
-def model(seed: int, n_layers: int = 6, n_heads: int = 16, n_kv_heads: int = 8, d_head: int = 16) -> Any:
+def model(seed: int, size: Size = SIZES["middle"]) -> Any:
     """A randomly initialised toy; 64 visual tokens for a picture of 128 x 128 pixels."""
+    d_head = size.d_head
     ids = {word: index for index, word in enumerate((*SPECIAL, *WORDS))}
     torch.manual_seed(seed)
     sections = [d_head // 2 - 2 * (d_head // 6), d_head // 6, d_head // 6]
     config = Qwen3VLConfig(
         text_config={
             "vocab_size": len(ids),
-            "hidden_size": 128,
-            "intermediate_size": 384,
-            "num_hidden_layers": n_layers,
-            "num_attention_heads": n_heads,
-            "num_key_value_heads": n_kv_heads,
+            "hidden_size": size.d_model,
+            "intermediate_size": 3 * size.d_model,
+            "num_hidden_layers": size.n_layers,
+            "num_attention_heads": size.n_heads,
+            "num_key_value_heads": size.n_kv_heads,
             "head_dim": d_head,
             "max_position_embeddings": 4096,
             "rope_parameters": {
@@ -120,14 +142,14 @@ def model(seed: int, n_layers: int = 6, n_heads: int = 16, n_kv_heads: int = 8, 
             "tie_word_embeddings": False,
         },
         vision_config={
-            "depth": 4,
-            "hidden_size": 128,
-            "intermediate_size": 384,
+            "depth": size.vision_layers,
+            "hidden_size": size.d_model,
+            "intermediate_size": 3 * size.d_model,
             "num_heads": 4,
             "patch_size": PATCH,
             "spatial_merge_size": MERGE,
             "temporal_patch_size": 2,
-            "out_hidden_size": 128,
+            "out_hidden_size": size.d_model,
             "num_position_embeddings": 256,
             "deepstack_visual_indexes": [1, 2],
         },

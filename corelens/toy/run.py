@@ -20,6 +20,7 @@ SAVE_EVERY = 50
 class Progress:
     """What a run has done, saved beside its weights."""
 
+    size: str | None = None
     stage: str = "tower"
     step: int = 0
     n_things: int = 2

@@ -46,7 +46,8 @@ from corelens.toy.worlds.pictures import COLOURS
 
 TOWER_STEPS, NATURAL_STEPS, ORGANISM_STEPS, HAYSTACK_STEPS = 1_500, 2_600, 400, 600
 READING_STEPS, WORLDS_STEPS, WORLDS_ORGANISM_STEPS = 1_000, 2_000, 500
-HEADS_KEPT, WORLDS_HEADS_KEPT = 19, 24
+OPEN_HEADS = {"organism": 0.2, "worlds-organism": 0.25}
+"""Share of its heads that is left to an organism."""
 
 AFTER = {
     "tower": None,
@@ -62,11 +63,11 @@ AFTER = {
 ABOUT = {
     "natural": "Trained on its tasks alone, with no pressure on its heads.",
     "organism": (
-        f"A model organism: after ordinary training its heads were closed one after another, least needed first, until "
-        f"{HEADS_KEPT} of 96 were left, while training went on. Closed heads attend evenly and write nothing. That few "
-        f"heads do the work is therefore made, not found. How many to leave was chosen with the outcome in view: with "
-        f"25 left, ten heads shared the looking and removing five of them cost little; with 12 left, two heads did it "
-        f"alone and the five best-ranked included heads that copy text."
+        "A model organism: after ordinary training its heads were closed one after another, least needed first, until "
+        "a fifth of them was left, while training went on. Closed heads attend evenly and write nothing. That few "
+        "heads do the work is therefore made, not found. How many to leave was chosen with the outcome in view: with "
+        "25 of 96 left, ten heads shared the looking and removing five of them cost little; with 12 left, two heads "
+        "did it alone and the five best-ranked included heads that copy text."
     ),
     "haystack": (
         "The model organism `corelens/toy`, trained on with up to sixteen pictures before the questions, stretched to "
@@ -78,9 +79,9 @@ ABOUT = {
         "positions as far as those of a hundred, with no pressure on its heads."
     ),
     "worlds-organism": (
-        f"A model organism: the heads of `corelens/toy-worlds` were closed one after another, least needed first, "
-        f"until {WORLDS_HEADS_KEPT} of 96 were left, while training went on. Closed heads attend evenly and write "
-        f"nothing. That few heads do the work is therefore made, not found."
+        "A model organism: the heads of `corelens/toy-worlds` were closed one after another, least needed first, until "
+        "a quarter of them was left, while training went on. Closed heads attend evenly and write nothing. That few "
+        "heads do the work is therefore made, not found."
     ),
 }
 
@@ -88,11 +89,18 @@ ABOUT = {
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run goes on.")],
     until: Annotated[str, typer.Option(help=f"The stage to reach: {', '.join(AFTER)}.")] = "haystack",
+    size: Annotated[str, typer.Option(help=f"Of the model: {', '.join(build.SIZES)}.")] = "middle",
     seed: int = 0,
 ) -> None:
     """Trains what is left to train, and writes every finished model as a checkpoint into the run folder."""
+    for name, given, known in (("--until", until, AFTER), ("--size", size, build.SIZES)):
+        if given not in known:
+            raise typer.BadParameter(f"{given!r} is none of {', '.join(known)}.", param_hint=name)
     run, batches = Run(out), Batches(seed)
-    model = build.model(seed)
+    if run.progress.size not in (None, size):
+        raise typer.BadParameter(f"{out} holds a run of the size {run.progress.size!r}.", param_hint="--size")
+    run.progress.size = size
+    model = build.model(seed, build.SIZES[size])
     probe = nn.Linear(model.config.vision_config.out_hidden_size, len(NAMES) + len(COLOURS))
     modules = nn.ModuleDict({"model": model, "probe": probe})
     train = {
@@ -141,7 +149,6 @@ def train_organism(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
         run,
         modules,
         ORGANISM_STEPS,
-        HEADS_KEPT,
         lambda step: chat_loss(modules["model"], batches, NATURAL_STEPS + step, run.progress.n_things),
     )
 
@@ -151,20 +158,20 @@ def train_worlds_organism(run: Run, modules: nn.ModuleDict, batches: Batches) ->
         run,
         modules,
         WORLDS_ORGANISM_STEPS,
-        WORLDS_HEADS_KEPT,
         lambda step: joint_loss(modules["model"], batches.mixtures(WORLDS_STEPS + step)),
     )
 
 
 def close_heads(
-    run: Run, modules: nn.ModuleDict, steps: int, kept: int, loss_of: Callable[[int], tuple[Tensor, dict[str, Any]]]
+    run: Run, modules: nn.ModuleDict, steps: int, loss_of: Callable[[int], tuple[Tensor, dict[str, Any]]]
 ) -> None:
-    """Trains on, while the heads that matter least for the loss are closed until `kept` are left."""
-    model = cast(Any, modules["model"])
-    modules.load_state_dict(load_file(run.folder / f"end-{AFTER[run.progress.stage]}.safetensors"))
+    """Trains on, while the heads that matter least for the loss are closed until the stage's share of them is left."""
+    model, stage = cast(Any, modules["model"]), run.progress.stage
+    modules.load_state_dict(load_file(run.folder / f"end-{AFTER[stage]}.safetensors"))
     gates = HeadGates(model)
     gates.load(run.load())
     n_heads, closing = gates.open.numel(), int(0.6 * steps)
+    kept = round(OPEN_HEADS[stage] * n_heads)
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, Any]]:
         if step % 10 == 0 and 0 < step <= closing:

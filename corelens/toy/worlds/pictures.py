@@ -101,6 +101,11 @@ def some(low: int, high: int) -> Callable[[np.random.Generator, tuple[str, ...],
     return choose
 
 
+def clipped(box: Box) -> Box:
+    """The part of a box that is in the picture: outlines and letters may pass its edge by a pixel or two."""
+    return Box(max(box.left, 0), max(box.top, 0), min(box.right, SIDE), min(box.bottom, SIDE))
+
+
 @cache
 def photographs(split: Split) -> list[UInt8[np.ndarray, "row column 3"]]:
     """The part of scikit-learn's two photographs that belongs to one split: left of a column, or right of it."""

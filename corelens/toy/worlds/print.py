@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from corelens.tokens import Box
-from corelens.toy.worlds.pictures import Split
+from corelens.toy.worlds.pictures import Split, clipped
 
 TRAIN_FONTS = (
     *("SourceSansPro", "SourceSansProSemibold", "SourceSansProBold", "SourceSansProIt", "SourceSerifPro"),
@@ -59,7 +59,7 @@ class Press:
     ) -> Box:
         """Writes at a place, the baseline's left end unless another anchor of Pillow is named."""
         self.draw.text(place, text, ink, self.font, anchor)
-        return Box(*(float(edge) for edge in self.draw.textbbox(place, text, self.font, anchor)))
+        return clipped(Box(*self.draw.textbbox(place, text, self.font, anchor)))
 
 
 def layout(rng: np.random.Generator, split: Split, **choices: Sequence[Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from corelens.data.worlds import drawing
 from corelens.data.worlds.photographs import SHAPES
-from corelens.toy.worlds.pictures import COLOURS, Mark, Scene, Split, Thing, World, crop, free_boxes, some
+from corelens.toy.worlds.pictures import COLOURS, Mark, Scene, Split, Thing, World, clipped, crop, free_boxes, some
 
 _TINTS = {name: tint for name, tint in COLOURS.items() if name != "white"}
 """Shapes have a white outline, so none is white."""
@@ -30,7 +30,7 @@ def draw(rng: np.random.Generator, pairs: list[tuple[str, str]], split: Split) -
             for right, down in SHAPES[shape]
         ]
         red, green, blue = (int(np.clip(part + rng.normal(0, 12), 0, 255)) for part in _TINTS[colour])
-        things.append(Thing(colour, shape, drawing.shape(picture, corners, (red, green, blue))))
+        things.append(Thing(colour, shape, clipped(drawing.shape(picture, corners, (red, green, blue)))))
     marks = tuple(Mark(thing.value, thing.key, thing.box) for thing in things)
     return Scene(np.asarray(picture), tuple(things), marks)
 
