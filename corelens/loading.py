@@ -11,6 +11,7 @@ SHIPPED = {
     "corelens/toy": Path(__file__).parent / "toy" / "organism",
     "corelens/toy-natural": Path(__file__).parent / "toy" / "natural",
     "corelens/toy-haystack": Path(__file__).parent / "toy" / "haystack",
+    "corelens/toy-worlds": Path(__file__).parent / "toy" / "worlds_natural",
 }
 """Models that come with the package and need no network."""
 

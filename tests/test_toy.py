@@ -28,7 +28,7 @@ def shipped(request: pytest.FixtureRequest) -> Any:
 
 def test_splits_share_no_handwriting_and_no_photograph():
     from corelens.toy.worlds.digits import glyphs
-    from corelens.toy.worlds.pictures import photographs
+    from corelens.toy.worlds.world import photographs
 
     train, test = (
         {glyph.tobytes() for of_digit in glyphs(split).values() for glyph in of_digit} for split in ("train", "test")
@@ -44,7 +44,7 @@ def test_splits_share_no_handwriting_and_no_photograph():
 @given(st.integers(0, 10**6), st.integers(1, 8), st.sampled_from(["train", "test"]))
 def test_questions_have_one_answer_and_boxes_hold_the_thing(seed: int, n_things: int, split: Any):
     from corelens.toy.worlds.digits import WORLD, draw_scene
-    from corelens.toy.worlds.pictures import COLOURS, SIDE
+    from corelens.toy.worlds.world import COLOURS, SIDE
 
     rng = np.random.default_rng(seed)
     scene = draw_scene(rng, n_things, split)
@@ -68,7 +68,7 @@ def test_questions_have_one_answer_and_boxes_hold_the_thing(seed: int, n_things:
 )
 def test_a_picture_shows_every_key_with_one_value_and_says_where(seed: int, world: str, split: Any):
     from corelens.toy.worlds import WORLDS, draw_mixture
-    from corelens.toy.worlds.pictures import SIDE
+    from corelens.toy.worlds.world import SIDE
 
     rng = np.random.default_rng(seed)
     ((scene,), needles) = vars(draw_mixture(rng, (WORLDS[world],), 1, 1, split)).values()
@@ -96,7 +96,7 @@ def test_higher_bars_are_higher():
 
 
 def test_splits_share_no_font_and_no_layout():
-    from corelens.toy.worlds.print import TRAIN_FONTS, font, layout
+    from corelens.toy.worlds.printing import TRAIN_FONTS, font, layout
 
     trained = {font("train", number, 12).getname() for number in range(len(TRAIN_FONTS))}
     assert len(trained) == len(TRAIN_FONTS)
@@ -111,7 +111,7 @@ def test_splits_share_no_font_and_no_layout():
 
 
 def test_a_missing_training_font_is_named(monkeypatch: pytest.MonkeyPatch):
-    from corelens.toy.worlds import print as printing
+    from corelens.toy.worlds import printing
 
     monkeypatch.setattr(printing, "_installed", dict)
     with pytest.raises(ImportError, match=r"SourceSansPro is not installed.*corelens\[train\]"):

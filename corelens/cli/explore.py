@@ -1,5 +1,6 @@
 """`corelens explore`."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from corelens.scores import HeadScores
 
 N_SCENES, N_SCANNED = 12, 60
-"""Of a toy: scenes of the gallery, and others that rank its heads."""
+"""Of a toy: pictures of the gallery, and others that rank its heads."""
 
 
 def explore(
@@ -62,6 +63,9 @@ def _asked(
     from corelens.scores import HeadScores
     from corelens.toy import worlds
 
+    draw, code = worlds.scenes, "worlds.scenes({}, seed={})"
+    if name.startswith("corelens/toy-worlds"):
+        draw, code = partial(worlds.mixtures, n_pictures=1), "worlds.mixtures({}, seed={}, n_pictures=1)"
     given = [f"model = cl.HookedMLLM.from_pretrained({name!r})"]
     samples: list[Sample] = []
     ranking = None if scores is None else HeadScores.load(scores)
@@ -72,9 +76,9 @@ def _asked(
         samples = [Sample("asked", question, "", paths)]
         given.append(f"samples = [cl.Sample('asked', {question!r}, '', {paths!r})]")
     elif name in SHIPPED:
-        samples = list(worlds.scenes(N_SCENES, seed=0))
-        given += ["from corelens.toy import worlds", f"samples = list(worlds.scenes({N_SCENES}, seed=0))"]
+        samples = list(draw(N_SCENES, 0))
+        given += ["from corelens.toy import worlds", f"samples = list({code.format(N_SCENES, 0)})"]
     if name in SHIPPED and ranking is None:
-        ranking = scan(model, worlds.scenes(N_SCANNED, seed=1))
-        given += ["from corelens.toy import worlds", f"scores = cl.scan(model, worlds.scenes({N_SCANNED}, seed=1))"]
+        ranking = scan(model, draw(N_SCANNED, 1))
+        given += ["from corelens.toy import worlds", f"scores = cl.scan(model, {code.format(N_SCANNED, 1)})"]
     return samples, ranking, "\n".join(dict.fromkeys(given))

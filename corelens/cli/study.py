@@ -71,8 +71,9 @@ def study(
 def _separate(data: list[str]) -> list[str]:
     """Data sets with commas between them; what has no name of its own is a setting of the one before."""
     from corelens.data import registry
+    from corelens.toy import worlds
 
-    known = {"scenes", *registry.READERS, *registry.WORLDS}
+    known = {*worlds.SAMPLES, *registry.READERS, *registry.WORLDS}
     found: list[str] = []
     for one in ",".join(data).split(","):
         if found and one.partition("=")[0] not in known:

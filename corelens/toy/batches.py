@@ -14,8 +14,8 @@ from corelens.toy.worlds import WORLDS, digits
 from corelens.toy.worlds.bars import DAYS
 from corelens.toy.worlds.haystacks import draw_haystack, draw_mixture
 from corelens.toy.worlds.pages import COLUMNS, FIELDS, ITEMS
-from corelens.toy.worlds.pictures import COLOURS, DIGITS, SIDE, Scene
 from corelens.toy.worlds.texts import TEXT_TASKS, ask_pairs, ask_text, draw_pairs, say_pairs
+from corelens.toy.worlds.world import COLOURS, DIGITS, SIDE, Scene
 
 NAMES = (*DIGITS, *SHAPES, *FIELDS, *ITEMS, *COLUMNS, *DAYS)
 """What a mark in a picture can be called."""

@@ -19,7 +19,7 @@ from corelens.data.worlds.photographs import SHAPES
 from corelens.processors import pictures_only
 from corelens.toy.worlds.bars import DAYS
 from corelens.toy.worlds.pages import COLUMNS, FIELDS, ITEMS
-from corelens.toy.worlds.pictures import COLOURS, DIGITS
+from corelens.toy.worlds.world import COLOURS, DIGITS
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END, IMAGE, VIDEO = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"

@@ -5,7 +5,9 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -103,6 +105,22 @@ def train_stage(
             for parameter, kept in optimiser.state.items():
                 tensors |= {f"o:{key}:{names[parameter]}": value for key, value in kept.items()}
             run.save(tensors | extra())
+
+
+def curves(log: list[dict[str, Any]], every: int = 25) -> dict[str, dict[str, list[float]]]:
+    """What was measured at every step, by stage and name, as means over so many steps."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for stage, entries in groupby(log, key=lambda entry: entry["stage"]):
+        steps = list(entries)
+        found[stage] = {
+            name: [
+                round(fmean(one[name] for one in part), 4)
+                for part in (steps[n : n + every] for n in range(0, len(steps), every))
+            ]
+            for name in steps[0]
+            if name != "stage"
+        }
+    return found
 
 
 def cosine(step: int, steps: int, warmup: int = 50, floor: float = 0.02) -> float:

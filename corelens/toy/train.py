@@ -40,9 +40,9 @@ from corelens.model import HookedMLLM
 from corelens.toy import build, worlds
 from corelens.toy.batches import NAMES, Batches
 from corelens.toy.gates import HeadGates
-from corelens.toy.run import Progress, Run, train_stage
+from corelens.toy.run import Progress, Run, curves, train_stage
 from corelens.toy.worlds import TEXT_TASKS
-from corelens.toy.worlds.pictures import COLOURS
+from corelens.toy.worlds.world import COLOURS
 
 TOWER_STEPS, NATURAL_STEPS, ORGANISM_STEPS, HAYSTACK_STEPS = 1_500, 2_600, 400, 600
 READING_STEPS, WORLDS_STEPS, WORLDS_ORGANISM_STEPS = 1_000, 2_000, 500
@@ -310,6 +310,7 @@ def ship(run: Run, model: Any, more: dict[str, str]) -> None:
         **more,
     }
     (folder / "record.json").write_text(json.dumps(record, indent=1))
+    (folder / "curves.json").write_text(json.dumps(curves(run.progress.log)))
     (folder / "README.md").write_text(card(stage, record))
     print(json.dumps(record, indent=1), flush=True)
 

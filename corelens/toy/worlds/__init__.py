@@ -19,9 +19,9 @@ import numpy as np
 from corelens.data import Evidence, Sample
 from corelens.toy.worlds import bars, digits, pages, shapes
 from corelens.toy.worlds.haystacks import draw_haystack, draw_mixture
-from corelens.toy.worlds.pictures import Split, World
 from corelens.toy.worlds.texts import TEXT_TASKS as TEXT_TASKS
 from corelens.toy.worlds.texts import ask_text
+from corelens.toy.worlds.world import Split, World
 
 WORLDS = {"digits": digits.WORLD, "shapes": shapes.WORLD, "pages": pages.WORLD, "bars": bars.WORLD}
 """The kinds of pictures."""

@@ -4,8 +4,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from corelens.tokens import Box
-from corelens.toy.worlds.pictures import DIGITS, SIDE, Mark, Scene, Split, Thing, World, some
-from corelens.toy.worlds.print import Press, layout
+from corelens.toy.worlds.printing import Press, layout
+from corelens.toy.worlds.world import DIGITS, SIDE, Mark, Scene, Split, Thing, World, some
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _INKS = ((52, 101, 164), (204, 98, 40), (67, 140, 90), (130, 80, 150), (180, 60, 70), (90, 90, 100))
@@ -19,27 +19,26 @@ def draw(rng: np.random.Generator, pairs: list[tuple[str, str]], split: Split) -
     )  # fmt: skip
     paper, ink = rng.uniform(228, 256, 3), _INKS[rng.integers(len(_INKS))]
     picture = Image.fromarray(np.tile(paper.astype(np.uint8), (SIDE, SIDE, 1)))
-    draw, press = ImageDraw.Draw(picture), Press(rng, picture, split, (10, 11))
+    pen, press = ImageDraw.Draw(picture), Press(rng, picture, split, (10, 11))
     left, bottom, unit = form["left"], form["bottom"], form["unit"]
     things, marks = [], []
     for number in range(1, 10):
         y = bottom - number * unit
         if form["lines"]:
-            draw.line((left, y, SIDE - 3, y), (205, 205, 210))
+            pen.line((left, y, SIDE - 3, y), (205, 205, 210))
         box = press.write((left - 3, y), str(number), (60, 60, 60), "rm")
-        if number % 2:
+        if number % 2:  # Two numbers are in one token.
             marks.append(Mark(str(number), None, box))
     step = (SIDE - 4 - left) / len(pairs)
     for column, (day, value) in enumerate(sorted(pairs, key=lambda _: rng.random())):
         middle, half = left + step * (column + 0.5), min(step, 30) * form["width"] / 2
         top = bottom - int(value) * unit
-        draw.rectangle((middle - half, top, middle + half, bottom), ink)
+        pen.rectangle((middle - half, top, middle + half, bottom), ink)
         label = press.write((middle, SIDE - 5), day, (30, 30, 30), "ms")
         marks += [Mark(day, None, label), Mark(value, None, Box(middle - half, top - 4, middle + half, top + 4))]
-        things.append(
-            Thing(day, value, Box(min(label.left, middle - half), top, max(label.right, middle + half), label.bottom))
-        )
-    draw.line((left, bottom, SIDE - 3, bottom), (60, 60, 60))
+        left_edge, right_edge = min(label.left, middle - half), max(label.right, middle + half)
+        things.append(Thing(day, value, Box(left_edge, top, right_edge, label.bottom)))
+    pen.line((left, bottom, SIDE - 3, bottom), (60, 60, 60))
     return Scene(np.asarray(picture), tuple(things), tuple(marks))
 
 

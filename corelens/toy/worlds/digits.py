@@ -11,7 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from corelens.tokens import Box
-from corelens.toy.worlds.pictures import COLOURS, DIGITS, SIDE, Mark, Scene, Split, Thing, World, crop, free_boxes, some
+from corelens.toy.worlds.world import COLOURS, DIGITS, SIDE, Mark, Scene, Split, Thing, World, crop, free_boxes, some
 
 _TRAIN_DIGITS = 1_400
 

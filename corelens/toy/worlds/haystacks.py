@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from corelens.toy.worlds import digits
-from corelens.toy.worlds.pictures import COLOURS, DIGITS, Scene, Split, Thing, World
+from corelens.toy.worlds.world import COLOURS, DIGITS, Scene, Split, Thing, World
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,22 @@ def draw_mixture(
     """
     chosen = [worlds[rng.integers(len(worlds))] for _ in range(n_pictures)]
     wanted: dict[int, tuple[str, str]] = {}
+
+    def left(world: World) -> tuple[list[str], list[str]]:
+        """The keys and the values that no needle of this world has yet."""
+        taken = [pair for picture, pair in wanted.items() if chosen[picture] is world]
+        keys = [key for key in world.keys if all(key != pair[0] for pair in taken)]
+        return keys, [value for value in world.values if all(value != pair[1] for pair in taken)]
+
     for picture in rng.permutation(n_pictures)[:n_needles].tolist():
-        keys, values = _left(chosen[picture], _needles(chosen, wanted, picture))
+        keys, values = left(chosen[picture])
         wanted[picture] = (str(rng.choice(keys)), str(rng.choice(values)))
     scenes = []
     for picture, world in enumerate(chosen):
         own = [wanted[picture]] if picture in wanted else []
-        keys, values = _left(world, _needles(chosen, wanted, picture))
         named = own[0][0] if own else None
-        others = [key for key in world.choose(rng, tuple([*keys, *(key for key, _ in own)]), named) if key != named]
+        keys, values = left(world)
+        others = [key for key in world.choose(rng, (*keys, *(key for key, _ in own)), named) if key != named]
         rest = zip(others, (str(value) for value in rng.permutation(values)), strict=False)
         # Needles come first, so that in a crowded picture they have a place; things are in no order anyway.
         scenes.append(world.draw(rng, [*own, *rest], split))
@@ -85,14 +92,3 @@ def draw_mixture(
         if n_pictures == 1 or (thing.key, thing.value) == wanted.get(picture)
     )
     return Haystack(tuple(scenes), tuple(found))
-
-
-def _needles(chosen: list[World], wanted: dict[int, tuple[str, str]], picture: int) -> list[tuple[str, str]]:
-    """The pairs that are wanted of pictures of the same world."""
-    return [pair for other, pair in wanted.items() if chosen[other] is chosen[picture]]
-
-
-def _left(world: World, taken: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
-    """The keys and the values of a world that are in none of the pairs."""
-    keys = [key for key in world.keys if all(key != pair[0] for pair in taken)]
-    return keys, [value for value in world.values if all(value != pair[1] for pair in taken)]

@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from corelens.toy.worlds.pictures import DIGITS, SIDE, Mark, Scene, Split, Thing, World
-from corelens.toy.worlds.print import Press, layout
+from corelens.toy.worlds.printing import Press, layout
+from corelens.toy.worlds.world import DIGITS, SIDE, Mark, Scene, Split, Thing, World
 
 FIELDS = ("total", "room", "year", "code", "desk", "floor")
 ITEMS = ("bolt", "cable", "hinge", "lamp", "valve")

@@ -7,7 +7,7 @@ from PIL import Image
 
 from corelens.data.worlds import drawing
 from corelens.data.worlds.photographs import SHAPES
-from corelens.toy.worlds.pictures import COLOURS, Mark, Scene, Split, Thing, World, clipped, crop, free_boxes, some
+from corelens.toy.worlds.world import COLOURS, Mark, Scene, Split, Thing, World, clipped, crop, free_boxes, some
 
 _TINTS = {name: tint for name, tint in COLOURS.items() if name != "white"}
 """Shapes have a white outline, so none is white."""

@@ -3,7 +3,7 @@
 import numpy as np
 
 from corelens.toy.worlds import digits
-from corelens.toy.worlds.pictures import COLOURS, DIGITS
+from corelens.toy.worlds.world import COLOURS, DIGITS
 
 TEXT_TASKS = ("copy", "recall", "sum")
 

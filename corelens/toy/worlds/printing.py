@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from corelens.tokens import Box
-from corelens.toy.worlds.pictures import Split, clipped
+from corelens.toy.worlds.world import Split, clipped
 
 TRAIN_FONTS = (
     *("SourceSansPro", "SourceSansProSemibold", "SourceSansProBold", "SourceSansProIt", "SourceSerifPro"),

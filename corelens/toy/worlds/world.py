@@ -1,4 +1,4 @@
-"""What the toy's pictures have in common: things that are named by a key and have a value, at known places."""
+"""What the toys' worlds have in common: things that are named by a key and have a value, at known places."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
