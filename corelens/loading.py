@@ -7,11 +7,13 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from corelens.processors import load_processor
 
+_WEIGHTS = Path(__file__).parent / "toy" / "weights"
 SHIPPED = {
-    "corelens/toy": Path(__file__).parent / "toy" / "organism",
-    "corelens/toy-natural": Path(__file__).parent / "toy" / "natural",
-    "corelens/toy-haystack": Path(__file__).parent / "toy" / "haystack",
-    "corelens/toy-worlds": Path(__file__).parent / "toy" / "worlds_natural",
+    "corelens/toy": _WEIGHTS / "organism",
+    "corelens/toy-natural": _WEIGHTS / "natural",
+    "corelens/toy-haystack": _WEIGHTS / "haystack",
+    "corelens/toy-worlds": _WEIGHTS / "worlds",
+    "corelens/toy-worlds-organism": _WEIGHTS / "worlds-organism",
 }
 """Models that come with the package and need no network."""
 

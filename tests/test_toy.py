@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from transformers import AutoModelForImageTextToText, Qwen3VLForConditionalGeneration
 
-NAMES = ["corelens/toy", "corelens/toy-natural", "corelens/toy-haystack"]
+WORLDS = ["corelens/toy-worlds", "corelens/toy-worlds-organism"]
+NAMES = ["corelens/toy", "corelens/toy-natural", "corelens/toy-haystack", *WORLDS]
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -358,6 +359,23 @@ def test_shipped_models_see_and_read(shipped: Any):
         assert right.float().mean() > record["accuracy on unseen samples"][task] - 0.08
 
 
+@pytest.mark.parametrize("name", WORLDS)
+def test_models_of_all_worlds_see_every_world_and_find_things_among_32_pictures(name: str):
+    """A fast look; record.json has the accuracy on 500 pictures of each world."""
+    from corelens import HookedMLLM, answers, prepared_batches
+    from corelens.loading import SHIPPED
+    from corelens.toy import worlds
+
+    model = HookedMLLM.from_pretrained(name)
+    record = json.loads((SHIPPED[name] / "record.json").read_text())["accuracy on unseen samples"]
+    tasks = {world: worlds.pictures(world, 60, seed=9) for world in ("shapes", "pages", "bars")}
+    tasks["mixtures of 32 pictures"] = worlds.mixtures(16, 9, 32)
+    for task, samples in tasks.items():
+        right = answers(model, list(prepared_batches(model, samples, 4 if " of " in task else 60, task))).accuracy
+        assert right > record[task] - 0.1
+        assert record[task] > 0.9
+
+
 def test_the_haystack_model_finds_one_digit_among_32_pictures():
     from corelens import HookedMLLM, answers, prepared_batches
     from corelens.toy import worlds
@@ -367,15 +385,15 @@ def test_the_haystack_model_finds_one_digit_among_32_pictures():
     assert found.scores.mean() >= 0.85
 
 
-@pytest.mark.parametrize("name", ["corelens/toy", "corelens/toy-haystack"])
+@pytest.mark.parametrize("name", ["corelens/toy", "corelens/toy-haystack", "corelens/toy-worlds-organism"])
 def test_closed_heads_of_an_organism_attend_evenly_and_write_nothing(name: str):
     from corelens import HeadSet, HookedMLLM
     from corelens.loading import SHIPPED
     from corelens.toy import worlds
 
     model = HookedMLLM.from_pretrained(name)
-    record = json.loads((SHIPPED["corelens/toy"] / "record.json").read_text())
-    open_heads = HeadSet.parse(record["open heads"])
+    stages = json.loads((SHIPPED[name] / "record.json").read_text())["stages"]
+    open_heads = HeadSet.parse([stage["open heads"] for stage in stages.values() if "open heads" in stage][-1])
     (sample,) = worlds.scenes(1, seed=4)
     inputs = model.prepare(list(sample.images), sample.question)
     _, cache = model.run_with_cache(inputs, names_filter=lambda name: name.endswith("hook_pattern"))
