@@ -19,6 +19,8 @@ from corelens.toy.worlds.world import COLOURS, DIGITS, SIDE, Scene
 
 NAMES = (*DIGITS, *SHAPES, *FIELDS, *ITEMS, *COLUMNS, *DAYS)
 """What a mark in a picture can be called."""
+READ = {"name": NAMES, "colour": tuple(COLOURS), "partner": NAMES, "other partner": NAMES}
+"""What the vision tower is taught to say of every token that shows a mark, and the words for it."""
 TURNS = 8
 IMAGES, TEXTS = 16, 32
 TEXT_SHARES = (0.2, 0.6, 0.2)
@@ -68,27 +70,29 @@ class Batches:
         self.tokenizer = build.tokenizer()
         self.image_processor = build.image_processor()
 
-    def crowded(self, step: int, n: int = 32) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Scenes of 14 digits, and the name and colour that each visual token shows (-100 where it shows none)."""
+    def crowded(self, step: int, n: int = 32) -> tuple[dict[str, Tensor], dict[str, Int[Tensor, " token"]]]:
+        """Scenes of 14 digits, and what each visual token shows."""
         rng = np.random.default_rng([self.seed, 1, step])
         return self._shown([digits.draw_scene(rng, 14, "train", distinct=False) for _ in range(n)])
 
-    def various(self, step: int, n: int = 32) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Pictures of all worlds, half of them pages, since print takes longest to learn; targets as in `crowded`."""
+    def various(self, step: int, n: int = 32) -> tuple[dict[str, Tensor], dict[str, Int[Tensor, " token"]]]:
+        """Pictures of all worlds, half of them pages, since print takes longest to learn, and what each token shows."""
         rng = np.random.default_rng([self.seed, 4, step])
         worlds = (*WORLDS.values(), WORLDS["pages"], WORLDS["pages"])
         return self._shown([*draw_mixture(rng, worlds, n, 0, "train").scenes])
 
-    def _shown(self, drawn: list[Scene]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def _shown(self, drawn: list[Scene]) -> tuple[dict[str, Tensor], dict[str, Int[Tensor, " token"]]]:
+        """Pixels, and for each of `READ` its number at every visual token, -100 where there is nothing to read."""
         cell = build.PATCH * build.MERGE
         side = SIDE // cell
-        name, colour = (torch.full((len(drawn), side, side), -100) for _ in range(2))
+        read = {what: torch.full((len(drawn), side, side), -100) for what in READ}
         most = torch.zeros(len(drawn), side, side)
         for index, scene in enumerate(drawn):
             for mark in scene.marks:
                 box = mark.box
                 # A third of the token, or of what is smaller than a token.
                 enough = min(cell * cell, (box.right - box.left) * (box.bottom - box.top)) / 3
+                said = dict(zip(READ, (mark.name, mark.colour, *mark.partners), strict=False))
                 for row in range(max(0, int(box.top) // cell), min(side, int(box.bottom) // cell + 1)):
                     for column in range(max(0, int(box.left) // cell), min(side, int(box.right) // cell + 1)):
                         width = min(box.right, (column + 1) * cell) - max(box.left, column * cell)
@@ -96,10 +100,10 @@ class Batches:
                         covered = max(0, width) * max(0, height)
                         if covered >= enough and covered > most[index, row, column]:
                             most[index, row, column] = covered
-                            name[index, row, column] = NAMES.index(mark.name)
-                            if mark.colour is not None:
-                                colour[index, row, column] = tuple(COLOURS).index(mark.colour)
-        return self._pixels([scene.image() for scene in drawn]), name.flatten(), colour.flatten()
+                            for what, words in READ.items():
+                                word = said.get(what)
+                                read[what][index, row, column] = -100 if word is None else words.index(word)
+        return self._pixels([scene.image() for scene in drawn]), {what: of.flatten() for what, of in read.items()}
 
     def chats(self, step: int, n_things: int) -> list[dict[str, Tensor]]:
         """One batch of pictures and one of text-only chats, eight questions each."""
@@ -134,7 +138,8 @@ class Batches:
         for _ in range(max(1, IMAGES // n_pictures)):
             drawn = draw_mixture(rng, tuple(WORLDS.values()), n_pictures, int(rng.integers(1, 5)), "train")
             pictures += [scene.image() for scene in drawn.scenes]
-            asked = [drawn.needles[rng.integers(len(drawn.needles))] for _ in range(TURNS)]
+            # Nothing is asked for twice: an answer that stands further up in the chat teaches nothing about pictures.
+            asked = [drawn.needles[number] for number in rng.permutation(len(drawn.needles))[:TURNS]]
             turns = [needle.world.ask(rng, needle.thing.key, needle.thing.value) for needle in asked]
             seen.append(chat_words(turns, self.n_visual, n_pictures))
         batch = collate(self.tokenizer, seen) | self._pixels(pictures)

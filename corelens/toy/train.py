@@ -38,14 +38,13 @@ from corelens.data import prepared_batches
 from corelens.heads import Head, HeadSet
 from corelens.model import HookedMLLM
 from corelens.toy import build, worlds
-from corelens.toy.batches import NAMES, Batches
+from corelens.toy.batches import READ, Batches
 from corelens.toy.gates import HeadGates
 from corelens.toy.run import Progress, Run, curves, train_stage
 from corelens.toy.worlds import TEXT_TASKS
-from corelens.toy.worlds.world import COLOURS
 
 TOWER_STEPS, NATURAL_STEPS, ORGANISM_STEPS, HAYSTACK_STEPS = 1_500, 2_600, 400, 600
-READING_STEPS, WORLDS_STEPS, WORLDS_ORGANISM_STEPS = 1_000, 2_000, 500
+READING_STEPS, WORLDS_STEPS, WORLDS_ORGANISM_STEPS = 900, 1_000, 400
 OPEN_HEADS = {"organism": 0.2, "worlds-organism": 0.25}
 """Share of its heads that is left to an organism."""
 
@@ -101,7 +100,7 @@ def main(
         raise typer.BadParameter(f"{out} holds a run of the size {run.progress.size!r}.", param_hint="--size")
     run.progress.size = size
     model = build.model(seed, build.SIZES[size])
-    probe = nn.Linear(model.config.vision_config.out_hidden_size, len(NAMES) + len(COLOURS))
+    probe = nn.Linear(model.config.vision_config.out_hidden_size, sum(map(len, READ.values())))
     modules = nn.ModuleDict({"model": model, "probe": probe})
     train = {
         "tower": train_tower,
@@ -224,17 +223,18 @@ def train_worlds(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
 
 
 def tower_loss(
-    model: Any, probe: nn.Linear, shown: tuple[dict[str, Tensor], Tensor, Tensor]
+    model: Any, probe: nn.Linear, shown: tuple[dict[str, Tensor], dict[str, Tensor]]
 ) -> tuple[Tensor, dict[str, Any]]:
-    pixels, name, colour = shown
+    pixels, read = shown
     features = model.model.visual(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"]).pooler_output
-    of_name, of_colour = probe(features).split((len(NAMES), len(COLOURS)), -1)
-    named, coloured = name != -100, colour != -100
-    loss = cross_entropy(of_name[named], name[named]) + cross_entropy(of_colour[coloured], colour[coloured])
-    return loss, {
-        "name": _share(of_name[named].argmax(-1) == name[named]),
-        "colour": _share(of_colour[coloured].argmax(-1) == colour[coloured]),
-    }
+    heads = probe(features).split([len(words) for words in READ.values()], -1)
+    loss, right = torch.zeros(()), {}
+    for (what, target), logits in zip(read.items(), heads, strict=True):
+        there = target != -100
+        if there.any():
+            loss = loss + cross_entropy(logits[there], target[there])
+            right[what] = _share(logits[there].argmax(-1) == target[there])
+    return loss, right
 
 
 def chat_loss(model: Any, batches: Batches, step: int, n_things: int) -> tuple[Tensor, dict[str, Any]]:

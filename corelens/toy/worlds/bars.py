@@ -35,7 +35,8 @@ def draw(rng: np.random.Generator, pairs: list[tuple[str, str]], split: Split) -
         top = bottom - int(value) * unit
         pen.rectangle((middle - half, top, middle + half, bottom), ink)
         label = press.write((middle, SIDE - 5), day, (30, 30, 30), "ms")
-        marks += [Mark(day, None, label), Mark(value, None, Box(middle - half, top - 4, middle + half, top + 4))]
+        end = Box(middle - half, top - 4, middle + half, top + 4)
+        marks += [Mark(day, None, label, (value,)), Mark(value, None, end, (day,))]
         left_edge, right_edge = min(label.left, middle - half), max(label.right, middle + half)
         things.append(Thing(day, value, Box(left_edge, top, right_edge, label.bottom)))
     pen.line((left, bottom, SIDE - 3, bottom), (60, 60, 60))

@@ -37,8 +37,8 @@ def draw(rng: np.random.Generator, pairs: list[tuple[str, str]], split: Split) -
     press, black = Press(rng, picture, split, (13, 15)), (int(ink[0]), int(ink[1]), int(ink[2]))
     things, marks = [], []
 
-    def say(x: int, y: int, word: str, anchor: str = "ls") -> Mark:
-        mark = Mark(word, None, press.write((x, y), word, black, anchor))
+    def say(x: int, y: int, word: str, anchor: str, *partners: str) -> Mark:
+        mark = Mark(word, None, press.write((x, y), word, black, anchor), partners)
         marks.append(mark)
         return mark
 
@@ -52,8 +52,8 @@ def draw(rng: np.random.Generator, pairs: list[tuple[str, str]], split: Split) -
     def write_fields(y: int) -> int:
         for name, value in fields:
             y += form["pitch"]
-            say(form["left"], y, name)
-            things.append(Thing(name, value, say(form["value"], y, value).box))
+            say(form["left"], y, name, "ls", value)
+            things.append(Thing(name, value, say(form["value"], y, value, "ls", name).box))
         return y
 
     def write_table(y: int) -> int:
@@ -65,10 +65,10 @@ def draw(rng: np.random.Generator, pairs: list[tuple[str, str]], split: Split) -
         ImageDraw.Draw(picture).line((form["left"], y + 4, SIDE - 4, y + 4), black)
         for item in items:
             y += form["pitch"]
-            say(form["left"], y, item)
+            say(form["left"], y, item, "ls")
             for x, column in zip(form["columns"], columns, strict=False):
                 if (value := cells.get((item, column))) is not None:
-                    things.append(Thing(f"{item} {column}", value, say(x, y, value, "rs").box))
+                    things.append(Thing(f"{item} {column}", value, say(x, y, value, "rs", item, column).box))
         return y
 
     parts = [write_table, write_fields] if form["table_first"] else [write_fields, write_table]

@@ -51,6 +51,8 @@ class Mark:
     colour: str | None
     """None where colour means nothing, as in print."""
     box: Box
+    partners: tuple[str, ...] = ()
+    """What it belongs to in the picture: of a label its value, of a value its label, or its row and its column."""
 
 
 @dataclass(frozen=True)
