@@ -25,6 +25,8 @@ TURNS = 8
 IMAGES, TEXTS = 16, 32
 TEXT_SHARES = (0.2, 0.6, 0.2)
 """How often each of `TEXT_TASKS` is asked: recall takes longest to learn."""
+MOST = 7
+"""Things that a picture of any world shows at most."""
 FURTHEST = 800
 """How far on the last token of a stretched haystack may stand: the place of one of about a hundred pictures."""
 
@@ -130,13 +132,18 @@ class Batches:
         batch = collate(self.tokenizer, seen) | self._pixels(pictures)
         return [batch | {"stretch": self._stretch(rng, batch["input_ids"])}, self._reading(rng, TEXTS // 2)]
 
-    def mixtures(self, step: int) -> list[dict[str, Tensor]]:
-        """Sixteen pictures of all worlds, half the time each by itself, and half as much text as beside scenes."""
+    def mixtures(self, step: int, n_things: int) -> list[dict[str, Tensor]]:
+        """Sixteen pictures of all worlds, and half as much text as beside scenes.
+
+        Each by itself while they show fewer than `MOST` things; then half the time together, two to sixteen.
+        """
         rng = np.random.default_rng([self.seed, 5, step])
-        n_pictures = int(rng.choice((1, 2, 4, 8, 16), p=(0.5, 0.125, 0.125, 0.125, 0.125)))
+        together = n_things == MOST and rng.random() < 0.5
+        n_pictures = int(rng.choice((2, 4, 8, 16))) if together else 1
+        worlds = (*WORLDS.values(), WORLDS["pages"], WORLDS["bars"])
         seen, pictures = [], []
         for _ in range(max(1, IMAGES // n_pictures)):
-            drawn = draw_mixture(rng, tuple(WORLDS.values()), n_pictures, int(rng.integers(1, 5)), "train")
+            drawn = draw_mixture(rng, worlds, n_pictures, int(rng.integers(1, 5)), "train", n_things)
             pictures += [scene.image() for scene in drawn.scenes]
             # Nothing is asked for twice: an answer that stands further up in the chat teaches nothing about pictures.
             asked = [drawn.needles[number] for number in rng.permutation(len(drawn.needles))[:TURNS]]

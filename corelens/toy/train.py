@@ -38,13 +38,13 @@ from corelens.data import prepared_batches
 from corelens.heads import Head, HeadSet
 from corelens.model import HookedMLLM
 from corelens.toy import build, worlds
-from corelens.toy.batches import READ, Batches
+from corelens.toy.batches import MOST, READ, Batches
 from corelens.toy.gates import HeadGates
 from corelens.toy.run import Progress, Run, curves, train_stage
 from corelens.toy.worlds import TEXT_TASKS
 
 TOWER_STEPS, NATURAL_STEPS, ORGANISM_STEPS, HAYSTACK_STEPS = 1_500, 2_600, 400, 600
-READING_STEPS, WORLDS_STEPS, WORLDS_ORGANISM_STEPS = 900, 1_000, 400
+READING_STEPS, WORLDS_STEPS, WORLDS_ORGANISM_STEPS = 900, 1_800, 400
 OPEN_HEADS = {"organism": 0.2, "worlds-organism": 0.25}
 """Share of its heads that is left to an organism."""
 
@@ -135,7 +135,7 @@ def train_natural(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
     chosen = optimiser(model.named_parameters(), 2e-3, slow=0.2)
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, Any]]:
-        if ready_for_more(progress):
+        if ready_for_more(progress, 6):
             progress.n_things += 1
         return chat_loss(model, batches, step, progress.n_things)
 
@@ -153,11 +153,12 @@ def train_organism(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
 
 
 def train_worlds_organism(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
+    freeze_tower(modules["model"])
     close_heads(
         run,
         modules,
         WORLDS_ORGANISM_STEPS,
-        lambda step: joint_loss(modules["model"], batches.mixtures(WORLDS_STEPS + step)),
+        lambda step: joint_loss(modules["model"], batches.mixtures(WORLDS_STEPS + step, MOST)),
     )
 
 
@@ -197,8 +198,7 @@ def train_haystack(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
         with gates.applied():
             return joint_loss(model, batches.haystacks(step))
 
-    learned = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
-    train_stage(run, modules, optimiser(learned, 1e-3), HAYSTACK_STEPS, loss_at)
+    train_stage(run, modules, optimiser(model.named_parameters(), 1e-3), HAYSTACK_STEPS, loss_at)
     finish(run, modules)
 
 
@@ -212,10 +212,18 @@ def train_reading(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
 
 
 def train_worlds(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
-    model = cast(Any, modules["model"])
+    model, progress = cast(Any, modules["model"]), run.progress
     modules.load_state_dict(load_file(run.folder / "end-reading.safetensors"))
-    chosen = optimiser(model.named_parameters(), 2e-3, slow=0.2)
-    train_stage(run, modules, chosen, WORLDS_STEPS, lambda step: joint_loss(model, batches.mixtures(step)))
+    if progress.step == 0:
+        progress.n_things = 2
+    freeze_tower(model)
+
+    def loss_at(step: int) -> tuple[Tensor, dict[str, Any]]:
+        if ready_for_more(progress, MOST):
+            progress.n_things += 1
+        return joint_loss(model, batches.mixtures(step, progress.n_things))
+
+    train_stage(run, modules, optimiser(model.named_parameters(), 2e-3), WORLDS_STEPS, loss_at)
     finish(run, modules)
 
 
@@ -262,20 +270,31 @@ def answer_loss(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def optimiser(parameters: Iterable[tuple[str, nn.Parameter]], rate: float, slow: float = 1.0) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only; the vision tower learns at `slow` times the rate."""
+    """AdamW for what is not frozen, with weight decay on matrices only; the vision tower learns at `slow` times the rate."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters:
+        if not parameter.requires_grad:
+            continue
         key = (0.1 if parameter.ndim > 1 else 0.0, rate * (slow if ".visual." in name else 1.0))
         groups.setdefault(key, []).append(parameter)
     settings = [{"params": group, "weight_decay": decay, "lr": lr} for (decay, lr), group in groups.items()]
     return torch.optim.AdamW(settings, betas=(0.9, 0.98))
 
 
-def ready_for_more(progress: Progress) -> bool:
+def freeze_tower(model: Any) -> None:
+    """Keeps the visual tokens as they are; only what DeepStack adds to them in the decoder learns on.
+
+    What the tower was taught to say would be forgotten before the decoder has learned to listen.
+    """
+    for name, parameter in model.model.visual.named_parameters():
+        parameter.requires_grad_("deepstack" in name)
+
+
+def ready_for_more(progress: Progress, most: int) -> bool:
     """Whether the last steps answered scenes of the present size well enough to add a digit."""
     recent = progress.log[-15:]
     settled = len(recent) == 15 and all(entry["n_things"] == progress.n_things for entry in recent)
-    return settled and progress.n_things < 6 and float(np.mean([entry.get("visual", 0) for entry in recent])) > 0.84
+    return settled and progress.n_things < most and float(np.mean([entry.get("visual", 0) for entry in recent])) > 0.84
 
 
 def _share(right: Tensor) -> float:

@@ -53,7 +53,12 @@ def draw_haystack(rng: np.random.Generator, n_pictures: int, n_things: int, n_ne
 
 
 def draw_mixture(
-    rng: np.random.Generator, worlds: tuple[World, ...], n_pictures: int, n_needles: int, split: Split
+    rng: np.random.Generator,
+    worlds: tuple[World, ...],
+    n_pictures: int,
+    n_needles: int,
+    split: Split,
+    most: int | None = None,
 ) -> Haystack:
     """Pictures of several worlds. In a single picture everything can be asked for, in more of them the needles.
 
@@ -63,6 +68,7 @@ def draw_mixture(
         n_pictures: How many, at least 1.
         n_needles: How many things of several pictures can be asked for, 1 to 4.
         split: Which fonts, layouts, handwritten digits and photograph regions may appear.
+        most: Most things of a picture; without it, as many as is usual in its world.
     """
     chosen = [worlds[rng.integers(len(worlds))] for _ in range(n_pictures)]
     wanted: dict[int, tuple[str, str]] = {}
@@ -84,7 +90,7 @@ def draw_mixture(
         others = [key for key in world.choose(rng, (*keys, *(key for key, _ in own)), named) if key != named]
         rest = zip(others, (str(value) for value in rng.permutation(values)), strict=False)
         # Needles come first, so that in a crowded picture they have a place; things are in no order anyway.
-        scenes.append(world.draw(rng, [*own, *rest], split))
+        scenes.append(world.draw(rng, [*own, *rest][:most], split))
     found = (
         Needle(picture, chosen[picture], thing)
         for picture, scene in enumerate(scenes)
