@@ -270,7 +270,7 @@ def answer_loss(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def optimiser(parameters: Iterable[tuple[str, nn.Parameter]], rate: float, slow: float = 1.0) -> torch.optim.AdamW:
-    """AdamW for what is not frozen, with weight decay on matrices only; the vision tower learns at `slow` times the rate."""
+    """AdamW for what is not frozen, with weight decay on matrices only; the tower learns at `slow` times the rate."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters:
         if not parameter.requires_grad:
