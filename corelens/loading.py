@@ -6,6 +6,7 @@ from typing import Any
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from corelens.processors import load_processor
+from corelens.refusals import see
 
 SHIPPED = {
     "corelens/toy": Path(__file__).parent / "toy" / "organism",
@@ -45,6 +46,7 @@ def load(name_or_path: str, trust_remote_code: bool, **kwargs: Any) -> tuple[Pre
         if "trust_remote_code" not in str(cause):
             raise
         raise ValueError(
-            f"{name_or_path!r} brings its own Python code. Read it; if you trust it, pass trust_remote_code=True."
+            f"{name_or_path!r} brings its own Python code. Read it; if you trust it, pass trust_remote_code=True. "
+            f"{see('remote-code')}"
         ) from cause
     return hf_model.eval(), processor
