@@ -23,6 +23,7 @@ from transformers.masking_utils import sdpa_mask
 
 from corelens.heads import Head
 from corelens.passes import Progress, Where, per_row
+from corelens.refusals import see
 
 NAME = "corelens"
 """What Hugging Face knows the function and its mask as."""
@@ -380,7 +381,10 @@ def tapped(taps: dict[nn.Module, AttentionTap], names: list[tuple[PreTrainedConf
         AttentionInterface.register(name, _attention)
         AttentionMaskInterface.register(name, sdpa_mask)
     if any(config._attn_implementation_internal == SPARSE for config, _ in names):
-        raise RuntimeError("heads follow a plan (corelens.sparse.apply), and their attention cannot be hooked then.")
+        raise RuntimeError(
+            f"heads follow a plan (corelens.sparse.apply), and their attention cannot be hooked then. "
+            f"{see('plan-hooks')}"
+        )
     try:
         for module, tap in taps.items():
             module.__dict__["_corelens_tap"] = tap

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from corelens.media import Clip, Footage, Picture, load_clip, load_picture
+from corelens.refusals import see
 from corelens.tokens import Role
 
 _SENTINEL = re.compile("\ue000(\\d+)\ue001")
@@ -76,7 +77,7 @@ def _per_sample(given: Any, kind: str, n_samples: int) -> list[list[Any]]:
     if one or len(given) != n_samples:
         raise ValueError(
             f"{n_samples} questions came with {f'one {kind}' if one else f'{kind}s for {len(given)}'}: give one entry "
-            f"per question, each a {kind}, a list of {kind}s or None."
+            f"per question, each a {kind}, a list of {kind}s or None. {see('batch')}"
         )
     return [[] if own is None else list(own) if isinstance(own, list | tuple) else [own] for own in given]
 
@@ -135,13 +136,15 @@ def render(chat: Chat, processor: Any) -> Prompt:
     if not getattr(processor, "chat_template", None):
         raise ValueError(
             f"{type(processor).__name__} has no chat template, so a question cannot be put to the model. Give it the "
-            f"one that the model was trained with, in Jinja: processor.chat_template = '...'"
+            f"one that the model was trained with, in Jinja: processor.chat_template = '...' {see('no-template')}"
         )
     for kind in ("image", "video"):
         token = getattr(processor, f"{kind}_token", None)
         if token and any(str(token) in text for _, text in chat.texts):
             name = "picture" if kind == "image" else kind
-            raise ValueError(f"the text holds {str(token)!r}, which stands for a {name}; pass {name}s instead.")
+            raise ValueError(
+                f"the text holds {str(token)!r}, which stands for a {name}; pass {name}s instead. {see('placeholder')}"
+            )
 
     def written(text_of: Callable[[int, str], str]) -> str:
         texts = (text_of(index, text) for index, (_, text) in enumerate(chat.texts))

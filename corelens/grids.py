@@ -17,6 +17,7 @@ from transformers.image_processing_utils import select_best_resolution
 from transformers.video_utils import VideoMetadata
 
 from corelens.coordinates import SHOWN, Measured
+from corelens.refusals import see
 from corelens.tokens import Box
 
 
@@ -267,11 +268,14 @@ def no_boxes(model_type: str, kind: str = "image") -> str:
     if model_type in (VIDEO_SEGMENTS if kind == "video" else SEGMENTS):
         return ""
     if model_type in LEARNED_QUERIES:
-        return f"the visual tokens of {model_type} are learned queries; each sees the whole picture and has no pixels."
+        return (
+            f"the visual tokens of {model_type} are learned queries; each sees the whole picture and has no pixels. "
+            f"{see('no-rectangles')}"
+        )
     table, medium = ("VIDEO_SEGMENTS", "video") if kind == "video" else ("SEGMENTS", "picture")
     return (
         f"how the visual tokens of {model_type} tile a {medium} is not known. To add it, put a function from a "
-        f"{medium} to its segments into corelens.grids.{table}[{model_type!r}]."
+        f"{medium} to its segments into corelens.grids.{table}[{model_type!r}]. {see('no-rectangles')}"
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from corelens.processors import load_processor
+from corelens.refusals import see
 
 _WEIGHTS = Path(__file__).parent / "toy" / "weights"
 SHIPPED = {
@@ -48,6 +49,7 @@ def load(name_or_path: str, trust_remote_code: bool, **kwargs: Any) -> tuple[Pre
         if "trust_remote_code" not in str(cause):
             raise
         raise ValueError(
-            f"{name_or_path!r} brings its own Python code. Read it; if you trust it, pass trust_remote_code=True."
+            f"{name_or_path!r} brings its own Python code. Read it; if you trust it, pass trust_remote_code=True. "
+            f"{see('remote-code')}"
         ) from cause
     return hf_model.eval(), processor

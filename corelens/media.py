@@ -14,6 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers.utils.import_utils import is_av_available, is_torchcodec_available, is_torchvision_available
 from transformers.video_utils import VideoMetadata, load_video
 
+from corelens.refusals import see
+
 Picture = Image.Image | str | PathLike | Callable
 """A PIL image, the path of a file, or a function without arguments that returns a PIL image."""
 
@@ -126,7 +128,7 @@ def load_clip(video: object, processor: Any) -> Clip:
     if not is_torchvision_available():
         raise ImportError(
             "Hugging Face's video processors need torchvision, which is not installed: pip install 'corelens[video]', "
-            "then load the model again. Pictures need none."
+            f"then load the model again. Pictures need none. {see('torchvision')}"
         )
     if getattr(processor, "video_processor", None) is None:
         raise ValueError(

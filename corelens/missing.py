@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 
 from corelens.heads import Head
+from corelens.refusals import see
 from corelens.sites import LayerSite
 
 
@@ -20,7 +21,7 @@ def check_heads(heads: Iterable[Head], sites: Sequence[LayerSite]) -> None:
             continue
         else:
             reason = f"layer {head.layer} has {site.attentions['attn'].n_heads} heads, counted from zero"
-        raise ValueError(f"{head} does not exist: {reason}.")
+        raise ValueError(f"{head} does not exist: {reason}. {see('head')}")
 
 
 def check_name(name: str, existing: Collection[str], sites: Sequence[LayerSite], no_vision: str) -> None:
@@ -35,7 +36,7 @@ def check_name(name: str, existing: Collection[str], sites: Sequence[LayerSite],
     if name in existing:
         return
     if name.startswith("vision.") and no_vision:
-        raise ValueError(f"there is no hook point {name!r}: {no_vision}")
+        raise ValueError(f"there is no hook point {name!r}: {no_vision} {see('hook-point')}")
     match name.split("."):
         case ["blocks", layer, point, *_] if layer.isdecimal() and int(layer) < len(sites):
             site = sites[int(layer)]
@@ -45,6 +46,6 @@ def check_name(name: str, existing: Collection[str], sites: Sequence[LayerSite],
         case _:
             reason = None
     if reason:
-        raise ValueError(f"there is no hook point {name!r}: {reason}.")
+        raise ValueError(f"there is no hook point {name!r}: {reason}. {see('hook-point')}")
     near = get_close_matches(name, existing, n=3, cutoff=0)
-    raise ValueError(f"there is no hook point {name!r}; the nearest are {', '.join(near)}.")
+    raise ValueError(f"there is no hook point {name!r}; the nearest are {', '.join(near)}. {see('hook-point')}")

@@ -25,6 +25,7 @@ from corelens.media import Footage, Picture
 from corelens.missing import check_heads, check_name
 from corelens.passes import Intervention, Progress, Where, shape_of
 from corelens.prefix import Prefix, check_continues, length_before_question, made_prefix
+from corelens.refusals import see
 from corelens.sites import KNOWN_BUGS, LayerSite, final_norm, layer_sites, vision_sites
 from corelens.tokens import TokenMap
 
@@ -68,7 +69,10 @@ class HookedMLLM(HookedRootModule):
         """
         super().__init__()
         if hasattr(hf_model, "_orig_mod"):
-            raise TypeError("the model is compiled; wrap it before torch.compile, since hooks need its Python code.")
+            raise TypeError(
+                f"the model is compiled; wrap it before torch.compile, since hooks need its Python code. "
+                f"{see('compiled')}"
+            )
         if not isinstance(hf_model, PreTrainedModel):
             raise TypeError(f"{type(hf_model).__name__} is not a Hugging Face model (transformers.PreTrainedModel).")
         sites = layer_sites(hf_model)
@@ -244,7 +248,8 @@ class HookedMLLM(HookedRootModule):
         """
         if self.processor is None:
             raise ValueError(
-                "the model was wrapped without a processor: HookedMLLM(hf_model, processor) prepares inputs."
+                f"the model was wrapped without a processor: HookedMLLM(hf_model, processor) prepares inputs. "
+                f"{see('no-processor')}"
             )
         prepared = prepare(self.processor, self.hf_model.config, images, question, videos)
         return prepared.to(self.device, self.hf_model.dtype)
@@ -476,7 +481,8 @@ class HookedMLLM(HookedRootModule):
             if hooked := [point for point in self.hook_points() if point.has_hooks()]:
                 if self.hf_model._compiled_call_impl is not None:
                     raise RuntimeError(
-                        "the model is compiled, and hooks need its Python code: load it anew to hook it."
+                        f"the model is compiled, and hooks need its Python code: load it anew to hook it. "
+                        f"{see('compiled')}"
                     )
                 for function in functions_at(hooked):
                     if isinstance(function, Intervention):

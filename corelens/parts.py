@@ -17,6 +17,7 @@ from corelens.data import Sample, prepare_batch
 from corelens.inputs import PreparedInputs
 from corelens.model import HookedMLLM
 from corelens.progress import progress
+from corelens.refusals import see
 from corelens.store import Part, Run
 
 Samples = Iterable[Sample] | Mapping[str, Iterable[Sample]]
@@ -106,10 +107,14 @@ def in_parts(
     whole = Part.joined([parts[number] for number in numbered])
     if whole.skipped:
         first, why = next(iter(whole.skipped.items()))
-        said = f"{len(whole.skipped)} of {len(samples)} samples cannot be measured; the first, {first}: {why}"
+        rest = " All are in .skipped." if whole.samples else ""
+        said = (
+            f"{len(whole.skipped)} of {len(samples)} samples cannot be measured; the first, {first}: {why}{rest} "
+            f"{see('skipped')}"
+        )
         if not whole.samples:
             raise ValueError(said)
-        warnings.warn(f"{said} All are in .skipped.", stacklevel=4)
+        warnings.warn(said, stacklevel=4)
     return whole
 
 

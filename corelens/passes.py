@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from corelens.heads import Head
+from corelens.refusals import see
 from corelens.tokens import TokenMap
 
 Phase = Literal["prefill", "decode", "both"]
@@ -83,7 +84,7 @@ class Progress:
         if positions.shape != (self.n_samples, self.n_prompt):
             raise ValueError(
                 f"{called} has shape {tuple(positions.shape)}, and the inputs have (batch, position) = "
-                f"{(self.n_samples, self.n_prompt)}: it belongs to another prompt."
+                f"{(self.n_samples, self.n_prompt)}: it belongs to another prompt. {see('other-prompt')}"
             )
         return positions
 
@@ -111,7 +112,7 @@ class Where:
             raise ValueError(
                 f"an intervention acts at position {position} of sample {sample}, which is in a cache that was made "
                 f"without it: the first {progress.first} positions are not computed again. Make the cache under the "
-                f"intervention, or choose later positions, e.g. positions='question'."
+                f"intervention, or choose later positions, e.g. positions='question'. {see('cached')}"
             )
 
     def select(self, progress: Progress, positions: Int[Tensor, "position"]) -> Bool[Tensor, "sample position"]:

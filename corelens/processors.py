@@ -11,6 +11,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.import_utils import is_torchvision_available
 
 from corelens.chats import Chat, Prompt
+from corelens.refusals import see
 
 
 def load_processor(name_or_path: str, **kwargs: Any) -> Any:
@@ -42,7 +43,7 @@ def load_processor(name_or_path: str, **kwargs: Any) -> Any:
             raise
         raise ImportError(
             f"the pictures of {model_type} need torchvision, which is not installed: transformers has no processor "
-            f"for them that works without it. pip install 'corelens[video]'"
+            f"for them that works without it. pip install 'corelens[video]' {see('torchvision')}"
         ) from cause
 
 

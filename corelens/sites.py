@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from corelens.refusals import see
+
 
 @dataclass(frozen=True, eq=False)
 class AttentionSite:
@@ -118,7 +120,8 @@ def layer_sites(hf_model: PreTrainedModel) -> list[LayerSite]:
     if not takes_pictures:
         raise TypeError(
             f"{name} takes no pictures: model type {config.model_type!r} has no vision configuration. corelens wraps "
-            f"image-text-to-text models; load one with HookedMLLM.from_pretrained or AutoModelForImageTextToText."
+            f"image-text-to-text models; load one with HookedMLLM.from_pretrained or AutoModelForImageTextToText. "
+            f"{see('no-pictures')}"
         )
     # Any: Hugging Face sets these attributes at run time. Below this function they have types.
     decoder: Any = hf_model.get_decoder()
@@ -131,7 +134,8 @@ def layer_sites(hf_model: PreTrainedModel) -> list[LayerSite]:
         own = sorted({type(m).__name__ for m in decoder.modules() if "Attention" in type(m).__name__})
         raise TypeError(
             f"{name} is not supported: its text attention ({', '.join(own) or 'none found'}) does not ask transformers "
-            f"for an attention function but computes attention on its own, so its heads cannot be hooked."
+            f"for an attention function but computes attention on its own, so its heads cannot be hooked. "
+            f"{see('own-attention')}"
         )
     # Encoder-decoders keep both in what transformers calls the decoder.
     found = {path: module for path, module in found.items() if "decoder." in path} or found

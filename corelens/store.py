@@ -14,6 +14,8 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float
 from torch import Tensor
 
+from corelens.refusals import see
+
 
 @dataclass(frozen=True)
 class Part:
@@ -174,7 +176,8 @@ def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pat
     # As JSON keeps it: tuples become lists.
     if differences := list(_differences(before, json.loads(json.dumps(now)))):
         raise ValueError(
-            f"{folder} holds another run: {'; '.join(differences)}. Choose another folder, or make the same choices."
+            f"{folder} holds another run: {'; '.join(differences)}. Choose another folder, or make the same choices. "
+            f"{see('other-run')}"
         )
 
 

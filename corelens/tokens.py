@@ -10,6 +10,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from corelens.refusals import see
+
 Rule = Literal["overlap", "centre", "cover", "fraction"]
 """How a region of pixels becomes positions; see `TokenMap.inside`."""
 
@@ -228,7 +230,8 @@ class TokenMap:
             if not (0 <= left < right <= width and 0 <= top < bottom <= height):
                 raise ValueError(
                     f"{box} is not a region of {self._name(sample, media)} of sample {sample}, which is {width} x "
-                    f"{height} pixels: it needs 0 <= left < right <= {width} and 0 <= top < bottom <= {height}."
+                    f"{height} pixels: it needs 0 <= left < right <= {width} and 0 <= top < bottom <= {height}. "
+                    f"{see('outside')}"
                 )
         tokens = self.of_media(media, views)
         if self.box[tokens].isnan().any():
@@ -248,11 +251,12 @@ class TokenMap:
             "fraction": covered,
         }[rule]
         if empty := (~selected.bool().any(-1)).nonzero().flatten().tolist():
+            unseen = f", or no sampled frame shows {seconds} seconds" if seconds else ""
+            way_out = " Try rule='overlap'." if rule != "overlap" else ""
             raise ValueError(
                 f"{box} selects no token of {self._name(empty[0], media)} by the rule {rule!r} in sample(s) {empty}: "
                 f"it is too small for the rule, or in a part of the picture that the model does not see"
-                + (f", or no sampled frame shows {seconds} seconds." if seconds else ".")
-                + (" Try rule='overlap'." if rule != "overlap" else "")
+                f"{unseen}.{way_out} {see('no-token')}"
             )
         return selected
 

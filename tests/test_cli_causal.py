@@ -243,7 +243,7 @@ def test_plain_questions_are_answered_by_their_answers_alone():
         (("ablate", "--heads", "L1H1", "--top", "0.1"), "how many heads of a ranking; give --scores"),
         (("ablate", "--heads", "L3"), "'L3' is not a head"),
         (("ablate", "--heads", ""), "names no head"),
-        (("ablate", "--heads", "L9H0"), "L9H0 does not exist: the model has 6 layers"),
+        (("ablate", "--heads", "L9H0"), "16 heads, counted from zero. (docs/errors.md#head)"),
         (("ablate", "--heads", "L1H1", "--how", "median"), "'median' is not one of 'zero'"),
         (("ablate", "--heads", "L1H1", "--phase", "later"), "'later' is not one of 'prefill', 'decode', 'both'"),
         (("ablate", "--heads", "L1H1", "--box-unit", "inches"), "'inches' is not one of 'pixels'"),

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import verified
 
+from corelens.refusals import PAGE, see
+
 PAGES = [path for path in (verified.ROOT / "README.md", *verified.PAGES) if "```python" in path.read_text()]
 
 
@@ -65,21 +67,43 @@ def test_functions_of_families_stay_small():
     assert all(lines <= 16 for _, lines, _ in rows)
 
 
+def written(node: ast.AST) -> str:
+    """What a piece of source says, with … for what is known only when it runs."""
+    match node:
+        case ast.Constant():
+            return str(node.value)
+        case ast.JoinedStr():
+            return "".join(map(written, node.values))
+        case ast.FormattedValue():
+            return written(node.value)
+        case ast.Call(ast.Name("see"), [ast.Constant(anchor)]):
+            return see(anchor)
+    return "…"
+
+
 def messages() -> Iterator[str]:
-    """Every text in the source of corelens, with … for what is put into it."""
+    """Every whole text in the source of corelens."""
     for path in (verified.ROOT / "corelens").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
-            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts)
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        pieces = {piece for node in nodes if isinstance(node, ast.JoinedStr) for piece in node.values}
+        yield from (written(node) for node in nodes if node not in pieces)
 
 
-def test_every_refusal_that_the_docs_quote_is_in_the_source():
+def test_refusals_and_their_sections_in_the_docs_point_at_each_other():
     page = (verified.ROOT / "docs/errors.md").read_text()
-    quoted = re.findall(r"```text\n(.*?)\n```", page)
-    assert len(quoted) >= page.count("\n### ") >= 15
+    assert see("no-pictures") in page
+    sections = dict(re.findall(r"^### [^\n]+ \{ #(\S+) \}\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL))
+    assert len(sections) == page.count("\n### ") >= 15
     found = list(messages())
-    for said in quoted:
-        assert any(said in message for message in found), f"corelens never says {said!r}"
+    for anchor, section in sections.items():
+        quoted = re.findall(r"```text\n(.*?)\n```", section)
+        assert quoted, f"#{anchor} shows no message"
+        for said in quoted:
+            saying = [message for message in found if said in message]
+            assert saying, f"corelens never says {said!r}"
+            assert all(message.endswith(see(anchor)) for message in saying), f"{said!r} does not end in #{anchor}"
+    pointers = {anchor for message in found for anchor in re.findall(rf"\({re.escape(PAGE)}#(.*?)\)", message)}
+    assert pointers == sections.keys()
 
 
 def test_every_benchmark_is_explained():

@@ -9,6 +9,7 @@ import corelens
 
 PACKAGE = Path(corelens.__file__).parent
 ORDER = [
+    "refusals",
     "progress",
     "metrics",
     "heads",

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from corelens.data.sample import Evidence, Sample
+from corelens.refusals import see
 from corelens.tokens import Box, Rule, TokenMap, Views
 
 
@@ -40,7 +41,7 @@ def evidence_tokens(
 
 def _of_sample(sample: Sample, tokens: TokenMap, rule: Rule, views: Views) -> Tensor:
     if not sample.evidence:
-        raise ValueError(f"sample {sample.id} has no evidence, so nothing can be measured on it.")
+        raise ValueError(f"sample {sample.id} has no evidence, so nothing can be measured on it. {see('no-evidence')}")
     try:
         # Processors may start to sample a video late: what no view shows is no evidence for the model.
         regions = [_of_region(region, tokens, rule, views) for region in sample.evidence if _shown(region, tokens)]

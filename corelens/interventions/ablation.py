@@ -12,6 +12,7 @@ from corelens.heads import Head
 from corelens.interventions.hooks import FwdHooks, Replace, by_layer
 from corelens.interventions.outputs import HeadOutputs
 from corelens.passes import Phase, Positions, Progress, Where
+from corelens.refusals import see
 
 Ablation = Literal["zero", "mean", "resample", "zero_query", "mean_query", "uniform"]
 
@@ -66,11 +67,11 @@ def ablate(
     if how in NEEDS:
         measured = NEEDS[how] + (f'(model, samples, point="{acts_at}")' if acts_at != "z" else "(model, samples)")
         if instead is None:
-            raise ValueError(f"how={how!r} needs instead={measured}.")
+            raise ValueError(f"how={how!r} needs instead={measured}. {see('instead')}")
         if (instead.point, instead.measured_by) != (acts_at, NEEDS[how]):
             raise ValueError(
                 f"how={how!r} needs instead={measured}, and this was measured by {instead.measured_by} at "
-                f"{instead.point}."
+                f"{instead.point}. {see('instead')}"
             )
     elif instead is not None:
         raise ValueError(f"how={how!r} puts nothing measured in place and takes no `instead`.")

@@ -14,6 +14,7 @@ from corelens.attention import chosen_rows
 from corelens.heads import Head
 from corelens.interventions.hooks import FwdHooks, Replace, by_layer
 from corelens.passes import Named, Progress, Where
+from corelens.refusals import see
 from corelens.tokens import TokenMap
 
 HeadPoint = Literal["z", "o_in", "q", "k", "v", "pattern"]
@@ -114,7 +115,7 @@ def align(
             raise ValueError(
                 f"sample {sample}: {positions if isinstance(positions, str) else 'all'} positions of the source do "
                 f"not have the addresses of those of the target. Source: {source[sample]}. Target: {target[sample]}. "
-                f"Choose positions that both have, e.g. positions='last'."
+                f"Choose positions that both have, e.g. positions='last'. {see('alignment')}"
             )
         index[sample, to] = from_.to(index)
     return index if isinstance(chosen, str) else torch.where(chosen.to(index.device), index, -1)

@@ -14,6 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 
 from corelens.attention import NAME, PACKED, SPARSE, switched
 from corelens.model import LOCKS, HookedMLLM
+from corelens.refusals import see
 from corelens.sites import decoder_configs
 from corelens.sparse.attention import Planned, Tokens, head_sparse_attention
 from corelens.sparse.cache import HeadSparseCache
@@ -61,8 +62,8 @@ class Applied:
         n_prompt = 0 if prompt is None else prompt.shape[1]
         new = kwargs.get("max_new_tokens", settings.max_new_tokens)
         longest = kwargs.get("max_length", settings.max_length) if new is None else n_prompt + new
-        if given is None and not self.force and n_prompt and (reason := self._does_not_pay(n_prompt)):
-            warnings.warn(f"{reason} The model generates without it; apply(..., force=True) follows it.", stacklevel=2)
+        if given is None and not self.force and n_prompt and (warning := self._does_not_pay(n_prompt)):
+            warnings.warn(warning, stacklevel=2)
             with switched(self.before):
                 return type(self.model).generate(self.model, *args, **kwargs)  # pyright: ignore
         if given is None and kwargs.get("use_cache", settings.use_cache) is not False:
@@ -76,7 +77,7 @@ class Applied:
             self.tokens.n_prompt = None
 
     def _does_not_pay(self, n_prompt: int) -> str:
-        """Why a plan is not worth following at the length of a prompt; empty if it is, or if nobody can say."""
+        """What to warn of where a plan is not worth following; empty where it is, or where nobody can say."""
         try:
             pays = self._pays_from
         except ValueError:
@@ -85,7 +86,10 @@ class Applied:
         if pays is not None and n_prompt >= pays:
             return ""
         said = "at no length" if pays is None else f"from about {pays:,} positions on"
-        return f"This plan is predicted to pay {said}, and the prompt has {n_prompt:,}."
+        return (
+            f"This plan is predicted to pay {said}, and the prompt has {n_prompt:,}. The model generates without it; "
+            f"apply(..., force=True) follows it. {see('short')}"
+        )
 
     @cached_property
     def _pays_from(self) -> int | None:

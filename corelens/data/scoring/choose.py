@@ -8,6 +8,7 @@ from corelens.data.scoring import short
 from corelens.data.scoring.boxes import BoxUnit, box_hit
 from corelens.data.scoring.documents import mmlongbench_doc, mmlongbench_docqa
 from corelens.media import load_picture
+from corelens.refusals import see
 
 _SHORT = {
     "exact": short.exact,
@@ -51,7 +52,7 @@ def _box(sample: Sample, said: str, unit: BoxUnit | None) -> float | None:
     if unit is None:
         raise ValueError(
             f"sample {sample.id} asks for a box: say in which unit the model answers, by box_unit='pixels', "
-            f"'thousandths', 'fractions' or the size of the picture as the model sees it."
+            f"'thousandths', 'fractions' or the size of the picture as the model sees it. {see('box-unit')}"
         )
     (evidence,) = sample.evidence
     assert evidence.box is not None  # what readers promise with this rule

@@ -1,0 +1,9 @@
+"""Where the docs say more about a refusal."""
+
+PAGE = "docs/errors.md"
+"""In the repository: the docs have no published address yet."""
+
+
+def see(anchor: str) -> str:
+    """The end of a message that has a section on that page."""
+    return f"({PAGE}#{anchor})"
