@@ -44,6 +44,7 @@ from corelens import (
     sweep,
 )  # fmt: skip
 from corelens.toy import worlds
+from corelens.toy.worlds.world import SIDE
 
 POSITIONS = "from_question"
 
@@ -77,7 +78,7 @@ def elsewhere(sample: Sample, rng: np.random.Generator) -> Box:
     assert box is not None
     width, height = box.right - box.left, box.bottom - box.top
     while True:
-        left, top = rng.integers(0, worlds.SIDE - width), rng.integers(0, worlds.SIDE - height)
+        left, top = rng.integers(0, SIDE - width), rng.integers(0, SIDE - height)
         if abs(left - box.left) > width + 16 or abs(top - box.top) > height + 16:
             return Box(float(left), float(top), float(left + width), float(top + height))
 
