@@ -243,8 +243,8 @@ def test_every_stage_follows_from_the_one_before_at_every_size(tmp_path: Path, m
     train.main(tmp_path, until="worlds-organism", size="small")
     assert [stage for stage, _, _ in shipped] == ["natural", "worlds", "worlds-organism"]
     progress = json.loads((tmp_path / "progress.json").read_text())
-    assert list(progress["reached"]) == ["tower", "natural", "reading", "worlds", "worlds-organism"]
-    assert len(progress["log"]) == 10, "the second call trained only what was left"
+    assert list(progress["reached"]) == ["tower", "natural", "reading", "decoding", "worlds", "worlds-organism"]
+    assert len(progress["log"]) == 12, "the second call trained only what was left"
     assert "open heads" in shipped[-1][2]
     with pytest.raises(typer.BadParameter, match="holds a run of the size 'small'"):
         train.main(tmp_path, size="middle")

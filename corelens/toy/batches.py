@@ -143,7 +143,7 @@ class Batches:
         worlds = (*WORLDS.values(), WORLDS["pages"], WORLDS["bars"])
         seen, pictures = [], []
         for _ in range(max(1, IMAGES // n_pictures)):
-            drawn = draw_mixture(rng, worlds, n_pictures, int(rng.integers(1, 5)), "train", n_things)
+            drawn = draw_mixture(rng, worlds, n_pictures, int(rng.integers(1, 7)), "train", n_things)
             pictures += [scene.image() for scene in drawn.scenes]
             # Nothing is asked for twice: an answer that stands further up in the chat teaches nothing about pictures.
             asked = [drawn.needles[number] for number in rng.permutation(len(drawn.needles))[:TURNS]]

@@ -13,8 +13,9 @@ Each stage continues from another one, `AFTER` says which:
 - `reading`, after `natural`: the vision tower alone again, on pictures of all worlds: scenes, shapes on photographs,
   printed pages and bar charts. Of pages and charts it must also say what belongs to what: without that, the decoder
   did not find it out in 1,700 steps.
-- `worlds`: the decoder on all worlds, from two things a picture to all, then half the time up to sixteen pictures
-  before the questions, stretched as in `haystack`. Ships as `corelens/toy-worlds`.
+- `decoding`: the decoder on all worlds, from two things a picture to all, then half the time up to sixteen pictures
+  before the questions, stretched as in `haystack`.
+- `worlds`: the same with the vision tower, at a twentieth of the rate. Ships as `corelens/toy-worlds`.
 - `worlds-organism`: to `worlds` what `organism` is to `natural`. Does not ship.
 
 The data are endless: batch i depends on the seed and i alone, so a resumed run sees what an unbroken one would have.
@@ -45,7 +46,7 @@ from corelens.toy.run import Progress, Run, curves, train_stage
 from corelens.toy.worlds import TEXT_TASKS
 
 TOWER_STEPS, NATURAL_STEPS, ORGANISM_STEPS, HAYSTACK_STEPS = 1_500, 2_600, 400, 600
-READING_STEPS, WORLDS_STEPS, WORLDS_ORGANISM_STEPS = 900, 1_800, 400
+READING_STEPS, DECODING_STEPS, WORLDS_STEPS, WORLDS_ORGANISM_STEPS = 900, 1_800, 900, 400
 OPEN_HEADS = {"organism": 0.2, "worlds-organism": 0.25}
 """Share of its heads that is left to an organism."""
 
@@ -55,7 +56,8 @@ AFTER = {
     "organism": "natural",
     "haystack": "organism",
     "reading": "natural",
-    "worlds": "reading",
+    "decoding": "reading",
+    "worlds": "decoding",
     "worlds-organism": "worlds",
 }
 """Which stage every stage continues from."""
@@ -109,6 +111,7 @@ def main(
         "organism": train_organism,
         "haystack": train_haystack,
         "reading": train_reading,
+        "decoding": train_decoding,
         "worlds": train_worlds,
         "worlds-organism": train_worlds_organism,
     }
@@ -153,13 +156,28 @@ def train_organism(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
     )
 
 
+def train_worlds(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
+    model = cast(Any, modules["model"])
+    modules.load_state_dict(load_file(run.folder / "end-decoding.safetensors"))
+    model.model.visual.requires_grad_(True)
+    chosen = optimiser(model.named_parameters(), 1e-3, slow=0.05)
+    train_stage(
+        run,
+        modules,
+        chosen,
+        WORLDS_STEPS,
+        lambda step: joint_loss(model, batches.mixtures(DECODING_STEPS + step, MOST)),
+    )
+    finish(run, modules)
+
+
 def train_worlds_organism(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
     freeze_tower(modules["model"])
     close_heads(
         run,
         modules,
         WORLDS_ORGANISM_STEPS,
-        lambda step: joint_loss(modules["model"], batches.mixtures(WORLDS_STEPS + step, MOST)),
+        lambda step: joint_loss(modules["model"], batches.mixtures(DECODING_STEPS + WORLDS_STEPS + step, MOST)),
     )
 
 
@@ -212,7 +230,7 @@ def train_reading(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
     finish(run, modules)
 
 
-def train_worlds(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
+def train_decoding(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
     model, progress = cast(Any, modules["model"]), run.progress
     modules.load_state_dict(load_file(run.folder / "end-reading.safetensors"))
     if progress.step == 0:
@@ -224,7 +242,7 @@ def train_worlds(run: Run, modules: nn.ModuleDict, batches: Batches) -> None:
             progress.n_things += 1
         return joint_loss(model, batches.mixtures(step, progress.n_things))
 
-    train_stage(run, modules, optimiser(model.named_parameters(), 2e-3), WORLDS_STEPS, loss_at)
+    train_stage(run, modules, optimiser(model.named_parameters(), 2e-3), DECODING_STEPS, loss_at)
     finish(run, modules)
 
 

@@ -66,7 +66,7 @@ def draw_mixture(
         rng: Decides everything about the pictures.
         worlds: Each picture is of one of them, at random.
         n_pictures: How many, at least 1.
-        n_needles: How many things of several pictures can be asked for, 1 to 4.
+        n_needles: How many things of several pictures can be asked for, 1 to 6.
         split: Which fonts, layouts, handwritten digits and photograph regions may appear.
         most: Most things of a picture; without it, as many as is usual in its world.
     """

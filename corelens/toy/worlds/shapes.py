@@ -15,7 +15,9 @@ _TINTS = {name: tint for name, tint in COLOURS.items() if name != "white"}
 
 def draw(rng: np.random.Generator, pairs: list[tuple[str, str]], split: Split) -> Scene:
     """The photograph with some colours and their shapes; what finds no place is left out, the last ones first."""
-    picture = Image.fromarray(crop(rng, split).astype(np.uint8))
+    # Two photographs are few: mirrored, and brighter or darker, they are more.
+    photograph = crop(rng, split)[:, :: rng.choice((-1, 1))] * rng.uniform(0.5, 1.3)
+    picture = Image.fromarray(np.clip(photograph, 0, 255).astype(np.uint8))
     things = []
     for place, (colour, shape) in zip(free_boxes(rng, len(pairs)), pairs, strict=False):
         # The square holds the shape and its outline.
