@@ -96,10 +96,10 @@ def texts(n: int, seed: int, task: str) -> Iterator[Sample]:
 
 SAMPLES: dict[str, Callable[[int, int], Iterator[Sample]]] = {
     "scenes": scenes,
-    "shapes": partial(pictures, "shapes"),
-    "pages": partial(pictures, "pages"),
-    "bars": partial(pictures, "bars"),
+    "toy-shapes": partial(pictures, "shapes"),
+    "toy-pages": partial(pictures, "pages"),
+    "toy-bars": partial(pictures, "bars"),
     "scene-haystacks": haystacks,
-    "mixtures": mixtures,
+    "toy-mixtures": mixtures,
 }
 """What a command line calls them: so many samples, drawn from a seed."""
