@@ -1,4 +1,4 @@
-"""What the toy is trained on: batches of scenes and chats, each made from the seed and its number alone."""
+"""What the toy is trained on: batches of pictures and chats. A generator of random numbers decides all about each."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -64,26 +64,29 @@ def collate(tokenizer: Any, chats: list[tuple[list[str], list[bool]]]) -> dict[s
     }
 
 
-class Batches:
-    """Training batch `step` of a stage, from the seed alone."""
+Shown = tuple[dict[str, Tensor], dict[str, Int[Tensor, " token"]]]
+"""Pixels, and for each of `READ` what every visual token shows."""
+Chats = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""Chats about pictures, and chats without."""
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+
+class Batches:
+    """Makes batches of several kinds."""
+
+    def __init__(self) -> None:
         self.tokenizer = build.tokenizer()
         self.image_processor = build.image_processor()
 
-    def crowded(self, step: int, n: int = 32) -> tuple[dict[str, Tensor], dict[str, Int[Tensor, " token"]]]:
-        """Scenes of 14 digits, and what each visual token shows."""
-        rng = np.random.default_rng([self.seed, 1, step])
-        return self._shown([digits.draw_scene(rng, 14, "train", distinct=False) for _ in range(n)])
+    def crowded(self, rng: np.random.Generator, n_things: int) -> Shown:
+        """Scenes of many digits, and what each visual token shows."""
+        return self._shown([digits.draw_scene(rng, n_things, "train", distinct=False) for _ in range(2 * IMAGES)])
 
-    def various(self, step: int, n: int = 32) -> tuple[dict[str, Tensor], dict[str, Int[Tensor, " token"]]]:
+    def various(self, rng: np.random.Generator, n_things: int) -> Shown:
         """Pictures of all worlds, half of them pages, since print takes longest to learn, and what each token shows."""
-        rng = np.random.default_rng([self.seed, 4, step])
         worlds = (*WORLDS.values(), WORLDS["pages"], WORLDS["pages"])
-        return self._shown([*draw_mixture(rng, worlds, n, 0, "train").scenes])
+        return self._shown([*draw_mixture(rng, worlds, 2 * IMAGES, 0, "train", n_things).scenes])
 
-    def _shown(self, drawn: list[Scene]) -> tuple[dict[str, Tensor], dict[str, Int[Tensor, " token"]]]:
+    def _shown(self, drawn: list[Scene]) -> Shown:
         """Pixels, and for each of `READ` its number at every visual token, -100 where there is nothing to read."""
         cell = build.PATCH * build.MERGE
         side = SIDE // cell
@@ -107,52 +110,49 @@ class Batches:
                                 read[what][index, row, column] = -100 if word is None else words.index(word)
         return self._pixels([scene.image() for scene in drawn]), {what: of.flatten() for what, of in read.items()}
 
-    def chats(self, step: int, n_things: int) -> list[dict[str, Tensor]]:
-        """One batch of pictures and one of text-only chats, eight questions each."""
-        rng = np.random.default_rng([self.seed, 2, step])
+    def chats(self, rng: np.random.Generator, n_things: int) -> Chats:
+        """Scenes and text-only chats, eight questions each."""
         seen, pictures = [], []
         for _ in range(IMAGES):
             scene = digits.draw_scene(rng, int(rng.integers(max(1, n_things - 1), n_things + 1)), "train")
             pictures.append(scene.image())
             pairs = [(thing.key, thing.value) for thing in scene.things]
             seen.append(chat_words([ask_pairs(rng, pairs) for _ in range(TURNS)], self.n_visual))
-        return [collate(self.tokenizer, seen) | self._pixels(pictures), self._reading(rng, TEXTS)]
+        return collate(self.tokenizer, seen) | self._pixels(pictures), self._reading(rng, TEXTS)
 
-    def haystacks(self, step: int) -> list[dict[str, Tensor]]:
-        """Sixteen pictures as one haystack, two, four, eight or sixteen, and half as much text as beside scenes."""
-        rng = np.random.default_rng([self.seed, 3, step])
+    def haystacks(self, rng: np.random.Generator, n_things: int) -> Chats:
+        """Sixteen scenes as one haystack, two, four, eight or sixteen, and half as much text as beside scenes."""
         n_pictures = int(rng.choice((1, 2, 4, 8, 16)))
         seen, pictures = [], []
         for _ in range(max(1, IMAGES // n_pictures)):
-            haystack = draw_haystack(rng, n_pictures, 6, int(rng.integers(1, 5)), "train")
+            haystack = draw_haystack(rng, n_pictures, n_things, int(rng.integers(1, 5)), "train")
             pictures += [scene.image() for scene in haystack.scenes]
             pairs = [(needle.thing.key, needle.thing.value) for needle in haystack.needles]
             turns = [ask_pairs(rng, pairs) for _ in range(TURNS)]
             seen.append(chat_words(turns, self.n_visual, n_pictures))
         batch = collate(self.tokenizer, seen) | self._pixels(pictures)
-        return [batch | {"stretch": self._stretch(rng, batch["input_ids"])}, self._reading(rng, TEXTS // 2)]
+        return batch | {"stretch": self._stretch(rng, batch["input_ids"])}, self._reading(rng, TEXTS // 2)
 
-    def mixtures(self, step: int, n_things: int) -> list[dict[str, Tensor]]:
+    def mixtures(self, rng: np.random.Generator, n_things: int) -> Chats:
         """Sixteen pictures of all worlds, and half as much text as beside scenes.
 
-        Each by itself while they show fewer than `MOST` things; then half the time together, two to sixteen.
+        Each by itself while they show fewer than `MOST` things; then two times of three together, four to sixteen.
         """
-        rng = np.random.default_rng([self.seed, 5, step])
-        together = n_things == MOST and rng.random() < 0.5
-        n_pictures = int(rng.choice((2, 4, 8, 16))) if together else 1
+        together = n_things == MOST and rng.random() < 2 / 3
+        n_pictures = int(rng.choice((4, 8, 16))) if together else 1
         worlds = (*WORLDS.values(), WORLDS["pages"], WORLDS["bars"])
         seen, pictures = [], []
         for _ in range(max(1, IMAGES // n_pictures)):
-            drawn = draw_mixture(rng, worlds, n_pictures, int(rng.integers(1, 7)), "train", n_things)
+            drawn = draw_mixture(rng, worlds, n_pictures, int(rng.integers(1, 13)), "train", n_things)
             pictures += [scene.image() for scene in drawn.scenes]
             # Nothing is asked for twice: an answer that stands further up in the chat teaches nothing about pictures.
-            asked = [drawn.needles[number] for number in rng.permutation(len(drawn.needles))[:TURNS]]
+            asked = [drawn.needles[number] for number in rng.permutation(len(drawn.needles))]
             turns = [needle.world.ask(rng, needle.thing.key, needle.thing.value) for needle in asked]
             seen.append(chat_words(turns, self.n_visual, n_pictures))
         batch = collate(self.tokenizer, seen) | self._pixels(pictures)
         if n_pictures > 1:
             batch["stretch"] = self._stretch(rng, batch["input_ids"])
-        return [batch, self._reading(rng, TEXTS // 2)]
+        return batch, self._reading(rng, TEXTS // 2)
 
     def _stretch(self, rng: np.random.Generator, ids: Int[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:
         """How much further on every token stands than its place says: a random gap before each picture and turn.

@@ -26,7 +26,7 @@ class Progress:
     stage: str = "tower"
     step: int = 0
     n_things: int = 2
-    """Digits a scene, raised as the model learns."""
+    """Things a picture, raised as the model learns."""
     log: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     reached: dict[str, Any] = field(default_factory=dict)

@@ -18,10 +18,10 @@ import numpy as np
 
 from corelens.data import Evidence, Sample
 from corelens.toy.worlds import bars, digits, pages, shapes
-from corelens.toy.worlds.haystacks import draw_haystack, draw_mixture
+from corelens.toy.worlds.haystacks import Haystack, Needle, draw_haystack, draw_mixture
 from corelens.toy.worlds.texts import TEXT_TASKS as TEXT_TASKS
 from corelens.toy.worlds.texts import ask_text
-from corelens.toy.worlds.world import Split, World
+from corelens.toy.worlds.world import Split
 
 WORLDS = {"digits": digits.WORLD, "shapes": shapes.WORLD, "pages": pages.WORLD, "bars": bars.WORLD}
 """The kinds of pictures."""
@@ -32,13 +32,12 @@ def scenes(n: int, seed: int, n_things: int = 6, split: Split = "test") -> Itera
 
     Sample i depends on `seed` and i alone, so a longer run begins with the shorter one.
     """
-    for index in range(n):
-        rng = np.random.default_rng([seed, index])
+
+    def draw(rng: np.random.Generator) -> Haystack:
         scene = digits.draw_scene(rng, n_things, split)
-        thing = scene.things[rng.integers(len(scene.things))]
-        question, answer = digits.WORLD.ask(rng, thing.key, thing.value)
-        evidence = (Evidence(thing.box),)
-        yield Sample(f"scene-{split}-{seed}-{index}", question, answer, (scene.image(),), evidence)
+        return Haystack((scene,), tuple(Needle(0, digits.WORLD, thing) for thing in scene.things))
+
+    return _asked(f"scene-{split}", n, seed, draw)
 
 
 def pictures(world: str, n: int, seed: int, split: Split = "test") -> Iterator[Sample]:
@@ -46,7 +45,7 @@ def pictures(world: str, n: int, seed: int, split: Split = "test") -> Iterator[S
 
     Sample i depends on `seed` and i alone.
     """
-    return _mixtures(world, (WORLDS[world],), n, seed, 1, split)
+    return _asked(f"{world}-{split}", n, seed, lambda rng: draw_mixture(rng, (WORLDS[world],), 1, 1, split))
 
 
 def mixtures(n: int, seed: int, n_pictures: int = 32, split: Split = "test") -> Iterator[Sample]:
@@ -55,20 +54,8 @@ def mixtures(n: int, seed: int, n_pictures: int = 32, split: Split = "test") -> 
     The key and the value of the asked thing stand in no other picture of its world. Sample i depends on `seed` and i
     alone.
     """
-    return _mixtures("mixture", tuple(WORLDS.values()), n, seed, n_pictures, split)
-
-
-def _mixtures(
-    name: str, worlds: tuple[World, ...], n: int, seed: int, n_pictures: int, split: Split
-) -> Iterator[Sample]:
-    for index in range(n):
-        rng = np.random.default_rng([seed, index])
-        drawn = draw_mixture(rng, worlds, n_pictures, 1, split)
-        needle = drawn.needles[rng.integers(len(drawn.needles))]
-        question, answer = needle.world.ask(rng, needle.thing.key, needle.thing.value)
-        images = tuple(scene.image() for scene in drawn.scenes)
-        evidence = (Evidence(needle.thing.box, media=needle.picture),)
-        yield Sample(f"{name}-{split}-{seed}-{index}", question, answer, images, evidence)
+    worlds = tuple(WORLDS.values())
+    return _asked(f"mixture-{split}", n, seed, lambda rng: draw_mixture(rng, worlds, n_pictures, 1, split))
 
 
 def haystacks(n: int, seed: int, n_pictures: int = 32, n_things: int = 3, split: Split = "test") -> Iterator[Sample]:
@@ -77,14 +64,19 @@ def haystacks(n: int, seed: int, n_pictures: int = 32, n_things: int = 3, split:
     Every picture holds one to `n_things` digits. The colour and the digit of the asked one appear nowhere else. Its box
     is the evidence. Sample i depends on `seed` and i alone.
     """
+    return _asked(f"haystack-{split}", n, seed, lambda rng: draw_haystack(rng, n_pictures, n_things, 1, split))
+
+
+def _asked(name: str, n: int, seed: int, draw: Callable[[np.random.Generator], Haystack]) -> Iterator[Sample]:
+    """`n` drawn haystacks, each with one question about one of its needles."""
     for index in range(n):
         rng = np.random.default_rng([seed, index])
-        haystack = draw_haystack(rng, n_pictures, n_things, 1, split)
-        (needle,) = haystack.needles
+        drawn = draw(rng)
+        needle = drawn.needles[rng.integers(len(drawn.needles))]
         question, answer = needle.world.ask(rng, needle.thing.key, needle.thing.value)
-        images = tuple(scene.image() for scene in haystack.scenes)
+        images = tuple(scene.image() for scene in drawn.scenes)
         evidence = (Evidence(needle.thing.box, media=needle.picture),)
-        yield Sample(f"haystack-{split}-{seed}-{index}", question, answer, images, evidence)
+        yield Sample(f"{name}-{seed}-{index}", question, answer, images, evidence)
 
 
 def texts(n: int, seed: int, task: str) -> Iterator[Sample]:

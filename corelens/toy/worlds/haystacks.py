@@ -66,7 +66,7 @@ def draw_mixture(
         rng: Decides everything about the pictures.
         worlds: Each picture is of one of them, at random.
         n_pictures: How many, at least 1.
-        n_needles: How many things of several pictures can be asked for, 1 to 6.
+        n_needles: How many things of several pictures can be asked for, fewer where the words of a world run out.
         split: Which fonts, layouts, handwritten digits and photograph regions may appear.
         most: Most things of a picture; without it, as many as is usual in its world.
     """
@@ -81,7 +81,8 @@ def draw_mixture(
 
     for picture in rng.permutation(n_pictures)[:n_needles].tolist():
         keys, values = left(chosen[picture])
-        wanted[picture] = (str(rng.choice(keys)), str(rng.choice(values)))
+        if min(len(keys), len(values)) > 2:  # Other pictures need some, too.
+            wanted[picture] = (str(rng.choice(keys)), str(rng.choice(values)))
     scenes = []
     for picture, world in enumerate(chosen):
         own = [wanted[picture]] if picture in wanted else []
