@@ -109,7 +109,42 @@ def tables() -> dict[str, list[list[Any]]]:
         ],
         "computed": list(_computed()),
         "reproduction": list(_reproduction()),
+        "claims": [["claim", "rule"], *([one["claim"], one["rule"]] for one in studies()[0]["findings"])],
+        "verdicts": list(_verdicts()),
+        "effects": list(_effects()),
     }
+
+
+def studies() -> list[dict[str, Any]]:
+    """What finished studies of shipped models found, the smallest model first."""
+    return [json.loads(path.read_text()) for path in sorted(ROOT.glob("docs/studies/*.json"))]
+
+
+def _verdicts() -> Iterator[list[str]]:
+    """The verdict of every study on every claim."""
+    yield ["model", "data", *(one["claim"].partition(":")[0] for one in studies()[0]["findings"])]
+    for study in studies():
+        said = [{"supported": "**yes**", "not supported": "no"}.get(one["verdict"], "open") for one in study["findings"]]
+        yield [f"`{study['model']}`", study["choices"]["data"].replace(",", ", "), *said]
+
+
+def _effects() -> Iterator[list[str]]:
+    """The numbers that the verdicts follow from, with their intervals."""
+    yield ["needed of", "number", *(f"`{study['model'].removeprefix('corelens/')}`" for study in studies())]
+    for claims in zip(*(study["findings"] for study in studies()), strict=True):
+        names = dict.fromkeys(one["name"] for finding in claims for one in finding["effects"] if one["needed"])
+        for name in names:
+            of = [[one for one in finding["effects"] if one["name"] == name] for finding in claims]
+            needed = next(one["needed"] for found in of for one in found)
+            yield [claims[0]["claim"].partition(":")[0], f"{name}, {needed}", *(_measured(found) for found in of)]
+
+
+def _measured(found: list[dict[str, Any]]) -> str:
+    if not found:
+        return ""
+    value, low, high = (f"{found[0][key]:.3g}" for key in ("value", "low", "high"))
+    said = f"{value} [{low}, {high}]"
+    return f"**{said}**" if found[0]["met"] else said
 
 
 def _computed() -> Iterator[list[str]]:
