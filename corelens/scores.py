@@ -214,6 +214,9 @@ class Agreement(NamedTuple):
     jaccard: float
     """Of the top sets."""
 
+    shared: float
+    """Share of one's top set that is in the other's."""
+
     spearman: float
     """Over all heads that both score."""
 
@@ -232,8 +235,10 @@ def agreement(one: HeadScores, other: HeadScores, n: float | int = 0.05) -> Agre
             f"these scores are of {one.n_heads} and {other.n_heads} heads in {tuple(one.values.shape[1:])} and "
             f"{tuple(other.values.shape[1:])} layers and heads: only scores of the same heads can be compared."
         )
+    top, of_other = set(one.top(n)), set(other.top(n))
     return Agreement(
-        jaccard(set(one.top(n)), set(other.top(n))),
+        jaccard(top, of_other),
+        len(top & of_other) / len(top),
         spearman(one.per_head, other.per_head),
         rank_biased_overlap(one.ranked(), other.ranked()),
     )

@@ -221,10 +221,11 @@ def test_agreement_of_scores(scores: Any):
 
     from corelens import agreement
 
-    assert agreement(scores, scores) == pytest.approx((1, 1, 1))
+    assert agreement(scores, scores) == pytest.approx((1, 1, 1, 1))
     upside_down = replace(scores, values=-scores.values)
     found = agreement(scores, upside_down)
-    assert found.jaccard == 0
+    assert found.jaccard == found.shared == 0
+    assert agreement(scores, upside_down, scores.n_heads).shared == 1
     assert found.spearman == pytest.approx(-1)
     with pytest.raises(ValueError, match="only scores of the same heads can be compared"):
         agreement(scores, replace(scores, values=scores.values[:, :3]))

@@ -47,9 +47,12 @@ def test_what_would_change_a_verdict_names_the_numbers():
     from corelens.study import Finding
 
     finding = Finding("claim", "rule", (effect(1, 3, at_least=2.0), effect(5, 6, at_least=4.0)))
-    assert finding.would_change == "All of: number at least 2, was 2 [1, 3]. More samples narrow the intervals."
+    assert finding.would_change == (
+        "All of these, with their whole intervals: number at least 2, was 2 [1, 3]. More samples narrow the intervals."
+    )
     assert finding.to_json()["effects"][1] == {
-        "name": "number", "value": 5.5, "low": 5.0, "high": 6.0, "needed": "at least 4", "met": True
+        "name": "number", "value": 5.5, "low": 5.0, "high": 6.0, "said": "5.5 [5, 6]", "needed": "at least 4",
+        "met": True,
     }  # fmt: skip
 
 
@@ -57,7 +60,7 @@ def test_small_numbers_survive_their_file():
     from corelens.study import Finding
 
     (one,) = Finding("claim", "rule", (effect(1.234567e-9, 3e-7),)).to_json()["effects"]
-    assert (one["low"], one["high"]) == (1.2346e-9, 3e-7)
+    assert (one["low"], one["high"]) == (1.234567e-9, 3e-7)
 
 
 def test_an_interval_holds_the_mean_as_often_as_it_says():
@@ -70,6 +73,23 @@ def test_an_interval_holds_the_mean_as_often_as_it_says():
         found = estimate("mean", lambda i, drawn=drawn: float(drawn[i].mean()), [""] * 50)
         hits += found.low <= 0 <= found.high
     assert 34 <= hits <= 40
+
+
+def test_an_interval_holds_a_number_that_drawing_again_lowers():
+    from corelens.metrics import spearman
+    from corelens.study.finding import estimate
+
+    one, other = torch.randn(2, 12, 5, 8, generator=torch.Generator().manual_seed(0))
+    one, other = (own + 2 * torch.linspace(0, 1, 40).view(5, 8) for own in (one, other))
+    found = estimate("rank correlation", lambda i: spearman(one[i].mean(0), other[i].mean(0)), [""] * 12)
+    assert found.low < found.value < found.high
+
+
+def test_a_test_has_no_interval():
+    from corelens.study.finding import p_value
+
+    assert str(p_value("p", 0.012345)) == "0.0123"
+    assert (p_value("p", 0.5, at_most=0.05).met, p_value("p", 0.01, at_most=0.05).met) == (None, True)
 
 
 def test_samples_are_drawn_within_their_data_sets():
@@ -383,7 +403,7 @@ def test_the_command_compares_two_data_sets_and_another_model_behind_one_bar(
     assert (shared["name"], shared["value"] >= 0.6) == ("shared by top sets", True)
     assert any(note.startswith("MMDocIR: only in its top set: ") for note in generality["notes"])
     page = (tmp_path / "run" / "study.html").read_text()
-    assert "jaccard" in page.lower()
+    assert "top heads that are in the other" in page
 
     speed = (tmp_path / "run" / "speed.json").read_bytes()
     other = tmp_path_factory.mktemp("other")

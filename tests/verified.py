@@ -124,7 +124,8 @@ def _verdicts() -> Iterator[list[str]]:
     """The verdict of every study on every claim."""
     yield ["model", "data", *(one["claim"].partition(":")[0] for one in studies()[0]["findings"])]
     for study in studies():
-        said = [{"supported": "**yes**", "not supported": "no"}.get(one["verdict"], "open") for one in study["findings"]]
+        words = {"supported": "**yes**", "not supported": "no", "inconclusive": "open"}
+        said = [words[one["verdict"]] for one in study["findings"]]
         yield [f"`{study['model']}`", study["choices"]["data"].replace(",", ", "), *said]
 
 
@@ -140,11 +141,7 @@ def _effects() -> Iterator[list[str]]:
 
 
 def _measured(found: list[dict[str, Any]]) -> str:
-    if not found:
-        return ""
-    value, low, high = (f"{found[0][key]:.3g}" for key in ("value", "low", "high"))
-    said = f"{value} [{low}, {high}]"
-    return f"**{said}**" if found[0]["met"] else said
+    return "".join(f"**{one['said']}**" if one["met"] else one["said"] for one in found)
 
 
 def _computed() -> Iterator[list[str]]:

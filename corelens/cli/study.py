@@ -87,16 +87,8 @@ def _show(result: dict[str, Any], out: Path) -> None:
     console = Console(highlight=False, markup=False)
     table = Table("claim", "verdict", "needed, and measured with 95 % interval", box=box.SIMPLE)
     for finding in result["findings"]:
-        needed = [
-            f"{one['name']} {one['needed']}: {_number(one['value'])} [{_number(one['low'])}, {_number(one['high'])}]"
-            for one in finding["effects"]
-            if one["needed"]
-        ]
+        needed = [f"{one['name']} {one['needed']}: {one['said']}" for one in finding["effects"] if one["needed"]]
         table.add_row(finding["claim"], finding["verdict"], "\n".join(needed) or finding["notes"][0])
     console.print(f"\n{result['model']}")
     console.print(table)
     console.print(f"All numbers: {out / 'study.json'}, report: {out / 'study.html'}\n")
-
-
-def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3g}"

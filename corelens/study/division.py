@@ -74,6 +74,6 @@ def division(scores: HeadScores, described: Mapping[str, HeadScores], core: Head
         (
             f"Of pairs of a CoRe and another head, the CoRe head's map of the picture is less scattered in "
             f"{float(less) / max(pairs, 1):.0%} (spatial entropy).",
-            f"Chosen on other samples: {core}.",
+            f"The CoRe heads, chosen on other samples: {core}.",
         ),
     )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from scipy.stats import norm
 
 Verdict = Literal["supported", "not supported", "inconclusive"]
 
@@ -22,6 +23,9 @@ class Effect:
     high: float
     at_least: float | None = None
     at_most: float | None = None
+    of_test: bool = False
+    """Whether it is the p-value of a test, which has no interval: one that finds nothing is no evidence against the
+    claim, and counts as anything from zero to it."""
 
     @property
     def needed(self) -> bool:
@@ -45,7 +49,9 @@ class Effect:
         return "" if self.at_most is None else f"at most {self.at_most:.3g}"
 
     def __str__(self) -> str:
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        if not np.isfinite(self.value):
+            return "unknown"
+        return f"{self.value:.3g}" + (f" [{self.low:.3g}, {self.high:.3g}]" if not self.of_test else "")
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,12 @@ class Finding:
             return "Any of: " + "; ".join(f"{one.name} not {one.need}" for one in needed) + "."
         wrong = [one for one in needed if one.met is not True]
         more = " More samples narrow the intervals." if self.verdict == "inconclusive" else ""
-        return "All of: " + "; ".join(f"{one.name} {one.need}, was {one}" for one in wrong) + "." + more
+        return (
+            "All of these, with their whole intervals: "
+            + "; ".join(f"{one.name} {one.need}, was {one}" for one in wrong)
+            + "."
+            + more
+        )
 
     def to_json(self) -> dict[str, Any]:
         """All of it, ready for JSON; what is not known is null."""
@@ -93,9 +104,10 @@ class Finding:
                 {
                     "name": one.name,
                     **{
-                        key: float(f"{number:.5g}") if np.isfinite(number := getattr(one, key)) else None
+                        key: number if np.isfinite(number := float(getattr(one, key))) else None
                         for key in ("value", "low", "high")
                     },
+                    "said": str(one),
                     "needed": one.need,
                     "met": one.met,
                 }
@@ -113,7 +125,10 @@ def estimate(
     at_least: float | None = None,
     at_most: float | None = None,
 ) -> Effect:
-    """A number and its percentile bootstrap interval over samples.
+    """A number and its bootstrap interval over samples, of bias-corrected percentiles (Efron 1981).
+
+    Correlations and overlaps of samples that are drawn again are lower than those of the samples themselves; plain
+    percentiles would lie below the number.
 
     Args:
         name: What the number is.
@@ -125,11 +140,16 @@ def estimate(
     rng = np.random.default_rng(0)
     every = np.arange(len(strata))
     groups = [every[[own == stratum for own in strata]] for stratum in dict.fromkeys(strata)]
-    draws = [statistic(np.concatenate([rng.choice(group, len(group)) for group in groups])) for _ in range(N_DRAWS)]
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Effect(name, statistic(every), float(low), float(high), at_least, at_most)
+    draws = np.array(
+        [statistic(np.concatenate([rng.choice(group, len(group)) for group in groups])) for _ in range(N_DRAWS)]
+    )
+    value = statistic(every)
+    below = (np.mean(draws < value) + np.mean(draws <= value)) / 2
+    shift = norm.ppf(np.clip(below, 1 / N_DRAWS, 1 - 1 / N_DRAWS))
+    low, high = np.quantile(draws, norm.cdf(2 * shift + norm.ppf([0.025, 0.975])))
+    return Effect(name, value, min(float(low), value), max(float(high), value), at_least, at_most)
 
 
 def p_value(name: str, p: float, at_most: float | None = None) -> Effect:
-    """The result of a test. One that finds nothing is no evidence against the claim: its interval begins at zero."""
-    return Effect(name, p, 0.0, p, at_most=at_most)
+    """The result of a test."""
+    return Effect(name, p, 0.0, p, at_most=at_most, of_test=True)

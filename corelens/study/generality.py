@@ -43,7 +43,7 @@ def generality(scores: HeadScores, untrained: HeadScores, beside: Mapping[str, H
         effects += _model(scores, name, other)
         notes.append(_compared(scores, name, other))
     if not beside:
-        notes.append("One model: other finished studies can be given to compare where their heads lie.")
+        notes.append("No other model stands beside it; `--beside` gives a finished study of one, and compares depths.")
     return Finding(claim, RULE, tuple(effects), tuple(notes))
 
 
@@ -88,7 +88,7 @@ def _specific(scores: HeadScores, names: Sequence[str]) -> Iterator[str]:
         alone = sorted(tops[name].difference(*(tops[other] for other in names if other != name)))
         said = f"{name}: only in its top set: {', '.join(map(str, alone)) or 'no head'}"
         if len(own.samples) > 1:
-            said += f"; halves of its samples share {stability_curve(own.values).mean[-1]:.0%} of theirs"
+            said += f"; the top sets of two halves of its samples share {stability_curve(own.values).mean[-1]:.0%}"
         yield f"{said}; mean depth {depth_profile(own.per_head).centre:.2f}."
     yield f"By chance, top sets would share {_chance(scores):.0%}."
 

@@ -52,9 +52,13 @@ def necessity(
     if "bottom" in zeroed.conditions:
         effects.append(_cost("cost of zeroing the bottom heads", zeroed, "bottom", texts))
     for name, found in others.items():
+        if name == "mean":
+            continue  # stands above
         effects += [_cost(f"{name}: cost of {one}", found, one, texts) for one in found.conditions if one != PLAIN]
     plain = accuracy(zeroed, PLAIN, texts)
     notes = [f"With nothing removed the model answers {plain:.1%} of {len(top)} questions about pictures."]
+    if "sufficiency" in others:
+        notes.append("Blinding heads hides all visual tokens from them: what is left to see goes through the others.")
     if plain < 0.1:
         notes.append("A model that answers hardly any question has nothing to lose: the claim cannot hold of it.")
     return Finding("Necessity: the top heads are needed to see", RULE, tuple(effects), tuple(notes))

@@ -1,6 +1,7 @@
 """A study as one HTML page and one JSON object: verdicts first, then a section for each claim."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -81,14 +82,19 @@ def page(folder: Path) -> Page:
         [[finding["claim"], finding["verdict"], finding["what would change the verdict"]] for finding in findings],
     )
     scores, ablated = _scores(folder / "scan"), read_conditions(Run.finished(folder / "ablate"))
-    figures = [
-        _sparsity(scores, _scores(folder / "untrained")),
-        _generality(scores["ram"], result["beside"]),
-        _division(scores),
-        _necessity(ablated, result["text-only"]),
-        [_acceleration(read_conditions(Run.finished(folder / "accelerate")), result["times as fast"])],
+    made.text(
+        f"Heads were chosen on {_counted(scores['ram'].datasets)}, and tested on {_counted(ablated.datasets)}. A "
+        "number meets its need if its whole interval does, and does not if none of the interval does; otherwise this "
+        "many samples cannot tell."
+    )
+    rows = [
+        [_sparsity(scores, _scores(folder / "untrained"))],
+        [_generality(scores["ram"], result["beside"])],
+        [_division(scores)],
+        [[one] for one in _necessity(ablated, result["text-only"])],
+        [[_acceleration(read_conditions(Run.finished(folder / "accelerate")), result["times as fast"])]],
     ]
-    for finding, own in zip(findings, figures, strict=True):
+    for finding, own in zip(findings, rows, strict=True):
         _section(made, finding, own)
     made.heading("Choices and sources")
     made.facts({name: str(value) for name, value in (result["choices"] | result["versions"]).items()})
@@ -99,9 +105,10 @@ def page(folder: Path) -> Page:
     )
     made.heading("Limits")
     made.text(
-        "One model and the data sets named above. Intervals are 95 % bootstrap intervals over samples, not over models "
-        "or training runs, and five verdicts are not corrected for being five. The untrained model has the same "
-        f"configuration and one draw of weights. Samples left out: {len(result['skipped'])}."
+        "One model and the data sets named above. Intervals are 95 % bootstrap intervals (bias-corrected percentiles) "
+        "over samples, not over models or training runs, and five verdicts are not corrected for being five. The "
+        "untrained model has the same configuration and one draw of weights. Samples left out: "
+        f"{len(result['skipped'])}."
     )
     return made
 
@@ -111,27 +118,24 @@ def _scores(folder: Path) -> dict[str, HeadScores]:
     return {path.stem: HeadScores.load(path) for path in Run.finished(folder).folder.glob("*.safetensors")}
 
 
-def _section(made: Page, finding: Mapping[str, Any], figures: Sequence[go.Figure]) -> None:
+def _counted(datasets: Sequence[str]) -> str:
+    return ", ".join(f"{n} of {name}" for name, n in Counter(datasets).items())
+
+
+def _section(made: Page, finding: Mapping[str, Any], figures: Sequence[Sequence[go.Figure]]) -> None:
     made.heading(f"{finding['claim']}: {finding['verdict']}")
     made.text(f"Rule: {finding['rule']}")
-    said = {True: "met", False: "not met", None: "open"}
-    rows = [
-        [one["name"], _number(one), one["needed"], said[one["met"]] if one["needed"] else "reported"]
+    said = {True: "met", False: "not met", None: "cannot tell"}
+    effects = [
+        [said[one["met"]] if one["needed"] else "reported", one["name"], one["said"], one["needed"]]
         for one in finding["effects"]
     ]
-    if rows:
-        made.table(["effect", "value, 95 % interval", "needed", ""], rows)
+    if effects:
+        made.table(["", "effect", "value, 95 % interval", "needed"], effects)
     for note in finding["notes"]:
         made.text(note)
-    if figures:
-        made.figures(*figures)
-
-
-def _number(effect: Mapping[str, Any]) -> str:
-    if effect["value"] is None:
-        return "unknown"
-    value, low, high = (effect[key] for key in ("value", "low", "high"))
-    return f"{value:.3g}" + ("" if None in (low, high) else f" [{low:.3g}, {high:.3g}]")
+    for row in figures:
+        made.figures(*row)
 
 
 def _sparsity(scores: Mapping[str, HeadScores], untrained: Mapping[str, HeadScores]) -> list[go.Figure]:
@@ -141,7 +145,7 @@ def _sparsity(scores: Mapping[str, HeadScores], untrained: Mapping[str, HeadScor
 
 def _generality(ram: HeadScores, beside: Mapping[str, str]) -> list[go.Figure]:
     by_name: dict[str, HeadScores] = {name: ram.of_dataset(name) for name in dict.fromkeys(ram.datasets)}
-    matrix = [overlap_matrix(by_name, "jaccard", TOP)] if len(by_name) > 1 else []
+    matrix = [overlap_matrix(by_name, "shared", TOP)] if len(by_name) > 1 else []
     # Folders of other studies, as long as they stand where they stood.
     scans = {name: path for name in beside if (path := Path(name) / "scan" / "ram.safetensors").exists()}
     others = {name: HeadScores.load(path) for name, path in scans.items()}

@@ -82,14 +82,14 @@ def accuracy_bars(accuracies: Mapping[str, Mapping[str, Sequence[float]]], chang
     """
     for task, conditions in accuracies.items():
         _require_accuracies({f"{task}, {condition}": values for condition, values in conditions.items()})
-    figure = go.Figure()
-    for (task, conditions), colour in zip(accuracies.items(), colours(len(accuracies)), strict=True):
+    figure, inks = go.Figure(), colours(len(accuracies))
+    for number, (task, conditions) in enumerate(accuracies.items()):
         figure.add_bar(
             name=task,
             offsetgroup=task,
             x=list(conditions),
             y=[float(np.mean(values)) for values in conditions.values()],
-            marker_color=colour,
+            marker=dict(color=inks[number], pattern_shape=("", "/", "x")[number // 6 % 3]),  # there are six colours
             hovertemplate="%{x}<br>" + task + " %{y:.1%}<extra></extra>",
         )
         seeds = [(name, value) for name, values in conditions.items() if len(values) > 1 for value in values]

@@ -13,9 +13,10 @@ from corelens.heads import Head, HeadSet
 from corelens.scores import HeadScores, agreement
 from corelens.viz.look import ACCENT, QUIET, cells, colour_bar, colour_range, require_names, styled
 
-Measure = Literal["jaccard", "spearman", "rank_biased_overlap"]
+Measure = Literal["jaccard", "shared", "spearman", "rank_biased_overlap"]
 _MEASURES = {
     "jaccard": "Share of the heads in either top set that are in both",
+    "shared": "Share of one's top heads that are in the other's",
     "spearman": "Rank correlation over all heads",
     "rank_biased_overlap": "Rank-biased overlap of the rankings",
 }
@@ -86,7 +87,7 @@ def overlap_matrix(scores: Mapping[str, HeadScores], measure: Measure = "jaccard
     Args:
         scores: By the name that the figure shows.
         measure: Which number of `corelens.agreement`.
-        n: Size of the top sets, for `jaccard`.
+        n: Size of the top sets, for `jaccard` and `shared`.
 
     Raises:
         ValueError: If there are fewer than two, the measure is not known, or they score other heads.
@@ -100,7 +101,8 @@ def overlap_matrix(scores: Mapping[str, HeadScores], measure: Measure = "jaccard
         [[getattr(agreement(one, other, n), measure) for other in scores.values()] for one in scores.values()],
         "score score",
     )
-    below = f"Top sets: {scores[names[0]].top(n).name.rpartition(' by ')[0]}." if measure == "jaccard" else ""
+    of_sets = measure in ("jaccard", "shared")
+    below = f"Top sets: {scores[names[0]].top(n).name.rpartition(' by ')[0]}." if of_sets else ""
     return styled(
         _table(values, names, names, measure.replace("_", " "), ".2f", dict(zmin=min(0.0, *values.flat), zmax=1.0)),
         _MEASURES[measure],
