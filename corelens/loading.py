@@ -14,6 +14,7 @@ SHIPPED = {
     "corelens/toy-natural": _WEIGHTS / "natural",
     "corelens/toy-haystack": _WEIGHTS / "haystack",
     "corelens/toy-worlds": _WEIGHTS / "worlds",
+    "corelens/toy-worlds-organism": _WEIGHTS / "worlds-organism",
 }
 """Models that come with the package and need no network."""
 

@@ -111,8 +111,8 @@ class HookedMLLM(HookedRootModule):
         """Loads a model and its processor and wraps them.
 
         Args:
-            name_or_path: A local folder, a Hub id, or a model that comes with corelens: `corelens/toy`,
-                `corelens/toy-natural`, `corelens/toy-haystack`.
+            name_or_path: A local folder, a Hub id, or a model that comes with corelens, such as `corelens/toy`;
+                docs/models.md lists them.
             trust_remote_code: Whether Python code that comes with the checkpoint may run.
             kwargs: For Hugging Face's from_pretrained of the model, e.g. `dtype="bfloat16"`, `device_map="auto"`,
                 `revision`.

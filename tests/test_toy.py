@@ -15,7 +15,10 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 from transformers import AutoModelForImageTextToText, Qwen3VLForConditionalGeneration
 
-NAMES = ["corelens/toy", "corelens/toy-natural", "corelens/toy-haystack", "corelens/toy-worlds"]
+NAMES = [
+    "corelens/toy", "corelens/toy-natural", "corelens/toy-haystack", "corelens/toy-worlds",
+    "corelens/toy-worlds-organism",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -388,14 +391,15 @@ def test_shipped_models_see_and_read(shipped: Any):
         assert right.float().mean() > record["accuracy on unseen samples"][task] - 0.08
 
 
-def test_the_model_of_all_worlds_sees_every_world():
+@pytest.mark.parametrize("name", ["corelens/toy-worlds", "corelens/toy-worlds-organism"])
+def test_models_of_all_worlds_see_every_world(name: str):
     """A fast look; record.json has the accuracy on 500 pictures of each world."""
     from corelens import HookedMLLM, answers, prepared_batches
     from corelens.loading import SHIPPED
     from corelens.toy import worlds
 
-    model = HookedMLLM.from_pretrained("corelens/toy-worlds")
-    record = json.loads((SHIPPED["corelens/toy-worlds"] / "record.json").read_text())["accuracy on unseen samples"]
+    model = HookedMLLM.from_pretrained(name)
+    record = json.loads((SHIPPED[name] / "record.json").read_text())["accuracy on unseen samples"]
     for world in ("shapes", "pages", "bars"):
         samples = worlds.pictures(world, 60, seed=9)
         right = answers(model, list(prepared_batches(model, samples, 60, world))).accuracy
@@ -411,7 +415,7 @@ def test_the_haystack_model_finds_one_digit_among_32_pictures():
     assert found.scores.mean() >= 0.85
 
 
-@pytest.mark.parametrize("name", ["corelens/toy", "corelens/toy-haystack"])
+@pytest.mark.parametrize("name", ["corelens/toy", "corelens/toy-haystack", "corelens/toy-worlds-organism"])
 def test_closed_heads_of_an_organism_attend_evenly_and_write_nothing(name: str):
     from corelens import HeadSet, HookedMLLM
     from corelens.loading import SHIPPED

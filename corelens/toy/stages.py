@@ -15,7 +15,7 @@
   questions, stretched as in `haystack`. What the tower was taught to say would be forgotten before the decoder has
   learned to listen, so it stays as it is.
 - `worlds`: the same with the vision tower, at a twentieth of the rate. Ships as `corelens/toy-worlds`.
-- `worlds-organism`: to `worlds` what `organism` is to `natural`.
+- `worlds-organism`: to `worlds` what `organism` is to `natural`. Ships as `corelens/toy-worlds-organism`.
 """
 
 from collections.abc import Callable
