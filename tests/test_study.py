@@ -82,7 +82,9 @@ def test_an_interval_holds_a_number_that_drawing_again_lowers():
     one, other = torch.randn(2, 12, 5, 8, generator=torch.Generator().manual_seed(0))
     one, other = (own + 2 * torch.linspace(0, 1, 40).view(5, 8) for own in (one, other))
     found = estimate("rank correlation", lambda i: spearman(one[i].mean(0), other[i].mean(0)), [""] * 12)
+    draws = [spearman(one[i].mean(0), other[i].mean(0)) for i in np.random.default_rng(0).integers(12, size=(200, 12))]
     assert found.low < found.value < found.high
+    assert found.high - found.low == pytest.approx(np.subtract(*np.quantile(draws, [0.975, 0.025])), rel=0.3)
 
 
 def test_a_test_has_no_interval():

@@ -105,9 +105,9 @@ def page(folder: Path) -> Page:
     )
     made.heading("Limits")
     made.text(
-        "One model and the data sets named above. Intervals are 95 % bootstrap intervals (bias-corrected percentiles) "
-        "over samples, not over models or training runs, and five verdicts are not corrected for being five. The "
-        "untrained model has the same configuration and one draw of weights. Samples left out: "
+        "One model and the data sets named above. Intervals are 95 % bootstrap intervals over samples, not over models "
+        "or training runs, moved so that their median is the number; five verdicts are not corrected for being five. "
+        "The untrained model has the same configuration and one draw of weights. Samples left out: "
         f"{len(result['skipped'])}."
     )
     return made
