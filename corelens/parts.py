@@ -35,14 +35,15 @@ def named(samples: Samples) -> Named:
     """Samples one after the other.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are none, or a data set has none.
     """
     one: Any = samples  # a type checker cannot know that a mapping is not an iterable of samples
     sets = one if isinstance(samples, Mapping) else {getattr(samples, "name", ""): one}
-    every = [(name, sample) for name, own in sets.items() for sample in own]
-    if not every:
-        raise ValueError("there are no samples.")
-    return every
+    listed = {name: list(own) for name, own in sets.items()}
+    if not all(listed.values()) or not listed:
+        empty = next((f" of {name}" for name, own in listed.items() if name and not own), "")
+        raise ValueError(f"there are no samples{empty}.")
+    return [(name, sample) for name, own in listed.items() for sample in own]
 
 
 def described(model: HookedMLLM) -> dict[str, Any]:

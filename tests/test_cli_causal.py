@@ -238,6 +238,7 @@ def test_plain_questions_are_answered_by_their_answers_alone():
         (("sweep", "--how", "median"), "'median' is not one of 'zero', 'mean', 'resample'"),
         (("sweep", "--per", "neuron"), "'neuron' is not one of 'head', 'layer', 'group'"),
         (("sweep", "--data", "scenes"), "has no place; write NAME=WHERE"),
+        (("ablate", "--heads", "L1H1", "--data", "scenes=0"), "scenes=0: scenes needs a number of samples"),
         (("ablate",), "give the heads themselves or what ranks them"),
         (("ablate", "--heads", "L1H1", "--scores", "x"), "give the heads themselves or what ranks them"),
         (("ablate", "--heads", "L1H1", "--top", "0.1"), "how many heads of a ranking; give --scores"),

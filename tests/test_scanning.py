@@ -280,6 +280,8 @@ def test_samples_that_cannot_be_measured_are_left_out_with_their_reason(seeing: 
         scan(seeing, [bad["empty"]])
     with pytest.raises(ValueError, match="there are no samples"):
         scan(seeing, [])
+    with pytest.raises(ValueError, match="there are no samples of none"):
+        scan(seeing, {"some": good, "none": []})
     with pytest.raises(ValueError, match="there is no measure 'rham'; there are ram, "):
         scan(seeing, good, "rham")
     with pytest.raises(ValueError, match="measures need different names, and these are called ram, ram"):
@@ -458,8 +460,12 @@ def test_the_command_scores_several_data_sets_and_goes_on(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--data", "scenes"), "has no place; write NAME=WHERE"),
+        (("--data", "scenes"), "has no place; write NAME=WHERE, as in scenes=200"),
         (("--data", "scenes=many"), "needs a number of samples, as in scenes=200"),
+        (("--data", "scenes=0"), "scenes=0: scenes needs a number of samples, as in scenes=200"),
+        (("--data", "scenes=2,toy-page=2"), "scenes takes no settings, and 'toy-page' is no data set"),
+        (("--data", "scenes=2,charts=2,colour=red"), "charts takes no settings, and 'colour' is no data set"),
+        (("--data", "scenes=2", "--seed", "-1"), "'--seed': Input should be greater than or equal to 0"),
         (("--data", "cocoa=here"), "is no data set that corelens knows"),
         (("--data", "refcocog=./nowhere"), "there is no folder"),
         (("--data", "scenes=2", "--metric", "rham"), "there is no measure 'rham'; there are ram, "),

@@ -405,7 +405,7 @@ def test_the_command_compares_two_data_sets_and_another_model_behind_one_bar(
 
 
 def test_the_command_splits_data_sets_and_says_what_it_costs_before_it_starts(tmp_path: Path):
-    from corelens.cli.study import _separate
+    from corelens.cli.options import _separate
 
     assert _separate(["scenes=8,mmlongbench=p,task=x", "charts=3"]) == ["scenes=8", "mmlongbench=p,task=x", "charts=3"]
     common = ["--out", tmp_path / "run", "--quick"]

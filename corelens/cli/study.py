@@ -44,7 +44,7 @@ def study(
     limit = min(limit or 40, 40) if quick else limit
     asked = ",".join(data)
     others = {str(folder): options.ranking(folder / "scan" / "ram.safetensors") for folder in beside or ()}
-    sets = {name: list(own) for name, own in options.samples(_separate(data), seed, limit, evidence=True).items()}
+    sets = {name: list(own) for name, own in options.samples(data, seed, limit, evidence=True).items()}
     console = Console(highlight=False, markup=False, stderr=True)
     with options.resumable(out):
         texts = {name: list(own) for name, own in options.texts(model, limit).items()}
@@ -66,21 +66,6 @@ def study(
         print(json.dumps(result, indent=1))
         return
     _show(result, out)
-
-
-def _separate(data: list[str]) -> list[str]:
-    """Data sets with commas between them; what has no name of its own is a setting of the one before."""
-    from corelens.data import registry
-    from corelens.toy import worlds
-
-    known = {*worlds.SAMPLES, *registry.READERS, *registry.WORLDS}
-    found: list[str] = []
-    for one in ",".join(data).split(","):
-        if found and one.partition("=")[0] not in known:
-            found[-1] += f",{one}"
-        else:
-            found.append(one)
-    return found
 
 
 def _show(result: dict[str, Any], out: Path) -> None:
