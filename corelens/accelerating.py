@@ -51,6 +51,7 @@ def accelerate_all(
     batch_size: int = 16,
     max_new_tokens: int = 32,
     box_unit: BoxUnit | None = None,
+    chosen_by: str | None = None,
     out: str | PathLike[str] | None = None,
 ) -> Accelerated:
     """Greedy answers under no plan and under each plan, scored by the rule of their data set.
@@ -62,6 +63,7 @@ def accelerate_all(
         batch_size: Most samples a pass; fewer after running out of memory.
         max_new_tokens: Where answers are cut off.
         box_unit: The unit in which the model says boxes, for samples that ask for one.
+        chosen_by: Whose scores chose the heads, which `out` says too.
         out: A folder that keeps finished parts. The same work into the same folder goes on where it was interrupted.
 
     Raises:
@@ -102,6 +104,7 @@ def accelerate_all(
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
         "box_unit": box_unit,
+        "chosen_by": chosen_by,
         "plans": {name: [_written(plan) for plan in own] for name, own in all_plans.items()},
     }
     whole = in_parts("accelerate", every, PART, described(model), choices, out, here(batch_size, measure))

@@ -17,7 +17,7 @@ from corelens.data import Sample, prepare_batch
 from corelens.inputs import PreparedInputs
 from corelens.model import HookedMLLM
 from corelens.progress import progress
-from corelens.refusals import see
+from corelens.refusals import see, unsee
 from corelens.store import Part, Run
 
 Samples = Iterable[Sample] | Mapping[str, Iterable[Sample]]
@@ -110,8 +110,8 @@ def in_parts(
         first, why = next(iter(whole.skipped.items()))
         rest = " All are in .skipped." if whole.samples else ""
         said = (
-            f"{len(whole.skipped)} of {len(samples)} samples cannot be measured; the first, {first}: {why}{rest} "
-            f"{see('skipped')}"
+            f"{len(whole.skipped)} of {len(samples)} samples cannot be measured; the first, {first}: {unsee(why)}"
+            f"{rest} {see('skipped')}"
         )
         if not whole.samples:
             raise ValueError(said)

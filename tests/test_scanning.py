@@ -408,10 +408,26 @@ def test_folders_refuse_other_scans_and_other_writers(seeing: Any, tmp_path: Pat
     scan(seeing, samples(), out=folder)
     with pytest.raises(ValueError, match=r"holds another run: rule was 'overlap' and is 'centre'\. Choose"):
         scan(seeing, samples(), rule="centre", out=folder)
-    with pytest.raises(ValueError, match=r"run: measures\.vera was None and is \{'queries': 'last', .*\}\. Choose"):
+    with pytest.raises(
+        ValueError, match=r"run: measures\.vera was None and is \{'aggregation': 'mean', .*, \.\.\.\}\. Choose"
+    ):
         scan_all(seeing, samples(), ["ram", "vera"], out=folder)
     with pytest.raises(ValueError, match=r"holds another run: samples was 5 and is 4; samples sha256 was"):
         scan(seeing, samples(4), out=folder)
+    many = {str(number): "x" * 64 for number in range(9)}
+    with Run.opened(tmp_path / "many", {"work": "scan"} | many):
+        pass
+    with (
+        pytest.raises(ValueError, match=r"and 3 more\. Choose another folder") as refused,
+        Run.opened(tmp_path / "many", {"work": "scan"} | dict.fromkeys(many, "y" * 64)),
+    ):
+        pass
+    assert len(str(refused.value)) < 800
+    with (
+        pytest.raises(ValueError, match="holds a run of corelens scan, not of sweep"),
+        Run.opened(tmp_path / "many", {"work": "sweep"}),
+    ):
+        pass
     with (
         Run.opened(tmp_path / "held", {"work": "scan"}),
         pytest.raises(RuntimeError, match="another process is writing"),

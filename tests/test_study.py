@@ -415,7 +415,7 @@ def test_the_command_splits_data_sets_and_says_what_it_costs_before_it_starts(tm
     for options, words in {
         ("--data", "scenes=2"): "scenes has 2 samples",
         ("--data", "scenes=8,scenes=9"): "two data sets are scenes",
-        ("--data", "scenes=8", "--beside", tmp_path): "there is no file",
+        ("--data", "scenes=8", "--beside", tmp_path): f"{tmp_path} is no finished study",
     }.items():
         assert words in " ".join(study(*options, *common).output.split())
     assert not (tmp_path / "run").exists()

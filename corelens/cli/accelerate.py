@@ -41,7 +41,8 @@ def accelerate(
     as_json: options.AsJson = False,
 ) -> None:
     """Answer with few heads seeing everything and all others little. Beside them, other uses of the same budget."""
-    ranking = options.ranking(scores)
+    ranking = options.ranking(scores, model)
+    chosen_by = options.source(ranking)
     if wrong := [one for one in budget or () if not 0 < one <= 1]:
         raise typer.BadParameter(f"{wrong[0]} is no share of heads: it must lie in (0, 1].", param_hint="--budget")
     from corelens.accelerating import accelerate_all, speeds
@@ -51,7 +52,7 @@ def accelerate(
     from corelens.sparse.budgets import BUDGETS, plans_and_controls
     from corelens.store import write_whole
 
-    with options.resumable(out):
+    with options.resumable(out, "accelerate"):
         hooked = options.loaded(model, dtype, device)
         group_size = hooked.cfg.n_heads // hooked.cfg.n_key_value_heads
         shares = budget or BUDGETS
@@ -60,9 +61,9 @@ def accelerate(
         second = sorted({head.layer for head in hooked.heads})[:2][-1]
         plans |= {f"visual tokens {share:.0%}": [Pruning(second, share)] for share in shares}
         sets = {name: list(own) for name, own in options.samples(data, seed, limit).items()}
-        found = accelerate_all(hooked, sets, plans, max_new_tokens=max_new_tokens, out=out)
+        found = accelerate_all(hooked, sets, plans, max_new_tokens=max_new_tokens, chosen_by=chosen_by, out=out)
         n_positions, speed = speeds(hooked, sets, found.conditions)
-        summary = {"model": model, **_summary(hooked, found, n_positions, speed)}
+        summary = {"model": model, "chosen by": chosen_by, **_summary(hooked, found, n_positions, speed)}
     text_of = json.dumps(summary, indent=1)
     write_whole(out / "acceleration.json", lambda path: path.write_text(text_of))
     write_report(out)

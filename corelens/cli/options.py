@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from corelens.refusals import see
+
 if TYPE_CHECKING:
     from corelens.data import Sample
     from corelens.model import HookedMLLM
@@ -22,7 +24,7 @@ Data = Annotated[
         "number of its samples (scenes=200). Several with commas between them, or given several times.",
     ),
 ]
-Out = Annotated[Path, typer.Option(help="Folder of the run, where the same command goes on.")]
+Out = Annotated[Path, typer.Option(help="Folder of the run, where the same command goes on.", file_okay=False)]
 Limit = Annotated[int | None, typer.Option(help="Most samples of each data set.", min=1)]
 How = Annotated[Literal["zero", "mean", "resample"], typer.Option(help="What takes the place of a head's output.")]
 BoxUnit = Annotated[
@@ -120,9 +122,12 @@ def loaded(model: str, dtype: str, device: str) -> "HookedMLLM":
 
 
 @contextmanager
-def resumable(out: Path) -> Iterator[None]:
-    """Says mistakes without a traceback, and after an interruption how to go on."""
+def resumable(out: Path, work: str) -> Iterator[None]:
+    """Says mistakes without a traceback, that `out` holds other work first, and after an interruption how to go on."""
+    from corelens.store import check_work
+
     try:
+        check_work(out, work)
         yield
     except (OSError, ValueError, TypeError, RuntimeError, ImportError) as cause:
         raise typer.BadParameter(str(cause)) from cause
@@ -131,15 +136,24 @@ def resumable(out: Path) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def ranking(scores: Path) -> "HeadScores":
-    """What a scan wrote."""
+def ranking(scores: Path, model: str | None = None, option: str = "--scores") -> "HeadScores":
+    """What a scan wrote, with a warning if it was of another model than the one that is meant."""
     if not scores.is_file():
-        raise typer.BadParameter(f"there is no file {scores}.", param_hint="--scores")
-    from safetensors import SafetensorError
-
+        raise typer.BadParameter(f"there is no file {scores}.", param_hint=option)
     from corelens.scores import HeadScores
 
     try:
-        return HeadScores.load(scores)
-    except (SafetensorError, ValueError) as cause:
-        raise typer.BadParameter(f"{scores} holds no head scores: {cause}", param_hint="--scores") from cause
+        found = HeadScores.load(scores)
+    except (OSError, ValueError) as cause:
+        raise typer.BadParameter(str(cause), param_hint=option) from cause
+    if model is not None and found.model not in ("", model):
+        typer.echo(
+            f"Warning: {scores} ranks the heads of {found.model!r}, and the model is {model!r}. {see('other-scores')}",
+            err=True,
+        )
+    return found
+
+
+def source(ranking: "HeadScores") -> str:
+    """Whose scores these are."""
+    return f"{ranking.metric} of {ranking.model or 'a model without a name'}"

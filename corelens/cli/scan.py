@@ -51,7 +51,7 @@ def scan(
 
     sets = options.samples(data, seed, limit, evidence=True)
     load = partial(options.loaded, model, dtype, device)
-    with options.resumable(out):
+    with options.resumable(out, "scan"):
         run = (
             partial(scan_on_ray, load, address=ray, actors=actors or 2, gpus=gpus) if ray else partial(scan_all, load())
         )

@@ -3,7 +3,7 @@
 import json
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -11,6 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from corelens.cli import options
+
+if TYPE_CHECKING:
+    from corelens.scores import HeadScores
 
 
 def study(
@@ -43,10 +46,10 @@ def study(
     size = QUICK if quick else FULL
     limit = min(limit or 40, 40) if quick else limit
     asked = ",".join(data)
-    others = {str(folder): options.ranking(folder / "scan" / "ram.safetensors") for folder in beside or ()}
+    others = {str(folder): _scores(folder) for folder in beside or ()}
     sets = {name: list(own) for name, own in options.samples(data, seed, limit, evidence=True).items()}
     console = Console(highlight=False, markup=False, stderr=True)
-    with options.resumable(out):
+    with options.resumable(out, "study"):
         texts = {name: list(own) for name, own in options.texts(model, limit).items()}
         works = pieces(sets, texts, size)
         for name, work in works.items():
@@ -66,6 +69,13 @@ def study(
         print(json.dumps(result, indent=1))
         return
     _show(result, out)
+
+
+def _scores(folder: Path) -> "HeadScores":
+    """What the heads of another study are ranked by."""
+    if not (scores := folder / "scan" / "ram.safetensors").is_file():
+        raise typer.BadParameter(f"{folder} is no finished study: it has no scan/{scores.name}.", param_hint="--beside")
+    return options.ranking(scores, option="--beside")
 
 
 def _show(result: dict[str, Any], out: Path) -> None:
