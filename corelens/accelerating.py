@@ -13,6 +13,7 @@ from torch import Tensor
 from corelens.causal import answers
 from corelens.conditions import PLAIN, Conditions, check_scoring
 from corelens.data import BoxUnit, Sample
+from corelens.inputs import PreparedInputs
 from corelens.model import HookedMLLM
 from corelens.parts import Samples, described, here, in_parts, length_of, named, prepared
 from corelens.pruning import Pruning, pruned
@@ -113,6 +114,12 @@ def accelerate_all(
     return Accelerated(all_plans, values, whole.samples, whole.datasets, whole.skipped, kept)
 
 
+def longest_prompt(model: HookedMLLM, samples: Samples) -> PreparedInputs:
+    """The longest prompt, as far as lengths are known before media are read."""
+    _, longest = max(named(samples), key=lambda own: length_of(own[1]))
+    return prepared(model, [longest])
+
+
 def speeds(
     model: HookedMLLM, samples: Samples, plans: Plans, n_tokens: int = 16, repeats: int = 3
 ) -> tuple[int, dict[str, Speed]]:
@@ -121,8 +128,7 @@ def speeds(
     Returns:
         The positions of that prompt, and the speeds; `plain` is the model as it is. Prunings have none.
     """
-    _, longest = max(named(samples), key=lambda own: length_of(own[1]))
-    inputs = prepared(model, [longest])
+    inputs = longest_prompt(model, samples)
     first = {name: own[0] for name, own in plans.items() if isinstance(own[0], HeadPlan)} | {PLAIN: None}
     return inputs["input_ids"].shape[1], measure_speed(model, inputs, first, n_tokens, repeats)
 

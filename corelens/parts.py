@@ -39,6 +39,8 @@ def named(samples: Samples) -> Named:
     """
     one: Any = samples  # a type checker cannot know that a mapping is not an iterable of samples
     sets = one if isinstance(samples, Mapping) else {getattr(samples, "name", ""): one}
+    if isinstance(one, Sample):
+        raise TypeError("this is one sample; give a list of samples, such as [sample].")
     listed = {name: list(own) for name, own in sets.items()}
     if not all(listed.values()) or not listed:
         empty = next((f" of {name}" for name, own in listed.items() if name and not own), "")

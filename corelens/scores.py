@@ -162,6 +162,8 @@ class HeadScores:
 
     def _count(self, n: float | int, others: bool = False) -> int:
         """How many heads are meant; at most half of them, if as many others are needed."""
+        if isinstance(n, str):
+            raise TypeError(f"n={n!r} is a text; give a share of heads, such as 0.05, or their number.")
         number = n if isinstance(n, int) else count_of(n, self.n_heads)
         most = self.n_heads // 2 if others else self.n_heads
         if not 0 < number <= most:

@@ -51,8 +51,18 @@ def test_damaged_missing_and_foreign_files(model: Any, image: Image.Image, tmp_p
         model.prepare(tmp_path / "text.png", "Which?")
     with pytest.raises(FileNotFoundError, match=r"no picture file .*none.png"):
         model.prepare(tmp_path / "none.png", "Which?")
-    with pytest.raises(TypeError, match="a picture is a PIL image or a path, not ndarray"):
+    with pytest.raises(ValueError, match=r"https://x\.y/z\.png is an address, and nothing is fetched"):
+        model.prepare("https://x.y/z.png", "Which?")
+    with pytest.raises(TypeError, match=r"a PIL image or a path, not ndarray\. PIL\.Image\.fromarray makes one"):
         model.prepare([[np.zeros((4, 4, 3))]], ["Which?"])
+
+
+@pytest.mark.parametrize(("asked", "kind"), [(None, "NoneType"), (Image.new("RGB", (4, 4)), "Image")])
+def test_what_is_no_question_is_told_its_place(asked: Any, kind: str):
+    from corelens.chats import chats
+
+    with pytest.raises(TypeError, match=rf"not {kind}; the pictures come before it, as in prepare\(image, question\)"):
+        chats(asked, "Which?", None, None)
 
 
 @pytest.mark.parametrize("n", [6, 12])

@@ -254,7 +254,9 @@ def test_what_is_wrong_with_the_model_is_not_said_of_the_samples(seeing: Any, mo
 # --- samples that cannot be measured ---------------------------------------------------------------------------------
 
 
-def test_samples_that_cannot_be_measured_are_left_out_with_their_reason(seeing: Any, tmp_path: Path):
+def test_samples_that_cannot_be_measured_are_left_out_with_their_reason(
+    seeing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     from corelens import Box, Evidence, scan
     from corelens.scanning import scan_all
 
@@ -282,6 +284,10 @@ def test_samples_that_cannot_be_measured_are_left_out_with_their_reason(seeing: 
         scan(seeing, [])
     with pytest.raises(ValueError, match="there are no samples of none"):
         scan(seeing, {"some": good, "none": []})
+    with monkeypatch.context() as patched:
+        patched.setattr("jaxtyping.config.jaxtyping_disable", True)  # as it is for users
+        with pytest.raises(TypeError, match=r"give a list of samples, such as \[sample\]"):
+            scan(seeing, good[0])
     with pytest.raises(ValueError, match="there is no measure 'rham'; there are ram, "):
         scan(seeing, good, "rham")
     with pytest.raises(ValueError, match="measures need different names, and these are called ram, ram"):
@@ -467,10 +473,26 @@ def test_the_command_scores_several_data_sets_and_goes_on(tmp_path: Path):
     assert best["head"] == str(scores.ranked()[0])
     assert best["interval"][0] <= best["score"] <= best["interval"][1]
     again = invoke(*command, "--limit", 4)
+    assert "rho 0.5: the smallest share of heads that holds half of the measure." in again.stdout
     assert again.exit_code == 0, again.output
     assert "7 samples, 96 heads" in again.stdout
     assert best["head"] in again.stdout
     assert str(tmp_path / "run" / "ram.safetensors") in again.stdout.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [("rams", "there is no measure 'rams'; there are ram, "), ("ram", "holds a run of corelens sweep, not of scan")],
+)
+def test_what_is_wrong_is_said_before_the_model_is_loaded(
+    metric: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("corelens.cli.options.loaded", None)
+    if metric == "ram":
+        (tmp_path / "manifest.json").write_text('{"work": "sweep"}')
+    found = invoke("--data", "scenes=2", "--metric", metric, "--out", tmp_path)
+    assert found.exit_code == 2
+    assert said in " ".join(found.output.split())
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,12 @@ def test_scores_survive_saving(scores: Any, tmp_path: Path):
         HeadScores.load(__file__)
 
 
+def test_a_share_in_percent_is_refused_as_a_text(scores: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # as it is for users
+    with pytest.raises(TypeError, match=r"n='5%' is a text; give a share of heads, such as 0\.05"):
+        scores.top("5%")
+
+
 def test_scores_show_themselves_in_a_line(scores: Any):
     from corelens import HeadScores
 

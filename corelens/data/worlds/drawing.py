@@ -29,7 +29,7 @@ def drawn(name: str, n: int, seed: int, sample: Callable[[int, int], Sample]) ->
 
 def check_draw(n: Any, seed: Any) -> None:
     """Raises a ValueError if no world can draw `n` samples from a seed."""
-    if not (isinstance(n, Integral) and isinstance(seed, Integral) and n >= 1 and seed >= 0):
+    if not all(isinstance(one, Integral) for one in (n, seed)) or n < 1 or seed < 0:
         raise ValueError(f"n={n!r} and seed={seed!r}: a world draws one sample or more, from a seed of 0 or more.")
 
 
