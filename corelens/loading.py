@@ -36,8 +36,8 @@ def located(name_or_path: str) -> str:
     # No id on the Hub of a model that takes pictures is without its owner.
     if path.startswith((".", "/", "~")) or "/" not in path:
         raise FileNotFoundError(
-            f"there is no model folder {path!r}. Models of the Hub are called owner/name, and those that come with "
-            f"corelens {', '.join(SHIPPED)}."
+            f"there is no model folder {path!r}. Models of the Hub are called owner/name; these come with corelens: "
+            f"{', '.join(SHIPPED)}."
         )
     return path
 

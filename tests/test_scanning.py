@@ -487,7 +487,10 @@ def test_the_command_scores_several_data_sets_and_goes_on(tmp_path: Path):
 def test_what_is_wrong_is_said_before_the_model_is_loaded(
     metric: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("corelens.cli.options.loaded", None)
+    def loaded(*_: str) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("corelens.cli.options.loaded", loaded)
     if metric == "ram":
         (tmp_path / "manifest.json").write_text('{"work": "sweep"}')
     found = invoke("--data", "scenes=2", "--metric", metric, "--out", tmp_path)
