@@ -48,6 +48,7 @@ def ablate_all(
     batch_size: int = 16,
     max_new_tokens: int = 32,
     box_unit: BoxUnit | None = None,
+    chosen_by: str | None = None,
     out: str | PathLike[str] | None = None,
 ) -> Conditions[HeadSet]:
     """Greedy answers with nothing removed and with each set of heads removed, scored by the rule of their data set.
@@ -62,6 +63,7 @@ def ablate_all(
         batch_size: Most samples a pass; fewer after running out of memory.
         max_new_tokens: Where answers are cut off.
         box_unit: The unit in which the model says boxes, for samples that ask for one.
+        chosen_by: Whose scores chose the heads, which `out` says too.
         out: A folder that keeps finished parts. The same ablation into the same folder goes on where it was
             interrupted.
 
@@ -101,6 +103,7 @@ def ablate_all(
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
         "box_unit": box_unit,
+        "chosen_by": chosen_by,
         "conditions": {name: [str(heads) for heads in sets] for name, sets in all_sets.items()},
     }
     whole = in_parts("ablate", every, PART, described(model), choices, out, here(batch_size, measure))

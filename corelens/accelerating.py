@@ -13,6 +13,7 @@ from torch import Tensor
 from corelens.causal import answers
 from corelens.conditions import PLAIN, Conditions, check_scoring
 from corelens.data import BoxUnit, Sample
+from corelens.inputs import PreparedInputs
 from corelens.model import HookedMLLM
 from corelens.parts import Samples, described, here, in_parts, length_of, named, prepared
 from corelens.pruning import Pruning, pruned
@@ -51,6 +52,7 @@ def accelerate_all(
     batch_size: int = 16,
     max_new_tokens: int = 32,
     box_unit: BoxUnit | None = None,
+    chosen_by: str | None = None,
     out: str | PathLike[str] | None = None,
 ) -> Accelerated:
     """Greedy answers under no plan and under each plan, scored by the rule of their data set.
@@ -62,6 +64,7 @@ def accelerate_all(
         batch_size: Most samples a pass; fewer after running out of memory.
         max_new_tokens: Where answers are cut off.
         box_unit: The unit in which the model says boxes, for samples that ask for one.
+        chosen_by: Whose scores chose the heads, which `out` says too.
         out: A folder that keeps finished parts. The same work into the same folder goes on where it was interrupted.
 
     Raises:
@@ -102,12 +105,19 @@ def accelerate_all(
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
         "box_unit": box_unit,
+        "chosen_by": chosen_by,
         "plans": {name: [_written(plan) for plan in own] for name, own in all_plans.items()},
     }
     whole = in_parts("accelerate", every, PART, described(model), choices, out, here(batch_size, measure))
     values = {name: whole.values[name] for name in all_plans}
     kept = {name: whole.values[KEPT + name] for name in all_plans}
     return Accelerated(all_plans, values, whole.samples, whole.datasets, whole.skipped, kept)
+
+
+def longest_prompt(model: HookedMLLM, samples: Samples) -> PreparedInputs:
+    """The longest prompt, as far as lengths are known before media are read."""
+    _, longest = max(named(samples), key=lambda own: length_of(own[1]))
+    return prepared(model, [longest])
 
 
 def speeds(
@@ -118,8 +128,7 @@ def speeds(
     Returns:
         The positions of that prompt, and the speeds; `plain` is the model as it is. Prunings have none.
     """
-    _, longest = max(named(samples), key=lambda own: length_of(own[1]))
-    inputs = prepared(model, [longest])
+    inputs = longest_prompt(model, samples)
     first = {name: own[0] for name, own in plans.items() if isinstance(own[0], HeadPlan)} | {PLAIN: None}
     return inputs["input_ids"].shape[1], measure_speed(model, inputs, first, n_tokens, repeats)
 

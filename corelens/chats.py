@@ -62,6 +62,11 @@ class Prompt(NamedTuple):
 
 def chats(question: Any, images: Any, videos: Any, processor: Any) -> list[Chat]:
     """One chat per sample."""
+    if not isinstance(question, Sequence):
+        raise TypeError(
+            f"a question is a text, a chat, or a list of them, not {type(question).__name__}; the pictures come before "
+            f"it, as in prepare(image, question)."
+        )
     if isinstance(question, str) or (len(question) > 0 and isinstance(question[0], Mapping)):
         question, images, videos = [question], [images], [videos]
     if not len(question):

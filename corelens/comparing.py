@@ -4,8 +4,6 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
-from safetensors import SafetensorError
-
 from corelens.heads import HeadSet
 from corelens.interchange import load_published
 from corelens.metrics import overlap, spearman, spearman_interval
@@ -99,10 +97,7 @@ def scores_of(run: str | PathLike[str], measure: str | None = None) -> HeadScore
         raise ValueError(f"there is no run {path}.")
     if path.is_dir():
         path = _file_of(path, measure)
-    try:
-        return HeadScores.load(path)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as cause:
-        raise ValueError(f"{path} holds no head scores: {cause}") from cause
+    return HeadScores.load(path)
 
 
 def other_of(path: str | PathLike[str], scores: HeadScores, measure: str | None = None) -> HeadScores | HeadSet:

@@ -21,7 +21,7 @@ from corelens.inputs import PreparedInputs
 from corelens.interventions import ablate
 from corelens.loading import SHIPPED
 from corelens.model import HookedMLLM
-from corelens.scanning import scan
+from corelens.scanning import scan_all
 from corelens.scores import HeadScores
 from corelens.tokens import Box
 from corelens.toy import worlds
@@ -70,8 +70,7 @@ def run_demo(name: str = "corelens/toy", n_scanned: int = 200, n_tested: int = 5
     began = time.monotonic()
     model = HookedMLLM.from_pretrained(name)
     scanned = list(worlds.scenes(n_scanned, SCAN_SEED))
-    scores = scan(model, scanned, "ram", batch_size=32)
-    by_question = scan(model, scanned, "ram_question", batch_size=32)
+    scores, by_question = scan_all(model, scanned, ["ram", "ram_question"], batch_size=32).values()
     conditions = {
         "nothing removed": [HeadSet((), "none")],
         "top": [scores.top(FRACTION)],

@@ -8,6 +8,8 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
+from corelens.refusals import see
+
 
 class Head(NamedTuple):
     """One attention head of the decoder; sorts by layer, then head.
@@ -51,6 +53,8 @@ class HeadSet:
     """How they were chosen, as it appears in tables and files."""
 
     def __post_init__(self) -> None:
+        if texts := [head for head in self.heads if isinstance(head, str)]:
+            raise TypeError(f"heads are not texts: read {', '.join(texts)!r} by HeadSet.parse. {see('head')}")
         object.__setattr__(self, "heads", tuple(Head(*head) for head in self.heads))
         if repeated := sorted({str(head) for head in self.heads if self.heads.count(head) > 1}):
             raise ValueError(f"{', '.join(repeated)} appears more than once; a head set names each head once.")

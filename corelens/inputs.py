@@ -26,6 +26,9 @@ class PreparedInputs(BatchFeature):
         super().__init__(dict(tensors))
         self.tokens = tokens
 
+    def __repr__(self) -> str:
+        return f"PreparedInputs({', '.join(self)}; {self.tokens})"
+
     @property
     def shape(self) -> torch.Size:
         """Batch and position, as token ids have them: TransformerLens's patching takes inputs in their place."""

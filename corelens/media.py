@@ -25,7 +25,8 @@ def load_picture(picture: object) -> Image.Image:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is no picture, is damaged, or is so large that decoding it would exhaust memory.
+        ValueError: If it is an address, or the file is no picture, is damaged, or is so large that decoding it would
+            exhaust memory.
         TypeError: If it is neither a picture nor a path nor a function that returns a picture.
     """
     if callable(picture):
@@ -33,7 +34,10 @@ def load_picture(picture: object) -> Image.Image:
     if isinstance(picture, Image.Image):
         return _decode(picture, "the picture")
     if not isinstance(picture, str | PathLike):
-        raise TypeError(f"a picture is a PIL image or a path, not {type(picture).__name__}.")
+        hint = " PIL.Image.fromarray makes one of an array." if hasattr(picture, "shape") else ""
+        raise TypeError(f"a picture is a PIL image or a path, not {type(picture).__name__}.{hint}")
+    if "://" in str(picture):
+        raise ValueError(f"{picture} is an address, and nothing is fetched: download it and give the file.")
     path = Path(picture)
     if not path.is_file():
         raise FileNotFoundError(f"there is no picture file {str(path)!r}.")

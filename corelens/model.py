@@ -118,8 +118,8 @@ class HookedMLLM(HookedRootModule):
                 `revision`.
 
         Raises:
-            FileNotFoundError: If a local path does not exist.
-            ValueError: If the checkpoint needs remote code and may not run it.
+            FileNotFoundError: If a local path does not exist or holds no model.
+            ValueError: If the checkpoint needs remote code and may not run it, or a dtype or device is not known.
         """
         hf_model, processor = load(name_or_path, trust_remote_code, **kwargs)
         model = cls(hf_model, processor)

@@ -17,7 +17,7 @@ from corelens.data import Sample, prepare_batch
 from corelens.inputs import PreparedInputs
 from corelens.model import HookedMLLM
 from corelens.progress import progress
-from corelens.refusals import see
+from corelens.refusals import see, unsee
 from corelens.store import Part, Run
 
 Samples = Iterable[Sample] | Mapping[str, Iterable[Sample]]
@@ -35,14 +35,17 @@ def named(samples: Samples) -> Named:
     """Samples one after the other.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are none, or a data set has none.
     """
     one: Any = samples  # a type checker cannot know that a mapping is not an iterable of samples
     sets = one if isinstance(samples, Mapping) else {getattr(samples, "name", ""): one}
-    every = [(name, sample) for name, own in sets.items() for sample in own]
-    if not every:
-        raise ValueError("there are no samples.")
-    return every
+    if isinstance(one, Sample):
+        raise TypeError("this is one sample; give a list of samples, such as [sample].")
+    listed = {name: list(own) for name, own in sets.items()}
+    if not all(listed.values()) or not listed:
+        empty = next((f" of {name}" for name, own in listed.items() if name and not own), "")
+        raise ValueError(f"there are no samples{empty}.")
+    return [(name, sample) for name, own in listed.items() for sample in own]
 
 
 def described(model: HookedMLLM) -> dict[str, Any]:
@@ -109,8 +112,8 @@ def in_parts(
         first, why = next(iter(whole.skipped.items()))
         rest = " All are in .skipped." if whole.samples else ""
         said = (
-            f"{len(whole.skipped)} of {len(samples)} samples cannot be measured; the first, {first}: {why}{rest} "
-            f"{see('skipped')}"
+            f"{len(whole.skipped)} of {len(samples)} samples cannot be measured; the first, {first}: {unsee(why)}"
+            f"{rest} {see('skipped')}"
         )
         if not whole.samples:
             raise ValueError(said)

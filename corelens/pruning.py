@@ -34,7 +34,7 @@ class Pruning:
 
     @property
     def name(self) -> str:
-        return f"{self.share:.0%} of the visual tokens after layer {self.layer}"
+        return f"{100 * self.share:g}% of the visual tokens after layer {self.layer}"
 
 
 @torch.no_grad()

@@ -7,3 +7,8 @@ PAGE = "docs/errors.md"
 def see(anchor: str) -> str:
     """The end of a message that has a section on that page."""
     return f"({PAGE}#{anchor})"
+
+
+def unsee(message: str) -> str:
+    """A message without that end, to be part of one that has its own."""
+    return message.partition(f" ({PAGE}#")[0]

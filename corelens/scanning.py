@@ -146,7 +146,7 @@ def scan_part(model: HookedMLLM, samples: Named, choices: Choices) -> Part:
 
 def chosen(measures: Sequence[Measure], **choices: Any) -> Choices:
     """The choices of a scan, checked."""
-    made = Choices(_resolved(measures), **choices)
+    made = Choices(resolved(measures), **choices)
     if made.batch_size < 1:
         raise ValueError(f"batch_size={made.batch_size} is less than one.")
     for name, value, known in (("rule", made.rule, Rule), ("views", made.views, Views)):
@@ -160,7 +160,7 @@ def _axes(metric: Metric) -> dict[str, str]:
     return {name: value for name, value in asdict(metric).items() if name not in ("name", "label", "source")}
 
 
-def _resolved(measures: Sequence[Measure]) -> tuple[Measure, ...]:
+def resolved(measures: Sequence[Measure]) -> tuple[Measure, ...]:
     """Metrics by their names; what `localization` is made of in its place."""
     if not measures:
         raise ValueError("there is no measure; take e.g. 'ram'.")

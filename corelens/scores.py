@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -60,6 +60,13 @@ class HeadScores:
             raise ValueError(f"{len(self.datasets)} data sets were given for {len(self.values)} rows of scores.")
         if not len(self.values):
             raise ValueError("there is no sample: head scores need at least one.")
+
+    def __repr__(self) -> str:
+        highest = ", ".join(map(str, self.ranked()[:3]))
+        return (
+            f"HeadScores({self.model or 'a model without a name'}, {self.metric}, {len(self.samples)} samples, "
+            f"{self.n_heads} heads{f'; highest: {highest}' if highest else ''})"
+        )
 
     @cached_property
     def per_head(self) -> Float[Tensor, "layer head"]:
@@ -155,6 +162,8 @@ class HeadScores:
 
     def _count(self, n: float | int, others: bool = False) -> int:
         """How many heads are meant; at most half of them, if as many others are needed."""
+        if isinstance(n, str):
+            raise TypeError(f"n={n!r} is a text; give a share of heads, such as 0.05, or their number.")
         number = n if isinstance(n, int) else count_of(n, self.n_heads)
         most = self.n_heads // 2 if others else self.n_heads
         if not 0 < number <= most:
@@ -174,14 +183,14 @@ class HeadScores:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "HeadScores":
-        """Reads what `save` wrote."""
-        with safe_open(path, "pt") as file:  # pyright: ignore[reportAbstractUsage]
-            metadata = file.metadata() or {}
-            if "corelens" not in metadata:
-                raise ValueError(f"{path} does not hold head scores: it was not written by HeadScores.save.")
-            about = json.loads(metadata["corelens"])
-            tuples = {name: tuple(about[name]) for name in ("samples", "datasets")}
-            return cls(values=file.get_tensor("values"), **about | tuples)
+        """Reads what `save` wrote; a ValueError if it is something else."""
+        try:
+            with safe_open(path, "pt") as file:  # pyright: ignore[reportAbstractUsage]
+                about = json.loads((file.metadata() or {})["corelens"])
+                tuples = {name: tuple(about[name]) for name in ("samples", "datasets")}
+                return cls(values=file.get_tensor("values"), **about | tuples)
+        except (SafetensorError, KeyError, TypeError, ValueError) as cause:
+            raise ValueError(f"{path} holds no head scores: it was not written by HeadScores.save.") from cause
 
 
 def joined(parts: Iterable[HeadScores]) -> HeadScores:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -95,13 +96,17 @@ class Run:
         Raises:
             ValueError: If there is none, it holds no run, or some of its parts are not there yet.
         """
-        file = Path(folder) / "manifest.json"
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise ValueError(f"there is no run {folder}.")
+        if (folder / "scan" / "manifest.json").is_file():
+            raise ValueError(f"{folder} is a study, which is several runs; take one of them, as {folder / 'scan'}.")
         try:
-            manifest = json.loads(file.read_text())
+            manifest = json.loads((folder / "manifest.json").read_text())
             n_parts = -(-manifest["samples"] // manifest["samples a part"])
         except (OSError, ValueError, KeyError, TypeError) as cause:
             raise ValueError(f"{folder} holds no run of corelens: it has no manifest.json of one.") from cause
-        run = cls(Path(folder), manifest)
+        run = cls(folder, manifest)
         if missing := sum(not run.path(number).exists() for number in range(n_parts)):
             raise ValueError(
                 f"{folder} is unfinished: {missing} of its {n_parts} parts are missing. The command that began it goes "
@@ -127,6 +132,7 @@ class Run:
         file = run.folder / "manifest.json"
         if run.folder.exists() and not file.exists() and any(run.folder.iterdir()):
             raise ValueError(f"{run.folder} is not empty and holds no run; choose another folder.")
+        check_work(run.folder, manifest["work"])
         (run.folder / "parts").mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(run.folder / ".lock", blocking=False):
@@ -172,11 +178,21 @@ def read_numbers(path: Path, *needed: str) -> dict[str, Any]:
     return found
 
 
+def check_work(folder: Path, work: str) -> None:
+    """Raises a ValueError if a folder holds a run of other work."""
+    file = folder / "manifest.json"
+    if file.exists() and (held := json.loads(file.read_text()).get("work", work)) != work:
+        raise ValueError(
+            f"{folder} holds a run of corelens {held}, not of {work}. Choose another folder. {see('other-run')}"
+        )
+
+
 def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     # As JSON keeps it: tuples become lists.
     if differences := list(_differences(before, json.loads(json.dumps(now)))):
+        said = [*differences[:6], f"and {len(differences) - 6} more"] if len(differences) > 6 else differences
         raise ValueError(
-            f"{folder} holds another run: {'; '.join(differences)}. Choose another folder, or make the same choices. "
+            f"{folder} holds another run: {'; '.join(said)}. Choose another folder, or make the same choices. "
             f"{see('other-run')}"
         )
 
@@ -188,4 +204,4 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = 
         if isinstance(was, dict) and isinstance(is_now, dict):
             yield from _differences(was, is_now, f"{path}{name}.")
         elif was != is_now:
-            yield f"{path}{name} was {was!r} and is {is_now!r}"
+            yield f"{path}{name} was {reprlib.repr(was)} and is {reprlib.repr(is_now)}"

@@ -1,5 +1,6 @@
 """Positions with addresses: what every position of a sequence is, and which pixels it stands for."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
@@ -103,7 +104,8 @@ class TokenMap:
         lines = []
         for sample in range(len(self)):
             counts = {role.name.lower(): int((self.role[sample] == role).sum()) for role in Role}
-            shapes = ", ".join(self[sample]._shape_of(media) for media in range(len(self.sizes[sample])))
+            alike = Counter(self[sample]._shape_of(media) for media in range(len(self.sizes[sample])))
+            shapes = ", ".join(f"{n} media of {shape}" if n > 1 else shape for shape, n in alike.items())
             said = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
             lines.append(f"sample {sample}: {said}" + (f" ({shapes})" if shapes else ""))
         return "TokenMap(" + "; ".join(lines) + ")"

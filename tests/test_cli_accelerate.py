@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from test_cli_causal import invoke, said
 from test_scanning import content
 
@@ -61,6 +62,21 @@ def test_the_command_compares_plans_and_goes_on_where_it_was(toy: Any, tmp_path:
     assert {name: one for name, one in content(tmp_path / "run").items() if name.startswith("parts/")} == parts
     other = invoke("accelerate", *options[:-2], "--text", "--out", tmp_path / "run")
     assert "holds another run: plans.none was" in said(other)
+
+
+@pytest.mark.parametrize(("sink", "window", "said_so"), [(128, 2048, True), (4, 16, False)])
+def test_plans_that_change_nothing_are_named_before_anything_runs(
+    sink: int, window: int, said_so: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def stop(*_: Any, **__: Any) -> None:
+        raise ValueError("enough")
+
+    monkeypatch.setattr("corelens.accelerating.accelerate_all", stop)
+    options = ["--data", "scenes=2", "--scores", ranking(tmp_path), "--sink", sink, "--window", window]
+    ran = invoke("accelerate", *options, "--out", tmp_path / "run")
+    assert "enough" in said(ran)
+    warned = "the first 128 and last 2048 tokens are all of the longest prompt, which has 77. Pass less" in said(ran)
+    assert warned == said_so
 
 
 def test_mistakes_are_said_before_anything_is_written(tmp_path: Path):

@@ -92,7 +92,7 @@ def test_the_sweep_of_the_command_is_the_sweep(toy: Any, tmp_path: Path):
     assert "5 samples, each head removed by itself (zero)" in said(again)
     assert costliest["name"] in said(again)
     assert "how was 'zero' and is 'mean'" in said(invoke("sweep", "--data", "scenes=5", "--how", "mean", "--out", out))
-    assert "work was 'sweep' and is 'scan'" in said(invoke("scan", "--data", "scenes=5", "--out", out))
+    assert "holds a run of corelens sweep, not of scan" in said(invoke("scan", "--data", "scenes=5", "--out", out))
 
 
 @pytest.mark.parametrize("how", ["mean", "resample"])
@@ -147,6 +147,8 @@ def test_the_ablation_of_the_command_is_answers_without_each_set_of_heads(toy: A
     result = found("ablate", "--data", "scenes=12", "--scores", ranking, "--limit", 12, "--out", tmp_path / "run")
     assert list(result["data"]) == ["scenes", "copy", "recall", "sum"]
     scores = cl.HeadScores.load(ranking)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["chosen_by"] == result["chosen by"] == f"{scores.metric} of corelens/toy"
     batches = list(cl.prepared_batches(toy, worlds.scenes(12, seed=0), 12, "prepare"))
     plain = cl.answers(toy, batches, max_new_tokens=32)
     conditions = result["data"]["scenes"]["conditions"]
@@ -176,7 +178,7 @@ def test_the_ablation_of_the_command_is_answers_without_each_set_of_heads(toy: A
     assert f"top: {scores.top()}" in again
     assert "random: 5 draws" in again
     one_more = invoke("ablate", "--data", "scenes=12", "--heads", "L0H1", "--limit", 12, "--out", tmp_path / "run")
-    assert "conditions.heads was None and is ['L0H1']" in said(one_more)
+    assert "corelens/toy' and is None; conditions.top was ['" in said(one_more)
 
 
 def test_answers_that_cannot_be_read_are_wrong_and_counted_apart(toy: Any, tmp_path: Path):
@@ -229,6 +231,20 @@ def test_plain_questions_are_answered_by_their_answers_alone():
     assert list(texts("someone/a-model", None)) == ["text"]
 
 
+@pytest.mark.parametrize("command", ["ablate", "accelerate"])
+def test_scores_of_another_model_are_taken_with_a_warning(command: str, ranking: Path, tmp_path: Path):
+    import corelens as cl
+
+    scores = cl.HeadScores.load(ranking)
+    replace(scores, model="corelens/toy-worlds").save(tmp_path / "other.safetensors")
+    # Without samples: it is said before any work.
+    arguments = (command, "--data", "scenes=0", "--out", tmp_path / "run", "--scores")
+    assert "Warning" not in said(invoke(*arguments, ranking))
+    assert "ranks the heads of 'corelens/toy-worlds', and the model is 'corelens/toy'." in said(
+        invoke(*arguments, tmp_path / "other.safetensors")
+    )
+
+
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
 
@@ -238,6 +254,7 @@ def test_plain_questions_are_answered_by_their_answers_alone():
         (("sweep", "--how", "median"), "'median' is not one of 'zero', 'mean', 'resample'"),
         (("sweep", "--per", "neuron"), "'neuron' is not one of 'head', 'layer', 'group'"),
         (("sweep", "--data", "scenes"), "has no place; write NAME=WHERE"),
+        (("ablate", "--heads", "L1H1", "--data", "scenes=0"), "scenes=0: scenes needs a number of samples"),
         (("ablate",), "give the heads themselves or what ranks them"),
         (("ablate", "--heads", "L1H1", "--scores", "x"), "give the heads themselves or what ranks them"),
         (("ablate", "--heads", "L1H1", "--top", "0.1"), "how many heads of a ranking; give --scores"),

@@ -283,11 +283,14 @@ def test_mistakes_of_the_command_are_named(scanned: Path, tmp_path: Path):
     (unfinished / "parts" / "00000.parquet").unlink()
     for file in unwritten.glob("*.safetensors"):
         file.unlink()
+    study = tmp_path / "study"
+    shutil.copytree(scan, study / "scan")
     foreign.mkdir()
     (foreign / "manifest.json").write_text("{}")
     for arguments, message in {
         (tmp_path / "none", other): "there is no run",
         (foreign, other): "holds no run of corelens",
+        (study, other): f"is a study, which is several runs; take one of them, as {study / 'scan'}",
         (unfinished, other): "is unfinished: 1 of its 1 parts are missing",
         (unwritten, other): "holds no scores of heads. Its work is 'scan'",
         (scanned / "layers", other): "holds no scores of heads. Its work is 'sweep'",

@@ -186,6 +186,16 @@ def test_worlds_have_names_and_unknown_names_are_refused_with_those_known():
         load("chart", 2)
     with pytest.raises(ValueError, match=r"charts: .*'depth'.*it takes .*seed"):
         load("charts", 2, depth=3)
+    with pytest.raises(ValueError, match=r"'scenes' is no data set .* are drawn by corelens\.toy\.worlds"):
+        load("scenes", 2)
+
+
+@pytest.mark.parametrize("n", ["two", None, 1.5, 0])
+def test_a_number_of_samples_is_a_number(n: object):
+    from corelens.data.worlds.drawing import check_draw
+
+    with pytest.raises(ValueError, match=f"n={n!r} and seed=0: a world draws one sample or more"):
+        check_draw(n, 0)
 
 
 def test_shapes_stay_within_their_radius():

@@ -38,6 +38,14 @@ def test_sets_keep_their_order_and_survive_saving(tmp_path: Path):
         HeadSet.load(tmp_path / "other.json")
 
 
+def test_texts_in_the_place_of_heads_are_told_how_to_be_read(monkeypatch: pytest.MonkeyPatch):
+    import corelens as cl
+
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # as it is for users
+    with pytest.raises(TypeError, match=r"read 'L2H10, L3H0' by HeadSet\.parse"):
+        cl.ablate(["L2H10", "L3H0"])  # pyright: ignore[reportArgumentType]
+
+
 def test_sets_unite_and_intersect():
     from corelens import HeadSet
 

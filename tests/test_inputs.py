@@ -51,8 +51,18 @@ def test_damaged_missing_and_foreign_files(model: Any, image: Image.Image, tmp_p
         model.prepare(tmp_path / "text.png", "Which?")
     with pytest.raises(FileNotFoundError, match=r"no picture file .*none.png"):
         model.prepare(tmp_path / "none.png", "Which?")
-    with pytest.raises(TypeError, match="a picture is a PIL image or a path, not ndarray"):
+    with pytest.raises(ValueError, match=r"https://x\.y/z\.png is an address, and nothing is fetched"):
+        model.prepare("https://x.y/z.png", "Which?")
+    with pytest.raises(TypeError, match=r"a PIL image or a path, not ndarray\. PIL\.Image\.fromarray makes one"):
         model.prepare([[np.zeros((4, 4, 3))]], ["Which?"])
+
+
+@pytest.mark.parametrize(("asked", "kind"), [(None, "NoneType"), (Image.new("RGB", (4, 4)), "Image")])
+def test_what_is_no_question_is_told_its_place(asked: Any, kind: str):
+    from corelens.chats import chats
+
+    with pytest.raises(TypeError, match=rf"not {kind}; the pictures come before it, as in prepare\(image, question\)"):
+        chats(asked, "Which?", None, None)
 
 
 @pytest.mark.parametrize("n", [6, 12])
@@ -159,11 +169,34 @@ def test_checkpoints_load_with_their_processor(checkpoint: Path, image: Image.Im
     assert half(half.prepare(image, "Which digit is red?")).isfinite().all()
 
 
-def test_missing_folders():
+@pytest.mark.parametrize("name", ["./nowhere", "nowhere"])
+def test_missing_folders(name: str, tmp_path: Path):
     from corelens import HookedMLLM
 
-    with pytest.raises(FileNotFoundError, match=r"no model folder './nowhere'"):
-        HookedMLLM.from_pretrained("./nowhere")
+    with pytest.raises(FileNotFoundError, match=rf"no model folder '{name}'\. Models of the Hub are called owner/name"):
+        HookedMLLM.from_pretrained(name)
+    with pytest.raises(FileNotFoundError, match=r"holds no model: it has no config\.json"):
+        HookedMLLM.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ({"dtype": "fp16"}, "dtype='fp16' is not known; take auto, bfloat16, float16 or float32"),
+        ({"dtype": "int8"}, "dtype='int8' is not known"),
+        ({"dtype": "Tensor"}, "dtype='Tensor' is not known"),
+        ({"device_map": "cuda:99"}, "device_map='cuda:99' is no device of this machine; take auto or cpu"),
+        ({"device_map": "gpu"}, "device_map='gpu' is no device of this machine"),
+    ],
+)
+def test_dtypes_and_devices_are_checked_before_anything_is_loaded(
+    choice: Any, said: str, monkeypatch: pytest.MonkeyPatch
+):
+    from corelens import HookedMLLM, loading
+
+    monkeypatch.setattr(loading, "AutoModelForImageTextToText", None)
+    with pytest.raises(ValueError, match=said):
+        HookedMLLM.from_pretrained("corelens/toy", **choice)
 
 
 def test_remote_code_is_refused_by_name(tmp_path: Path):

@@ -164,7 +164,7 @@ def test_folders_without_a_finished_run_are_refused(runs: Path, tmp_path: Path):
     (demo / "demo.json").write_text("{}")
     (foreign / "manifest.json").write_text("[]")
     for folder, message in {
-        tmp_path / "nowhere": "holds no run of corelens",
+        tmp_path / "nowhere": "there is no run",
         tmp_path: "holds no run of corelens",
         foreign: "holds no run of corelens",
         unfinished: "is unfinished: 1 of its 1 parts are missing",

@@ -254,7 +254,9 @@ def test_what_is_wrong_with_the_model_is_not_said_of_the_samples(seeing: Any, mo
 # --- samples that cannot be measured ---------------------------------------------------------------------------------
 
 
-def test_samples_that_cannot_be_measured_are_left_out_with_their_reason(seeing: Any, tmp_path: Path):
+def test_samples_that_cannot_be_measured_are_left_out_with_their_reason(
+    seeing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     from corelens import Box, Evidence, scan
     from corelens.scanning import scan_all
 
@@ -280,6 +282,12 @@ def test_samples_that_cannot_be_measured_are_left_out_with_their_reason(seeing: 
         scan(seeing, [bad["empty"]])
     with pytest.raises(ValueError, match="there are no samples"):
         scan(seeing, [])
+    with pytest.raises(ValueError, match="there are no samples of none"):
+        scan(seeing, {"some": good, "none": []})
+    with monkeypatch.context() as patched:
+        patched.setattr("jaxtyping.config.jaxtyping_disable", True)  # as it is for users
+        with pytest.raises(TypeError, match=r"give a list of samples, such as \[sample\]"):
+            scan(seeing, good[0])
     with pytest.raises(ValueError, match="there is no measure 'rham'; there are ram, "):
         scan(seeing, good, "rham")
     with pytest.raises(ValueError, match="measures need different names, and these are called ram, ram"):
@@ -406,10 +414,26 @@ def test_folders_refuse_other_scans_and_other_writers(seeing: Any, tmp_path: Pat
     scan(seeing, samples(), out=folder)
     with pytest.raises(ValueError, match=r"holds another run: rule was 'overlap' and is 'centre'\. Choose"):
         scan(seeing, samples(), rule="centre", out=folder)
-    with pytest.raises(ValueError, match=r"run: measures\.vera was None and is \{'queries': 'last', .*\}\. Choose"):
+    with pytest.raises(
+        ValueError, match=r"run: measures\.vera was None and is \{'aggregation': 'mean', .*, \.\.\.\}\. Choose"
+    ):
         scan_all(seeing, samples(), ["ram", "vera"], out=folder)
     with pytest.raises(ValueError, match=r"holds another run: samples was 5 and is 4; samples sha256 was"):
         scan(seeing, samples(4), out=folder)
+    many = {str(number): "x" * 64 for number in range(9)}
+    with Run.opened(tmp_path / "many", {"work": "scan"} | many):
+        pass
+    with (
+        pytest.raises(ValueError, match=r"and 3 more\. Choose another folder") as refused,
+        Run.opened(tmp_path / "many", {"work": "scan"} | dict.fromkeys(many, "y" * 64)),
+    ):
+        pass
+    assert len(str(refused.value)) < 800
+    with (
+        pytest.raises(ValueError, match="holds a run of corelens scan, not of sweep"),
+        Run.opened(tmp_path / "many", {"work": "sweep"}),
+    ):
+        pass
     with (
         Run.opened(tmp_path / "held", {"work": "scan"}),
         pytest.raises(RuntimeError, match="another process is writing"),
@@ -449,6 +473,7 @@ def test_the_command_scores_several_data_sets_and_goes_on(tmp_path: Path):
     assert best["head"] == str(scores.ranked()[0])
     assert best["interval"][0] <= best["score"] <= best["interval"][1]
     again = invoke(*command, "--limit", 4)
+    assert "rho 0.5: the smallest share of heads that holds half of the measure." in again.stdout
     assert again.exit_code == 0, again.output
     assert "7 samples, 96 heads" in again.stdout
     assert best["head"] in again.stdout
@@ -456,10 +481,32 @@ def test_the_command_scores_several_data_sets_and_goes_on(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("metric", "said"),
+    [("rams", "there is no measure 'rams'; there are ram, "), ("ram", "holds a run of corelens sweep, not of scan")],
+)
+def test_what_is_wrong_is_said_before_the_model_is_loaded(
+    metric: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def loaded(*_: str) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("corelens.cli.options.loaded", loaded)
+    if metric == "ram":
+        (tmp_path / "manifest.json").write_text('{"work": "sweep"}')
+    found = invoke("--data", "scenes=2", "--metric", metric, "--out", tmp_path)
+    assert found.exit_code == 2
+    assert said in " ".join(found.output.split())
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--data", "scenes"), "has no place; write NAME=WHERE"),
+        (("--data", "scenes"), "has no place; write NAME=WHERE, as in scenes=200"),
         (("--data", "scenes=many"), "needs a number of samples, as in scenes=200"),
+        (("--data", "scenes=0"), "scenes=0: scenes needs a number of samples, as in scenes=200"),
+        (("--data", "scenes=2,toy-page=2"), "scenes takes no settings, and 'toy-page' is no data set"),
+        (("--data", "scenes=2,charts=2,colour=red"), "charts takes no settings, and 'colour' is no data set"),
+        (("--data", "scenes=2", "--seed", "-1"), "'--seed': Input should be greater than or equal to 0"),
         (("--data", "cocoa=here"), "is no data set that corelens knows"),
         (("--data", "refcocog=./nowhere"), "there is no folder"),
         (("--data", "scenes=2", "--metric", "rham"), "there is no measure 'rham'; there are ram, "),

@@ -109,8 +109,25 @@ def test_scores_survive_saving(scores: Any, tmp_path: Path):
     from safetensors.torch import save_file
 
     save_file({"values": scores.values}, tmp_path / "bare.safetensors")
-    with pytest.raises(ValueError, match="does not hold head scores"):
+    with pytest.raises(ValueError, match=r"bare\.safetensors holds no head scores"):
         HeadScores.load(tmp_path / "bare.safetensors")
+    with pytest.raises(ValueError, match=r"test_scores\.py holds no head scores"):
+        HeadScores.load(__file__)
+
+
+def test_a_share_in_percent_is_refused_as_a_text(scores: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # as it is for users
+    with pytest.raises(TypeError, match=r"n='5%' is a text; give a share of heads, such as 0\.05"):
+        scores.top("5%")
+
+
+def test_scores_show_themselves_in_a_line(scores: Any):
+    from corelens import HeadScores
+
+    highest = ", ".join(map(str, scores.ranked()[:3]))
+    assert repr(scores) == f"HeadScores(tiny, mass, 2 samples, {scores.n_heads} heads; highest: {highest})"
+    none = HeadScores(torch.full((1, 2, 2), torch.nan), "mass", ("a",))
+    assert repr(none) == "HeadScores(a model without a name, mass, 1 samples, 0 heads)"
 
 
 def test_scores_need_one_id_per_sample():

@@ -138,6 +138,8 @@ def test_budgets_are_spent_as_they_say():
     # Nothing is left to draw from.
     assert "random 100%" not in plans
     assert len(plans["core 100%"][0].rules) == 8
+    small = plans_and_controls(scores, 2, Streaming(1, 4), [0.001, 0.0025])
+    assert {"core 0.1%", "core 0.25%"} <= small.keys()
 
 
 def test_kept_attention_is_what_a_loop_adds_up(toy: Any):

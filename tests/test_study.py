@@ -427,7 +427,7 @@ def test_the_command_compares_two_data_sets_and_another_model_behind_one_bar(
 
 
 def test_the_command_splits_data_sets_and_says_what_it_costs_before_it_starts(tmp_path: Path):
-    from corelens.cli.study import _separate
+    from corelens.cli.options import _separate
 
     assert _separate(["scenes=8,mmlongbench=p,task=x", "charts=3"]) == ["scenes=8", "mmlongbench=p,task=x", "charts=3"]
     common = ["--out", tmp_path / "run", "--quick"]
@@ -437,7 +437,7 @@ def test_the_command_splits_data_sets_and_says_what_it_costs_before_it_starts(tm
     for options, words in {
         ("--data", "scenes=2"): "scenes has 2 samples",
         ("--data", "scenes=8,scenes=9"): "two data sets are scenes",
-        ("--data", "scenes=8", "--beside", tmp_path): "there is no file",
+        ("--data", "scenes=8", "--beside", tmp_path): f"{tmp_path} is no finished study",
     }.items():
         assert words in " ".join(study(*options, *common).output.split())
     assert not (tmp_path / "run").exists()

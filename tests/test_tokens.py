@@ -50,6 +50,16 @@ def test_roles_spell_out_the_prompt(seeing: Any):
     assert "image" in repr(tokens)
 
 
+def test_prepared_inputs_show_themselves_in_a_line(seeing: Any):
+    alone = seeing.prepare(picture((64, 64)), "a?")
+    shown = f"{seeing.prepare([picture((64, 64))] * 4, 'a?')!r}"
+    shape = repr(alone.tokens).rpartition("(")[2].rstrip(")")
+    assert shown.startswith("PreparedInputs(input_ids, ")
+    assert f"(4 media of {shape})" in shown
+    assert "tensor" not in shown
+    assert len(shown) < 300
+
+
 def test_prepared_tensors_are_those_of_the_processor(seeing: Any):
     image, question = picture((97, 180)), "Which digit is red?"
     chat = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]

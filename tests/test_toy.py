@@ -168,6 +168,21 @@ def test_a_longer_run_begins_with_the_shorter_one(world: str):
     assert len({s.id for s in long}) == 4
 
 
+@pytest.mark.parametrize(
+    ("draw", "said"),
+    [
+        (lambda worlds: worlds.scenes(-1, seed=0), "n=-1 and seed=0: a world draws one sample or more"),
+        (lambda worlds: worlds.texts(2, -1, "copy"), "n=2 and seed=-1: a world draws one sample or more"),
+        (lambda worlds: worlds.pictures("page", 1, seed=0), "no world 'page'; there are digits, shapes, pages, bars"),
+    ],
+)
+def test_what_no_world_draws_is_refused_at_once(draw: Any, said: str):
+    from corelens.toy import worlds
+
+    with pytest.raises(ValueError, match=said):
+        draw(worlds)
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10**6))
 def test_text_tasks_are_right(seed: int):

@@ -14,6 +14,7 @@ from corelens.cli import options
 if TYPE_CHECKING:
     from corelens.conditions import Conditions
     from corelens.heads import HeadSet
+    from corelens.scores import HeadScores
 
 
 def ablate(
@@ -45,8 +46,10 @@ def ablate(
     from corelens.ablating import ablate_all
     from corelens.store import write_whole
 
-    conditions = _conditions(heads, scores, 0.05 if top is None else top)
-    with options.resumable(out):
+    ranking = None if scores is None else options.ranking(scores, model)
+    chosen_by = ranking and options.source(ranking)
+    conditions = _conditions(heads, ranking, 0.05 if top is None else top)
+    with options.resumable(out, "ablate"):
         sets = options.samples(data, seed, limit) | options.texts(model, limit)
         found = ablate_all(
             options.loaded(model, dtype, device),
@@ -55,9 +58,10 @@ def ablate(
             how,
             phase,
             box_unit=box_unit,
+            chosen_by=chosen_by,
             out=out,
         )
-    summary = {"model": model, "how": how, "phase": phase, **_summary(found)}
+    summary = {"model": model, "how": how, "phase": phase, "chosen by": chosen_by, **_summary(found)}
     text = json.dumps(summary, indent=1)
     write_whole(out / "ablation.json", lambda path: path.write_text(text))
     if as_json:
@@ -66,7 +70,7 @@ def ablate(
     _show(summary, out)
 
 
-def _conditions(heads: str | None, scores: Path | None, top: float) -> "dict[str, list[HeadSet]]":
+def _conditions(heads: str | None, ranking: "HeadScores | None", top: float) -> "dict[str, list[HeadSet]]":
     """The sets of heads that the options mean."""
     from corelens.ablating import with_controls
     from corelens.heads import HeadSet
@@ -78,8 +82,7 @@ def _conditions(heads: str | None, scores: Path | None, top: float) -> "dict[str
             return {"heads": [chosen]}
     except ValueError as cause:
         raise typer.BadParameter(str(cause), param_hint="--heads") from cause
-    assert scores is not None  # one of them is given
-    ranking = options.ranking(scores)
+    assert ranking is not None  # one of them is given
     try:
         return with_controls(ranking, int(top) if top >= 1 and top == int(top) else top)
     except ValueError as cause:

@@ -41,28 +41,30 @@ def accelerate(
     as_json: options.AsJson = False,
 ) -> None:
     """Answer with few heads seeing everything and all others little. Beside them, other uses of the same budget."""
-    ranking = options.ranking(scores)
+    ranking = options.ranking(scores, model)
+    chosen_by = options.source(ranking)
     if wrong := [one for one in budget or () if not 0 < one <= 1]:
         raise typer.BadParameter(f"{wrong[0]} is no share of heads: it must lie in (0, 1].", param_hint="--budget")
-    from corelens.accelerating import accelerate_all, speeds
+    from corelens.accelerating import accelerate_all, longest_prompt, speeds
     from corelens.pruning import Pruning
     from corelens.reports import write_report
     from corelens.sparse import Streaming
     from corelens.sparse.budgets import BUDGETS, plans_and_controls
     from corelens.store import write_whole
 
-    with options.resumable(out):
+    with options.resumable(out, "accelerate"):
         hooked = options.loaded(model, dtype, device)
         group_size = hooked.cfg.n_heads // hooked.cfg.n_key_value_heads
         shares = budget or BUDGETS
         plans: dict[str, Any] = plans_and_controls(ranking, group_size, Streaming(sink, window, text), shares)
         # As FastV, after the second layer that has heads, with the same shares of visual tokens as of heads.
         second = sorted({head.layer for head in hooked.heads})[:2][-1]
-        plans |= {f"visual tokens {share:.0%}": [Pruning(second, share)] for share in shares}
+        plans |= {f"visual tokens {100 * share:g}%": [Pruning(second, share)] for share in shares}
         sets = {name: list(own) for name, own in options.samples(data, seed, limit).items()}
-        found = accelerate_all(hooked, sets, plans, max_new_tokens=max_new_tokens, out=out)
+        _warn_if_all_is_seen(sink, window, longest_prompt(hooked, sets)["input_ids"].shape[1])
+        found = accelerate_all(hooked, sets, plans, max_new_tokens=max_new_tokens, chosen_by=chosen_by, out=out)
         n_positions, speed = speeds(hooked, sets, found.conditions)
-        summary = {"model": model, **_summary(hooked, found, n_positions, speed)}
+        summary = {"model": model, "chosen by": chosen_by, **_summary(hooked, found, n_positions, speed)}
     text_of = json.dumps(summary, indent=1)
     write_whole(out / "acceleration.json", lambda path: path.write_text(text_of))
     write_report(out)
@@ -70,6 +72,20 @@ def accelerate(
         print(text_of)
         return
     _show(summary, out)
+
+
+def _warn_if_all_is_seen(sink: int, window: int, n_positions: int) -> None:
+    """Says that plans change nothing where what every head keeps seeing is the whole of every prompt."""
+    from corelens.study.run import streaming
+
+    if sink + window >= n_positions:
+        less = streaming(n_positions)
+        typer.echo(
+            f"Warning: under every plan, all heads see everything, and the table compares the model with itself: the "
+            f"first {sink} and last {window} tokens are all of the longest prompt, which has {n_positions}. Pass "
+            f"less, such as --sink {less.sink} --window {less.window}.",
+            err=True,
+        )
 
 
 def _summary(

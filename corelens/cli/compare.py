@@ -45,7 +45,7 @@ def compare(
         scores = scores_of(run, metric)
         others = other_of(other, scores, metric)
         found = compared(scores, others, int(top) if top and top >= 1 and top == int(top) else top)
-    except ValueError as cause:
+    except (OSError, ValueError) as cause:
         raise typer.BadParameter(str(cause)) from cause
     numbers = {"run": _named(run, scores), "other": _named(other, others), **_numbers(found, scores)}
     if as_json is not None:

@@ -11,15 +11,15 @@ from rich.table import Table
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for report.html and demo.json.")] = Path("corelens-demo"),
+    out: Annotated[Path, typer.Option(help="Folder for report.html and demo.json.", file_okay=False)] = Path(
+        "corelens-demo"
+    ),
     model: Annotated[
         str, typer.Option(help="A shipped model: corelens/toy or corelens/toy-natural, or a folder of a trained one.")
     ] = "corelens/toy",
     as_json: Annotated[bool, typer.Option("--json", help="Print demo.json, no table.")] = False,
 ) -> None:
     """Find the heads of a shipped model that fetch the evidence, and remove them."""
-    if out.exists() and not out.is_dir():
-        raise typer.BadParameter(f"{out} is a file; give a folder.", param_hint="--out")
     from corelens.demo import header, run_demo
 
     try:

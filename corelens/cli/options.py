@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from corelens.refusals import see
+
 if TYPE_CHECKING:
     from corelens.data import Sample
     from corelens.model import HookedMLLM
@@ -19,17 +21,17 @@ Data = Annotated[
     typer.Option(
         metavar="NAME=WHERE",
         help="A data set and its folder or Hub id (refcocog=PATH, mmlongbench=PATH,task=infoseek), or a world and the "
-        "number of its samples (scenes=200). Can be given several times.",
+        "number of its samples (scenes=200). Several with commas between them, or given several times.",
     ),
 ]
-Out = Annotated[Path, typer.Option(help="Folder of the run, where the same command goes on.")]
+Out = Annotated[Path, typer.Option(help="Folder of the run, where the same command goes on.", file_okay=False)]
 Limit = Annotated[int | None, typer.Option(help="Most samples of each data set.", min=1)]
 How = Annotated[Literal["zero", "mean", "resample"], typer.Option(help="What takes the place of a head's output.")]
 BoxUnit = Annotated[
     Literal["pixels", "thousandths", "fractions"] | None,
     typer.Option(help="In which the model says boxes, for data that asks for them."),
 ]
-Seed = Annotated[int, typer.Option(help="What worlds are drawn from.")]
+Seed = Annotated[int, typer.Option(help="What worlds are drawn from.", min=0)]
 Dtype = Annotated[str, typer.Option(help="Such as bfloat16; auto: the checkpoint's own.")]
 Device = Annotated[str, typer.Option(help="Such as cuda:1; auto: all GPUs together.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, no table.")]
@@ -44,11 +46,27 @@ def samples(
 ) -> dict[str, "Iterable[Sample]"]:
     """The samples that each `NAME=WHERE` means, by name; if `evidence` counts, only those that say where theirs is."""
     found: dict[str, Iterable[Sample]] = {}
-    for one in arguments:
+    for one in _separate(arguments):
         name, own = _samples(one, seed, limit, evidence)
         if name in found:
             raise typer.BadParameter(f"two data sets are {name}; give each once.", param_hint="--data")
         found[name] = own
+    return found
+
+
+def _separate(arguments: Iterable[str]) -> list[str]:
+    """Data sets with commas between them; what has no name of its own is a setting of the one before."""
+    from corelens.data import registry
+    from corelens.toy import worlds
+
+    known = {*worlds.SAMPLES, *registry.READERS, *registry.WORLDS}
+    found: list[str] = []
+    for argument in arguments:
+        for place, one in enumerate(argument.split(",")):
+            if place and one.partition("=")[0] not in known:
+                found[-1] += f",{one}"
+            else:
+                found.append(one)
     return found
 
 
@@ -58,17 +76,19 @@ def _samples(argument: str, seed: int, limit: int | None, evidence: bool) -> tup
 
     name, separator, where = argument.partition("=")
     if not separator:
-        raise typer.BadParameter(f"{argument!r} has no place; write NAME=WHERE.", param_hint="--data")
+        raise typer.BadParameter(f"{argument!r} has no place; write NAME=WHERE, as in scenes=200.", param_hint="--data")
     try:
         drawn: dict[str, Any] = {**worlds.SAMPLES, **registry.WORLDS}
-        if name not in drawn and name not in registry.READERS:
-            known = ", ".join([*registry.READERS, *drawn])
-            raise ValueError(f"{name!r} is no data set that corelens knows; it knows {known}.")
-        if draw := drawn.get(name):
-            if not where.isdecimal():
-                raise ValueError(f"{name} needs a number of samples, as in {name}=200, not {where!r}.")
-            return name, islice(draw(int(where), seed), limit)
+        unknown = f"is no data set that corelens knows; it knows {', '.join([*registry.READERS, *drawn])}."
         place, *settings = where.split(",")
+        if name not in drawn and name not in registry.READERS:
+            raise ValueError(f"{name!r} {unknown}")
+        if draw := drawn.get(name):
+            if settings:
+                raise ValueError(f"{name} takes no settings, and {settings[0].partition('=')[0]!r} {unknown}")
+            if not (place.isdecimal() and int(place)):
+                raise ValueError(f"{argument}: {name} needs a number of samples, as in {name}=200.")
+            return name, islice(draw(int(place), seed), limit)
         named = dict(setting.split("=", 1) for setting in settings if "=" in setting)
         if len(named) < len(settings):
             raise ValueError(f"{argument!r}: after the place come settings, as in {name}=PATH,split=test.")
@@ -102,9 +122,12 @@ def loaded(model: str, dtype: str, device: str) -> "HookedMLLM":
 
 
 @contextmanager
-def resumable(out: Path) -> Iterator[None]:
-    """Says mistakes without a traceback, and after an interruption how to go on."""
+def resumable(out: Path, work: str) -> Iterator[None]:
+    """Says mistakes without a traceback, that `out` holds other work first, and after an interruption how to go on."""
+    from corelens.store import check_work
+
     try:
+        check_work(out, work)
         yield
     except (OSError, ValueError, TypeError, RuntimeError, ImportError) as cause:
         raise typer.BadParameter(str(cause)) from cause
@@ -113,15 +136,24 @@ def resumable(out: Path) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def ranking(scores: Path) -> "HeadScores":
-    """What a scan wrote."""
+def ranking(scores: Path, model: str | None = None, option: str = "--scores") -> "HeadScores":
+    """What a scan wrote, with a warning if it was of another model than the one that is meant."""
     if not scores.is_file():
-        raise typer.BadParameter(f"there is no file {scores}.", param_hint="--scores")
-    from safetensors import SafetensorError
-
+        raise typer.BadParameter(f"there is no file {scores}.", param_hint=option)
     from corelens.scores import HeadScores
 
     try:
-        return HeadScores.load(scores)
-    except (SafetensorError, ValueError) as cause:
-        raise typer.BadParameter(f"{scores} holds no head scores: {cause}", param_hint="--scores") from cause
+        found = HeadScores.load(scores)
+    except (OSError, ValueError) as cause:
+        raise typer.BadParameter(str(cause), param_hint=option) from cause
+    if model is not None and found.model not in ("", model):
+        typer.echo(
+            f"Warning: {scores} ranks the heads of {found.model!r}, and the model is {model!r}. {see('other-scores')}",
+            err=True,
+        )
+    return found
+
+
+def source(ranking: "HeadScores") -> str:
+    """Whose scores these are."""
+    return f"{ranking.metric} of {ranking.model or 'a model without a name'}"

@@ -47,17 +47,19 @@ def scan(
     if ray is None and (actors is not None or gpus is not None):
         raise typer.BadParameter("they are about Ray's actors; give --ray too.", param_hint="--actors, --gpus")
     from corelens.cluster import scan_on_ray
-    from corelens.scanning import scan_all, summary
+    from corelens.scanning import resolved, scan_all, summary
 
+    names = [name.strip() for name in metric.split(",")]
     sets = options.samples(data, seed, limit, evidence=True)
     load = partial(options.loaded, model, dtype, device)
-    with options.resumable(out):
+    with options.resumable(out, "scan"):
+        resolved(names)  # a measure that is not known is said before the model is loaded
         run = (
             partial(scan_on_ray, load, address=ray, actors=actors or 2, gpus=gpus) if ray else partial(scan_all, load())
         )
         found = run(
             sets,
-            [name.strip() for name in metric.split(",")],
+            names,
             rule=rule,  # pyright: ignore[reportArgumentType] checked by scan_all
             batch_size=16 if batch == "auto" else int(batch),
             out=out,
@@ -83,6 +85,11 @@ def _show(summaries: dict[str, Any], scores: "HeadScores", out: Path) -> None:
         shown = [*top[:6], f"and {len(top) - 6} more"] if len(top) > 6 else top
         table.add_row(name, "\n".join(shown), str(found.get("rho_0.5", "")), str(found.get("split-half overlap", "")))
     console.print(table)
+    console.print(
+        "rho 0.5: the smallest share of heads that holds half of the measure. split-half overlap: how much of the top "
+        "5 % of heads two random halves of the samples share.",
+        soft_wrap=True,
+    )
     for sample, why in list(scores.skipped.items())[:5]:
         console.print(f"left out: {sample}: {why}")
     if len(scores.skipped) > 5:

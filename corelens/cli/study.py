@@ -3,7 +3,7 @@
 import json
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -11,6 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from corelens.cli import options
+
+if TYPE_CHECKING:
+    from corelens.scores import HeadScores
 
 
 def study(
@@ -43,10 +46,10 @@ def study(
     size = QUICK if quick else FULL
     limit = min(limit or 40, 40) if quick else limit
     asked = ",".join(data)
-    others = {str(folder): options.ranking(folder / "scan" / "ram.safetensors") for folder in beside or ()}
-    sets = {name: list(own) for name, own in options.samples(_separate(data), seed, limit, evidence=True).items()}
+    others = {str(folder): _scores(folder) for folder in beside or ()}
+    sets = {name: list(own) for name, own in options.samples(data, seed, limit, evidence=True).items()}
     console = Console(highlight=False, markup=False, stderr=True)
-    with options.resumable(out):
+    with options.resumable(out, "study"):
         texts = {name: list(own) for name, own in options.texts(model, limit).items()}
         works = pieces(sets, texts, size)
         for name, work in works.items():
@@ -68,19 +71,11 @@ def study(
     _show(result, out)
 
 
-def _separate(data: list[str]) -> list[str]:
-    """Data sets with commas between them; what has no name of its own is a setting of the one before."""
-    from corelens.data import registry
-    from corelens.toy import worlds
-
-    known = {*worlds.SAMPLES, *registry.READERS, *registry.WORLDS}
-    found: list[str] = []
-    for one in ",".join(data).split(","):
-        if found and one.partition("=")[0] not in known:
-            found[-1] += f",{one}"
-        else:
-            found.append(one)
-    return found
+def _scores(folder: Path) -> "HeadScores":
+    """What the heads of another study are ranked by."""
+    if not (scores := folder / "scan" / "ram.safetensors").is_file():
+        raise typer.BadParameter(f"{folder} is no finished study: it has no scan/{scores.name}.", param_hint="--beside")
+    return options.ranking(scores, option="--beside")
 
 
 def _show(result: dict[str, Any], out: Path) -> None:

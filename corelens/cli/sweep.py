@@ -31,7 +31,7 @@ def sweep(
     from corelens.sweeping import sweep_all
 
     sets = options.samples(data, seed, limit)
-    with options.resumable(out):
+    with options.resumable(out, "sweep"):
         found = sweep_all(options.loaded(model, dtype, device), sets, how, per, out)
     summary = _summary(found)
     text = json.dumps(summary, indent=1)

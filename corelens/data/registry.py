@@ -45,7 +45,10 @@ def load(name: str, *where: Any, **options: Any) -> Samples:
         ['Seoul', '80']
     """
     if name not in (known := READERS | WORLDS):
-        raise ValueError(f"{name!r} is no data set that corelens knows; it knows {', '.join(known)}.")
+        raise ValueError(
+            f"{name!r} is no data set that corelens knows; it knows {', '.join(known)}. The pictures of the shipped "
+            f"models are drawn by corelens.toy.worlds."
+        )
     try:
         inspect.signature(known[name]).bind(*where, **options)
     except TypeError as cause:

@@ -59,7 +59,7 @@ def plans_and_controls(
         }
 
     found = {"none": plans(lambda: [HeadSet((), "no head")])}
-    found |= {f"{name} {budget:.0%}": own for budget in budgets for name, own in at(budget).items()}
+    found |= {f"{name} {100 * budget:g}%": own for budget in budgets for name, own in at(budget).items()}
     return {name: own for name, own in found.items() if own}
 
 

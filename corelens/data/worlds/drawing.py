@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from numbers import Integral
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
@@ -16,14 +18,19 @@ INK: Colour = (25, 25, 30)
 
 def drawn(name: str, n: int, seed: int, sample: Callable[[int, int], Sample]) -> Samples:
     """`n` samples of a world; sample i depends on `seed` and i alone."""
-    if n < 1 or seed < 0:
-        raise ValueError(f"n={n} and seed={seed}: a world needs at least one sample and a seed of 0 or more.")
+    check_draw(n, seed)
 
     def rows() -> Iterator[Row]:
         for index in range(n):
             yield f"{name}-{seed}-{index}", partial(sample, seed, index)
 
     return Samples(f"{name}, seed {seed}", rows)
+
+
+def check_draw(n: Any, seed: Any) -> None:
+    """Raises a ValueError if no world can draw `n` samples from a seed."""
+    if not all(isinstance(one, Integral) for one in (n, seed)) or n < 1 or seed < 0:
+        raise ValueError(f"n={n!r} and seed={seed!r}: a world draws one sample or more, from a seed of 0 or more.")
 
 
 @cache

@@ -17,6 +17,7 @@ from functools import partial
 import numpy as np
 
 from corelens.data import Evidence, Sample
+from corelens.data.worlds.drawing import check_draw
 from corelens.toy.worlds import bars, digits, pages, shapes
 from corelens.toy.worlds.haystacks import Haystack, Needle, draw_haystack, draw_mixture
 from corelens.toy.worlds.texts import TEXT_TASKS as TEXT_TASKS
@@ -45,6 +46,8 @@ def pictures(world: str, n: int, seed: int, split: Split = "test") -> Iterator[S
 
     Sample i depends on `seed` and i alone.
     """
+    if world not in WORLDS:
+        raise ValueError(f"there is no world {world!r}; there are {', '.join(WORLDS)}.")
     return _asked(f"{world}-{split}", n, seed, lambda rng: draw_mixture(rng, (WORLDS[world],), 1, 1, split))
 
 
@@ -69,21 +72,27 @@ def haystacks(n: int, seed: int, n_pictures: int = 32, n_things: int = 3, split:
 
 def _asked(name: str, n: int, seed: int, draw: Callable[[np.random.Generator], Haystack]) -> Iterator[Sample]:
     """`n` drawn haystacks, each with one question about one of its needles."""
-    for index in range(n):
-        rng = np.random.default_rng([seed, index])
+
+    def sample(number: str, rng: np.random.Generator) -> Sample:
         drawn = draw(rng)
         needle = drawn.needles[rng.integers(len(drawn.needles))]
         question, answer = needle.world.ask(rng, needle.thing.key, needle.thing.value)
         images = tuple(scene.image() for scene in drawn.scenes)
         evidence = (Evidence(needle.thing.box, media=needle.picture),)
-        yield Sample(f"{name}-{seed}-{index}", question, answer, images, evidence)
+        return Sample(number, question, answer, images, evidence)
+
+    return _drawn(name, n, seed, sample)
 
 
 def texts(n: int, seed: int, task: str) -> Iterator[Sample]:
     """`n` questions of one text task; sample i depends on `seed` and i alone."""
-    for index in range(n):
-        question, answer = ask_text(np.random.default_rng([seed, index]), task)
-        yield Sample(f"{task}-{seed}-{index}", question, answer)
+    return _drawn(task, n, seed, lambda number, rng: Sample(number, *ask_text(rng, task)))
+
+
+def _drawn(name: str, n: int, seed: int, sample: Callable[[str, np.random.Generator], Sample]) -> Iterator[Sample]:
+    """`n` samples, each from its id and a generator of its own; refused here, before the first is asked for."""
+    check_draw(n, seed)
+    return (sample(f"{name}-{seed}-{index}", np.random.default_rng([seed, index])) for index in range(n))
 
 
 SAMPLES: dict[str, Callable[[int, int], Iterator[Sample]]] = {
