@@ -311,6 +311,7 @@ def test_the_shipped_organism_is_sparse_and_needs_its_top_heads_and_the_study_re
 def test_an_untrained_model_is_the_same_every_time_and_leaves_chance_alone(toy: Any):
     from corelens.study.run import untrained
 
+    assert untrained(toy).cfg.model_name == f"{toy.cfg.model_name}, untrained"
     before = torch.random.get_rng_state()
     one, other = (dict(untrained(toy).hf_model.named_parameters()) for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -116,8 +116,9 @@ def tables() -> dict[str, list[list[Any]]]:
 
 
 def studies() -> list[dict[str, Any]]:
-    """What finished studies of shipped models found, the smallest model first."""
-    return [json.loads(path.read_text()) for path in sorted(ROOT.glob("docs/studies/*.json"))]
+    """What `corelens study` wrote of shipped models."""
+    paths = sorted(ROOT.glob("docs/studies/*.json"), key=lambda path: path.stem)
+    return [json.loads(path.read_text()) for path in paths]
 
 
 def _verdicts() -> Iterator[list[str]]:

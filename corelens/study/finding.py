@@ -1,5 +1,6 @@
 """Verdicts: what a claim needs, what was measured, and what that makes of the claim."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -123,6 +124,7 @@ def estimate(
     strata: Sequence[object],
     at_least: float | None = None,
     at_most: float | None = None,
+    largest: float = math.inf,
 ) -> Effect:
     """A number and its bootstrap interval over samples: percentiles, moved so that their median is the number.
 
@@ -135,6 +137,7 @@ def estimate(
         strata: What each sample belongs to, e.g. its data set; samples are drawn with replacement within each.
         at_least: What the claim needs.
         at_most: What the claim needs.
+        largest: What the number can be at most, such as one of a share.
     """
     rng = np.random.default_rng(0)
     every = np.arange(len(strata))
@@ -144,7 +147,8 @@ def estimate(
     )
     value = statistic(every)
     low, median, high = np.quantile(draws, [0.025, 0.5, 0.975])
-    return Effect(name, value, float(value + low - median), float(value + high - median), at_least, at_most)
+    high = min(value + high - median, largest)
+    return Effect(name, value, float(value + low - median), float(high), at_least, at_most)
 
 
 def p_value(name: str, p: float, at_most: float | None = None) -> Effect:

@@ -60,14 +60,15 @@ def _domains(scores: HeadScores, untrained: HeadScores, names: Sequence[str]) ->
         return float(np.mean([spearman(a, b) for a, b in combinations(_means(scores, chosen, names), 2)]))
 
     strata = scores.datasets
-    yield estimate("shared by top sets", lambda i: shared(scores, i), strata, at_least=0.5)
+    yield estimate("shared by top sets", lambda i: shared(scores, i), strata, at_least=0.5, largest=1.0)
     yield estimate(
         "shared by top sets, above an untrained model",
         lambda i: shared(scores, i) - shared(untrained, i),
         strata,
         at_least=0.2,
+        largest=1.0,
     )
-    yield estimate("rank correlation", ranks, strata, at_least=0.5)
+    yield estimate("rank correlation", ranks, strata, at_least=0.5, largest=1.0)
     pairs = combinations(tops(scores, np.arange(len(strata))), 2)
     worst = max(by_chance(len(a & b), len(a), scores.n_heads) for a, b in pairs)
     yield p_value("p of sharing so many by chance, in the pair that shares least", worst)
@@ -117,8 +118,8 @@ def _model(scores: HeadScores, name: str, other: HeadScores) -> Iterator[Effect]
 
     yield estimate(f"relative depth of top heads, less that in {name}", deeper, strata)
     if _alike(scores, other):
-        yield estimate(f"shared by top sets with {name}", shared, strata)
-        yield estimate(f"rank correlation with {name}", lambda i: spearman(*both(i)), strata)
+        yield estimate(f"shared by top sets with {name}", shared, strata, largest=1.0)
+        yield estimate(f"rank correlation with {name}", lambda i: spearman(*both(i)), strata, largest=1.0)
 
 
 def _compared(scores: HeadScores, name: str, other: HeadScores) -> str:

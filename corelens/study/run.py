@@ -146,7 +146,9 @@ def untrained(model: HookedMLLM) -> HookedMLLM:
         config = copy.deepcopy(model.hf_model.config)
         # Any: its own annotations do not say that models have a device.
         fresh: Any = type(model.hf_model)._from_config(config, dtype=model.hf_model.dtype)
-    return HookedMLLM(fresh.to(model.device).eval(), model.processor)
+    made = HookedMLLM(fresh.to(model.device).eval(), model.processor)
+    made.cfg.model_name = f"{model.cfg.model_name}, untrained"
+    return made
 
 
 def all_but(scores: HeadScores, kept: HeadSet) -> HeadSet:
