@@ -43,7 +43,7 @@ def generality(scores: HeadScores, untrained: HeadScores, beside: Mapping[str, H
         effects += _model(scores, name, other)
         notes.append(_compared(scores, name, other))
     if not beside:
-        notes.append("No other model stands beside it; finished studies of others, given by --beside, are compared by depth.")
+        notes.append("No other model stands beside it; --beside gives finished studies of others, compared by depth.")
     return Finding(claim, RULE, tuple(effects), tuple(notes))
 
 
