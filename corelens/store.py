@@ -101,11 +101,8 @@ class Run:
             raise ValueError(f"there is no run {folder}.")
         if (folder / "scan" / "manifest.json").is_file():
             raise ValueError(f"{folder} is a study, which is several runs; take one of them, as {folder / 'scan'}.")
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text())
-            n_parts = -(-manifest["samples"] // manifest["samples a part"])
-        except (OSError, ValueError, KeyError, TypeError) as cause:
-            raise ValueError(f"{folder} holds no run of corelens: it has no manifest.json of one.") from cause
+        manifest = _manifest(folder, "samples", "samples a part")
+        n_parts = -(-manifest["samples"] // manifest["samples a part"])
         run = cls(folder, manifest)
         if missing := sum(not run.path(number).exists() for number in range(n_parts)):
             raise ValueError(
@@ -137,7 +134,7 @@ class Run:
         try:
             with FileLock(run.folder / ".lock", blocking=False):
                 if file.exists():
-                    _require_same(json.loads(file.read_text()), manifest, run.folder)
+                    _require_same(_manifest(run.folder), manifest, run.folder)
                 else:
                     write_whole(file, lambda path: path.write_text(json.dumps(manifest, indent=1)))
                 yield run
@@ -180,11 +177,21 @@ def read_numbers(path: Path, *needed: str) -> dict[str, Any]:
 
 def check_work(folder: Path, work: str) -> None:
     """Raises a ValueError if a folder holds a run of other work."""
-    file = folder / "manifest.json"
-    if file.exists() and (held := json.loads(file.read_text()).get("work", work)) != work:
+    if (folder / "manifest.json").exists() and (held := _manifest(folder)["work"]) != work:
         raise ValueError(
             f"{folder} holds a run of corelens {held}, not of {work}. Choose another folder. {see('other-run')}"
         )
+
+
+def _manifest(folder: Path, *needed: str) -> dict[str, Any]:
+    """What a run says of itself; a ValueError if there is none, or it is of something else."""
+    try:
+        found = json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError):
+        found = None
+    if not (isinstance(found, dict) and {"work", *needed} <= found.keys()):
+        raise ValueError(f"{folder} holds no run of corelens: it has no manifest.json of one.")
+    return found
 
 
 def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:

@@ -498,6 +498,14 @@ def test_what_is_wrong_is_said_before_the_model_is_loaded(
     assert said in " ".join(found.output.split())
 
 
+@pytest.mark.parametrize("manifest", ["[]", "no JSON", "{}"])
+def test_a_folder_whose_manifest_is_of_something_else_is_refused_by_name(manifest: str, tmp_path: Path):
+    (tmp_path / "manifest.json").write_text(manifest)
+    found = invoke("--data", "scenes=2", "--out", tmp_path)
+    assert found.exit_code == 2
+    assert "holds no run of corelens" in " ".join(found.output.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
