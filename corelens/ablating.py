@@ -17,6 +17,7 @@ from corelens.interventions import ablate, knock_out
 from corelens.model import HookedMLLM
 from corelens.parts import Samples, described, here, in_parts, named, prepared
 from corelens.passes import Phase
+from corelens.replay import seeing_once
 from corelens.scores import HeadScores
 from corelens.sweeping import Removal, check_removal, stand_ins
 
@@ -95,7 +96,8 @@ def ablate_all(
             found = answers(model, asked, remove()(heads), max_new_tokens, box_unit=box_unit)
             return found.scores.masked_fill(~found.parsed, torch.nan)
 
-        return {name: torch.stack([without(heads) for heads in sets], 1) for name, sets in all_sets.items()}
+        with seeing_once(model.hf_model):
+            return {name: torch.stack([without(heads) for heads in sets], 1) for name, sets in all_sets.items()}
 
     choices = {
         "how": how,

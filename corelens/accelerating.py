@@ -17,6 +17,7 @@ from corelens.inputs import PreparedInputs
 from corelens.model import HookedMLLM
 from corelens.parts import Samples, described, here, in_parts, length_of, named, prepared
 from corelens.pruning import Pruning, pruned
+from corelens.replay import seeing_once
 from corelens.sparse import Full, HeadPlan, apply, place
 from corelens.sparse.kept import kept_attention
 from corelens.sparse.speed import Speed, measure_speed
@@ -92,13 +93,14 @@ def accelerate_all(
                     found = answers(model, asked, None, max_new_tokens, box_unit=box_unit)
             return found.scores.masked_fill(~found.parsed, torch.nan)
 
-        masses = iter(kept_attention(model, inputs, of_heads))
         unknown = torch.full((len(batch),), torch.nan)
         found = {}
-        for name, own in all_plans.items():
-            found[name] = torch.stack([under(plan) for plan in own], 1)
-            kept = [next(masses) if isinstance(plan, HeadPlan) else unknown for plan in own]
-            found[KEPT + name] = torch.stack(kept, 1)
+        with seeing_once(model.hf_model):
+            masses = iter(kept_attention(model, inputs, of_heads))
+            for name, own in all_plans.items():
+                found[name] = torch.stack([under(plan) for plan in own], 1)
+                kept = [next(masses) if isinstance(plan, HeadPlan) else unknown for plan in own]
+                found[KEPT + name] = torch.stack(kept, 1)
         return found
 
     choices = {
@@ -121,16 +123,15 @@ def longest_prompt(model: HookedMLLM, samples: Samples) -> PreparedInputs:
 
 
 def speeds(
-    model: HookedMLLM, samples: Samples, plans: Plans, n_tokens: int = 16, repeats: int = 3
-) -> tuple[int, dict[str, Speed]]:
-    """How fast the longest prompt is answered under the first draw of every plan.
+    model: HookedMLLM, inputs: PreparedInputs, plans: Plans, n_tokens: int = 16, repeats: int = 3
+) -> dict[str, Speed]:
+    """How fast a prompt is answered under the first draw of every plan.
 
     Returns:
-        The positions of that prompt, and the speeds; `plain` is the model as it is. Prunings have none.
+        The speeds; `plain` is the model as it is. Prunings have none.
     """
-    inputs = longest_prompt(model, samples)
     first = {name: own[0] for name, own in plans.items() if isinstance(own[0], HeadPlan)} | {PLAIN: None}
-    return inputs["input_ids"].shape[1], measure_speed(model, inputs, first, n_tokens, repeats)
+    return measure_speed(model, inputs, first, n_tokens, repeats)
 
 
 def _written(plan: HeadPlan | Pruning) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 from corelens.causal import answers
 from corelens.data import Sample, prepared_batches
 from corelens.heads import Head, HeadSet
-from corelens.inputs import PreparedInputs
 from corelens.interventions import ablate
 from corelens.loading import SHIPPED
 from corelens.model import HookedMLLM
+from corelens.replay import seeing_once
 from corelens.scanning import scan_all
 from corelens.scores import HeadScores
 from corelens.tokens import Box
@@ -115,27 +115,15 @@ def measure(
 ) -> Accuracies:
     """Accuracy on every task with every set of heads zeroed."""
     batches = {task: list(prepared_batches(model, samples, 100, f"prepare {task}")) for task, samples in tasks.items()}
-    for prepared in batches.values():
-        for _, inputs in prepared:
-            _see_once(model, inputs)
     accuracies: Accuracies = {task: {condition: [] for condition in conditions} for task in tasks}
     runs = [(condition, heads) for condition, sets in conditions.items() for heads in sets]
-    for condition, heads in tqdm(runs, desc="ablate", unit="set"):
-        for task, prepared in batches.items():
-            longest = max(len(sample.answer.split()) for sample in tasks[task])
-            said = answers(model, prepared, ablate(heads), max_new_tokens=longest + 1)
-            accuracies[task][condition].append(round(said.accuracy, 4))
+    with seeing_once(model.hf_model):
+        for condition, heads in tqdm(runs, desc="ablate", unit="set"):
+            for task, prepared in batches.items():
+                longest = max(len(sample.answer.split()) for sample in tasks[task])
+                said = answers(model, prepared, ablate(heads), max_new_tokens=longest + 1)
+                accuracies[task][condition].append(round(said.accuracy, 4))
     return accuracies
-
-
-@torch.no_grad()
-def _see_once(model: HookedMLLM, inputs: PreparedInputs) -> None:
-    """Replaces pixels by what the vision tower makes of them: the same under every intervention on the decoder."""
-    if "pixel_values" in inputs:
-        # Any: the method belongs to Qwen3-VL, which the toys are, not to every Hugging Face model.
-        towers: Any = model.hf_model
-        pixels, grid = inputs.pop("pixel_values"), inputs["image_grid_thw"]
-        inputs["mm_encoder_outputs"] = {"image": towers.get_image_features(pixel_values=pixels, image_grid_thw=grid)}
 
 
 def expectations(accuracies: Accuracies) -> dict[str, bool]:

@@ -71,6 +71,13 @@ def prepare(
     return PreparedInputs(tensors, TokenMap(**stacked, sizes=tuple(sizes), no_boxes=why))
 
 
+def unknown_words(tokenizer: Any, inputs: PreparedInputs) -> str:
+    """Says it where questions have words that a small model was never taught; else nothing."""
+    if tokenizer.unk_token_id is None or tokenizer.unk_token_id not in inputs["input_ids"][inputs.tokens.question]:
+        return ""
+    return f"The model does not know all of these words; it reads {tokenizer.unk_token} in their place."
+
+
 def copies(inputs: Mapping[str, Any], times: int) -> dict[str, Any]:
     """One prompt as a batch of several, each with media of its own.
 

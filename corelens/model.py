@@ -19,7 +19,7 @@ from corelens.attention import AtRows, tapped
 from corelens.blocks import HookedAttention, HookedBlock, HookedVision
 from corelens.connecting import attention_names, following, forget, functions_at
 from corelens.heads import Head
-from corelens.inputs import PreparedInputs, copies, prepare
+from corelens.inputs import PreparedInputs, copies, prepare, unknown_words
 from corelens.loading import load
 from corelens.media import Footage, Picture
 from corelens.missing import check_heads, check_name
@@ -252,6 +252,8 @@ class HookedMLLM(HookedRootModule):
                 f"{see('no-processor')}"
             )
         prepared = prepare(self.processor, self.hf_model.config, images, question, videos)
+        if note := unknown_words(self.processor.tokenizer, prepared):
+            warnings.warn(note, stacklevel=2)
         return prepared.to(self.device, self.hf_model.dtype)
 
     # --- passes ---

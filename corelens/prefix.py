@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from corelens.replay import Recorded, Stop, recording, replaying, until_stopped
+from corelens.replay import Recorded, Stop, recording, replaying, towers, until_stopped
 from corelens.tokens import TokenMap
 
 
@@ -122,8 +122,7 @@ def made_prefix(
         length: How many positions.
         functions: The hook functions that act meanwhile.
     """
-    tower = hf_model.get_encoder("image")
-    with recording([] if tower is hf_model else [tower]) as seen:
+    with recording(towers(hf_model)) as seen:
         position_ids = _position_ids(hf_model, stack, inputs)
     with replaying(seen):
         cache = _cache(hf_model, stack, _head(inputs, length))

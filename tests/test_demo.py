@@ -47,21 +47,6 @@ def test_the_same_seeds_give_the_same_numbers(small: Any):
     }
 
 
-def test_seeing_once_is_seeing_every_time():
-    from corelens import HeadSet, HookedMLLM, ablate, prepared_batches
-    from corelens.demo import _see_once
-    from corelens.toy import worlds
-
-    model = HookedMLLM.from_pretrained("corelens/toy")
-    ((_, inputs),) = prepared_batches(model, worlds.scenes(8, seed=3), 8, "prepare")
-    ((_, once),) = prepared_batches(model, worlds.scenes(8, seed=3), 8, "prepare")
-    _see_once(model, once)
-    assert "pixel_values" not in once
-    with model.hooks(fwd_hooks=ablate(HeadSet.parse("L3H14, L2H10, L0H14"))):
-        assert model.generate(once, max_new_tokens=3).equal(model.generate(inputs, max_new_tokens=3))
-        assert model(once).equal(model(inputs))
-
-
 def test_the_report_needs_no_network(small: Any, tmp_path: Path):
     small.save(tmp_path / "out")
     html = (tmp_path / "out" / "report.html").read_text()

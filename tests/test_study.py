@@ -235,6 +235,12 @@ def test_acceleration_needs_speed_and_accuracy():
     assert acceleration(found(0.9), timing(1.1)).verdict == "not supported"
     assert acceleration(found(0.5), timing(2.0)).verdict == "not supported"
     assert "9 positions, the longest, on an abacus" in acceleration(found(0.9), timing(2.0)).notes[0]
+    mixed = replace(found(0.5), datasets=("short",) * 50 + ("long",) * 50)
+    changes = {one.name: one.value for one in acceleration(mixed, timing(2.0)).effects}
+    assert changes["change of accuracy"] == pytest.approx(-0.4)
+    assert changes["change of accuracy, short"] == 0.0
+    assert changes["change of accuracy, long"] == pytest.approx(-0.8)
+    assert changes["accuracy above random heads', short"] == pytest.approx(0.6)
 
 
 # --- the whole study, small ------------------------------------------------------------------------------------------
@@ -449,7 +455,8 @@ def test_speeds_of_another_prompt_or_of_other_plans_are_not_kept(toy: Any, tmp_p
     from corelens.study.timing import timing
     from corelens.toy import worlds
 
-    one, other = next(worlds.scenes(1, 0)), next(worlds.texts(1, 0, "sum"))
+    samples = (next(worlds.scenes(1, 0)), next(worlds.texts(1, 0, "sum")))
+    one, other = (toy.prepare(sample.images, sample.question) for sample in samples)
     plans: Any = {"core 5%": [HeadPlan({}, Full(), name="all")]}
     first = timing(toy, one, plans, 1, tmp_path)
     more = timing(toy, one, plans, 2, tmp_path)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +105,9 @@ def test_higher_bars_are_higher():
 def test_splits_share_no_font_and_no_layout():
     from corelens.toy.worlds.printing import TRAIN_FONTS, font, layout
 
-    trained = {font("train", number, 12).getname() for number in range(len(TRAIN_FONTS))}
+    trained = {font("train", number, 12.0).getname() for number in range(len(TRAIN_FONTS))}
     assert len(trained) == len(TRAIN_FONTS)
-    assert font("test", 0, 12).getname()[0] not in {family for family, _ in trained}
+    assert font("test", 0, 12.0).getname()[0] not in {family for family, _ in trained}
     choices = {"left": range(4), "pitch": range(3), "first": (False, True)}
     train, test = (
         {tuple(layout(np.random.default_rng(seed), split, **choices).values()) for seed in range(300)}
@@ -118,9 +120,11 @@ def test_splits_share_no_font_and_no_layout():
 def test_a_missing_training_font_is_named(monkeypatch: pytest.MonkeyPatch):
     from corelens.toy.worlds import printing
 
-    monkeypatch.setattr(printing, "_installed", dict)
-    with pytest.raises(ImportError, match=r"SourceSansPro is not installed.*corelens\[train\]"):
-        printing.font("train", 0, 99)
+    monkeypatch.setattr(printing, "_packaged", dict)
+    monkeypatch.setitem(sys.modules, "pymupdf_fonts.NotoSans_Regular", None)
+    for name in ("SourceSansPro", "NotoSans_Regular"):
+        with pytest.raises(ImportError, match=rf"{name} is not installed.*corelens\[train\]"):
+            printing.font("train", printing.TRAIN_FONTS.index(name), 99.0)
 
 
 @settings(deadline=None, max_examples=20)
@@ -272,6 +276,9 @@ def test_every_stage_follows_from_the_one_before_at_every_size(tmp_path: Path, m
     assert list(progress["reached"]) == ["tower", "natural", "reading", "decoding", "worlds", "worlds-organism"]
     assert len(progress["log"]) == 18, "the second call trained only what was left"
     assert "open heads" in progress["reached"]["worlds-organism"]
+    measured = {entry["stage"]: {"name", "visual"} & {*entry} for entry in progress["log"]}
+    assert {stage for stage, names in measured.items() if "name" in names} == {"tower", "reading", "worlds"}
+    assert {stage for stage, names in measured.items() if "visual" not in names} == {"tower", "reading"}
     with pytest.raises(typer.BadParameter, match="holds a run of the size 'small'"):
         train.main(tmp_path, size="middle")
     with pytest.raises(typer.BadParameter, match="'huge' is none of small, middle, large"):
@@ -304,7 +311,7 @@ def test_what_learns_in_a_stage():
 
     assert rates("reading") == {"tower": 2e-3, "probe": 2e-3}
     assert rates("decoding") == {"deepstack": 2e-3, "decoder": 2e-3}
-    assert rates("worlds") == {"tower": pytest.approx(5e-5), "deepstack": 1e-3, "decoder": 1e-3}
+    assert rates("worlds") == {"tower": pytest.approx(6e-4), "deepstack": 1e-3, "decoder": 1e-3, "probe": 1e-3}
 
 
 def test_stretched_positions_keep_their_order_and_pictures_stay_whole():
@@ -415,10 +422,12 @@ def test_models_of_all_worlds_see_every_world(name: str):
 
     model = HookedMLLM.from_pretrained(name)
     record = json.loads((SHIPPED[name] / "record.json").read_text())["accuracy on unseen samples"]
+    enough = 0.95 if name == "corelens/toy-worlds" else 0.9
+    assert all(record[world] >= enough for world in ("scenes", "shapes", "pages", "bars"))
     for world in ("shapes", "pages", "bars"):
         samples = worlds.pictures(world, 60, seed=9)
         right = answers(model, list(prepared_batches(model, samples, 60, world))).accuracy
-        assert right > record[world] - 0.1 > 0.8
+        assert right > record[world] - 0.1
 
 
 def test_the_haystack_model_finds_one_digit_among_32_pictures():
@@ -449,3 +458,10 @@ def test_closed_heads_of_an_organism_attend_evenly_and_write_nothing(name: str):
         assert (head in open_heads) == bool(written.abs().sum() > 0)
         if head not in open_heads:
             assert_close(last, even)
+
+
+def test_words_that_a_toy_was_never_taught_are_warned_of(toy: Any):
+    with pytest.warns(UserWarning, match="does not know all of these words; it reads <unk>"):
+        toy.prepare(None, "where is the cat ?")
+    with warnings.catch_warnings(action="error"):
+        toy.prepare(None, "which digit is red ?")

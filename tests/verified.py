@@ -127,7 +127,8 @@ def _verdicts() -> Iterator[list[str]]:
     for study in studies():
         words = {"supported": "**yes**", "not supported": "no", "inconclusive": "open"}
         said = [words[one["verdict"]] for one in study["findings"]]
-        yield [f"`{study['model']}`", study["choices"]["data"].replace(",", ", "), *said]
+        data = study["choices"]["data"].replace(",", ", ") + study["choices"]["quick"] * ", `--quick`"
+        yield [f"`{study['model']}`", data, *said]
 
 
 def _effects() -> Iterator[list[str]]:
@@ -226,21 +227,25 @@ def _reproduction() -> Iterator[list[str]]:
     hundred = [Sample("", "", "")] * 100
     study = pieces(dict.fromkeys("abc", hundred), {"text": hundred[:20]}, FULL).values()
     each = [sum(work.total for work in study if work.answers is answers) / 3 for answers in (False, True)]
+    seen_by_study = sum(work.samples for work in study) / 3
     for name, pages, config, options in configs():
         model, weights = dimensions(config, **options), 2 * parameters(config)
-        # By command: prompts, passes and answers of each, and how often the weights are held.
+        # By command: prompts, passes, answers and runs of the vision tower of each, and how often the weights are held.
         steps = {
-            "scan": (short, 200, 0, 1),
-            "ablate": (long[pages], 0, 200 * n_ablated, 1),
-            "accelerate": (long[pages], 0, 100 * 26, 1),
-            "study": (short, *each, 2),
+            "scan": (short, 200, 0, 200, 1),
+            "ablate": (long[pages], 0, 200 * n_ablated, 200, 1),
+            "accelerate": (long[pages], 0, 100 * 26, 100, 1),
+            "study": (short, *each, seen_by_study, 2),
         }
-        for command, (prompts, passes, answers, copies) in steps.items():
+        for command, (prompts, passes, answers, seen, copies) in steps.items():
             held = copies * weights + cache_bytes(model, DENSE, max(prompts))
             gpus = -(-held // 64e9)
-            read = [prefill_seconds(model, DENSE, n, h100, visual=0.9) for n in prompts]
-            said = [32 * decode_seconds(model, DENSE, n, h100) for n in prompts]
-            hours = sum((passes + answers) * r + answers * s for r, s in zip(read, said, strict=True)) / 3600
+            hours = 0.0
+            for n in prompts:
+                read = prefill_seconds(model, DENSE, n, h100)
+                tower = prefill_seconds(model, DENSE, n, h100, visual=0.9) - read
+                said = 32 * decode_seconds(model, DENSE, n, h100)
+                hours += (seen * tower + (passes + answers) * read + answers * said) / 3600
             eight = _took(hours / (8 // gpus)) if command == "scan" else "the same"
             counts = [f"{len(prompts) * n:,.0f}" for n in (passes, answers)]
             yield [name, command, *counts, f"{held / 1e9:.0f} GB", f"{gpus:.0f}", _took(hours), eight]

@@ -16,7 +16,7 @@ from corelens.inputs import PreparedInputs
 from corelens.interventions import FwdHooks
 from corelens.model import HookedMLLM
 from corelens.passes import Intervention, Progress, Where
-from corelens.replay import Recorded, recording, replaying
+from corelens.replay import Recorded, recording, replaying, towers
 
 PACKED = 1024
 """Most positions in a pass that several interventions on one whole prompt share. More would keep any device busy with
@@ -160,9 +160,7 @@ class Session:
     @cached_property
     def _whole(self) -> tuple[Tensor, Recorded]:
         """Logits of whole prompts, and what the vision tower and every layer make of them."""
-        tower = self.model.hf_model.get_encoder("image")
-        towers = [] if tower is self.model.hf_model else [tower]
-        with torch.no_grad(), recording([*towers, *self._layers]) as recorded:
+        with torch.no_grad(), recording([*towers(self.model.hf_model), *self._layers]) as recorded:
             logits = self._whole_pass()
         return logits, recorded
 

@@ -61,9 +61,11 @@ def accelerate(
         second = sorted({head.layer for head in hooked.heads})[:2][-1]
         plans |= {f"visual tokens {100 * share:g}%": [Pruning(second, share)] for share in shares}
         sets = {name: list(own) for name, own in options.samples(data, seed, limit).items()}
-        _warn_if_all_is_seen(sink, window, longest_prompt(hooked, sets)["input_ids"].shape[1])
+        longest = longest_prompt(hooked, sets)
+        n_positions = longest["input_ids"].shape[1]
+        _warn_if_all_is_seen(sink, window, n_positions)
         found = accelerate_all(hooked, sets, plans, max_new_tokens=max_new_tokens, chosen_by=chosen_by, out=out)
-        n_positions, speed = speeds(hooked, sets, found.conditions)
+        speed = speeds(hooked, longest, found.conditions)
         summary = {"model": model, "chosen by": chosen_by, **_summary(hooked, found, n_positions, speed)}
     text_of = json.dumps(summary, indent=1)
     write_whole(out / "acceleration.json", lambda path: path.write_text(text_of))

@@ -46,21 +46,26 @@ def explore(
     try:
         for picture in image or ():
             load_picture(picture)  # one that cannot be read is said before the model is loaded
+        ranking = None if scores is None else options.ranking(scores, model)
         loaded = options.loaded(model, dtype, device)
-        samples, ranking, given = _asked(model, loaded, image or [], question, scores)
+        samples, ranking, given = _asked(model, loaded, image or [], question, scores, ranking)
         serve(Explorer(loaded, samples, ranking, given), port, ready)
     except (OSError, ValueError, TypeError, ImportError) as cause:
         raise typer.BadParameter(str(cause)) from cause
 
 
 def _asked(
-    name: str, model: "HookedMLLM", images: list[Path], question: str, scores: Path | None
+    name: str,
+    model: "HookedMLLM",
+    images: list[Path],
+    question: str,
+    scores: Path | None,
+    ranking: "HeadScores | None",
 ) -> "tuple[list[Sample], HeadScores | None, str]":
     """The gallery, what ranks the heads, and the code that makes both."""
     from corelens.data import Sample
     from corelens.loading import SHIPPED
     from corelens.scanning import scan
-    from corelens.scores import HeadScores
     from corelens.toy import worlds
 
     draw, code = worlds.scenes, "worlds.scenes({}, seed={})"
@@ -68,7 +73,6 @@ def _asked(
         draw, code = partial(worlds.mixtures, n_pictures=1), "worlds.mixtures({}, seed={}, n_pictures=1)"
     given = [f"model = cl.HookedMLLM.from_pretrained({name!r})"]
     samples: list[Sample] = []
-    ranking = None if scores is None else HeadScores.load(scores)
     if scores is not None:
         given.append(f"scores = cl.HeadScores.load({str(scores)!r})")
     if question:

@@ -33,9 +33,18 @@ def acceleration(found: Accelerated, measured: Timing) -> Finding:
         estimate("accuracy of the model as it is", lambda i: float(plain[i].mean()), strata, at_least=0.25),
         estimate("change of accuracy", lambda i: float((core - plain)[i].mean()), strata, at_least=-0.05),
     ]
+    against = {"change of accuracy": core - plain}
     if (control := PLAN.replace("core", "random")) in found.conditions:
-        apart = core - _scores(found, control)
+        apart = against["accuracy above random heads'"] = core - _scores(found, control)
         effects.append(estimate("accuracy above random heads'", lambda i: float(apart[i].mean()), strata, at_least=0.0))
+    # Where prompts are as short as what all heads see, a plan changes nothing.
+    names = dict.fromkeys(found.datasets) if len(set(found.datasets)) > 1 else ()
+    for dataset in names:
+        of = np.array(found.datasets) == dataset
+        effects += [
+            estimate(f"{what}, {dataset}", lambda i, own=own[of]: float(own[i].mean()), [""] * int(of.sum()))
+            for what, own in against.items()
+        ]
     notes = [
         f"Speed is that of reading a prompt of {measured.positions:,} positions, the longest, on {measured.device}; "
         f"short prompts leave little to save, so that a claim about long ones can only be tested on long ones.",

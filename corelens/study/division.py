@@ -75,5 +75,7 @@ def division(scores: HeadScores, described: Mapping[str, HeadScores], core: Head
             f"Of pairs of a CoRe and another head, the CoRe head's map of the picture is less scattered in "
             f"{float(less) / max(pairs, 1):.0%} (spatial entropy).",
             f"The CoRe heads, chosen on other samples: {core}.",
+            "In the figure, entropy is in nats, over all tokens that a head can look at, and vera the share of its "
+            "attention on pictures that is on the evidence.",
         ),
     )

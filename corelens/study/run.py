@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 
 from corelens.ablating import ablate_all, with_controls
-from corelens.accelerating import Accelerated, accelerate_all
+from corelens.accelerating import Accelerated, accelerate_all, longest_prompt
 from corelens.conditions import PLAIN, Conditions, check_scoring
 from corelens.data import BoxUnit, Sample
 from corelens.heads import Head, HeadSet
 from corelens.model import HookedMLLM
-from corelens.parts import length_of, named, prepared
+from corelens.parts import named
 from corelens.progress import whole
 from corelens.scanning import scan_all
 from corelens.scores import HeadScores
@@ -114,10 +114,10 @@ def run_study(
         }
         others["sufficiency"] = ask(seen, kept, "blind", out=begun("blind"))
 
-        longest = max((sample for own in seen.values() for sample in own), key=length_of)
-        n_positions = prepared(model, [longest])["input_ids"].shape[1]
+        longest = longest_prompt(model, seen)
         group_size = model.cfg.n_heads // model.cfg.n_key_value_heads
-        plans = plans_and_controls(ram, group_size, streaming(n_positions), size.budgets, range(size.seeds))
+        cheap = streaming(longest["input_ids"].shape[1])
+        plans = plans_and_controls(ram, group_size, cheap, size.budgets, range(size.seeds))
         accelerated = accelerate_all(
             model, seen, plans, max_new_tokens=max_new_tokens, box_unit=box_unit, out=begun("accelerate")
         )

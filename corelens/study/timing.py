@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 
 from corelens.accelerating import Plans, speeds
-from corelens.data import Sample
+from corelens.inputs import PreparedInputs
 from corelens.model import HookedMLLM
-from corelens.parts import prepared
 from corelens.progress import progress
 from corelens.sparse.speed import Speed
 from corelens.store import write_whole
@@ -28,19 +27,21 @@ class Timing:
     """What it was measured on."""
 
 
-def timing(model: HookedMLLM, sample: Sample, plans: Plans, n_rounds: int, folder: Path, again: bool = False) -> Timing:
-    """Speeds on one sample's prompt, from rounds that the folder holds and as many more as are missing.
+def timing(
+    model: HookedMLLM, inputs: PreparedInputs, plans: Plans, n_rounds: int, folder: Path, again: bool = False
+) -> Timing:
+    """Speeds on one prompt, from rounds that the folder holds and as many more as are missing.
 
     Args:
         model: The model.
-        sample: Usually the longest.
+        inputs: The prompt.
         plans: The plans; `plain`, the model as it is, is always measured beside them.
         n_rounds: Rounds, each of which takes every plan once.
         folder: Keeps them in `speed.json`.
         again: Measures all rounds anew, e.g. on another machine.
     """
     file = folder / "speed.json"
-    positions, device = prepared(model, [sample])["input_ids"].shape[1], _name(model.device)
+    positions, device = inputs["input_ids"].shape[1], _name(model.device)
     found = Timing([], positions, device)
     if file.exists() and not again:
         kept = json.loads(file.read_text())
@@ -51,7 +52,7 @@ def timing(model: HookedMLLM, sample: Sample, plans: Plans, n_rounds: int, folde
             found = Timing(rounds[:n_rounds], **kept)
     with progress(n_rounds, "speed", "round", len(found.rounds)) as advance:
         while len(found.rounds) < n_rounds:
-            found.rounds.append(speeds(model, {"": [sample]}, plans, 4, 1)[1])
+            found.rounds.append(speeds(model, inputs, plans, 4, 1))
             text = json.dumps(asdict(found), indent=1)
             write_whole(file, lambda path, text=text: path.write_text(text))
             advance(1)

@@ -25,6 +25,8 @@ TURNS = 8
 IMAGES, TEXTS = 16, 32
 TEXT_SHARES = (0.2, 0.6, 0.2)
 """How often each of `TEXT_TASKS` is asked: recall takes longest to learn."""
+CROWD = 14
+"""Digits of a crowded scene."""
 MOST = 7
 """Things that a picture of any world shows at most."""
 FURTHEST = 800
@@ -82,9 +84,13 @@ class Batches:
         return self._shown([digits.draw_scene(rng, n_things, "train", distinct=False) for _ in range(2 * IMAGES)])
 
     def various(self, rng: np.random.Generator, n_things: int) -> Shown:
-        """Pictures of all worlds, half of them pages, since print takes longest to learn, and what each token shows."""
+        """Pictures of all worlds, and what each token shows.
+
+        Most are pages and scenes, most of these crowded: print and handwriting take longest to learn.
+        """
         worlds = (*WORLDS.values(), WORLDS["pages"], WORLDS["pages"])
-        return self._shown([*draw_mixture(rng, worlds, 2 * IMAGES, 0, "train", n_things).scenes])
+        crowded = [digits.draw_scene(rng, CROWD, "train", distinct=False) for _ in range(IMAGES // 2)]
+        return self._shown([*crowded, *draw_mixture(rng, worlds, 3 * IMAGES // 2, 0, "train", n_things).scenes])
 
     def _shown(self, drawn: list[Scene]) -> Shown:
         """Pixels, and for each of `READ` its number at every visual token, -100 where there is nothing to read."""

@@ -14,17 +14,17 @@
 - `decoding`: the decoder on all worlds, from two things a picture to all, then mostly up to sixteen pictures before the
   questions, stretched as in `haystack`. What the tower was taught to say would be forgotten before the decoder has
   learned to listen, so it stays as it is.
-- `worlds`: the same with the vision tower, at a twentieth of the rate. Ships as `corelens/toy-worlds`.
+- `worlds`: the same with the vision tower, which also goes on naming what it sees: what the questions ask for is too
+  little to learn handwriting and print from. Ships as `corelens/toy-worlds`.
 - `worlds-organism`: to `worlds` what `organism` is to `natural`. Ships as `corelens/toy-worlds-organism`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from corelens.toy.batches import MOST, Batches
+from corelens.toy.batches import CROWD, MOST, Batches, Chats, Shown
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class Stage:
     steps: int
     rate: float
     """Learning rate at its peak."""
-    batch: Callable[[Batches, np.random.Generator, int], Any]
-    """Makes a batch of pictures that show so many things."""
+    chats: Callable[[Batches, np.random.Generator, int], Chats] | None = None
+    """Makes chats, about pictures that show so many things, for the decoder to learn from."""
+    pictures: Callable[[Batches, np.random.Generator, int], Shown] | None = None
+    """Makes pictures that the vision tower learns to name the marks of, through a head that is thrown away."""
     things: tuple[int, int] = (MOST, MOST)
     """Things a picture, at first and in the end: one more whenever the last questions were answered well enough."""
     tower: float = 0.0
     """Share of the rate at which the vision tower learns. At none, only what DeepStack adds to its tokens does."""
-    decoder: bool = True
-    """Whether the decoder learns; otherwise the tower does, through a head that is thrown away."""
     open_heads: float | None = None
     """Share of its heads that is left to an organism."""
     about: str | None = None
@@ -51,7 +51,7 @@ class Stage:
 
 
 STAGES = {
-    "tower": Stage(None, 1_500, 2e-3, Batches.crowded, things=(14, 14), tower=1.0, decoder=False),
+    "tower": Stage(None, 4_000, 4e-3, pictures=Batches.crowded, things=(CROWD, CROWD), tower=1.0),
     "natural": Stage(
         "tower",
         2_600,
@@ -85,14 +85,15 @@ STAGES = {
         "stretched to positions as far as those of a hundred. Its vision tower did not learn further, and heads that "
         "were closed stayed closed: that few heads do the work is made, not found.",
     ),
-    "reading": Stage("natural", 900, 2e-3, Batches.various, tower=1.0, decoder=False),
+    "reading": Stage("natural", 900, 2e-3, pictures=Batches.various, tower=1.0),
     "decoding": Stage("reading", 1_800, 2e-3, Batches.mixtures, things=(2, MOST)),
     "worlds": Stage(
         "decoding",
-        2_400,
+        4_000,
         1e-3,
         Batches.mixtures,
-        tower=0.05,
+        Batches.various,
+        tower=0.6,
         about="`corelens/toy-natural`, trained on with four kinds of pictures, each alone or among up to fifteen "
         "others at positions as far as those of a hundred, with no pressure on its heads.",
     ),

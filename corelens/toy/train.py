@@ -63,14 +63,16 @@ def train(run: Run, modules: nn.ModuleDict, batches: Batches, seed: int) -> None
         if ready_for_more(progress, stage.things[1]):
             progress.n_things += 1
         rng = np.random.default_rng([seed, [*STAGES].index(name), step])
-        batch = stage.batch(batches, rng, progress.n_things)
-        if not stage.decoder:
-            return tower_loss(model, probe, *batch)
-        if stage.open_heads is not None:
-            close_heads(gates, step, stage)
-        with gates.applied():
-            loss, right = joint_loss(model, *batch)
-        return loss, right | {"open": int(gates.open.sum())}
+        loss, right = torch.zeros(()), {}
+        if stage.pictures is not None:
+            loss, right = tower_loss(model, probe, *stage.pictures(batches, rng, progress.n_things))
+        if stage.chats is not None:
+            if stage.open_heads is not None:
+                close_heads(gates, step, stage)
+            with gates.applied():
+                answered, shares = joint_loss(model, *stage.chats(batches, rng, progress.n_things))
+            loss, right = loss + answered, right | shares | {"open": int(gates.open.sum())}
+        return loss, right
 
     train_stage(run, modules, optimiser(modules, stage), stage.steps, loss_at, gates.state)
     progress.reached[name] = {"steps": progress.step, "seconds": round(progress.seconds)}
@@ -106,7 +108,8 @@ def optimiser(modules: nn.ModuleDict, stage: Stage) -> torch.optim.AdamW:
     for name, parameter in modules.named_parameters():
         # What DeepStack adds to the visual tokens inside the decoder is the decoder's to learn.
         in_tower = ".visual." in name and "deepstack" not in name
-        share = stage.tower if in_tower else float(stage.decoder != name.startswith("probe"))
+        teaches = stage.pictures if name.startswith("probe") else stage.chats
+        share = stage.tower if in_tower else float(teaches is not None)
         parameter.requires_grad_(share > 0)
         if share > 0:
             groups.setdefault((0.1 if parameter.ndim > 1 else 0.0, stage.rate * share), []).append(parameter)

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
 from importlib.metadata import entry_points
+from io import BytesIO
 from itertools import product
 from typing import Any
 
@@ -16,12 +18,14 @@ TRAIN_FONTS = (
     *("SourceSansPro", "SourceSansProSemibold", "SourceSansProBold", "SourceSansProIt", "SourceSerifPro"),
     *("SourceSerifProSemibold", "HankenGrotesk", "HankenGroteskMedium", "HankenGroteskBold", "HankenGroteskItalic"),
     *("ManropeMedium", "ManropeBold", "Caladea", "CaladeaBold", "Roboto", "RobotoMedium", "RobotoBold"),
+    *("NotoSans_Regular", "NotoSans_Bold", "NotoSans_Italic", "Ubuntu_Regular", "Ubuntu_Bold", "Ubuntu_Italic"),
+    *("FiraGO_Regular", "FiraGO_Bold", "FiraGO_Italic"),
 )
 """What pages and charts of the train split are printed in; the test split has the one font that Pillow ships."""
 
 
 @cache
-def font(split: Split, number: int, size: int) -> ImageFont.FreeTypeFont:
+def font(split: Split, number: int, size: float) -> ImageFont.FreeTypeFont:
     """A font of a split.
 
     Raises:
@@ -32,16 +36,19 @@ def font(split: Split, number: int, size: int) -> ImageFont.FreeTypeFont:
         assert isinstance(found, ImageFont.FreeTypeFont)  # Pillow without FreeType has no scalable one
         return found
     name = TRAIN_FONTS[number]
-    if name not in (paths := _installed()):
+    try:
+        # The package pymupdf_fonts has a module for each of its fonts.
+        file = BytesIO(import_module(f"pymupdf_fonts.{name}").fontbuffer) if "_" in name else _packaged()[name]
+    except (ImportError, KeyError):
         raise ImportError(
             f"the font {name} is not installed: pages and charts to train on need pip install 'corelens[train]'"
-        )
-    return ImageFont.truetype(paths[name], size)
+        ) from None
+    return ImageFont.truetype(file, size)
 
 
 @cache
-def _installed() -> dict[str, str]:
-    """Path of every font that a package brings, by its name."""
+def _packaged() -> dict[str, str]:
+    """Path of every font that a package says it brings, by its name."""
     groups = (entry_points(group=group) for group in ("fonts_otf", "fonts_ttf"))
     return {name: path for group in groups for entry in group for name, path in entry.load().items()}
 
@@ -50,7 +57,9 @@ class Press:
     """Writes words on a picture in one font, and says where they stand."""
 
     def __init__(self, rng: np.random.Generator, picture: Image.Image, split: Split, sizes: tuple[int, int]) -> None:
-        number, size = int(rng.integers(len(TRAIN_FONTS))), int(rng.integers(sizes[0], sizes[1] + 1))
+        number, size = int(rng.integers(len(TRAIN_FONTS))), float(rng.integers(sizes[0], sizes[1] + 1))
+        if split == "train":  # Sizes between draw the same letter with other pixels.
+            size += float(rng.integers(-2, 3)) / 4
         self.font = font(split, number, size)
         self.draw = ImageDraw.Draw(picture)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from corelens.data import Sample
 from corelens.heads import Head
+from corelens.inputs import unknown_words
 from corelens.media import load_picture
 from corelens.model import HookedMLLM
 from corelens.scores import HeadScores
@@ -122,7 +123,7 @@ class Explorer:
             "key": self.prompts.key(state),
             "question": prompt.sample.question,
             "expected": prompt.sample.answer,
-            "note": self._unknown(prompt),
+            "note": unknown_words(text, prompt.inputs),
             "panels": [_panel(view, PIXELS // len(prompt.views)) for view in prompt.views],
             "no_boxes": tokens.no_boxes,
             "evidence": ExplorerState(evidence=prompt.sample.evidence).json()["evidence"],
@@ -207,14 +208,6 @@ class Explorer:
         """Text of tokens; those that end answers and have no text by their names."""
         tokenizer = self.model.processor.tokenizer
         return tokenizer.decode(ids, skip_special_tokens=True).strip() or tokenizer.decode(ids)
-
-    def _unknown(self, prompt: Prompt) -> str:
-        """Says it where a question has words that a small model was never taught."""
-        tokenizer, tokens = self.model.processor.tokenizer, prompt.inputs.tokens
-        asked = prompt.inputs["input_ids"][0, tokens.question[0]].tolist()
-        if tokenizer.unk_token_id is None or tokenizer.unk_token_id not in asked:
-            return ""
-        return f"The model does not know all of these words; it reads {tokenizer.unk_token} in their place."
 
     def _thumbnail(self, sample: Sample) -> dict[str, Any]:
         src = data_url(load_picture(sample.images[0]), 64 * 64) if sample.images else ""
