@@ -52,20 +52,19 @@ PATCH, MERGE = 8, 2
 
 @dataclass(frozen=True)
 class Size:
-    """How large a toy is; its vision tower is as wide as its language model."""
+    """How large a toy is; its vision tower has four layers, as wide as those of its language model."""
 
     d_model: int
     n_layers: int
     n_heads: int
     n_kv_heads: int
     d_head: int
-    vision_layers: int
 
 
 SIZES = {
-    "small": Size(d_model=80, n_layers=5, n_heads=10, n_kv_heads=5, d_head=16, vision_layers=3),
-    "middle": Size(d_model=128, n_layers=6, n_heads=16, n_kv_heads=8, d_head=16, vision_layers=4),
-    "large": Size(d_model=256, n_layers=8, n_heads=16, n_kv_heads=8, d_head=32, vision_layers=4),
+    "small": Size(d_model=80, n_layers=5, n_heads=10, n_kv_heads=5, d_head=16),
+    "middle": Size(d_model=128, n_layers=6, n_heads=16, n_kv_heads=8, d_head=16),
+    "large": Size(d_model=256, n_layers=8, n_heads=16, n_kv_heads=8, d_head=32),
 }
 """About 1, 3 and 15 million parameters. What ships is of the middle size."""
 
@@ -142,7 +141,7 @@ def model(seed: int, size: Size = SIZES["middle"]) -> Any:
             "tie_word_embeddings": False,
         },
         vision_config={
-            "depth": size.vision_layers,
+            "depth": 4,
             "hidden_size": size.d_model,
             "intermediate_size": 3 * size.d_model,
             "num_heads": 4,
