@@ -94,8 +94,8 @@ STAGES = {
         Batches.mixtures,
         Batches.various,
         tower=0.6,
-        about="`corelens/toy-natural`, trained on with four kinds of pictures, each alone or among up to fifteen "
-        "others at positions as far as those of a hundred, with no pressure on its heads.",
+        about="Trained on scenes first, then on four kinds of pictures, each alone or among up to fifteen others at "
+        "positions as far as those of a hundred, with no pressure on its heads.",
     ),
     "worlds-organism": Stage(
         "worlds",
