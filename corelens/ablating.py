@@ -28,14 +28,19 @@ PART = 16
 def with_controls(scores: HeadScores, top: float | int, seeds: Sequence[int] = range(5)) -> dict[str, list[HeadSet]]:
     """The top heads, and as many of every kind that they are compared with.
 
+    Random heads of the same layers are left out where most heads of a layer are top heads.
+
     Raises:
         ValueError: If there are too few other heads.
     """
+    chosen = scores.top(top)
+    crowded = any(2 * len(heads) > scores.exist[layer].sum() for layer, heads in chosen.by_layer().items())
+    matched = [] if crowded else [scores.layer_matched_random(seed, top) for seed in seeds]
     return {
-        "top": [scores.top(top)],
+        "top": [chosen],
         "next-ranked": [scores.next(top)],
         "random": [scores.random(seed, top) for seed in seeds],
-        "random, same layers": [scores.layer_matched_random(seed, top) for seed in seeds],
+        **({"random, same layers": matched} if matched else {}),
         "bottom": [scores.bottom(top)],
     }
 

@@ -87,6 +87,49 @@ def test_an_interval_holds_a_number_that_drawing_again_lowers():
     assert found.high - found.low == pytest.approx(np.subtract(*np.quantile(draws, [0.975, 0.025])), rel=0.3)
 
 
+def test_a_correlation_that_few_samples_lower_is_found_as_often_as_the_interval_says():
+    """Two data sets about the same heads: were there no noise, their ranks would agree."""
+    from corelens.metrics import spearman
+    from corelens.study.finding import estimate
+
+    rng = np.random.default_rng(0)
+    heads = np.linspace(0, 1, 40)
+    hits, lowered = 0, 0
+    for _ in range(20):
+        one, other = (torch.from_numpy(heads + rng.normal(size=(50, 40))).view(50, 5, 8) for _ in range(2))
+
+        def of(i: np.ndarray, one: torch.Tensor = one, other: torch.Tensor = other) -> float:
+            return spearman(one[i].mean(0), other[i].mean(0))
+
+        found = estimate("rank correlation", of, [""] * 50, within=(-1, 1))
+        hits += found.high >= 0.97
+        lowered += of(np.arange(50)) < found.value
+    assert hits >= 14
+    assert lowered == 20
+
+
+def test_twenty_alike_do_not_say_that_all_others_are():
+    from corelens.study.finding import estimate_mean
+
+    alike = estimate_mean("share", np.zeros(20), ["a"] * 20, (-1, 1))
+    assert (alike.value, alike.low, alike.high) == (0, pytest.approx(-0.12, abs=0.04), pytest.approx(0.12, abs=0.04))
+    more = estimate_mean("share", np.zeros(400), ["a"] * 400, (-1, 1))
+    assert -0.01 < more.low < 0
+    # Data sets count alike, or by weight.
+    values, datasets = np.r_[np.ones(30), np.zeros(10)], ["a"] * 30 + ["b"] * 10
+    assert estimate_mean("mean", values, datasets, (0, 1)).value == 0.5
+    assert estimate_mean("difference", values, datasets, (0, 1), weights={"a": 1.0, "b": -2.0}).value == 1.0
+
+
+def test_an_interval_of_a_share_holds_it_as_often_as_it_says():
+    from corelens.study.finding import estimate_mean
+
+    rng = np.random.default_rng(0)
+    for share in (0.0, 0.03, 0.5, 0.97):
+        found = [estimate_mean("", (rng.random(40) < share).astype(float), ["a"] * 40, (0, 1)) for _ in range(100)]
+        assert sum(one.low <= share <= one.high for one in found) >= 90
+
+
 def test_a_test_has_no_interval():
     from corelens.study.finding import p_value
 
@@ -133,7 +176,7 @@ def test_generality_needs_the_same_heads_in_both_data_sets():
     same = own.view(4, 10) + 0.1 * torch.rand(40, 4, 10, generator=generator)
     other = same.clone()
     other[20:] = other[20:].flatten(1).flip(1).view(20, 4, 10)
-    untrained = scores(torch.rand(40, 4, 10, generator=generator), datasets)
+    untrained = scores(0.1 * torch.rand(40, 4, 10, generator=generator), datasets)
     assert generality(scores(same, datasets), untrained).verdict == "supported"
     assert generality(scores(other, datasets), untrained).verdict == "not supported"
     alone = generality(scores(same[:20], ("a",) * 20), untrained)
@@ -182,7 +225,8 @@ def test_division_needs_core_heads_that_look_narrowly():
         zip(MEASURES, [measured(1, 4), measured(0.9, 0.1), measured(0.9, 0.5), measured(0, 2)], strict=True)
     )
     assert division(ram, narrow, core).verdict == "supported"
-    assert "less scattered in 100%" in division(ram, narrow, core).notes[0]
+    by_name = {one.name: one.value for one in division(ram, narrow, core).effects}
+    assert by_name["pairs in which the CoRe head's map is less scattered"] == 1
     assert division(ram, narrow | {"entropy": measured(3.9, 4)}, core).verdict == "not supported"
 
 
@@ -203,7 +247,7 @@ def conditions(**accuracy: float) -> Any:
 def test_necessity_needs_a_cost_that_neither_controls_nor_text_share():
     from corelens.study import necessity
 
-    kept = {"plain": 0.9, "next-ranked": 0.85}
+    kept = {"plain": 0.9, "next-ranked": 0.9, "random": 0.9, "random, same layers": 0.9}
     needed = conditions(**kept, top=0.1, top__text=0.9)
     mean = {"mean": needed}
     assert necessity(needed, mean, ["copy"]).verdict == "supported"
@@ -212,6 +256,14 @@ def test_necessity_needs_a_cost_that_neither_controls_nor_text_share():
     assert necessity(worse, mean, ["copy"]).verdict == "not supported"
     assert necessity(needed, {"mean": conditions(plain=0.9, top=0.9)}, ["copy"]).verdict == "not supported"
     assert necessity(conditions(plain=0.0, top=0.0), {}, []).verdict == "not supported"
+    # A model that hardly answers has nothing to lose, and one that cannot read is no control.
+    assert necessity(conditions(**dict.fromkeys(kept, 0.1), top=0.0), mean, ["copy"]).verdict == "not supported"
+    blind = conditions(**kept, top=0.1, plain__text=0.0, top__text=0.0)
+    assert necessity(blind, mean, ["copy"]).verdict == "not supported"
+    # What was not measured is not met.
+    assert necessity(conditions(plain=0.9, top=0.1, top__text=0.9), mean, ["copy"]).verdict == "inconclusive"
+    assert necessity(needed, {}, ["copy"]).verdict == "inconclusive"
+    assert necessity(needed, mean, []).verdict == "inconclusive"
 
 
 def test_acceleration_needs_speed_and_accuracy():
@@ -270,15 +322,16 @@ def verdicts(study: Any) -> list[str]:
 
 
 @pytest.mark.usefixtures("few_draws")
-def test_an_untrained_model_has_no_sparsity_no_division_and_nothing_to_lose(toy: Any, tmp_path: Path):
+@pytest.mark.parametrize("seed", [1, 2])
+def test_an_untrained_model_has_no_sparsity_no_division_and_nothing_to_lose(toy: Any, tmp_path: Path, seed: int):
     from transformers import AutoModelForImageTextToText
 
     import corelens as cl
     from corelens.study import run_study
 
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     fresh = AutoModelForImageTextToText.from_config(toy.hf_model.config, dtype=toy.hf_model.dtype).eval()
-    study = run_study(cl.HookedMLLM(fresh, toy.processor), *data(8), tmp_path, small(), max_new_tokens=2)
+    study = run_study(cl.HookedMLLM(fresh, toy.processor), *data(40), tmp_path, small(), max_new_tokens=2)
     found = verdicts(study)
     assert [found[claim] for claim in (0, 2, 3)] == ["not supported"] * 3
     assert "supported" not in found
@@ -290,7 +343,7 @@ def test_the_shipped_organism_is_sparse_and_needs_its_top_heads_and_the_study_re
     from corelens.study import run_study
     from corelens.study.report import save
 
-    study = run_study(toy, *data(12), tmp_path, small(), max_new_tokens=2)
+    study = run_study(toy, *data(32), tmp_path, small(), max_new_tokens=8)
     found = verdicts(study)
     assert (found[0], found[3]) == ("supported", "supported")
     result = save(study, tmp_path, {"data": "scenes"})
@@ -307,7 +360,7 @@ def test_the_shipped_organism_is_sparse_and_needs_its_top_heads_and_the_study_re
     assert (tmp_path / "study.html").read_text() == page
     parts = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
     (tmp_path / "scan" / "parts" / "00000.parquet").unlink()
-    again = run_study(toy, *data(12), tmp_path, small(), max_new_tokens=2)
+    again = run_study(toy, *data(32), tmp_path, small(), max_new_tokens=8)
     # Speed, too, is what was measured the first time.
     assert [one.to_json() for one in again.findings] == [one.to_json() for one in study.findings]
     unchanged = [path for path, written in parts.items() if path.stat().st_mtime_ns == written]

@@ -1,5 +1,6 @@
 """Claim 3, division of labour: CoRe heads look narrowly and at the evidence, others broadly."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -48,19 +49,23 @@ def division(scores: HeadScores, described: Mapping[str, HeadScores], core: Head
 
     def on_evidence(drawn: np.ndarray) -> float:
         narrow, broad = both(located, drawn)
-        return narrow / broad
+        return narrow / broad if broad > 0 else math.nan
 
     def share(drawn: np.ndarray) -> float:
         narrow, broad = both(visual, drawn)
         return narrow - broad
 
-    # Even maps have infinite entropy, so that heads are compared by rank; none is known where all maps are empty.
-    spatial = described["spatial_entropy"].values.nanquantile(0.5, 0, interpolation="lower")
-    less = mannwhitneyu(spatial[others & ~spatial.isnan()], spatial[chosen & ~spatial.isnan()]).statistic
-    pairs = int((others & ~spatial.isnan()).sum() * (chosen & ~spatial.isnan()).sum())
+    def less_scattered(drawn: np.ndarray) -> float:
+        # Even maps have infinite entropy, so that heads are compared by rank; none is known where all maps are empty.
+        spatial = described["spatial_entropy"].values[drawn].nanquantile(0.5, 0, interpolation="lower")
+        own, their = (spatial[heads & ~spatial.isnan()] for heads in (chosen, others))
+        less, same = (own[:, None] < their).double(), (own[:, None] == their).double()
+        return float((less + same / 2).mean())
+
     means = entropy.nanmean(0)
     p = float(mannwhitneyu(means[chosen], means[others]).pvalue)
-    groups = two_groups(scores.per_head)
+    mass = scores.per_head
+    peaks = two_groups(mass).p_value if scores.n_heads >= 4 and bool((mass > 0).any()) else math.nan
     return Finding(
         "Division of labour: CoRe heads look narrowly, others broadly",
         RULE,
@@ -68,14 +73,14 @@ def division(scores: HeadScores, described: Mapping[str, HeadScores], core: Head
             estimate("tokens looked at, CoRe over others", fewer, strata, at_most=0.5),
             estimate("visual attention on the evidence, CoRe over others", on_evidence, strata, at_least=2.0),
             p_value("p of equal entropy", p, at_most=0.05),
-            estimate("share of attention on pictures, CoRe less others", share, strata),
-            p_value("p of one peak in the mass (dip test)", groups.p_value),
+            estimate("share of attention on pictures, CoRe less others", share, strata, within=(-1, 1)),
+            estimate("pairs in which the CoRe head's map is less scattered", less_scattered, strata, within=(0, 1)),
+            p_value("p of one peak in the mass (dip test)", peaks),
         ),
         (
-            f"Of pairs of a CoRe and another head, the CoRe head's map of the picture is less scattered in "
-            f"{float(less) / max(pairs, 1):.0%} (spatial entropy).",
             f"The CoRe heads, chosen on other samples: {core}.",
-            "In the figure, entropy is in nats, over all tokens that a head can look at, and vera the share of its "
-            "attention on pictures that is on the evidence.",
+            "In the figures, entropy is in nats, over all tokens that a head can look at, vera is the share of its "
+            "attention on pictures that is on the evidence, and spatial entropy says how scattered its map of the "
+            "picture is: infinite, and not drawn, where it is even.",
         ),
     )

@@ -1,7 +1,7 @@
 """Verdicts: what a claim needs, what was measured, and what that makes of the claim."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,6 +48,11 @@ class Effect:
             return f"at least {self.at_least:.3g}"
         return "" if self.at_most is None else f"at most {self.at_most:.3g}"
 
+    @property
+    def need_missed(self) -> str:
+        """Where the claim does not need it, in words."""
+        return self.need.replace("at least", "below").replace("at most", "above")
+
     def __str__(self) -> str:
         if not np.isfinite(self.value):
             return "unknown"
@@ -84,7 +89,7 @@ class Finding:
         if not needed:
             return "Data on which it can be measured."
         if self.verdict == "supported":
-            return "Any of: " + "; ".join(f"{one.name} not {one.need}" for one in needed) + "."
+            return "Any of: " + "; ".join(f"{one.name} {one.need_missed}" for one in needed) + "."
         wrong = [one for one in needed if one.met is not True]
         more = " More samples narrow the intervals." if self.verdict == "inconclusive" else ""
         return (
@@ -124,12 +129,13 @@ def estimate(
     strata: Sequence[object],
     at_least: float | None = None,
     at_most: float | None = None,
-    largest: float = math.inf,
+    within: tuple[float | int, float | int] = (-math.inf, math.inf),
 ) -> Effect:
-    """A number and its bootstrap interval over samples: percentiles, moved so that their median is the number.
+    """A number and its basic bootstrap interval over samples, both without what drawing samples adds.
 
-    Drawing again adds noise, which lowers correlations and overlaps; plain percentiles of these would lie below the
-    number. Those of a mean hardly move.
+    Having only so many samples adds noise, which lowers correlations and overlaps; drawing from these again lowers them
+    by about as much once more. The number is moved up by that, and the interval is mirrored about it. A mean is not
+    lowered, and hardly moves. Davison and Hinkley 1997, section 5.2.
 
     Args:
         name: What the number is.
@@ -137,7 +143,7 @@ def estimate(
         strata: What each sample belongs to, e.g. its data set; samples are drawn with replacement within each.
         at_least: What the claim needs.
         at_most: What the claim needs.
-        largest: What the number can be at most, such as one of a share.
+        within: What the number can be at least and at most, such as nought and one of a share.
     """
     rng = np.random.default_rng(0)
     every = np.arange(len(strata))
@@ -146,9 +152,49 @@ def estimate(
         [statistic(np.concatenate([rng.choice(group, len(group)) for group in groups])) for _ in range(N_DRAWS)]
     )
     value = statistic(every)
-    low, median, high = np.quantile(draws, [0.025, 0.5, 0.975])
-    high = min(value + high - median, largest)
-    return Effect(name, value, float(value + low - median), float(high), at_least, at_most)
+    mirrored = 2 * value - np.quantile(draws, [0.5, 0.975, 0.025])
+    # Where a draw has no number, nothing is known.
+    value, low, high = map(float, np.clip(mirrored, *within))
+    return Effect(name, value, low, high, at_least, at_most)
+
+
+def estimate_mean(
+    name: str,
+    per_sample: np.ndarray,
+    datasets: Sequence[str],
+    extremes: tuple[float | int, float | int],
+    at_least: float | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> Effect:
+    """The mean of the means of data sets, and its interval over samples.
+
+    Samples are drawn from those that there are and two more of each data set, one at either extreme: if all of twenty
+    samples are alike, that does not say that all others are. For shares this is near to what Agresti and Coull (1998)
+    do.
+
+    Args:
+        name: What the number is.
+        per_sample: Of each sample.
+        datasets: Of each sample.
+        extremes: What a sample's number can be at least and at most.
+        at_least: What the claim needs.
+        weights: Of data sets, if not all count alike.
+    """
+    rng = np.random.default_rng(0)
+    names = list(dict.fromkeys(datasets))
+    draws, value = np.zeros(N_DRAWS), 0.0
+    for dataset in names:
+        weight = weights[dataset] if weights else 1 / len(names)
+        own = per_sample[np.array(datasets) == dataset]
+        draws += weight * rng.choice([*own, *extremes], (N_DRAWS, len(own))).mean(1)
+        value += weight * float(own.mean())
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Effect(name, value, min(float(low), value), max(float(high), value), at_least)
+
+
+def unknown(name: str, at_least: float) -> Effect:
+    """What a claim needs, where it could not be measured."""
+    return Effect(name, math.nan, math.nan, math.nan, at_least)
 
 
 def p_value(name: str, p: float, at_most: float | None = None) -> Effect:

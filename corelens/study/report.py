@@ -3,26 +3,31 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+import torch
 
 from corelens.causal import DoseCurve
 from corelens.conditions import PLAIN, Conditions, read_conditions
 from corelens.heads import HeadSet
 from corelens.scores import HeadScores
 from corelens.store import Run, read_numbers, write_whole
-from corelens.study.acceleration import accuracy, speed_up
+from corelens.study.acceleration import speed_up
+from corelens.study.division import MEASURES
 from corelens.study.generality import TOP
-from corelens.study.run import Study
-from corelens.study.sparsity import EXCESS
+from corelens.study.outcomes import accuracy
+from corelens.study.run import Study, every_other
+from corelens.study.sparsity import EXCESS, shuffled
 from corelens.viz import (
     accuracy_bars,
     depth_profiles,
     dose_curves,
+    group_distributions,
     heads_by_two,
     lorenz_curves,
     overlap_matrix,
@@ -74,8 +79,8 @@ def page(folder: Path) -> Page:
     made = Page(
         f"What five claims about retrieval heads come to in {result['model']}",
         f"{verdicts.count('supported')} supported, {verdicts.count('not supported')} not supported, "
-        f"{verdicts.count('inconclusive')} inconclusive. The claims are those of arXiv 2606.05843; every rule was set "
-        f"before the run, and a claim that is not supported of this model may hold of another.",
+        f"{verdicts.count('inconclusive')} inconclusive. The claims are those of arXiv 2606.05843; every rule stood "
+        f"before this run, and a claim that is not supported of this model may hold of another.",
     )
     made.table(
         ["claim", "verdict", "what would change it"],
@@ -106,7 +111,8 @@ def page(folder: Path) -> Page:
     made.heading("Limits")
     made.text(
         "One model and the data sets named above. Intervals are 95 % bootstrap intervals over samples, not over models "
-        "or training runs, moved so that their median is the number; five verdicts are not corrected for being five. "
+        "or training runs, and of speed the slowest and fastest round; neither the five verdicts nor the numbers of "
+        "each are corrected for being several. Random heads are a few draws, which intervals take as given. "
         "The untrained model has the same configuration and one draw of weights. Samples left out: "
         f"{len(result['skipped'])}."
     )
@@ -139,8 +145,11 @@ def _section(made: Page, finding: Mapping[str, Any], figures: Sequence[Sequence[
 
 
 def _sparsity(scores: Mapping[str, HeadScores], untrained: Mapping[str, HeadScores]) -> list[go.Figure]:
-    name = EXCESS.name
-    return [lorenz_curves({"this model": scores[name], "untrained": untrained[name]})]
+    own = scores[EXCESS.name]
+    mixed = own.values.clone()
+    mixed[:, own.exist] = shuffled(own.values[:, None, own.exist], torch.Generator().manual_seed(0))[:, 0]
+    null = {"heads shuffled": replace(own, values=mixed), "untrained": untrained[EXCESS.name]}
+    return [lorenz_curves({"this model": own, **null})]
 
 
 def _generality(ram: HeadScores, beside: Mapping[str, str]) -> list[go.Figure]:
@@ -154,7 +163,10 @@ def _generality(ram: HeadScores, beside: Mapping[str, str]) -> list[go.Figure]:
 
 
 def _division(scores: Mapping[str, HeadScores]) -> list[go.Figure]:
-    return [heads_by_two(scores["entropy"], scores["vera"], scores["ram"].top(TOP))]
+    first, second = (every_other(scores, start) for start in (0, 1))
+    core = first["ram"].top(TOP)
+    apart = group_distributions({name: second[name] for name in MEASURES}, core)
+    return [heads_by_two(second["entropy"], second["vera"], core), apart]
 
 
 def _necessity(found: Conditions[HeadSet], texts: Sequence[str]) -> list[go.Figure]:
@@ -179,5 +191,5 @@ def _acceleration(found: Conditions[Any], times_as_fast: Mapping[str, float]) ->
     ways: dict[str, dict[str, tuple[float, float]]] = {}
     for name, speed in times_as_fast.items():
         way, _, budget = name.rpartition(" ")
-        ways.setdefault(way or name, {})[budget] = speed, accuracy(found, name)
-    return speed_against_accuracy(ways, accuracy(found, PLAIN))
+        ways.setdefault(way or name, {})[budget] = speed, accuracy(found, name, found.datasets)
+    return speed_against_accuracy(ways, accuracy(found, PLAIN, found.datasets))

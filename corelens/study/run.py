@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate import dispatch_model
 
 from corelens.ablating import ablate_all, with_controls
 from corelens.accelerating import Accelerated, accelerate_all, longest_prompt
-from corelens.conditions import PLAIN, Conditions, check_scoring
+from corelens.conditions import Conditions, check_scoring
 from corelens.data import BoxUnit, Sample
 from corelens.heads import Head, HeadSet
 from corelens.model import HookedMLLM
@@ -97,8 +98,8 @@ def run_study(
 
         conditions = with_controls(ram, TOP, range(size.seeds))
         for dose in size.doses:
-            conditions[f"top {dose:.0%}"] = [ram.top(dose)]
-            conditions[f"random {dose:.0%}"] = [ram.random(seed, dose) for seed in range(size.seeds)]
+            for kind, sets in _top_and_random(ram, dose, size.seeds).items():
+                conditions[f"{kind} {dose:.0%}"] = sets
         ask: Any = partial(ablate_all, model, max_new_tokens=max_new_tokens, box_unit=box_unit)
         zeroed = ask({**seen, **texts}, conditions, out=begun("ablate"))
         others = {
@@ -108,9 +109,9 @@ def run_study(
             for how, phase in size.operations
         }
         kept = {
-            f"blinding all but {kind} {budget:.0%}": [all_but(ram, heads)]
+            f"blinding all but {kind} {budget:.0%}": [all_but(ram, heads) for heads in sets]
             for budget in size.budgets
-            for kind, heads in (("top", ram.top(budget)), ("random", ram.random(0, budget)))
+            for kind, sets in _top_and_random(ram, budget, size.seeds).items()
         }
         others["sufficiency"] = ask(seen, kept, "blind", out=begun("blind"))
 
@@ -121,11 +122,12 @@ def run_study(
         accelerated = accelerate_all(
             model, seen, plans, max_new_tokens=max_new_tokens, box_unit=box_unit, out=begun("accelerate")
         )
-        timed = {name: own for name, own in accelerated.conditions.items() if name in (PLAIN, "none") or "core" in name}
+        kinds = ("none", *(f"{kind} {100 * budget:g}%" for budget in size.budgets for kind in ("core", "random")))
+        timed = {name: own for name, own in plans.items() if name in kinds}
         bar.begin("speed", size.n_timed)
         measured = timing(model, longest, timed, size.rounds, folder, time_again)
 
-    first, second = (_every_other(scores, start) for start in (0, 1))
+    first, second = (every_other(scores, start) for start in (0, 1))
     findings = (
         sparsity(scores[EXCESS.name], null[EXCESS.name]),
         generality(ram, null["ram"], beside or {}),
@@ -139,16 +141,27 @@ def run_study(
 def untrained(model: HookedMLLM) -> HookedMLLM:
     """A model of the same configuration with the random weights that training would begin with, always the same.
 
-    It takes as much memory as the model, beside it.
+    It takes as much memory as the model, beside it, on the same devices; while it is made, on the host.
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = copy.deepcopy(model.hf_model.config)
         # Any: its own annotations do not say that models have a device.
         fresh: Any = type(model.hf_model)._from_config(config, dtype=model.hf_model.dtype)
-    made = HookedMLLM(fresh.to(model.device).eval(), model.processor)
+    places = getattr(model.hf_model, "hf_device_map", {})
+    spread = len(set(places.values())) > 1
+    fresh = dispatch_model(fresh, places) if spread else fresh.to(model.device)
+    made = HookedMLLM(fresh.eval(), model.processor)
     made.cfg.model_name = f"{model.cfg.model_name}, untrained"
     return made
+
+
+def _top_and_random(scores: HeadScores, share: float, n_seeds: int) -> dict[str, list[HeadSet]]:
+    """The top heads and, if there are as many others, random ones."""
+    found = {"top": [scores.top(share)]}
+    if 2 * len(found["top"][0]) <= scores.n_heads:
+        found["random"] = [scores.random(seed, share) for seed in range(n_seeds)]
+    return found
 
 
 def all_but(scores: HeadScores, kept: HeadSet) -> HeadSet:
@@ -162,7 +175,8 @@ def streaming(n_positions: int) -> Streaming:
     return Streaming(min(128, n_positions // 32), max(1, min(2048, n_positions // 4)))
 
 
-def _every_other(scores: Mapping[str, HeadScores], start: Literal[0, 1]) -> dict[str, HeadScores]:
+def every_other(scores: Mapping[str, HeadScores], start: Literal[0, 1]) -> dict[str, HeadScores]:
+    """Scores of half of the samples: the first half chooses heads whose looks are described on the second."""
     return {
         name: replace(one, values=one.values[start::2], samples=one.samples[start::2], datasets=one.datasets[start::2])
         for name, one in scores.items()

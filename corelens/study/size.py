@@ -42,8 +42,8 @@ class Size:
 
     @property
     def n_timed(self) -> int:
-        """Plans whose speed is measured: with the best heads, with none, and no plan."""
-        return 2 + len(self.budgets)
+        """Plans whose speed is measured: with the best heads, with random ones, with none, and no plan."""
+        return 2 + 2 * len(self.budgets)
 
 
 FULL = Size(
@@ -95,7 +95,7 @@ def pieces(samples: Mapping[str, Sequence[Sample]], texts: Texts, size: Size) ->
         Work("untrained", found, 1, scanning.PART, answers=False),
         Work("ablate", tested, 1 + controls + (1 + size.seeds) * len(size.doses), part),
         *(Work(f"ablate-{how}-{phase}", seen, 2, part) for how, phase in size.operations),
-        Work("blind", seen, 1 + 2 * budgets, part),
+        Work("blind", seen, 1 + (1 + size.seeds) * budgets, part),
         Work("accelerate", seen, 2 + budgets * (5 + 2 * size.seeds), accelerating.PART),
     )
     return {work.name: work for work in every}

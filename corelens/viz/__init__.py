@@ -1,6 +1,7 @@
 """Figures as values, the page that shows them, and the explorer."""
 
 from corelens.viz.curves import depth_profiles as depth_profiles
+from corelens.viz.curves import group_distributions as group_distributions
 from corelens.viz.curves import heads_by_two as heads_by_two
 from corelens.viz.curves import lorenz_curves as lorenz_curves
 from corelens.viz.curves import score_curve as score_curve

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from corelens.heads import HeadSet
 from corelens.metrics import depth_profile, lorenz_curve, rho
@@ -154,6 +155,33 @@ def heads_by_two(across: HeadScores, up: HeadScores, chosen: HeadSet) -> go.Figu
     figure.update_xaxes(title=across.metric)
     figure.update_yaxes(title=up.metric)
     return styled(figure, f"Every head by {across.metric} and {up.metric}", f"Coloured: {chosen.name}.")
+
+
+def group_distributions(scores: Mapping[str, HeadScores], chosen: HeadSet) -> go.Figure:
+    """How heads of two groups are distributed, by several measures.
+
+    Marks: one panel a measure; a dot is a head, a box the middle half of a group with its median. `chosen` is
+    vermilion, all others grey. Heads without a finite score are left out.
+
+    Raises:
+        ValueError: If there are no scores.
+    """
+    _require_some(scores)
+    figure = make_subplots(1, len(scores), subplot_titles=[name.replace("_", " ") for name in scores])
+    for column, one in enumerate(scores.values(), 1):
+        for name, colour, inside in (("others", QUIET, False), ("chosen", ACCENT, True)):
+            own = [one.per_head[head] for head in one.ranked() if (head in chosen) == inside]
+            figure.add_box(
+                y=np.array([float(score) for score in own if score.isfinite()], np.float32),
+                name=name,
+                boxpoints="all",
+                pointpos=0,
+                marker=dict(color=colour, size=4),
+                showlegend=False,
+                row=1,
+                col=column,
+            )
+    return styled(figure, "Heads of two groups by each measure", f"Chosen: {chosen.name}.")
 
 
 def _require_some(scores: Mapping[str, HeadScores]) -> None:
