@@ -46,6 +46,8 @@ def located(name_or_path: str) -> str:
 def load(name_or_path: str, trust_remote_code: bool, **kwargs: Any) -> tuple[PreTrainedModel, Any]:
     """A model and its processor; see `HookedMLLM.from_pretrained`."""
     path = located(name_or_path)
+    if "device" in kwargs:
+        raise TypeError(f"say device_map={kwargs['device']!r}, as in transformers, and not device.")
     _check_placement(kwargs.get("dtype"), kwargs.get("device_map"))
     shared = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
     try:

@@ -281,7 +281,7 @@ class HookedMLLM(HookedRootModule):
             ValueError: If the inputs do not begin as the prefix does, another model made it, or several samples are to
                 be repeated without a prefix.
         """
-        tensors = {**(inputs or {}), **tensors}
+        tensors = {**_mapping(inputs), **tensors}
         progress = self._beginning(tensors, getattr(inputs, "tokens", None), prefix)
         with self._listening(progress):
             if prefix is not None:
@@ -336,7 +336,7 @@ class HookedMLLM(HookedRootModule):
         Returns:
             Prompt and continuation, [batch position], or what else Hugging Face returns if asked to.
         """
-        kwargs = {**(inputs or {}), **kwargs}
+        kwargs = {**_mapping(inputs), **kwargs}
         progress = self._beginning(kwargs, getattr(inputs, "tokens", None), prefix)
         if any(point.has_hooks() for point in self.hook_points()):
             # With a static cache on a GPU it would compile the model, and hooks need its Python code.
@@ -428,7 +428,7 @@ class HookedMLLM(HookedRootModule):
         if names_filter is not None and not callable(names_filter):
             for name in names_filter:
                 self._check_names(name)
-        if remove_batch_dim and (batch := shape_of({**(model_args[0] if model_args else {}), **kwargs})[0]) != 1:
+        if remove_batch_dim and (batch := shape_of({**_mapping(*model_args), **kwargs})[0]) != 1:
             raise ValueError(f"remove_batch_dim=True needs a batch of one, and this one has {batch} samples.")
         if names_filter is None:
             names_filter = [name for name in self.hook_dict if not name.startswith("vision.")]
@@ -522,3 +522,10 @@ class HookedMLLM(HookedRootModule):
         crossing = frozenset(s.layer for s in self._sites if "attn" in s.attentions and s.attentions["attn"].crossing)
         functions = () if prefix is None else prefix.functions
         return Progress(n_samples, n_prompt, tokens, first, n_prompt - first, crossing, functions)
+
+
+def _mapping(inputs: Any = None, *others: Any) -> Mapping[str, Any]:
+    """Tensors by name, which a question or a picture is not yet."""
+    if inputs is not None and not isinstance(inputs, Mapping):
+        raise TypeError(f"a {type(inputs).__name__} is no input; give what model.prepare(pictures, question) returns.")
+    return inputs or {}

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -177,13 +178,17 @@ class HeadScores:
     # --- files ---
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Writes a safetensors file that holds the values and everything said about them."""
+        """Writes a safetensors file that holds the values and everything said about them, in a folder that exists."""
+        if not Path(path).parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {str(Path(path).parent)!r} to write {Path(path).name} into.")
         about = {name: value for name, value in asdict(self).items() if name != "values"}
         save_file({"values": self.values.contiguous()}, path, metadata={"corelens": json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "HeadScores":
         """Reads what `save` wrote; a ValueError if it is something else."""
+        if Path(path).is_dir():
+            raise IsADirectoryError(f"{str(path)!r} is a folder; name one of its scores.")
         try:
             with safe_open(path, "pt") as file:  # pyright: ignore[reportAbstractUsage]
                 about = json.loads((file.metadata() or {})["corelens"])

@@ -23,8 +23,8 @@ EXAMPLES = {
     scan: "corelens scan --model corelens/toy --data scenes=100 --out runs/scan",
     sweep: "corelens sweep --model corelens/toy --data scenes=20 --out runs/sweep",
     ablate: "corelens ablate --model corelens/toy --data scenes=100 --heads L3H14,L3H0 --out runs/ablate",
-    accelerate: "corelens accelerate --model corelens/toy --data scenes=20 --scores runs/scan/ram.safetensors \\\n"
-    "    --sink 4 --window 8 --out runs/fast",
+    accelerate: "corelens accelerate --model corelens/toy --data scenes=20 --seed 1 \\\n"
+    "    --scores runs/scan/ram.safetensors --sink 4 --window 8 --out runs/fast",
     study: "corelens study --model corelens/toy --data scenes=40 --quick --out runs/study",
     compare: "corelens compare runs/scan published.json",
     report: "corelens report runs/scan",

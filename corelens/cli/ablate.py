@@ -50,10 +50,12 @@ def ablate(
     chosen_by = ranking and options.source(ranking)
     conditions = _conditions(heads, ranking, 0.05 if top is None else top)
     with options.resumable(out, "ablate"):
-        sets = options.samples(data, seed, limit) | options.texts(model, limit)
+        sets = {name: list(own) for name, own in options.samples(data, seed, limit).items()}
+        if ranking is not None:
+            options.warn_of_shared(ranking, sets)
         found = ablate_all(
             options.loaded(model, dtype, device),
-            sets,
+            {**sets, **options.texts(model, limit)},
             conditions,
             how,
             phase,

@@ -61,12 +61,14 @@ def accelerate(
         second = sorted({head.layer for head in hooked.heads})[:2][-1]
         plans |= {f"visual tokens {100 * share:g}%": [Pruning(second, share)] for share in shares}
         sets = {name: list(own) for name, own in options.samples(data, seed, limit).items()}
+        options.warn_of_shared(ranking, sets)
         longest = longest_prompt(hooked, sets)
         n_positions = longest["input_ids"].shape[1]
         _warn_if_all_is_seen(sink, window, n_positions)
         found = accelerate_all(hooked, sets, plans, max_new_tokens=max_new_tokens, chosen_by=chosen_by, out=out)
         speed = speeds(hooked, longest, found.conditions)
-        summary = {"model": model, "chosen by": chosen_by, **_summary(hooked, found, n_positions, speed)}
+        kept = {"sink": sink, "window": window}
+        summary = {"model": model, "chosen by": chosen_by, **kept, **_summary(hooked, found, n_positions, speed)}
     text_of = json.dumps(summary, indent=1)
     write_whole(out / "acceleration.json", lambda path: path.write_text(text_of))
     write_report(out)
@@ -85,7 +87,7 @@ def _warn_if_all_is_seen(sink: int, window: int, n_positions: int) -> None:
         typer.echo(
             f"Warning: under every plan, all heads see everything, and the table compares the model with itself: the "
             f"first {sink} and last {window} tokens are all of the longest prompt, which has {n_positions}. Pass "
-            f"less, such as --sink {less.sink} --window {less.window}.",
+            f"less, such as --sink {less.sink} --window {less.window}: windows take memory, full or not.",
             err=True,
         )
 
@@ -141,6 +143,7 @@ def _show(summary: dict[str, Any], out: Path) -> None:
         console.print(table)
     n = summary["positions"]
     console.print(
+        f"Heads that do not see everything see the first {summary['sink']} and the last {summary['window']} tokens. "
         "change: of accuracy, in points; acceleration.json has intervals. kept: share of the attention of the prompt's "
         "last token that heads keep. % heads: those that see everything. cache, speed: of reading "
         f"{n:,} positions and generating 256 tokens, beside the model as it is.",

@@ -32,6 +32,8 @@ def explore(
     """Look at heads, and take them away, in a browser on this machine."""
     if image and not question:
         raise typer.BadParameter("say what is asked about the picture.", param_hint="--question")
+    if question and not image:
+        raise typer.BadParameter("say which picture the question is about.", param_hint="--image")
     import webbrowser
 
     from corelens.media import load_picture

@@ -41,6 +41,12 @@ def models(
             "have rectangles. tower: whether the vision tower's attention can be hooked, or what it is instead."
         )
         return
+    for one in known_types():
+        if one.model_type == name:
+            raise typer.BadParameter(
+                f"{name} is a model type, listed without a name; give a folder, a Hub id or a shipped model.",
+                param_hint="NAME_OR_PATH",
+            )
     # Here, since the list of all types does without TransformerLens, which takes seconds to import.
     from transformers import AutoConfig
 

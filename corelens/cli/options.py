@@ -1,6 +1,6 @@
 """What the commands that read a model and data share: their options, and how these are read."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -138,6 +138,9 @@ def resumable(out: Path, work: str) -> Iterator[None]:
 
 def ranking(scores: Path, model: str | None = None, option: str = "--scores") -> "HeadScores":
     """What a scan wrote, with a warning if it was of another model than the one that is meant."""
+    if scores.is_dir():
+        inside = ", ".join(sorted(path.name for path in scores.glob("*.safetensors"))) or "none"
+        raise typer.BadParameter(f"{scores} is a folder; name one of its scores: {inside}.", param_hint=option)
     if not scores.is_file():
         raise typer.BadParameter(f"there is no file {scores}.", param_hint=option)
     from corelens.scores import HeadScores
@@ -152,6 +155,17 @@ def ranking(scores: Path, model: str | None = None, option: str = "--scores") ->
             err=True,
         )
     return found
+
+
+def warn_of_shared(ranking: "HeadScores", samples: Mapping[str, Sequence["Sample"]]) -> None:
+    """Says that heads are tested on samples that chose them, on which they look more needed than they are."""
+    tested = [sample.id for own in samples.values() for sample in own]
+    if shared := len({*tested} & {*ranking.samples}):
+        typer.echo(
+            f"Warning: {shared} of {len(tested)} samples also chose the heads, which look more needed on these than on "
+            f"others. Test them on others, which another --seed draws.",
+            err=True,
+        )
 
 
 def source(ranking: "HeadScores") -> str:

@@ -10,13 +10,14 @@ from corelens.store import Run, read_numbers
 from corelens.viz import speed_against_accuracy
 from corelens.viz.report import Page
 
+NEEDED = ("model", "sink", "window", "positions", "plans", "data", "skipped")
 DRAWN = ("core", "best groups", "whole layers", "random", "random, same layers", "bottom")
 """Ways to spend a budget that the figures show; the table has all."""
 
 
 def page(run: Run) -> Page:
     """Accuracy by speed, one line for each way to spend a budget, for every data set."""
-    found = read_numbers(run.folder / "acceleration.json", "model", "positions", "plans", "data", "skipped")
+    found = read_numbers(run.folder / "acceleration.json", *NEEDED)
     made = Page(f"{found['model']} under plans", _lead(found))
     for dataset, of in found["data"].items():
         made.heading(f"{dataset or 'Samples'}: {of['samples']:,} samples")
@@ -26,6 +27,7 @@ def page(run: Run) -> Page:
             [_row(name, said, found["plans"][name]) for name, said in of["conditions"].items()],
         )
     made.text(
+        f"Heads that do not see everything see the first {found['sink']:,} and the last {found['window']:,} tokens. "
         f"Change: of accuracy, in points. Kept: share of the attention of the prompt's last token that heads keep. "
         f"Heads: those that see everything. Cache and speed: of reading {found['positions']:,} positions and "
         f"generating 256 tokens; speed is beside the model as it is."

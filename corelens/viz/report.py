@@ -42,7 +42,8 @@ tr.strong td { font-weight: 650; color: var(--strong); }
   .pair { grid-template-columns: 1fr; }
   .card { padding: 8px 4px; }
   th, td { padding: 6px; font-size: 15px; }
-  td:not(.number) { min-width: 8.5em; }
+  td:nth-child(2):not(.number) { min-width: 6em; }
+  td.number { white-space: normal; }
   .table td:first-child, .table th:first-child { position: sticky; left: 0; background: var(--card); }
 }
 """
