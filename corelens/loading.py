@@ -16,6 +16,8 @@ SHIPPED = {
     "corelens/toy-haystack": _WEIGHTS / "haystack",
     "corelens/toy-worlds": _WEIGHTS / "worlds",
     "corelens/toy-worlds-organism": _WEIGHTS / "worlds-organism",
+    "corelens/toy-worlds-small": _WEIGHTS / "worlds-small",
+    "corelens/toy-worlds-small-organism": _WEIGHTS / "worlds-small-organism",
 }
 """Models that come with the package and need no network."""
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText, Qwen3VLForConditionalGener
 
 NAMES = [
     "corelens/toy", "corelens/toy-natural", "corelens/toy-haystack", "corelens/toy-worlds",
-    "corelens/toy-worlds-organism",
+    "corelens/toy-worlds-organism", "corelens/toy-worlds-small", "corelens/toy-worlds-small-organism",
 ]  # fmt: skip
 
 
@@ -413,7 +413,7 @@ def test_shipped_models_see_and_read(shipped: Any):
         assert right.float().mean() > record["accuracy on unseen samples"][task] - 0.08
 
 
-@pytest.mark.parametrize("name", ["corelens/toy-worlds", "corelens/toy-worlds-organism"])
+@pytest.mark.parametrize("name", [name for name in NAMES if "worlds" in name])
 def test_models_of_all_worlds_see_every_world(name: str):
     """A fast look; record.json has the accuracy on 500 pictures of each world."""
     from corelens import HookedMLLM, answers, prepared_batches
@@ -439,7 +439,7 @@ def test_the_haystack_model_finds_one_digit_among_32_pictures():
     assert found.scores.mean() >= 0.85
 
 
-@pytest.mark.parametrize("name", ["corelens/toy", "corelens/toy-haystack", "corelens/toy-worlds-organism"])
+@pytest.mark.parametrize("name", ["corelens/toy", "corelens/toy-haystack", *(n for n in NAMES if "organism" in n)])
 def test_closed_heads_of_an_organism_attend_evenly_and_write_nothing(name: str):
     from corelens import HeadSet, HookedMLLM
     from corelens.loading import SHIPPED
