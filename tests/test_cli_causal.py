@@ -245,6 +245,30 @@ def test_scores_of_another_model_are_taken_with_a_warning(command: str, ranking:
     )
 
 
+def test_a_question_without_its_picture_and_a_type_without_its_model_are_refused():
+    from typer.testing import CliRunner
+
+    from corelens.cli import app
+
+    assert "say which picture the question is about" in said(invoke("explore", "--question", "which digit is red ?"))
+    assert "qwen3_vl is a model type" in said(CliRunner().invoke(app, ["models", "qwen3_vl"]))
+
+
+def test_heads_tested_on_the_samples_that_chose_them_are_warned_of(ranking: Path, tmp_path: Path):
+    import corelens as cl
+
+    (asked,) = cl.HeadScores.load(ranking).samples[:1]
+    replace(cl.HeadScores.load(ranking), samples=("another", *cl.HeadScores.load(ranking).samples[1:])).save(
+        tmp_path / "other.safetensors"
+    )
+    arguments = ("ablate", "--data", "scenes=1", "--limit", "1", "--seed", asked.split("-")[2])
+    ran = said(invoke(*arguments, "--out", tmp_path / "run", "--scores", ranking))
+    assert "Warning: 1 of 1 samples also chose the heads" in ran
+    assert "also chose" not in said(
+        invoke(*arguments, "--out", tmp_path / "other", "--scores", tmp_path / "other.safetensors")
+    )
+
+
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
 
@@ -266,6 +290,7 @@ def test_scores_of_another_model_are_taken_with_a_warning(command: str, ranking:
         (("ablate", "--heads", "L1H1", "--box-unit", "inches"), "'inches' is not one of 'pixels'"),
         (("ablate", "--scores", "nowhere.safetensors"), "there is no file nowhere.safetensors"),
         (("ablate", "--scores", __file__), "holds no head scores"),
+        (("ablate", "--scores", str(Path(__file__).parent)), "is a folder; name one of its scores: none"),
         (("ablate", "--scores", "RANKING", "--top", "0.9"), "n=0.9 means 87 of 96 heads"),
         (("ablate", "--scores", "RANKING", "--top", "0"), "fraction=0.0 is outside"),
     ],

@@ -431,3 +431,14 @@ def test_models_that_cannot_be_wrapped(llava: Any):
         HookedMLLM(torch.nn.Linear(2, 2))
     with pytest.raises(TypeError, match="wrap it before"):
         HookedMLLM(torch.compile(llava.hf_model))
+
+
+def test_what_is_no_input_is_said_to_be_none():
+    from corelens import HookedMLLM
+    from corelens.model import _mapping
+
+    # Directly, since here the annotations are checked first.
+    with pytest.raises(TypeError, match=r"a str is no input; give what model\.prepare\(pictures, question\) returns"):
+        _mapping("which digit is red ?")
+    with pytest.raises(TypeError, match="say device_map='cuda', as in transformers"):
+        HookedMLLM.from_pretrained("corelens/toy", device="cuda")

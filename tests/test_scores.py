@@ -337,3 +337,13 @@ def test_published_lists_survive(scores: Any, tmp_path: Path):
         path.write_text(bad)
         with pytest.raises(ValueError, match=r"does not hold a list of heads|lists no head"):
             load_head_score_list(path)
+
+
+def test_files_of_scores_are_named_where_there_is_a_folder_or_none(tmp_path: Path):
+    from corelens import HeadScores
+
+    scores = HeadScores(torch.ones(1, 2, 3), "ram", ("a",))
+    with pytest.raises(FileNotFoundError, match=r"there is no folder '.*nowhere' to write ram\.safetensors into"):
+        scores.save(tmp_path / "nowhere" / "ram.safetensors")
+    with pytest.raises(IsADirectoryError, match="is a folder; name one of its scores"):
+        HeadScores.load(tmp_path)

@@ -190,6 +190,23 @@ def test_heads_by_two_measures_stand_at_both_scores():
         heads_by_two(across, made(torch.ones(1, 3), "share"), HeadSet(()))
 
 
+def test_two_groups_hold_every_head_with_a_finite_score_once():
+    from corelens import HeadSet
+    from corelens.viz import group_distributions
+
+    entropy = made(torch.tensor([[1.0, 2.0, 3.0], [4.0, math.nan, math.inf]]), "entropy")
+    share = made(torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]), "share")
+    figure = group_distributions({"entropy": entropy, "visual_share": share}, HeadSet.parse("L1H0, L0H1"))
+    found = [(box.name, sorted(box.y.tolist())) for box in figure.data]
+    assert found == [
+        ("others", [1, 3]), ("chosen", [2, 4]),
+        ("others", pytest.approx([0.1, 0.3, 0.5, 0.6])), ("chosen", pytest.approx([0.2, 0.4])),
+    ]  # fmt: skip
+    assert [title.text for title in figure.layout.annotations[:2]] == ["entropy", "visual share"]
+    with pytest.raises(ValueError, match="there are no scores"):
+        group_distributions({}, HeadSet(()))
+
+
 # --- effects ---
 
 

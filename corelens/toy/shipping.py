@@ -30,20 +30,20 @@ def ship(run: Run, model: Any) -> None:
     }
     (folder / "record.json").write_text(json.dumps(record, indent=1))
     (folder / "curves.json").write_text(json.dumps(curves(progress.log)))
-    (folder / "README.md").write_text(card(progress.stage, record))
+    (folder / "README.md").write_text(card(f"{progress.stage}, {progress.size}", record))
     print(json.dumps(record, indent=1), flush=True)
 
 
-def card(stage: str, record: dict[str, Any]) -> str:
+def card(which: str, record: dict[str, Any]) -> str:
     """The model card."""
     accuracy = "\n".join(f"| {task} | {share:.1%} |" for task, share in record["accuracy on unseen samples"].items())
     more = (
         """, about shapes pasted into photographs ("which shape is blue ?"), printed
 pages ("what is the bolt price ?") and bar charts ("how high is fri ?"), with one picture or many"""
-        if stage.startswith("worlds")
+        if which.startswith("worlds")
         else ""
     )
-    return f"""# The toy of corelens, {stage}
+    return f"""# The toy of corelens, {which}
 
 {record["about"]}
 

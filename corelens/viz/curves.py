@@ -160,15 +160,16 @@ def heads_by_two(across: HeadScores, up: HeadScores, chosen: HeadSet) -> go.Figu
 def group_distributions(scores: Mapping[str, HeadScores], chosen: HeadSet) -> go.Figure:
     """How heads of two groups are distributed, by several measures.
 
-    Marks: one panel a measure; a dot is a head, a box the middle half of a group with its median. `chosen` is
-    vermilion, all others grey. Heads without a finite score are left out.
+    Marks: one panel a measure, two in a row; a dot is a head, a box the middle half of a group with its median.
+    `chosen` is vermilion, all others grey. Heads without a finite score are left out.
 
     Raises:
         ValueError: If there are no scores.
     """
     _require_some(scores)
-    figure = make_subplots(1, len(scores), subplot_titles=[name.replace("_", " ") for name in scores])
-    for column, one in enumerate(scores.values(), 1):
+    titles = [name.replace("_", " ") for name in scores]
+    figure = make_subplots(-(-len(titles) // 2), min(len(titles), 2), subplot_titles=titles)
+    for number, one in enumerate(scores.values()):
         for name, colour, inside in (("others", QUIET, False), ("chosen", ACCENT, True)):
             own = [one.per_head[head] for head in one.ranked() if (head in chosen) == inside]
             figure.add_box(
@@ -178,8 +179,8 @@ def group_distributions(scores: Mapping[str, HeadScores], chosen: HeadSet) -> go
                 pointpos=0,
                 marker=dict(color=colour, size=4),
                 showlegend=False,
-                row=1,
-                col=column,
+                row=1 + number // 2,
+                col=1 + number % 2,
             )
     return styled(figure, "Heads of two groups by each measure", f"Chosen: {chosen.name}.")
 
