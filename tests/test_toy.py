@@ -309,8 +309,8 @@ def test_what_learns_in_a_stage():
         assert {part for part, one in parts.items() if one.requires_grad} == set(found)
         return found
 
-    assert rates("reading") == {"tower": 2e-3, "probe": 2e-3}
-    assert rates("decoding") == {"deepstack": 2e-3, "decoder": 2e-3}
+    assert rates("reading") == {"tower": 4e-3, "probe": 4e-3}
+    assert rates("decoding") == {"deepstack": 1e-3, "decoder": 1e-3}
     assert rates("worlds") == {"tower": pytest.approx(6e-4), "deepstack": 1e-3, "decoder": 1e-3, "probe": 1e-3}
 
 
@@ -422,7 +422,7 @@ def test_models_of_all_worlds_see_every_world(name: str):
 
     model = HookedMLLM.from_pretrained(name)
     record = json.loads((SHIPPED[name] / "record.json").read_text())["accuracy on unseen samples"]
-    enough = 0.95 if name == "corelens/toy-worlds" else 0.9
+    enough = {"corelens/toy-worlds": 0.95}.get(name, 0.87)
     assert all(record[world] >= enough for world in ("scenes", "shapes", "pages", "bars"))
     for world in ("shapes", "pages", "bars"):
         samples = worlds.pictures(world, 60, seed=9)
