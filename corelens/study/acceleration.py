@@ -33,7 +33,7 @@ def acceleration(found: Accelerated, measured: Timing) -> Finding:
 
     effects = [
         speed_up(measured, PLAN, at_least=1.5),
-        lowest_accuracy("accuracy of the model as it is", found, names, at_least=0.25),
+        lowest_accuracy("accuracy with nothing changed, on the hardest data set", found, names, at_least=0.25),
         less(change, names, PLAIN, at_least=-0.05),
         less(above, names, control, at_least=0.0) if control in found.conditions else unknown(above, 0.0),
     ]

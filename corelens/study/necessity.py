@@ -37,8 +37,8 @@ def necessity(
         costs, datasets = per_sample(found, own, PLAIN, condition)
         return estimate_mean(name, costs, datasets, (-1, 1), at_least)
 
-    effects = [lowest_accuracy("accuracy of the model as it is", zeroed, own, at_least=0.25)]
-    text = "accuracy on text of the model as it is"
+    effects = [lowest_accuracy("accuracy with nothing changed, on the hardest data set", zeroed, own, at_least=0.25)]
+    text = "accuracy on text with nothing changed, on the hardest task"
     effects.append(lowest_accuracy(text, zeroed, asked, at_least=0.5) if asked else unknown(text, 0.5))
     effects.append(cost("cost of zeroing the top heads", zeroed, "top", 0.1))
     mean = "cost of the mean in their place"

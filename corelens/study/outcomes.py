@@ -39,5 +39,4 @@ def accuracy(found: Conditions[Any], condition: str, names: Sequence[str]) -> fl
 def lowest_accuracy(name: str, found: Conditions[Any], names: Sequence[str], at_least: float) -> Effect:
     """Accuracy with nothing changed, on the data set where it is lowest."""
     lowest = min(names, key=lambda one: accuracy(found, PLAIN, [one]))
-    said = f"{name}, {lowest}" if len(names) > 1 else name
-    return estimate_mean(said, *per_sample(found, [lowest], PLAIN), (0, 1), at_least)
+    return estimate_mean(name, *per_sample(found, [lowest], PLAIN), (0, 1), at_least)
