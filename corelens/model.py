@@ -428,7 +428,7 @@ class HookedMLLM(HookedRootModule):
         if names_filter is not None and not callable(names_filter):
             for name in names_filter:
                 self._check_names(name)
-        if remove_batch_dim and (batch := shape_of({**_mapping(*model_args), **kwargs})[0]) != 1:
+        if remove_batch_dim and (batch := shape_of({**_mapping(*model_args[:1]), **kwargs})[0]) != 1:
             raise ValueError(f"remove_batch_dim=True needs a batch of one, and this one has {batch} samples.")
         if names_filter is None:
             names_filter = [name for name in self.hook_dict if not name.startswith("vision.")]
@@ -524,7 +524,7 @@ class HookedMLLM(HookedRootModule):
         return Progress(n_samples, n_prompt, tokens, first, n_prompt - first, crossing, functions)
 
 
-def _mapping(inputs: Any = None, *others: Any) -> Mapping[str, Any]:
+def _mapping(inputs: Any = None) -> Mapping[str, Any]:
     """Tensors by name, which a question or a picture is not yet."""
     if inputs is not None and not isinstance(inputs, Mapping):
         raise TypeError(f"a {type(inputs).__name__} is no input; give what model.prepare(pictures, question) returns.")

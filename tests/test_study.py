@@ -157,6 +157,25 @@ def test_sparsity_is_supported_where_two_of_forty_heads_hold_all_and_not_where_a
     assert sparsity(scores(noise), scores(noise.flip(0))).verdict == "not supported"
 
 
+@pytest.mark.usefixtures("few_draws")
+def test_sparsity_says_nothing_of_few_heads_or_of_no_mass():
+    from corelens.study import sparsity
+    from corelens.study.report import _sparsity
+    from corelens.study.sparsity import EXCESS
+
+    few = torch.zeros(10, 1, 8)
+    few[..., 0] = 1
+    assert sparsity(scores(few), scores(few)).verdict == "inconclusive"
+    none = scores(torch.full((10, 4, 10), -0.1))
+    some = scores(torch.rand(10, 4, 10))
+    assert sparsity(some, none).verdict != "supported"
+    assert sparsity(none, some).verdict == "inconclusive"
+    for measured, null, curves in ((some, none, 2), (none, some, 1)):
+        (figure,) = _sparsity({EXCESS.name: measured}, {EXCESS.name: null})
+        assert len({trace.name for trace in figure.data if trace.showlegend is not False and trace.name}) >= curves
+    assert _sparsity({EXCESS.name: none}, {EXCESS.name: none}) == []
+
+
 def test_the_gini_coefficient_of_one_head_that_holds_all_is_what_the_formula_says():
     from corelens.study.sparsity import _gini
 

@@ -148,8 +148,10 @@ def _sparsity(scores: Mapping[str, HeadScores], untrained: Mapping[str, HeadScor
     own = scores[EXCESS.name]
     mixed = own.values.clone()
     mixed[:, own.exist] = shuffled(own.values[:, None, own.exist], torch.Generator().manual_seed(0))[:, 0]
-    null = {"heads shuffled": replace(own, values=mixed), "untrained": untrained[EXCESS.name]}
-    return [lorenz_curves({"this model": own, **null})]
+    every = {"this model": own, "heads shuffled": replace(own, values=mixed), "untrained": untrained[EXCESS.name]}
+    # Where no head looks at the evidence more than at the rest, there is nothing to share out.
+    shown = {name: one for name, one in every.items() if bool((one.per_head > 0).any())}
+    return [lorenz_curves(shown)] if shown else []
 
 
 def _generality(ram: HeadScores, beside: Mapping[str, str]) -> list[go.Figure]:
