@@ -4,6 +4,8 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from corelens.heads import HeadSet
 from corelens.interchange import load_published
 from corelens.metrics import overlap, spearman, spearman_interval
@@ -38,7 +40,7 @@ class Comparison(NamedTuple):
 
     jaccard: float
     ranks: Ranks | None
-    """None where there are no scores to rank by."""
+    """None where fewer than three heads have scores in both, or all the same."""
 
 
 def compared(scores: HeadScores, other: HeadScores | HeadSet, n: float | int | None = None) -> Comparison:
@@ -46,7 +48,7 @@ def compared(scores: HeadScores, other: HeadScores | HeadSet, n: float | int | N
 
     Args:
         scores: Of the run.
-        other: A published list, or scores of another run.
+        other: A published list, best first, or scores of another run. A list ranks only the heads that it names.
         n: How many heads of each, as for `HeadScores.top`. By default as many as are listed; 5 % of them if all are.
 
     Raises:
@@ -55,19 +57,16 @@ def compared(scores: HeadScores, other: HeadScores | HeadSet, n: float | int | N
     """
     _require_same_heads(scores, other)
     if isinstance(other, HeadSet):
-        n = len(other) if n is None else n
-        own = scores.top(n)
-        if len(own) > len(other):
-            raise ValueError(f"n={n} means {len(own)} heads, and the list names {len(other)}.")
-        others = HeadSet(other.heads[: len(own)], other.name)
-        ranks = None
-    else:
-        n = (TOP if other.n_heads == scores.n_heads else other.n_heads) if n is None else n
-        own = scores.top(n)
-        others = other.top(len(own))
-        ranks = _ranks(scores, other)
+        other = _scored_by_place(other, scores.values.shape[1:])
+    n = (TOP if other.n_heads == scores.n_heads else other.n_heads) if n is None else n
+    own = scores.top(n)
+    others = other.top(len(own))
     return Comparison(
-        own, others, overlap(set(own), set(others), scores.n_heads), jaccard(set(own), set(others)), ranks
+        own,
+        others,
+        overlap(set(own), set(others), scores.n_heads),
+        jaccard(set(own), set(others)),
+        _ranks(scores, other),
     )
 
 
@@ -142,6 +141,14 @@ def _require_same_heads(scores: HeadScores, other: HeadScores | HeadSet) -> None
         str(head) for head in listed if head.layer >= layers or head.head >= heads or not scores.exist[head]
     ]:
         raise ValueError(f"{missing[0]} is listed and has no score in the run, which has {layers} layers of {heads}.")
+
+
+def _scored_by_place(listed: HeadSet, shape: tuple[int, ...]) -> HeadScores:
+    """A list that gives no scores, best first, as scores: how many heads stand below each, and itself."""
+    values = torch.full((1, *shape), torch.nan)
+    for place, head in enumerate(listed):
+        values[0, head.layer, head.head] = len(listed) - place
+    return HeadScores(values, "place in the list", (listed.name,))
 
 
 def _ranks(one: HeadScores, other: HeadScores) -> Ranks | None:

@@ -85,10 +85,12 @@ def test_a_list_without_scores_is_compared_with_as_many_heads(run: Any):
     listed = HeadSet.parse("L0H1, L5H5, L0H0")
     found = compared(run, listed)
     assert str(found.own) == "L0H0, L0H1, L0H2"
-    assert (found.overlap.shared, found.jaccard, found.ranks) == (2, 0.5, None)
+    assert (found.overlap.shared, found.jaccard) == (2, 0.5)
+    assert found.ranks is not None
+    assert (found.ranks.spearman, found.ranks.n_heads) == (pytest.approx(-0.5), 3)  # of 3, 2, 1 beside 2, 1, 3
     assert found.overlap.expected == pytest.approx(9 / 72)
     assert compared(run, listed, 1).overlap.shared == 0  # the best of the list is L0H1
-    with pytest.raises(ValueError, match="n=4 means 4 heads, and the list names 3"):
+    with pytest.raises(ValueError, match="n=4 means 4 of 3 heads; it must be between 1 and 3"):
         compared(run, listed, 4)
 
 
@@ -297,7 +299,7 @@ def test_mistakes_of_the_command_are_named(scanned: Path, tmp_path: Path):
         (other, other): "holds no head scores",
         (scan, other, "--metric", "entropy"): "holds no scores by 'entropy'; it has ram, vera",
         (scan, tmp_path / "none.json"): "none.json cannot be read",
-        (scan, other, "--top", 3): "n=3 means 3 heads, and the list names 1",
+        (scan, other, "--top", 3): "n=3 means 3 of 1 heads; it must be between 1 and 1",
         (scan, scan, "--top", 0): "outside (0, 1]",
         (scan, scan, "--top", 97): "of 96 heads; it must be between 1 and 96",
         (scan, other, "--json", tmp_path / "nowhere" / "x.json"): "cannot be written",

@@ -1,6 +1,6 @@
 """Every command of docs/reproduce.md, read from the page and run on tiny models and data of the same forms.
 
-Left out: `corelens compare`, which needs published files. Videos need torchvision.
+Videos need torchvision.
 """
 
 import importlib.util
@@ -106,7 +106,7 @@ def substituted(words: list[str], model: Path, data: dict[str, Path]) -> list[st
     """A command for the tiny model, few samples, local data, and a cluster on this machine."""
     least = "4" if words[0] == "study" else "2"
     instead = {"--model": str(model), "--limit": least, "--ray": "local", "--actors": "1"}
-    if "20" in words:  # heads, of which there are 12
+    if {"20", "58"} & {*words}:  # heads, of which there are 12
         instead["--top"] = "2"
     changed = [instead.get(before, word) for before, word in zip(["", *words], words, strict=False)]
     for place, folder in data.items():
@@ -131,14 +131,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(words: list[str], here: Path, data: dict[str, Path]) -> Path:
-    """The folder to which a command writes, which it does without a mistake."""
+    """The folder that a command writes or, to compare it, reads, which it does without a mistake."""
     from typer.testing import CliRunner
 
     from corelens.cli import app
 
     found = CliRunner().invoke(app, substituted(words, here / "model", data))
     assert found.exit_code == 0, f"{' '.join(words)}\n{found.output}\n{found.exception!r}"
-    return here / words[words.index("--out") + 1]
+    return here / (words[words.index("--out") + 1] if "--out" in words else words[1])
 
 
 @needs_torchvision
@@ -149,9 +149,11 @@ def test_every_command_of_the_page_runs(row: tuple[str, ...], data: dict[str, Pa
     assert type(hf_model).__name__ == row[-1]
     hf_model.save_pretrained(here / "model")
     video_processors.build(family).save_pretrained(here / "model")
-    every = [words for words in commands(row, here / "bin") if words[0] != "compare" and "--ray" not in words]
+    (here / "visual-retrieval-heads.json").write_text('["L2H1", "L0H3", "L1H0"]')
+    (here / "mmrethead-image-8k.json").write_text('{"head_score_list": [["2-1", 0.123], ["0-3", 0.111], ["1-0", 0]]}')
+    every = [words for words in commands(row, here / "bin") if "--ray" not in words]
     # The loop over sizes of Qwen3-VL once.
-    ran = [run(words, here, data) for words in every if row is ROWS[1] or row[0] in words]
+    ran = [run(words, here, data) for words in every if row is ROWS[1] or {row[0], "compare"} & {*words}]
     assert all((folder / "manifest.json").exists() or (folder / "study.json").exists() for folder in ran)
     study = json.loads((ran[-1] / "study.json").read_text())
     assert len(study["findings"]) == 5

@@ -116,7 +116,7 @@ def _show(numbers: Mapping[str, Any]) -> None:
         low, high = ranks["interval"]
         said = f"{ranks['spearman']:.2f} [{low:.2f}, {high:.2f}] over {ranks['heads']:,} heads"
     else:
-        said = "unknown: the list has no scores"
+        said = "unknown: fewer than three heads, or all score alike"
     table.add_row("rank correlation", said)
     for which, depth in numbers["depth"].items():
         table.add_row(f"depth, {which}", f"{depth['mean']:.2f} on average; {_thirds(depth['thirds'])}")
