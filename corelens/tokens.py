@@ -218,8 +218,8 @@ class TokenMap:
                 lasts from its first sampled frame until the next view begins.
 
         Raises:
-            ValueError: If the box is empty, leaves the picture, or selects no token in some sample; if `seconds` is
-                empty, leaves the video, or is given for a picture.
+            ValueError: If the box is empty, leaves the picture, is part of its first pixel as are fractions of it, or
+                selects no token in some sample; if `seconds` is empty, leaves the video, or is given for a picture.
             IndexError: If a sample has no such picture or video.
         """
         if rule not in ("overlap", "centre", "cover", "fraction"):
@@ -234,6 +234,12 @@ class TokenMap:
                     f"{box} is not a region of {self._name(sample, media)} of sample {sample}, which is {width} x "
                     f"{height} pixels: it needs 0 <= left < right <= {width} and 0 <= top < bottom <= {height}. "
                     f"{see('outside')}"
+                )
+            if right <= 1 < width and bottom <= 1 < height:
+                raise ValueError(
+                    f"{box} is part of a single pixel of {self._name(sample, media)}, which is {width} x {height} "
+                    f"pixels. If these are fractions of the picture, multiply left and right by {width}, top and "
+                    f"bottom by {height}. {see('outside')}"
                 )
         tokens = self.of_media(media, views)
         if self.box[tokens].isnan().any():

@@ -159,8 +159,8 @@ def test_sparsity_is_supported_where_two_of_forty_heads_hold_all_and_not_where_a
 
 @pytest.mark.usefixtures("few_draws")
 def test_sparsity_says_nothing_of_few_heads_or_of_no_mass():
+    from corelens.reports.study import _sparsity
     from corelens.study import sparsity
-    from corelens.study.report import _sparsity
     from corelens.study.sparsity import EXCESS
 
     few = torch.zeros(10, 1, 8)
@@ -359,8 +359,8 @@ def test_an_untrained_model_has_no_sparsity_no_division_and_nothing_to_lose(toy:
 @pytest.mark.usefixtures("few_draws")
 def test_the_shipped_organism_is_sparse_and_needs_its_top_heads_and_the_study_resumes(toy: Any, tmp_path: Path):
     from corelens.reports import write_report
+    from corelens.reports.study import save
     from corelens.study import run_study
-    from corelens.study.report import save
 
     study = run_study(toy, *data(32), tmp_path, small(), max_new_tokens=8)
     found = verdicts(study)
@@ -538,15 +538,6 @@ def test_speeds_of_another_prompt_or_of_other_plans_are_not_kept(toy: Any, tmp_p
     assert timing(toy, one, plans, 1, tmp_path) == first
     assert timing(toy, other, plans, 1, tmp_path).positions < first.positions
     assert set(timing(toy, other, {}, 1, tmp_path).rounds[0]) == {"plain"}
-
-
-def test_the_chance_of_sharing_heads_is_that_of_drawing_them():
-    from corelens.study.generality import by_chance
-
-    rng = np.random.default_rng(0)
-    drawn = [len({*rng.choice(20, 4, False)} & {*range(4)}) for _ in range(4000)]
-    assert by_chance(2, 4, 20) == pytest.approx(np.mean(np.array(drawn) >= 2), abs=0.03)
-    assert by_chance(0, 4, 20) == 1
 
 
 def test_answers_that_cannot_be_scored_are_refused_before_any_work(toy: Any, tmp_path: Path):

@@ -39,8 +39,8 @@ def study(
     """Test the paper's five claims on a model. Verdicts by rules that are set before the run, and a report."""
     from corelens.conditions import check_scoring
     from corelens.parts import named
+    from corelens.reports.study import save
     from corelens.study import FULL, QUICK, run_study
-    from corelens.study.report import save
     from corelens.study.size import pace, pieces
 
     size = QUICK if quick else FULL

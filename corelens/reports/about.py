@@ -1,6 +1,7 @@
 """What every report says of its run."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from corelens.store import Run
 from corelens.viz.report import Page
@@ -15,13 +16,10 @@ def close(page: Page, run: Run, skipped: Mapping[str, str], limits: str) -> Page
     """Ends a page with what was run and what it does not show."""
     about = run.manifest
     page.heading("What was run")
-    layers, heads = about["heads"]
-    revision = f", revision {about['revision']}" if about["revision"] else ""
     page.facts(
         {
             "work": about["work"],
-            "model": f"{about['model']}{revision}: {layers} layers of {heads} heads, {about['dtype']}, weights "
-            f"{about['weights']}",
+            **identity(about),
             "data": ", ".join(name or "without a name" for name in about["data sets"]),
             "samples": f"{about['samples']:,}, {len(skipped)} left out",
             **{
@@ -29,7 +27,6 @@ def close(page: Page, run: Run, skipped: Mapping[str, str], limits: str) -> Page
                 for name, value in about.items()
                 if name not in _KNOWN and value is not None
             },
-            "versions": ", ".join(f"{package} {version}" for package, version in about["versions"].items()),
         }
     )
     for sample, why in list(skipped.items())[:5]:
@@ -39,6 +36,17 @@ def close(page: Page, run: Run, skipped: Mapping[str, str], limits: str) -> Page
     page.heading("Limits")
     page.text(limits)
     return page
+
+
+def identity(about: Mapping[str, Any]) -> dict[str, str]:
+    """Which model a manifest is of, and what ran it, in words."""
+    layers, heads = about["heads"]
+    revision = f", revision {about['revision']}" if about["revision"] else ""
+    return {
+        "model": f"{about['model']}{revision}: {layers} layers of {heads} heads, {about['dtype']}, weights "
+        f"{about['weights']}",
+        "versions": ", ".join(f"{package} {version}" for package, version in about["versions"].items()),
+    }
 
 
 def percent(share: float | int) -> str:

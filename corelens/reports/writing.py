@@ -4,9 +4,8 @@ from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 
-from corelens.reports import ablation, acceleration, scan, sweep
+from corelens.reports import ablation, acceleration, scan, study, sweep
 from corelens.store import Run, write_whole
-from corelens.study import report as study
 from corelens.viz.report import Page
 
 PAGES: dict[str, tuple[str, Callable[[Run], Page]]] = {

@@ -6,10 +6,9 @@ from itertools import combinations
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import hypergeom
 from torch import Tensor
 
-from corelens.metrics import depth_profile, spearman, stability_curve
+from corelens.metrics import depth_profile, overlap, spearman, stability_curve
 from corelens.metrics.selection import count_of
 from corelens.metrics.stability import top_heads
 from corelens.scores import HeadScores
@@ -79,7 +78,7 @@ def _domains(scores: HeadScores, untrained: HeadScores, names: Sequence[str]) ->
     )
     yield estimate("rank correlation, in an untrained model", lambda i: ranks(untrained, i), strata, within=(-1, 1))
     pairs = combinations(tops(scores, np.arange(len(strata))), 2)
-    worst = max(by_chance(len(a & b), len(a), scores.n_heads) for a, b in pairs)
+    worst = max(overlap(a, b, scores.n_heads).p_value for a, b in pairs)
     yield p_value("p of sharing so many by chance, in the pair that shares least", worst)
 
 
@@ -87,11 +86,6 @@ def _mass(scores: HeadScores, chosen: np.ndarray, names: Sequence[str]) -> float
     """What the top heads of each data set put on the evidence, averaged."""
     best = [mean[~mean.isnan()].sort(descending=True).values for mean in _means(scores, chosen, names)]
     return float(np.mean([own[: count_of(TOP, len(own))].mean() for own in best]))
-
-
-def by_chance(n_shared: int, n: int, n_heads: int) -> float:
-    """How likely two random sets of n heads share so many or more."""
-    return float(hypergeom.sf(n_shared - 1, n_heads, n, n))
 
 
 def _specific(scores: HeadScores, names: Sequence[str]) -> Iterator[str]:

@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from corelens.causal import DoseCurve
 from corelens.conditions import PLAIN, Conditions, read_conditions
 from corelens.heads import HeadSet
+from corelens.reports.about import identity
 from corelens.scores import HeadScores
 from corelens.store import Run, read_numbers, write_whole
 from corelens.study.acceleration import speed_up
@@ -38,6 +38,7 @@ from corelens.viz.report import Page
 
 def save(study: Study, folder: Path, choices: Mapping[str, Any]) -> dict[str, Any]:
     """Writes `study.json` and `study.html` into the folder of the study, and returns what the former holds."""
+    about = Run.finished(folder / "scan").manifest
     result = {
         "model": study.scores["ram"].model,
         "findings": [finding.to_json() for finding in study.findings],
@@ -57,7 +58,7 @@ def save(study: Study, folder: Path, choices: Mapping[str, Any]) -> dict[str, An
         "text-only": list(study.texts),
         "choices": dict(choices) | study.scores["ram"].choices,
         "skipped": dict(study.scores["ram"].skipped) | dict(study.zeroed.skipped),
-        "versions": {package: version(package) for package in ("corelens", "torch", "transformers")},
+        "run": {name: about[name] for name in ("model", "revision", "weights", "dtype", "heads", "versions")},
     }
     text = json.dumps(result, indent=1)
     write_whole(folder / "study.json", lambda path: path.write_text(text))
@@ -72,7 +73,7 @@ def page(folder: Path) -> Page:
     Raises:
         ValueError: If a part of the study is missing or unfinished.
     """
-    needed = ("model", "findings", "times as fast", "beside", "text-only", "choices", "versions", "skipped")
+    needed = ("model", "findings", "times as fast", "beside", "text-only", "choices", "run", "skipped")
     result = read_numbers(folder / "study.json", *needed)
     findings = result["findings"]
     verdicts = [finding["verdict"] for finding in findings]
@@ -102,7 +103,7 @@ def page(folder: Path) -> Page:
     for finding, own in zip(findings, rows, strict=True):
         _section(made, finding, own)
     made.heading("Choices and sources")
-    made.facts({name: str(value) for name, value in (result["choices"] | result["versions"]).items()})
+    made.facts({name: str(value) for name, value in (result["choices"] | identity(result["run"])).items()})
     made.text(
         "Retrieval attention mass is inferred, since the paper's formula is not public: equation 9 of Elastic "
         "Attention (arXiv 2601.17367). CoRe heads are the top 5 % of all heads, chosen on every other sample and "
