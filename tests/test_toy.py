@@ -78,7 +78,7 @@ def test_a_picture_shows_every_key_with_one_value_and_says_where(seed: int, worl
     from corelens.toy.worlds.world import SIDE
 
     rng = np.random.default_rng(seed)
-    ((scene,), needles) = vars(draw_mixture(rng, (WORLDS[world],), 1, 1, split)).values()
+    ((scene,), needles, _) = vars(draw_mixture(rng, (WORLDS[world],), 1, 1, split)).values()
     assert len(scene.things) >= 2
     assert len({thing.key for thing in scene.things}) == len({thing.value for thing in scene.things}) == len(needles)
     for needle in needles:
@@ -137,7 +137,8 @@ def test_what_a_mixture_is_asked_for_is_in_one_picture_of_its_world(seed: int, n
     assert len(drawn.scenes) == n_pictures
     n_wanted = min(n_needles, n_pictures)
     assert min(n_wanted, 5) <= len(drawn.needles) <= n_wanted, "five of seven days can be asked for"
-    for needle in drawn.needles:
+    assert {*drawn.needles} <= {*drawn.unique}
+    for needle in drawn.unique:
         assert needle.thing in drawn.scenes[needle.picture].things
         keys, values = needle.world.keys, needle.world.values
         alike = [s for s in drawn.scenes if all(t.key in keys and t.value in values for t in s.things)]
@@ -302,16 +303,21 @@ def test_what_learns_in_a_stage():
     }
 
     def rates(name: str) -> dict[str, float]:
-        groups = train.optimiser(modules, stages.STAGES[name]).param_groups
+        muon, adamw = train.optimisers(modules, stages.STAGES[name])
         found = {
-            part: group["lr"] for group in groups for part, one in parts.items() for p in group["params"] if p is one
+            part: group["lr"]
+            for group in muon.param_groups + adamw.param_groups
+            for part, one in parts.items()
+            for parameter in group["params"]
+            if parameter is one
         }
         assert {part for part, one in parts.items() if one.requires_grad} == set(found)
         return found
 
-    assert rates("reading") == {"tower": 4e-3, "probe": 4e-3}
-    assert rates("decoding") == {"deepstack": 1e-3, "decoder": 1e-3}
-    assert rates("worlds") == {"tower": pytest.approx(6e-4), "deepstack": 1e-3, "decoder": 1e-3, "probe": 1e-3}
+    assert rates("reading") == {"tower": 8e-3, "probe": 2e-3}
+    assert rates("decoding") == {"deepstack": 4e-3, "decoder": 1e-3}
+    expected = {"tower": 0.6 * 3e-3, "deepstack": 3e-3, "decoder": 3e-3 / 4, "probe": 3e-3 / 4}
+    assert rates("worlds") == pytest.approx(expected)
 
 
 def test_stretched_positions_keep_their_order_and_pictures_stay_whole():

@@ -142,17 +142,17 @@ class Batches:
     def mixtures(self, rng: np.random.Generator, n_things: int) -> Chats:
         """Sixteen pictures of all worlds, and half as much text as beside scenes.
 
-        Each by itself while they show fewer than `MOST` things; then two times of three together, four to sixteen.
+        Each by itself while they show fewer than `MOST` things; then two times of three together, two to sixteen.
         """
         together = n_things == MOST and rng.random() < 2 / 3
-        n_pictures = int(rng.choice((4, 8, 16))) if together else 1
+        n_pictures = int(rng.choice((2, 4, 8, 16))) if together else 1
         worlds = (*WORLDS.values(), WORLDS["pages"], WORLDS["bars"])
         seen, pictures = [], []
         for _ in range(max(1, IMAGES // n_pictures)):
             drawn = draw_mixture(rng, worlds, n_pictures, int(rng.integers(1, 13)), "train", n_things)
             pictures += [scene.image() for scene in drawn.scenes]
             # Nothing is asked for twice: an answer that stands further up in the chat teaches nothing about pictures.
-            asked = [drawn.needles[number] for number in rng.permutation(len(drawn.needles))]
+            asked = [drawn.unique[number] for number in rng.permutation(len(drawn.unique))]
             turns = [needle.world.ask(rng, needle.thing.key, needle.thing.value) for needle in asked]
             seen.append(chat_words(turns, self.n_visual, n_pictures))
         batch = collate(self.tokenizer, seen) | self._pixels(pictures)

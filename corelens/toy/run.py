@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -68,7 +68,7 @@ class Run:
 def train_stage(
     run: Run,
     modules: nn.ModuleDict,
-    optimiser: torch.optim.Optimizer,
+    optimisers: Sequence[torch.optim.Optimizer],
     steps: int,
     loss_at: Callable[[int], tuple[Tensor, dict[str, Any]]],
     extra: Callable[[], dict[str, Tensor]] = dict,
@@ -76,24 +76,26 @@ def train_stage(
     """Trains until `steps`, saving every `SAVE_EVERY`, and continues from what the run folder holds."""
     progress, stage = run.progress, run.progress.stage
     names: dict[Tensor, str] = {parameter: name for name, parameter in modules.named_parameters()}
-    rates = [group["lr"] for group in optimiser.param_groups]
+    groups = [group for optimiser in optimisers for group in optimiser.param_groups]
+    rates = [group["lr"] for group in groups]
     if progress.step:
         saved = run.load()
         modules.load_state_dict({k.removeprefix("w:"): v for k, v in saved.items() if k.startswith("w:")})
-        for group in optimiser.param_groups:
-            for parameter in group["params"]:
-                kept = {key: saved[f"o:{key}:{names[parameter]}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-                optimiser.state[parameter] = kept
+        for optimiser in optimisers:
+            for parameter in [one for group in optimiser.param_groups for one in group["params"]]:
+                own = f"o:{names[parameter]}:"
+                optimiser.state[parameter] = {k.removeprefix(own): v for k, v in saved.items() if k.startswith(own)}
     bar = tqdm(range(progress.step, steps), initial=progress.step, total=steps, desc=stage)
     began = time.monotonic()
     for step in bar:
-        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+        for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate * cosine(step, steps)
         loss, right = loss_at(step)
-        optimiser.zero_grad()
+        modules.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
         entry = {"stage": stage, "step": step, "loss": round(loss.item(), 4), "n_things": progress.n_things, **right}
         progress.log.append(entry)
         bar.set_postfix(loss=entry["loss"], things=progress.n_things, **right)
@@ -102,8 +104,9 @@ def train_stage(
             progress.seconds += time.monotonic() - began
             began = time.monotonic()
             tensors = {f"w:{name}": tensor for name, tensor in modules.state_dict().items()}
-            for parameter, kept in optimiser.state.items():
-                tensors |= {f"o:{key}:{names[parameter]}": value for key, value in kept.items()}
+            for optimiser in optimisers:
+                for parameter, kept in optimiser.state.items():
+                    tensors |= {f"o:{names[parameter]}:{key}": value for key, value in kept.items()}
             run.save(tensors | extra())
 
 

@@ -74,7 +74,7 @@ def train(run: Run, modules: nn.ModuleDict, batches: Batches, seed: int) -> None
             loss, right = loss + answered, right | shares | {"open": int(gates.open.sum())}
         return loss, right
 
-    train_stage(run, modules, optimiser(modules, stage), stage.steps, loss_at, gates.state)
+    train_stage(run, modules, optimisers(modules, stage), stage.steps, loss_at, gates.state)
     progress.reached[name] = {"steps": progress.step, "seconds": round(progress.seconds)}
     if stage.open_heads is not None:
         gates.make_permanent()
@@ -102,9 +102,10 @@ def close_heads(gates: HeadGates, step: int, stage: Stage) -> None:
         gates.close_to(round(kept + (n_heads - kept) * (1 - step / closing) ** 3))
 
 
-def optimiser(modules: nn.ModuleDict, stage: Stage) -> torch.optim.AdamW:
-    """AdamW for what learns in a stage, with weight decay on matrices only; everything else is frozen."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+def optimisers(modules: nn.ModuleDict, stage: Stage) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of layers and AdamW, slower, for all else that learns in a stage; the rest is frozen."""
+    matrices: dict[float, list[nn.Parameter]] = {}
+    others: dict[float, list[nn.Parameter]] = {}
     for name, parameter in modules.named_parameters():
         # What DeepStack adds to the visual tokens inside the decoder is the decoder's to learn.
         in_tower = ".visual." in name and "deepstack" not in name
@@ -112,9 +113,18 @@ def optimiser(modules: nn.ModuleDict, stage: Stage) -> torch.optim.AdamW:
         share = stage.tower if in_tower else float(teaches is not None)
         parameter.requires_grad_(share > 0)
         if share > 0:
-            groups.setdefault((0.1 if parameter.ndim > 1 else 0.0, stage.rate * share), []).append(parameter)
-    settings = [{"params": group, "weight_decay": decay, "lr": rate} for (decay, rate), group in groups.items()]
-    return torch.optim.AdamW(settings, betas=(0.9, 0.98))
+            # Of embeddings, and of what names words, each row is a word's or a place's own.
+            by_row = any(part in name for part in ("embed", "lm_head", "probe"))
+            groups = others if by_row or parameter.ndim != 2 else matrices
+            groups.setdefault(stage.rate * share, []).append(parameter)
+
+    def settings(groups: dict[float, list[nn.Parameter]], slower: int) -> list[dict[str, Any]]:
+        return [{"params": group, "lr": rate / slower} for rate, group in groups.items()]
+
+    return [
+        torch.optim.Muon(settings(matrices, 1), weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(settings(others, 4), betas=(0.9, 0.98), weight_decay=0.0),
+    ]
 
 
 # --- losses ----------------------------------------------------------------------------------------------------------

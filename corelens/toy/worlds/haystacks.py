@@ -1,5 +1,6 @@
 """Many pictures, and the few things in them that can be asked for."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,9 @@ class Haystack:
 
     scenes: tuple[Scene, ...]
     needles: tuple[Needle, ...]
+    """Drawn to be asked for."""
+    unique: tuple[Needle, ...]
+    """These, and what else happens to stand nowhere else, as all does in the only page among charts."""
 
 
 def draw_haystack(rng: np.random.Generator, n_pictures: int, n_things: int, n_needles: int, split: Split) -> Haystack:
@@ -49,7 +53,7 @@ def draw_haystack(rng: np.random.Generator, n_pictures: int, n_things: int, n_ne
         scene = digits.draw(rng, pairs, split)
         scenes.append(scene)
         found += [Needle(picture, digits.WORLD, thing) for thing in scene.things[: len(own)]]
-    return Haystack(tuple(scenes), tuple(found))
+    return Haystack(tuple(scenes), tuple(found), tuple(found))
 
 
 def draw_mixture(
@@ -92,10 +96,8 @@ def draw_mixture(
         rest = zip(others, (str(value) for value in rng.permutation(values)), strict=False)
         # Needles come first, so that in a crowded picture they have a place; things are in no order anyway.
         scenes.append(world.draw(rng, [*own, *rest][:most], split))
-    found = (
-        Needle(picture, chosen[picture], thing)
-        for picture, scene in enumerate(scenes)
-        for thing in scene.things
-        if n_pictures == 1 or (thing.key, thing.value) == wanted.get(picture)
-    )
-    return Haystack(tuple(scenes), tuple(found))
+    every = [Needle(picture, chosen[picture], thing) for picture, scene in enumerate(scenes) for thing in scene.things]
+    keys, values = (Counter((one.world, getattr(one.thing, part)) for one in every) for part in ("key", "value"))
+    unique = [one for one in every if keys[one.world, one.thing.key] == values[one.world, one.thing.value] == 1]
+    needles = [one for one in unique if n_pictures == 1 or (one.thing.key, one.thing.value) == wanted.get(one.picture)]
+    return Haystack(tuple(scenes), tuple(needles), tuple(unique))
