@@ -152,7 +152,8 @@ class Batches:
             drawn = draw_mixture(rng, worlds, n_pictures, int(rng.integers(1, 13)), "train", n_things)
             pictures += [scene.image() for scene in drawn.scenes]
             # Nothing is asked for twice: an answer that stands further up in the chat teaches nothing about pictures.
-            asked = [drawn.unique[number] for number in rng.permutation(len(drawn.unique))]
+            unique = drawn.needles + drawn.others
+            asked = [unique[number] for number in rng.permutation(len(unique))]
             turns = [needle.world.ask(rng, needle.thing.key, needle.thing.value) for needle in asked]
             seen.append(chat_words(turns, self.n_visual, n_pictures))
         batch = collate(self.tokenizer, seen) | self._pixels(pictures)

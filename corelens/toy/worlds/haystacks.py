@@ -26,8 +26,8 @@ class Haystack:
     scenes: tuple[Scene, ...]
     needles: tuple[Needle, ...]
     """Drawn to be asked for."""
-    unique: tuple[Needle, ...]
-    """These, and what else happens to stand nowhere else, as all does in the only page among charts."""
+    others: tuple[Needle, ...] = ()
+    """What happens to stand nowhere else, as all does in the only page among charts."""
 
 
 def draw_haystack(rng: np.random.Generator, n_pictures: int, n_things: int, n_needles: int, split: Split) -> Haystack:
@@ -53,7 +53,7 @@ def draw_haystack(rng: np.random.Generator, n_pictures: int, n_things: int, n_ne
         scene = digits.draw(rng, pairs, split)
         scenes.append(scene)
         found += [Needle(picture, digits.WORLD, thing) for thing in scene.things[: len(own)]]
-    return Haystack(tuple(scenes), tuple(found), tuple(found))
+    return Haystack(tuple(scenes), tuple(found))
 
 
 def draw_mixture(
@@ -100,4 +100,4 @@ def draw_mixture(
     keys, values = (Counter((one.world, getattr(one.thing, part)) for one in every) for part in ("key", "value"))
     unique = [one for one in every if keys[one.world, one.thing.key] == values[one.world, one.thing.value] == 1]
     needles = [one for one in unique if n_pictures == 1 or (one.thing.key, one.thing.value) == wanted.get(one.picture)]
-    return Haystack(tuple(scenes), tuple(needles), tuple(unique))
+    return Haystack(tuple(scenes), tuple(needles), tuple(one for one in unique if one not in needles))
