@@ -116,7 +116,7 @@ def tables() -> dict[str, list[list[Any]]]:
 
 
 def studies() -> list[dict[str, Any]]:
-    """What `corelens study` wrote of shipped models."""
+    """What `corelens study` wrote of the small models."""
     paths = sorted(ROOT.glob("docs/studies/*.json"), key=lambda path: path.stem)
     return [json.loads(path.read_text()) for path in paths]
 
