@@ -121,6 +121,18 @@ def test_twenty_alike_do_not_say_that_all_others_are():
     assert estimate_mean("difference", values, datasets, (0, 1), weights={"a": 1.0, "b": -2.0}).value == 1.0
 
 
+def test_what_sums_of_fractions_miss_a_threshold_by_decides_nothing():
+    from corelens.study.finding import estimate, estimate_mean
+
+    third = 1.0 - 2 / 3 - 1 / 3  # 5.6e-17
+    for found in (
+        estimate("difference", lambda i: third, [""] * 4, at_most=0.0),
+        estimate("difference", lambda i: -third, [""] * 4, at_least=0.0),
+        estimate_mean("difference", np.full(4, -third), ["a"] * 4, (-third, -third), at_least=0.0),
+    ):
+        assert found.met and str(found) == "0 [0, 0]"
+
+
 def test_an_interval_of_a_share_holds_it_as_often_as_it_says():
     from corelens.study.finding import estimate_mean
 

@@ -154,8 +154,7 @@ def estimate(
     value = statistic(every)
     mirrored = 2 * value - np.quantile(draws, [0.5, 0.975, 0.025])
     # Where a draw has no number, nothing is known.
-    value, low, high = map(float, np.clip(mirrored, *within))
-    return Effect(name, value, low, high, at_least, at_most)
+    return Effect(name, *_exact(*np.clip(mirrored, *within)), at_least, at_most)
 
 
 def estimate_mean(
@@ -189,7 +188,12 @@ def estimate_mean(
         draws += weight * rng.choice([*own, *extremes], (N_DRAWS, len(own))).mean(1)
         value += weight * float(own.mean())
     low, high = np.quantile(draws, [0.025, 0.975])
-    return Effect(name, value, min(float(low), value), max(float(high), value), at_least)
+    return Effect(name, *_exact(value, min(low, value), max(high, value)), at_least)
+
+
+def _exact(*numbers: float) -> tuple[float, ...]:
+    """Without what sums of fractions miss a threshold by, which would decide a verdict, and without a sign of nought."""
+    return tuple(round(float(number), 12) + 0.0 for number in numbers)
 
 
 def unknown(name: str, at_least: float) -> Effect:

@@ -58,7 +58,7 @@ STAGES = {
     "tower": Stage(None, 800, 8e-3, pictures=Batches.crowded, things=(CROWD, CROWD), tower=1.0),
     "natural": Stage(
         "tower",
-        800,
+        600,
         4e-3,
         Batches.chats,
         things=(3, 6),
@@ -89,11 +89,11 @@ STAGES = {
         "stretched to positions as far as those of a hundred. Its vision tower did not learn further, and heads that "
         "were closed stayed closed: that few heads do the work is made, not found.",
     ),
-    "reading": Stage("natural", 2_500, 8e-3, pictures=Batches.various, tower=1.0),
-    "decoding": Stage("reading", 1_500, 4e-3, Batches.mixtures, things=(3, MOST)),
+    "reading": Stage("natural", 2_000, 8e-3, pictures=Batches.various, tower=1.0),
+    "decoding": Stage("reading", 1_000, 4e-3, Batches.mixtures, things=(3, MOST)),
     "worlds": Stage(
         "decoding",
-        2_000,
+        1_200,
         3e-3,
         Batches.mixtures,
         Batches.various,
