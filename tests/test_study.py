@@ -130,7 +130,8 @@ def test_what_sums_of_fractions_miss_a_threshold_by_decides_nothing():
         estimate("difference", lambda i: -third, [""] * 4, at_least=0.0),
         estimate_mean("difference", np.full(4, -third), ["a"] * 4, (-third, -third), at_least=0.0),
     ):
-        assert found.met and str(found) == "0 [0, 0]"
+        assert found.met
+        assert str(found) == "0 [0, 0]"
 
 
 def test_an_interval_of_a_share_holds_it_as_often_as_it_says():

@@ -192,7 +192,7 @@ def estimate_mean(
 
 
 def _exact(*numbers: float) -> tuple[float, ...]:
-    """Without what sums of fractions miss a threshold by, which would decide a verdict, and without a sign of nought."""
+    """Without what sums of fractions miss a threshold by, which would decide a verdict, and without a sign of zero."""
     return tuple(round(float(number), 12) + 0.0 for number in numbers)
 
 
