@@ -146,7 +146,8 @@ def _show(summary: dict[str, Any], out: Path) -> None:
         f"Heads that do not see everything see the first {summary['sink']} and the last {summary['window']} tokens. "
         "change: of accuracy, in points; acceleration.json has intervals. kept: share of the attention of the prompt's "
         "last token that heads keep. % heads: those that see everything. cache, speed: of reading "
-        f"{n:,} positions and generating 256 tokens, beside the model as it is. Controls that need more heads than there are beside the best are left out.",
+        f"{n:,} positions and generating 256 tokens, beside the model as it is. "
+        "Controls that need more heads than there are beside the best are left out.",
         soft_wrap=True,
     )
     if summary["skipped"]:

@@ -30,7 +30,8 @@ def page(run: Run) -> Page:
         f"Heads that do not see everything see the first {found['sink']:,} and the last {found['window']:,} tokens. "
         f"Change: of accuracy, in points. Kept: share of the attention of the prompt's last token that heads keep. "
         f"Heads: those that see everything. Cache and speed: of reading {found['positions']:,} positions and "
-        f"generating 256 tokens; speed is beside the model as it is. Controls that need more heads than there are beside the best are left out."
+        f"generating 256 tokens; speed is beside the model as it is. "
+        "Controls that need more heads than there are beside the best are left out."
     )
     return close(
         made, run, found["skipped"],
