@@ -111,12 +111,12 @@ def test_a_correlation_that_few_samples_lower_is_found_as_often_as_the_interval_
 def test_twenty_alike_do_not_say_that_all_others_are():
     from corelens.study.finding import estimate_mean
 
-    alike = estimate_mean("share", np.zeros(20), ["a"] * 20, (-1, 1))
+    alike = estimate_mean("share", np.zeros((20, 1)), ["a"] * 20, (-1, 1))
     assert (alike.value, alike.low, alike.high) == (0, pytest.approx(-0.12, abs=0.04), pytest.approx(0.12, abs=0.04))
-    more = estimate_mean("share", np.zeros(400), ["a"] * 400, (-1, 1))
+    more = estimate_mean("share", np.zeros((400, 1)), ["a"] * 400, (-1, 1))
     assert -0.01 < more.low < 0
     # Data sets count alike, or by weight.
-    values, datasets = np.r_[np.ones(30), np.zeros(10)], ["a"] * 30 + ["b"] * 10
+    values, datasets = np.r_[np.ones((30, 1)), np.zeros((10, 1))], ["a"] * 30 + ["b"] * 10
     assert estimate_mean("mean", values, datasets, (0, 1)).value == 0.5
     assert estimate_mean("difference", values, datasets, (0, 1), weights={"a": 1.0, "b": -2.0}).value == 1.0
 
@@ -128,7 +128,7 @@ def test_what_sums_of_fractions_miss_a_threshold_by_decides_nothing():
     for found in (
         estimate("difference", lambda i: third, [""] * 4, at_most=0.0),
         estimate("difference", lambda i: -third, [""] * 4, at_least=0.0),
-        estimate_mean("difference", np.full(4, -third), ["a"] * 4, (-third, -third), at_least=0.0),
+        estimate_mean("difference", np.full((4, 1), -third), ["a"] * 4, (-third, -third), at_least=0.0),
     ):
         assert found.met
         assert str(found) == "0 [0, 0]"
@@ -139,8 +139,21 @@ def test_an_interval_of_a_share_holds_it_as_often_as_it_says():
 
     rng = np.random.default_rng(0)
     for share in (0.0, 0.03, 0.5, 0.97):
-        found = [estimate_mean("", (rng.random(40) < share).astype(float), ["a"] * 40, (0, 1)) for _ in range(100)]
+        found = [estimate_mean("", 1.0 * (rng.random((40, 1)) < share), ["a"] * 40, (0, 1)) for _ in range(100)]
         assert sum(one.low <= share <= one.high for one in found) >= 90
+
+
+def test_an_interval_over_random_heads_holds_the_mean_of_all_such_heads():
+    from corelens.study.finding import estimate_mean
+
+    rng = np.random.default_rng(0)
+    # What heads cost differs by more than what samples do.
+    drawn = [0.5 + 0.2 * rng.standard_normal((1, 5)) + 0.1 * rng.standard_normal((40, 5)) for _ in range(200)]
+    found = [estimate_mean("cost", own, ["a"] * 20 + ["b"] * 20, (0, 1)) for own in drawn]
+    # Five draws are few: with Student's factor of 2.8 in place of the normal one of 2, it would be 95 %.
+    assert 160 <= sum(one.low <= 0.5 <= one.high for one in found) <= 195
+    taken_as_all = [estimate_mean("cost", own.mean(1, keepdims=True), ["a"] * 40, (0, 1)) for own in drawn]
+    assert sum(one.low <= 0.5 <= one.high for one in taken_as_all) < 120
 
 
 def test_a_test_has_no_interval():

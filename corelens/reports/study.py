@@ -111,11 +111,10 @@ def page(folder: Path) -> Page:
     )
     made.heading("Limits")
     made.text(
-        "One model and the data sets named above. Intervals are 95 % bootstrap intervals over samples, not over models "
-        "or training runs, and of speed the slowest and fastest round; neither the five verdicts nor the numbers of "
-        "each are corrected for being several. Random heads are a few draws, which intervals take as given. "
-        "The untrained model has the same configuration and one draw of weights. Samples left out: "
-        f"{len(result['skipped'])}."
+        "One model and the data sets named above. Intervals are 95 % bootstrap intervals over samples, and over heads "
+        "where these are drawn by chance, not over models or training runs, and of speed the slowest and fastest "
+        "round; neither the five verdicts nor the numbers of each are corrected for being several. The untrained model "
+        f"has the same configuration and one draw of weights. Samples left out: {len(result['skipped'])}."
     )
     return made
 

@@ -14,7 +14,8 @@ RULE = (
     "With the top 5 % of heads seeing everything and all others the first and last tokens, the prompt is read at least "
     "1.5 times as fast (digests of the paper say 1.8 to 2.3), the model loses at most 5 points of the accuracy that it "
     "has, which is at least 25 % on every data set, and loses no more than with as many random heads. Data sets count "
-    "alike; intervals of accuracy are over samples; of speed, the slowest and the fastest of the rounds. Inferred."
+    "alike; intervals of accuracy are over samples, and over draws of random heads; of speed, the slowest and the "
+    "fastest of the rounds. Inferred."
 )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float
 
 Verdict = Literal["supported", "not supported", "inconclusive"]
 
@@ -159,21 +160,21 @@ def estimate(
 
 def estimate_mean(
     name: str,
-    per_sample: np.ndarray,
+    per_sample: Float[np.ndarray, "sample draw"],
     datasets: Sequence[str],
     extremes: tuple[float | int, float | int],
     at_least: float | None = None,
     weights: Mapping[str, float] | None = None,
 ) -> Effect:
-    """The mean of the means of data sets, and its interval over samples.
+    """The mean of the means of data sets, and its interval over samples and over heads drawn by chance.
 
     Samples are drawn from those that there are and two more of each data set, one at either extreme: if all of twenty
     samples are alike, that does not say that all others are. For shares this is near to what Agresti and Coull (1998)
-    do.
+    do. Where several sets of heads were drawn by chance, they are drawn again, too, the same for all samples.
 
     Args:
         name: What the number is.
-        per_sample: Of each sample.
+        per_sample: Of each sample, with each set of heads.
         datasets: Of each sample.
         extremes: What a sample's number can be at least and at most.
         at_least: What the claim needs.
@@ -181,13 +182,18 @@ def estimate_mean(
     """
     rng = np.random.default_rng(0)
     names = list(dict.fromkeys(datasets))
-    draws, value = np.zeros(N_DRAWS), 0.0
+    n_sets = per_sample.shape[1]
+    drawn, value = np.zeros((N_DRAWS, n_sets)), 0.0
     for dataset in names:
         weight = weights[dataset] if weights else 1 / len(names)
         own = per_sample[np.array(datasets) == dataset]
-        draws += weight * rng.choice([*own, *extremes], (N_DRAWS, len(own))).mean(1)
+        more = np.concatenate([own, np.repeat(np.array(extremes)[:, None], n_sets, 1)])
+        drawn += weight * rng.choice(more, (N_DRAWS, len(own))).mean(1)
         value += weight * float(own.mean())
-    low, high = np.quantile(draws, [0.025, 0.975])
+    shares = rng.multinomial(n_sets, np.full(n_sets, 1 / n_sets), N_DRAWS) / n_sets
+    # Draws of so few vary less than the mean of so few does.
+    shares = 1 / n_sets + (shares - 1 / n_sets) * math.sqrt(n_sets / max(1, n_sets - 1))
+    low, high = np.quantile((drawn * shares).sum(1), [0.025, 0.975])
     return Effect(name, *_exact(value, min(low, value), max(high, value)), at_least)
 
 

@@ -14,7 +14,8 @@ RULE = (
     "lose. Zeroing the top 5 % of heads, in prefill and decoding, costs at least 10 points of accuracy on questions "
     "about pictures, as does putting their mean in their place; at least twice what zeroing as many next-ranked heads, "
     "random heads and random heads of the same layers costs; and at least twice what it costs on text-only questions. "
-    "Heads are chosen on other samples; data sets count alike; intervals are over samples, paired. Bottom heads are "
+    "Heads are chosen on other samples; data sets count alike; intervals are over samples, paired, and over draws of "
+    "random heads. Bottom heads are "
     "reported and not in the rule: in the models shipped here, on which this rule was thought out, they do groundwork "
     "for everything. Other operations, phases and sufficiency are reported, too. Inferred."
 )

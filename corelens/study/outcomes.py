@@ -12,19 +12,19 @@ from corelens.study.finding import Effect, estimate_mean
 
 def per_sample(
     found: Conditions[Any], names: Sequence[str], condition: str, less: str | None = None
-) -> tuple[Float[np.ndarray, " sample"], list[str]]:
+) -> tuple[Float[np.ndarray, "sample draw"], list[str]]:
     """Accuracy on each sample of some data sets, and the data set of each.
 
     Args:
         found: What was answered.
         names: Of data sets.
-        condition: Under which accuracy is taken, as the mean over draws; what cannot be read is not right.
-        less: A condition whose accuracy is subtracted.
+        condition: Under which accuracy is taken, with each draw of its heads; what cannot be read is not right.
+        less: A condition whose accuracy is subtracted. Of the two, one at most has several draws.
     """
     wanted = np.array([name in names for name in found.datasets])
 
-    def of(name: str) -> Float[np.ndarray, " sample"]:
-        return found.values[name].nan_to_num().mean(1).double().numpy()[wanted]
+    def of(name: str) -> Float[np.ndarray, "sample _draw"]:
+        return found.values[name].nan_to_num().double().numpy()[wanted]
 
     values = of(condition) if less is None else of(condition) - of(less)
     return values, [name for name in found.datasets if name in names]
