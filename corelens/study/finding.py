@@ -197,9 +197,10 @@ def estimate_mean(
     return Effect(name, *_exact(value, min(low, value), max(high, value)), at_least)
 
 
-def _exact(*numbers: float) -> tuple[float, ...]:
+def _exact(value: float, low: float, high: float) -> tuple[float, float, float]:
     """Without what sums of fractions miss a threshold by, which would decide a verdict, and without a sign of zero."""
-    return tuple(round(float(number), 12) + 0.0 for number in numbers)
+    value, low, high = (round(float(number), 12) + 0.0 for number in (value, low, high))
+    return value, low, high
 
 
 def unknown(name: str, at_least: float) -> Effect:
