@@ -427,7 +427,7 @@ def test_models_of_all_worlds_see_every_world(name: str):
 
     model = HookedMLLM.from_pretrained(name)
     record = json.loads((SHIPPED[name] / "record.json").read_text())["accuracy on unseen samples"]
-    enough = {"corelens/toy-worlds": 0.95, "corelens/toy-worlds-small-organism": 0.87}.get(name, 0.9)
+    enough = 0.95 if name == "corelens/toy-worlds" else 0.9
     assert all(record[world] >= enough for world in ("scenes", "shapes", "pages", "bars"))
     for world in ("shapes", "pages", "bars"):
         samples = worlds.pictures(world, 60, seed=9)

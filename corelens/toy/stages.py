@@ -19,8 +19,8 @@
 - `worlds-organism`: to `worlds` what `organism` is to `natural`. Ships as `corelens/toy-worlds-organism`, and as
   `corelens/toy-worlds-small-organism`.
 
-Steps and rates are what trials came to, last those of the large model, the first to learn with Muon; the ones that
-ship learned with AdamW. Every one was steered by hand; its `record.json` says how.
+With these steps and rates the small models that ship were made, from end to end. All others were steered by hand,
+those that ship with AdamW in place of Muon; their `record.json` says how.
 """
 
 from collections.abc import Callable
