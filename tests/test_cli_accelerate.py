@@ -58,7 +58,8 @@ def test_the_command_compares_plans_and_goes_on_where_it_was(toy: Any, tmp_path:
     assert (tmp_path / "run/acceleration.html").read_text() == page
     parts = {name: one for name, one in content(tmp_path / "run").items() if name.startswith("parts/")}
     again = invoke("accelerate", *options)
-    assert re.search(r"core 5% +\d", again.output), again.output
+    assert re.search(r"core 5% +\d.* [kM]B +\d\.\d\dx", again.output), again.output
+    assert "…" not in again.output
     assert {name: one for name, one in content(tmp_path / "run").items() if name.startswith("parts/")} == parts
     other = invoke("accelerate", *options[:-2], "--text", "--out", tmp_path / "run")
     assert "holds another run: plans.none was" in said(other)

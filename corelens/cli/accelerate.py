@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from corelens.cli import options
@@ -129,7 +130,7 @@ def _show(summary: dict[str, Any], out: Path) -> None:
     console = Console(highlight=False, markup=False)
     for dataset, of in summary["data"].items():
         console.print(f"\n{dataset}: {of['samples']} samples, accuracy in percent")
-        table = Table(box=box.SIMPLE, pad_edge=False)
+        table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))  # fits 80 columns
         table.add_column("plan", no_wrap=True)
         for title in ("accuracy", "change", "kept", "% heads", "cache", "speed"):
             table.add_column(title, justify="right", no_wrap=True)
@@ -138,7 +139,7 @@ def _show(summary: dict[str, Any], out: Path) -> None:
             row = [f"{100 * said['accuracy']:.1f}", f"{100 * said['change']:+.1f}" if "change" in said else ""]
             if "cache" in plan:
                 row += [f"{plan['kept attention']:.2f}", f"{100 * plan['full heads']:.1f}"]
-                row += [f"{plan['cache'] / 1e6:.2f} MB", f"{plan['generation']:.2f}x"]
+                row += [decimal(plan["cache"]), f"{plan['generation']:.2f}x"]
             table.add_row(condition, *row)
         console.print(table)
     n = summary["positions"]
