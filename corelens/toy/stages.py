@@ -19,8 +19,9 @@
 - `worlds-organism`: to `worlds` what `organism` is to `natural`. Ships as `corelens/toy-worlds-organism`, and as
   `corelens/toy-worlds-small-organism`.
 
-With these steps and rates the small models that ship were made, from end to end. All others were steered by hand,
-those that ship with AdamW in place of Muon; their `record.json` says how.
+With these steps and rates the small models that ship were made, from end to end; those of `organism` and `haystack`
+nobody has run. All other models were steered by hand, those that ship with AdamW in place of Muon; their `record.json`
+says how.
 """
 
 from collections.abc import Callable
