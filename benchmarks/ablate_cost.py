@@ -17,8 +17,8 @@ from unittest.mock import patch
 
 from transformers.utils import logging
 
-from corelens import HookedMLLM, ablating, scan
-from corelens.toy import worlds
+from corelens import HookedMLLM, scan, toy
+from corelens.experiments import ablation
 
 
 def main() -> None:
@@ -27,20 +27,20 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     asked = {
-        "corelens/toy-worlds": list(worlds.scenes(16, seed=2)),
-        "corelens/toy-haystack": list(worlds.haystacks(2, seed=2)),
+        "corelens/toy-worlds": list(toy.scenes(16, seed=2)),
+        "corelens/toy-haystack": list(toy.haystacks(2, seed=2)),
     }
     results = {}
     for model_name, samples in asked.items():
         model = HookedMLLM.from_pretrained(model_name)
-        conditions = ablating.with_controls(scan(model, worlds.scenes(20, seed=1)), 0.05)
+        conditions = ablation.with_controls(scan(model, toy.scenes(20, seed=1)), 0.05)
         taken: dict[str, list[float]] = {"once": [], "every time": []}
         found = []
         for repetition in range(arguments.repetitions + 1):
-            for way, seeing in (("once", ablating.seeing_once), ("every time", nullcontext)):
+            for way, seeing in (("once", ablation.seeing_once), ("every time", nullcontext)):
                 began = time.process_time()
                 with patch.object(ablating, "seeing_once", seeing):
-                    found.append(ablating.ablate_all(model, samples, conditions, max_new_tokens=4).values)
+                    found.append(ablation.ablate_all(model, samples, conditions, max_new_tokens=4).values)
                 if repetition:  # the first warms up
                     taken[way].append(time.process_time() - began)
         assert all(one[name].equal(found[0][name]) for one in found for name in conditions), (

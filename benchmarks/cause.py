@@ -42,15 +42,15 @@ from corelens import (
     prepared_batches,
     scan,
     sweep,
+    toy,
 )  # fmt: skip
-from corelens.toy import worlds
-from corelens.toy.worlds.world import SIDE
+from corelens.toy.scene import SIDE
 
 POSITIONS = "from_question"
 
 
 def ablations(model: HookedMLLM, core: HeadSet, n: int, batches: Any) -> dict[str, Any]:
-    others = list(worlds.scenes(n, 4))
+    others = list(toy.scenes(n, 4))
     ways: dict[str, Callable[[HeadSet], Any]] = {
         "zero": partial(ablate, positions=POSITIONS),
         "mean": partial(ablate, how="mean", instead=mean_outputs(model, others), positions=POSITIONS),
@@ -58,8 +58,7 @@ def ablations(model: HookedMLLM, core: HeadSet, n: int, batches: Any) -> dict[st
     }
     accuracy = {name: answers(model, batches, way(core)).accuracy for name, way in ways.items()}
     drops = {
-        name: sweep(model, worlds.scenes(n // 4, 5), way, batch_size=10, at_once=8).scores()
-        for name, way in ways.items()
+        name: sweep(model, toy.scenes(n // 4, 5), way, batch_size=10, at_once=8).scores() for name, way in ways.items()
     }
     agreed = {
         f"{a} and {b}": {
@@ -104,7 +103,7 @@ def edges(model: HookedMLLM, core: HeadSet, batches: Any) -> dict[str, float]:
 def pairs(n: int) -> Iterator[tuple[Sample, Sample]]:
     """Scenes with the same question and different answers."""
     waiting: dict[str, Sample] = {}
-    for sample in worlds.scenes(20 * n, 6):
+    for sample in toy.scenes(20 * n, 6):
         other = waiting.pop(sample.question, None)
         if other is None or other.answer == sample.answer:
             waiting[sample.question] = sample
@@ -134,9 +133,9 @@ def main() -> None:
     results: dict[str, Any] = {}
     for name in ("corelens/toy", "corelens/toy-natural"):
         model = HookedMLLM.from_pretrained(name)
-        scores = scan(model, worlds.scenes(n, 1))
+        scores = scan(model, toy.scenes(n, 1))
         core = scores.top()
-        batches = list(prepared_batches(model, worlds.scenes(n, 2), 50, "prepare"))
+        batches = list(prepared_batches(model, toy.scenes(n, 2), 50, "prepare"))
         sets = {"top": core, "random": scores.random(0), "all": HeadSet(model.heads)}
         results[name] = {
             "plain accuracy": answers(model, batches).accuracy,

@@ -27,11 +27,10 @@ from starlette.testclient import TestClient
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import logging
 
-from corelens import Evidence, Head, HookedMLLM, Sample
-from corelens.loading import SHIPPED
-from corelens.toy import worlds
-from corelens.viz.explorer.explorer import MOST_MAPS, Explorer
-from corelens.viz.explorer.page import page
+from corelens import Evidence, Head, HookedMLLM, Sample, toy
+from corelens.explorer.server import page
+from corelens.explorer.view import MOST_MAPS, Explorer
+from corelens.hf.loading import SHIPPED
 
 SIDE = 1024
 """Of the large picture: 64 x 64 visual tokens of 16 pixels."""
@@ -39,7 +38,7 @@ SIDE = 1024
 
 def seconds() -> dict[str, float]:
     """Median time of the first view of each kind."""
-    explorer = Explorer(HookedMLLM.from_pretrained("corelens/toy"), worlds.scenes(12, seed=0))
+    explorer = Explorer(HookedMLLM.from_pretrained("corelens/toy"), toy.scenes(12, seed=0))
     client = TestClient(page(explorer, "token"), base_url="http://127.0.0.1/token/")
     first = explorer.first()
     explorer.look(replace(first, sample="scene-test-0-11"))  # what only the very first view costs

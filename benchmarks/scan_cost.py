@@ -30,7 +30,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import logging
 
 from corelens import HookedMLLM, Role, TokenMap
-from corelens.measuring import Asked, measure
+from corelens.experiments.head_metrics import Asked, measure
 from corelens.metrics import PRESETS
 
 N_QUERIES = 16
@@ -123,11 +123,11 @@ def scenes_scan(n: int) -> Callable[[], Any]:
     """A scan of so many scenes of the shipped model, each drawn when it is needed."""
     from dataclasses import replace
 
-    from corelens.scanning import scan_all
-    from corelens.toy import worlds
+    from corelens import toy
+    from corelens.experiments.scan import scan_all
 
     model = HookedMLLM.from_pretrained("corelens/toy")
-    (first,) = worlds.scenes(1, 0)
+    (first,) = toy.scenes(1, 0)
     samples = [replace(first, id=str(number), images=(partial(first.images[0].copy),)) for number in range(n)]
     return lambda: scan_all(model, samples, ["ram", "write_ram", "entropy"], batch_size=8)
 

@@ -18,10 +18,9 @@ from typing import Any
 
 from transformers.utils import logging
 
-from corelens import HookedMLLM, ablate, answers, metrics, prepared_batches
-from corelens.causal import sweep
-from corelens.scanning import scan_all
-from corelens.toy import worlds
+from corelens import HookedMLLM, ablate, answers, metrics, prepared_batches, toy
+from corelens.experiments.scan import scan_all
+from corelens.experiments.sweep import sweep
 
 MEASURES = (
     "ram", "write_ram", "answer_ram", "locos", "ram_question", "vera", "mmrethead", "sparsemm", "relative_attention",
@@ -32,9 +31,9 @@ MEASURES = (
 def compared(name: str, n: int) -> dict[str, Any]:
     """The numbers of one model."""
     model = HookedMLLM.from_pretrained(name)
-    found = scan_all(model, worlds.scenes(n, 1), MEASURES)
-    drops = sweep(model, worlds.scenes(n, 2), batch_size=20, at_once=8).scores().per_head.clamp(min=0)
-    tested = list(prepared_batches(model, worlds.scenes(n, 3), 50, "prepare"))
+    found = scan_all(model, toy.scenes(n, 1), MEASURES)
+    drops = sweep(model, toy.scenes(n, 2), batch_size=20, at_once=8).scores().per_head.clamp(min=0)
+    tested = list(prepared_batches(model, toy.scenes(n, 3), 50, "prepare"))
     order = drops.flatten().sort(descending=True).values
     n_top = len(found["ram"].top())
     result: dict[str, Any] = {

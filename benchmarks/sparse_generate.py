@@ -26,7 +26,7 @@ from transformers import AutoConfig, DynamicCache, LlavaForConditionalGeneration
 
 from corelens.heads import Head
 from corelens.sparse import Full, HeadPlan, apply, hybrid
-from corelens.sparse.cost import DENSE, decode_seconds, dimensions, prefill_seconds, rates
+from corelens.sparse.cost_model import DENSE, decode_seconds, dimensions, prefill_seconds, rates
 
 KV_HEADS, TOKENS = 8, 8
 SIZES: dict[str, dict[str, int]] = {

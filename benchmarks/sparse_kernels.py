@@ -28,7 +28,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from corelens.sparse.cost import Shares
+from corelens.sparse.cost_model import Shares
 from corelens.sparse.kernels import decode_attention, full_attention, streaming_attention
 
 HEADS, KV_HEADS, FULL, SINK, LAYERS = 16, 8, 1, 64, 6

@@ -27,7 +27,7 @@ from scan_cost import child, random_model
 from transformers.utils import logging
 
 from corelens import Head, HookedMLLM, Role, Session, TokenMap, ablate, sweep
-from corelens.inputs import PreparedInputs
+from corelens.inputs.prepare import PreparedInputs
 
 N_QUESTION, N_TEMPLATE, N_ANSWER = 20, 3, 1
 

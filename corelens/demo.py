@@ -14,19 +14,19 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from corelens import toy
 from corelens.causal import answers
 from corelens.data import Sample, prepared_batches
+from corelens.experiments.scan import scan_all
 from corelens.heads import Head, HeadSet
+from corelens.hf.loading import SHIPPED
+from corelens.hf.module_outputs import seeing_once
 from corelens.interventions import ablate
-from corelens.loading import SHIPPED
 from corelens.model import HookedMLLM
-from corelens.replay import seeing_once
-from corelens.scanning import scan_all
+from corelens.reports.page import Page
 from corelens.scores import HeadScores
 from corelens.tokens import Box
-from corelens.toy import worlds
 from corelens.viz import accuracy_bars, attention_over_picture, head_map, score_curve
-from corelens.viz.report import Page
 
 SEEDS = range(5)
 SCAN_SEED, TEST_SEED = 1, 2
@@ -62,14 +62,14 @@ def run_demo(name: str = "corelens/toy", n_scanned: int = 200, n_tested: int = 5
     """Scans scenes, removes the top heads and five kinds of controls on other scenes, and reports.
 
     Args:
-        name: A model that comes with corelens, or the folder of one that `corelens.toy.train` made.
+        name: A model that comes with corelens, or the folder of one that `training.train` made.
         n_scanned: Scenes whose retrieval attention mass ranks the heads.
         n_tested: Other scenes, on which every set of heads is removed.
         n_texts: Questions of every text-only task, the control for "cannot answer".
     """
     began = time.monotonic()
     model = HookedMLLM.from_pretrained(name)
-    scanned = list(worlds.scenes(n_scanned, SCAN_SEED))
+    scanned = list(toy.scenes(n_scanned, SCAN_SEED))
     scores, by_question = scan_all(model, scanned, ["ram", "ram_question"], batch_size=32).values()
     conditions = {
         "nothing removed": [HeadSet((), "none")],
@@ -80,8 +80,8 @@ def run_demo(name: str = "corelens/toy", n_scanned: int = 200, n_tested: int = 5
         "bottom": [scores.bottom(FRACTION)],
         "top by question tokens": [by_question.top(FRACTION)],
     }
-    tasks = {"scenes": list(worlds.scenes(n_tested, TEST_SEED))}
-    tasks |= {task: list(worlds.texts(n_texts, TEST_SEED, task)) for task in worlds.TEXT_TASKS}
+    tasks = {"scenes": list(toy.scenes(n_tested, TEST_SEED))}
+    tasks |= {task: list(toy.texts(n_texts, TEST_SEED, task)) for task in toy.TEXT_TASKS}
     accuracies = measure(model, tasks, conditions)
     result = {
         "model": name,
@@ -134,7 +134,7 @@ def expectations(accuracies: Accuracies) -> dict[str, bool]:
         return float(np.mean(conditions["nothing removed"]) - np.mean(conditions[condition]))
 
     top = drop("scenes", "top")
-    text = float(np.mean([drop(task, "top") for task in worlds.TEXT_TASKS]))
+    text = float(np.mean([drop(task, "top") for task in toy.TEXT_TASKS]))
     return {
         "removing the top heads costs at least 40 points": top >= 0.4,
         "next-ranked heads cost at most a third of that": drop("scenes", "next-ranked") <= top / 3,
@@ -185,7 +185,7 @@ def _page(
     page.table(header(result), rows, strong=1)
     page.text(
         "Accuracy in percent, ± standard deviation over seeds. Scenes ask about pictures; "
-        f"{', '.join(worlds.TEXT_TASKS)} are text-only and tell damage from blindness. Chance on scenes is about 10 % "
+        f"{', '.join(toy.TEXT_TASKS)} are text-only and tell damage from blindness. Chance on scenes is about 10 % "
         "for any answer, 17 % for a guess among the six digits shown."
     )
     page.heading("Expected of the claim")

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
-from corelens.refusals import see
+from corelens.errors import see
 
 
 class Head(NamedTuple):

@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from transformer_lens import ActivationCache, HookedRootModule
 from transformers import PreTrainedModel
 
-from corelens.attention import AtRows, tapped
-from corelens.blocks import HookedAttention, HookedBlock, HookedVision
-from corelens.connecting import attention_names, following, forget, functions_at
+from corelens.errors import see
 from corelens.heads import Head
-from corelens.inputs import PreparedInputs, copies, prepare, unknown_words
-from corelens.loading import load
-from corelens.media import Footage, Picture
-from corelens.missing import check_heads, check_name
-from corelens.passes import Intervention, Progress, Where, shape_of
-from corelens.prefix import Prefix, check_continues, length_before_question, made_prefix
-from corelens.refusals import see
-from corelens.sites import KNOWN_BUGS, LayerSite, final_norm, layer_sites, vision_sites
+from corelens.hf.architecture import KNOWN_BUGS, LayerSite, final_norm, layer_sites, vision_sites
+from corelens.hf.loading import load
+from corelens.hf.prefix_cache import Prefix, check_continues, length_before_question, made_prefix
+from corelens.hooks.connect import attention_names, following, forget, functions_at
+from corelens.hooks.points import HookedAttention, HookedBlock, HookedVision, check_heads, check_name
+from corelens.hooks.positions import Intervention, Progress, Where, shape_of
+from corelens.hooks.rows import AtRows
+from corelens.hooks.taps import tapped
+from corelens.inputs.media import Footage, Picture
+from corelens.inputs.prepare import PreparedInputs, copies, prepare, unknown_words
 from corelens.tokens import TokenMap
 
 Hooks = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from corelens.heads import Head, HeadSet
 from corelens.metrics.aggregation import Aggregation, aggregate
-from corelens.metrics.selection import count_of, elbow, n_holding
+from corelens.metrics.score_distribution import count_of, elbow, n_holding
 from corelens.metrics.stability import jaccard, rank_biased_overlap, spearman
 
 

@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from corelens.refusals import see
+from corelens.errors import see
 
 Rule = Literal["overlap", "centre", "cover", "fraction"]
 """How a region of pixels becomes positions; see `TokenMap.inside`."""
@@ -45,7 +45,7 @@ class Role(IntEnum):
     VIDEO = 6
     """One visual token of a video."""
     ANSWER = 7
-    """Text of an answer, where one follows the prompt (`corelens.answering`)."""
+    """Text of an answer, where one follows the prompt (`corelens.causal.answers`)."""
 
 
 @dataclass(frozen=True)

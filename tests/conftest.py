@@ -17,8 +17,9 @@ if importlib.util.find_spec("torchvision"):
             del sys.modules[name]
         sys.modules["torchvision._meta_registrations"] = ModuleType("torchvision._meta_registrations")
 
-import tiny
 import torch
+
+from tests.helpers import tiny
 
 # Whether a test passes says nothing of how busy the machine is.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -54,7 +55,7 @@ def model(hf_model: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def toy() -> Any:
+def toy_model() -> Any:
     from corelens import HookedMLLM
 
     return HookedMLLM.from_pretrained("corelens/toy")

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import corelens.demo
+from corelens.cli import app
+from corelens.demo import expectations, run_demo
+
 
 @pytest.fixture(scope="module")
 def small() -> Any:
-    from corelens.demo import run_demo
-
     return run_demo("corelens/toy", n_scanned=12, n_tested=12, n_texts=4)
 
 
@@ -39,8 +41,6 @@ def test_the_result_holds_every_number(small: Any, tmp_path: Path):
 
 
 def test_the_same_seeds_give_the_same_numbers(small: Any):
-    from corelens.demo import run_demo
-
     again = run_demo("corelens/toy", n_scanned=12, n_tested=12, n_texts=4).result
     assert {k: v for k, v in again.items() if k != "seconds"} == {
         k: v for k, v in small.result.items() if k != "seconds"
@@ -66,8 +66,6 @@ def test_the_report_needs_no_network(small: Any, tmp_path: Path):
     ],
 )
 def test_expectations_are_read_off_the_numbers(drops: tuple[float, ...], held: list[bool]):
-    from corelens.demo import expectations
-
     names = ["nothing removed", "top", "next-ranked", "random", "random, same layers"]
     scenes = {name: [1 - drop] for name, drop in zip(names, drops, strict=False)}
     text = {"nothing removed": [1.0], "top": [1 - drops[-1]]}
@@ -75,9 +73,6 @@ def test_expectations_are_read_off_the_numbers(drops: tuple[float, ...], held: l
 
 
 def test_the_command_line(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import corelens.demo
-    from corelens.cli import app
-
     monkeypatch.setattr(corelens.demo, "run_demo", lambda model: small)
     run = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "a")])
     assert run.exit_code == 0, run.output
@@ -88,8 +83,6 @@ def test_the_command_line(small: Any, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_mistakes_on_the_command_line(tmp_path: Path):
-    from corelens.cli import app
-
     (tmp_path / "file").write_text("")
     run = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "file")])
     assert run.exit_code == 2

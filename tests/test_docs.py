@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import verified
 
-from corelens.refusals import PAGE, see
+from corelens import viz
+from corelens.errors import PAGE, see
+from corelens.inputs import token_geometry
+from tests.helpers import verified
 
 PAGES = [path for path in (verified.ROOT / "README.md", *verified.PAGES) if "```python" in path.read_text()]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_code_of_a_page_runs_in_order(page: Path, monkeypatch: pytest.MonkeyPatch):
-    from corelens import grids
-
-    monkeypatch.setattr(grids, "SEGMENTS", dict(grids.SEGMENTS))  # a page adds a family
+    monkeypatch.setattr(grids, "SEGMENTS", dict(token_geometry.SEGMENTS))  # a page adds a family
     namespace: dict[str, Any] = {}
     for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         exec(compile(code, str(page), "exec"), namespace)
@@ -42,12 +42,10 @@ def test_tables_of_the_docs_are_what_the_tests_showed():
     pages = verified.pages()
     assert sum(text.count("<!-- table: ") for text in pages.values()) == len(verified.tables())
     for path, text in pages.items():
-        assert path.read_text() == text, f"{path} is not up to date; see tests/verified.py"
+        assert path.read_text() == text, f"{path} is not up to date; see tests/helpers/verified.py"
 
 
 def test_the_gallery_shows_every_figure_and_stays_small():
-    from corelens import viz
-
     page = (verified.ROOT / "docs/gallery.md").read_text()
     figures = [
         name

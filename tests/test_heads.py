@@ -6,26 +6,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import corelens as cl
+from corelens import Head, HeadSet
+
 
 @given(st.integers(0, 999), st.integers(0, 999))
 def test_heads_print_parse_and_sort(layer: int, head: int):
-    from corelens import Head
-
     assert Head.parse(str(Head(layer, head))) == Head(layer, head)
     assert sorted([Head(layer + 1, 0), Head(layer, head)])[0] == Head(layer, head)
 
 
 @pytest.mark.parametrize("text", ["", "L1", "H1L1", "l1h1", "L-1H2", "L1H2x"])
 def test_what_is_not_a_head(text: str):
-    from corelens import Head
-
     with pytest.raises(ValueError, match="is not a head; write layer and head as in L4H2"):
         Head.parse(text)
 
 
 def test_sets_keep_their_order_and_survive_saving(tmp_path: Path):
-    from corelens import Head, HeadSet
-
     heads = HeadSet.parse("L4H2, L3H7 L4H0")
     assert (str(heads), len(heads), Head(3, 7) in heads) == ("L4H2, L3H7, L4H0", 3, True)
     assert heads.by_layer() == {4: [2, 0], 3: [7]}
@@ -39,16 +36,12 @@ def test_sets_keep_their_order_and_survive_saving(tmp_path: Path):
 
 
 def test_texts_in_the_place_of_heads_are_told_how_to_be_read(monkeypatch: pytest.MonkeyPatch):
-    import corelens as cl
-
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # as it is for users
     with pytest.raises(TypeError, match=r"read 'L2H10, L3H0' by HeadSet\.parse"):
         cl.ablate(["L2H10", "L3H0"])  # pyright: ignore[reportArgumentType]
 
 
 def test_sets_unite_and_intersect():
-    from corelens import HeadSet
-
     one, other = HeadSet.parse("L4H2, L3H7, L1H1"), HeadSet.parse("L0H0, L1H1, L4H2")
     assert str(one | other) == "L4H2, L3H7, L1H1, L0H0"
     assert str(one & other) == "L4H2, L1H1"

@@ -5,11 +5,16 @@ import threading
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from torch import Tensor
 from torch.testing import assert_close
+from transformer_lens import ActivationCache, HookedRootModule
 from transformers import AutoModelForCausalLM, LlamaConfig
+
+import corelens.hooks.attention
+from corelens import HookedMLLM, chosen_rows
+from corelens.model import _mapping
+from tests.helpers import tiny
 
 LAYERS = range(tiny.TEXT["num_hidden_layers"])
 
@@ -53,8 +58,6 @@ def test_patterns_are_those_of_eager_attention(model: Any, eager: Any, inputs: d
 
 @torch.no_grad()
 def test_chosen_rows_are_rows_of_the_whole_pattern(model: Any, inputs: dict[str, Tensor]):
-    from corelens import chosen_rows
-
     queries = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     queries[0, [5, 9, -1]] = True
     queries[1, -2:] = True
@@ -144,12 +147,10 @@ def test_an_edit_of_pattern_scores_or_rows_is_an_edit_of_z(model: Any, inputs: d
 def test_hooks_on_other_points_leave_attention_fused_and_act(
     model: Any, inputs: dict[str, Tensor], name: str, monkeypatch: pytest.MonkeyPatch
 ):
-    import corelens.attention
-
     def forbidden(*args: Any) -> None:
         raise AssertionError("scores were computed")
 
-    monkeypatch.setattr(corelens.attention, "attention_scores", forbidden)
+    monkeypatch.setattr(corelens.hooks.attention, "attention_scores", forbidden)
     plain = model(inputs)
     for layer in LAYERS:
         untouched = model.run_with_hooks(inputs, fwd_hooks=[(f"blocks.{layer}.{name}", lambda x, hook: None)])
@@ -228,8 +229,6 @@ def test_chosen_queries_in_generation_are_positions_of_the_prompt(model: Any, in
 
 @torch.no_grad()
 def test_bfloat16(family: str, inputs: dict[str, Tensor]):
-    from corelens import HookedMLLM
-
     hf_model = tiny.build(family, dtype=torch.bfloat16)
     inputs = {k: v.bfloat16() if v.is_floating_point() else v for k, v in inputs.items()}
     logits, cache = HookedMLLM(hf_model).run_with_cache(inputs)
@@ -262,8 +261,6 @@ def test_gradients_reach_patterns(model: Any, inputs: dict[str, Tensor]):
 
 
 def test_wrapping_and_exceptions_leave_no_trace(family: str):
-    from corelens import HookedMLLM
-
     hf_model = tiny.build(family)
 
     def trace() -> list[Any]:
@@ -294,8 +291,6 @@ def test_wrapping_and_exceptions_leave_no_trace(family: str):
 
 @torch.no_grad()
 def test_two_wrapped_models_and_two_threads_do_not_see_one_another(family: str):
-    from corelens import HookedMLLM
-
     first, second = HookedMLLM(tiny.build(family)), HookedMLLM(tiny.build(family, seed=1))
     twin = HookedMLLM(first.hf_model)
     inputs = tiny.batch(family)
@@ -356,14 +351,10 @@ def test_inference_mode_edits_act(model: Any, inputs: dict[str, Tensor]):
 
 @pytest.fixture(scope="module")
 def llava() -> Any:
-    from corelens import HookedMLLM
-
     return HookedMLLM(tiny.build("llava"))
 
 
 def test_transformer_lens_manners(llava: Any):
-    from transformer_lens import ActivationCache, HookedRootModule
-
     assert isinstance(llava, HookedRootModule)
     inputs = {name: tensor[:1] for name, tensor in tiny.batch("llava").items()}
     _, cache = llava.run_with_cache(inputs, remove_batch_dim=True, names_filter=lambda name: "z" in name)
@@ -420,8 +411,6 @@ def test_dropping_the_batch_axis_of_a_larger_batch(llava: Any):
 
 
 def test_models_that_cannot_be_wrapped(llava: Any):
-    from corelens import HookedMLLM
-
     text_only = AutoModelForCausalLM.from_config(
         LlamaConfig(vocab_size=99, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     )
@@ -434,9 +423,6 @@ def test_models_that_cannot_be_wrapped(llava: Any):
 
 
 def test_what_is_no_input_is_said_to_be_none():
-    from corelens import HookedMLLM
-    from corelens.model import _mapping
-
     # Directly, since here the annotations are checked first.
     with pytest.raises(TypeError, match=r"a str is no input; give what model\.prepare\(pictures, question\) returns"):
         _mapping("which digit is red ?")

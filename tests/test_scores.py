@@ -1,22 +1,37 @@
 """Head scores: the sets they choose, how samples become one number, files, and agreement."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nan
 from torch.testing import assert_close
+
+from corelens import HeadScores, agreement, joined, metrics
+from corelens.head_formats import load_head_score_list, save_head_score_list, to_parquet
+from corelens.metrics import (
+    aggregate,
+    bootstrap_interval,
+    depth_profile,
+    jaccard,
+    localization_heads,
+    rank_biased_overlap,
+    spearman,
+    stability_curve,
+    two_groups,
+)
 
 
 @pytest.fixture
 def scores() -> Any:
     """Six layers of sixteen heads; the mean falls from L0H0 to L5H15."""
-    from corelens import HeadScores
-
     mean = torch.arange(96, 0, -1.0).reshape(6, 16)
     return HeadScores(torch.stack([mean - 1, mean + 1]), "mass", ("a", "b"), "tiny", choices={"queries": "last"})
 
@@ -32,8 +47,6 @@ def test_top_next_and_bottom(scores: Any):
 
 @given(st.integers(1, 100), st.integers(1, 400))
 def test_whole_percentages_round_up_exactly(percent: int, n_heads: int):
-    from corelens import HeadScores
-
     scores = HeadScores(torch.zeros(1, 1, n_heads), "mass", ("a",))
     assert len(scores.top(percent / 100)) == -(-percent * n_heads // 100)
 
@@ -69,8 +82,6 @@ def test_numbers_of_heads(scores: Any):
 
 
 def test_heads_that_do_not_exist_are_never_chosen_or_counted():
-    from corelens import HeadScores
-
     values = torch.arange(24.0).reshape(1, 3, 8)
     values[:, 1], values[:, 2, 4:] = nan, nan
     scores = HeadScores(values, "mass", ("a",))
@@ -84,8 +95,6 @@ def test_heads_that_do_not_exist_are_never_chosen_or_counted():
 
 
 def test_sets_by_threshold_elbow_and_share():
-    from corelens import HeadScores
-
     values = torch.tensor([[[8.0, 0.4, 0.3], [0.2, 7.0, 0.1]]])
     scores = HeadScores(values, "mass", ("a",))
     assert str(scores.above(0.3)) == "L0H0, L1H1, L0H1"
@@ -95,8 +104,6 @@ def test_sets_by_threshold_elbow_and_share():
 
 
 def test_scores_survive_saving(scores: Any, tmp_path: Path):
-    from corelens import HeadScores
-
     scores.save(tmp_path / "scores.safetensors")
     loaded = HeadScores.load(tmp_path / "scores.safetensors")
     assert torch.equal(loaded.values, scores.values)
@@ -106,8 +113,6 @@ def test_scores_survive_saving(scores: Any, tmp_path: Path):
         "tiny",
         {"queries": "last"},
     )
-    from safetensors.torch import save_file
-
     save_file({"values": scores.values}, tmp_path / "bare.safetensors")
     with pytest.raises(ValueError, match=r"bare\.safetensors holds no head scores"):
         HeadScores.load(tmp_path / "bare.safetensors")
@@ -122,8 +127,6 @@ def test_a_share_in_percent_is_refused_as_a_text(scores: Any, monkeypatch: pytes
 
 
 def test_scores_show_themselves_in_a_line(scores: Any):
-    from corelens import HeadScores
-
     highest = ", ".join(map(str, scores.ranked()[:3]))
     assert repr(scores) == f"HeadScores(tiny, mass, 2 samples, {scores.n_heads} heads; highest: {highest})"
     none = HeadScores(torch.full((1, 2, 2), torch.nan), "mass", ("a",))
@@ -131,8 +134,6 @@ def test_scores_show_themselves_in_a_line(scores: Any):
 
 
 def test_scores_need_one_id_per_sample():
-    from corelens import HeadScores
-
     with pytest.raises(ValueError, match="1 sample ids were given for 2 rows"):
         HeadScores(torch.zeros(2, 1, 1), "mass", ("a",))
     with pytest.raises(ValueError, match="no sample"):
@@ -140,10 +141,6 @@ def test_scores_need_one_id_per_sample():
 
 
 def test_joining_keeps_samples_and_refuses_to_mix(scores: Any):
-    from dataclasses import replace
-
-    from corelens import joined
-
     one = replace(scores, datasets=("x", "x"), skipped={"c": "no picture"})
     other = replace(scores, samples=("d", "e"), datasets=("y", "y"), values=scores.values + 1)
     both = joined([one, other])
@@ -160,8 +157,6 @@ def test_joining_keeps_samples_and_refuses_to_mix(scores: Any):
 
 
 def test_aggregations_by_hand():
-    from corelens.metrics import aggregate
-
     values = torch.tensor([[[1.0, 2.0, 5.0, nan]], [[3.0, 2.0, 6.0, nan]], [[8.0, 2.0, nan, nan]]])
     groups = ("x", "x", "y")
     assert_close(aggregate(values, "mean"), torch.tensor([[4.0, 2.0, 5.5, nan]]), equal_nan=True)
@@ -186,8 +181,6 @@ def test_scores_rank_by_their_aggregation(scores: Any):
 
 
 def test_bootstrap_intervals_cover_the_mean_as_often_as_they_say():
-    from corelens.metrics import bootstrap_interval
-
     draw = torch.Generator().manual_seed(0)
     # Forty times five heads, each an experiment of its own with thirty samples.
     values = torch.randn(30, 40, 5, generator=draw, dtype=torch.double) + 3
@@ -202,8 +195,6 @@ def test_bootstrap_intervals_cover_the_mean_as_often_as_they_say():
 
 
 def test_stability_is_perfect_without_noise_and_chance_with_noise_alone():
-    from corelens.metrics import stability_curve
-
     draw = torch.Generator().manual_seed(0)
     signal = torch.randn(1, 10, 10, generator=draw)
     noise = torch.randn(40, 10, 10, generator=draw)
@@ -217,8 +208,6 @@ def test_stability_is_perfect_without_noise_and_chance_with_noise_alone():
 
 
 def test_agreement_of_rankings():
-    from corelens.metrics import jaccard, rank_biased_overlap, spearman
-
     assert jaccard({1, 2, 3}, {2, 3, 4}) == 0.5
     one = torch.tensor([[1.0, 2.0, 3.0, nan]])
     assert spearman(one, one**3) == pytest.approx(1)
@@ -234,10 +223,6 @@ def test_agreement_of_rankings():
 
 
 def test_agreement_of_scores(scores: Any):
-    from dataclasses import replace
-
-    from corelens import agreement
-
     assert agreement(scores, scores) == pytest.approx((1, 1, 1, 1))
     upside_down = replace(scores, values=-scores.values)
     found = agreement(scores, upside_down)
@@ -252,8 +237,6 @@ def test_agreement_of_scores(scores: Any):
 
 
 def test_rho_lorenz_and_elbow():
-    from corelens import metrics
-
     scores = torch.tensor([[4.0, 1.0, -1.0, nan], [3.0, 1.0, 1.0, 0.0]])
     assert_close(metrics.lorenz_curve(scores), torch.tensor([0.0, 0.4, 0.7, 0.8, 0.9, 1.0, 1.0, 1.0]))
     assert metrics.rho(scores, 0.5) == pytest.approx(2 / 7)
@@ -267,8 +250,6 @@ def test_rho_lorenz_and_elbow():
 
 
 def test_localization_heads_look_at_the_picture_and_at_one_place():
-    from corelens.metrics import localization_heads
-
     share = torch.tensor([[[0.9, 0.8, 0.05, 0.04, 0.03, 0.0]]]).expand(2, 1, 6)
     entropy = torch.tensor([[[2.0, 1.0, 0.0, 0.0, 0.0, 0.0]], [[torch.inf, 1.0, 0.0, 0.0, 0.0, 0.0]]])
     assert localization_heads(share, entropy, 1).int().tolist() == [[[0, 1, 0, 0, 0, 0]]] * 2
@@ -276,8 +257,6 @@ def test_localization_heads_look_at_the_picture_and_at_one_place():
 
 
 def test_two_groups_are_told_from_one():
-    from corelens.metrics import two_groups
-
     draw = torch.Generator().manual_seed(0)
     broad = torch.randn(1, 300, generator=draw) - 6
     retrieving = torch.randn(1, 100, generator=draw) / 2
@@ -292,8 +271,6 @@ def test_two_groups_are_told_from_one():
 
 
 def test_depth_is_relative():
-    from corelens.metrics import depth_profile
-
     scores = torch.tensor([[0.0, 0.0], [nan, nan], [3.0, 1.0], [1.0, -5.0], [0.0, 0.0]])
     profile = depth_profile(scores)
     assert_close(profile.depth, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
@@ -306,12 +283,6 @@ def test_depth_is_relative():
 
 
 def test_parquet_has_a_row_for_every_score(scores: Any, tmp_path: Path):
-    from dataclasses import replace
-
-    import pyarrow.parquet as parquet
-
-    from corelens.interchange import to_parquet
-
     values = scores.values.clone()
     values[:, 3] = nan
     to_parquet([replace(scores, values=values, datasets=("x", "y")), scores], tmp_path / "scores.parquet")
@@ -324,8 +295,6 @@ def test_parquet_has_a_row_for_every_score(scores: Any, tmp_path: Path):
 
 
 def test_published_lists_survive(scores: Any, tmp_path: Path):
-    from corelens.interchange import load_head_score_list, save_head_score_list
-
     path = tmp_path / "heads.json"
     save_head_score_list(scores, path)
     assert json.loads(path.read_text())["head_score_list"][0] == ["0-0", 96.0]
@@ -340,8 +309,6 @@ def test_published_lists_survive(scores: Any, tmp_path: Path):
 
 
 def test_files_of_scores_are_named_where_there_is_a_folder_or_none(tmp_path: Path):
-    from corelens import HeadScores
-
     scores = HeadScores(torch.ones(1, 2, 3), "ram", ("a",))
     with pytest.raises(FileNotFoundError, match=r"there is no folder '.*nowhere' to write ram\.safetensors into"):
         scores.save(tmp_path / "nowhere" / "ram.safetensors")

@@ -9,54 +9,30 @@ import corelens
 
 PACKAGE = Path(corelens.__file__).parent
 ORDER = [
-    "refusals",
+    "errors",
     "progress",
     "metrics",
     "heads",
     "scores",
-    "interchange",
+    "head_formats",
     "tokens",
-    "sites",
-    "coordinates",
-    "grids",
-    "missing",
-    "passes",
-    "attention",
-    "blocks",
-    "connecting",
-    "media",
-    "chats",
-    "processors",
-    "loading",
-    "replacements",
     "inputs",
-    "replay",
-    "prefix",
+    "hf",
+    "hooks",
     "model",
     "sparse",
-    "inspection",
     "data",
-    "answering",
     "interventions",
     "causal",
-    "pruning",
-    "store",
-    "parts",
-    "conditions",
-    "sweeping",
-    "ablating",
-    "accelerating",
-    "measuring",
-    "asking",
-    "scanning",
-    "cluster",
-    "comparing",
+    "experiments",
     "toy",
     "viz",
+    "explorer",
     "study",
     "reports",
     "demo",
     "cli",
+    "__main__",
 ]
 """Top to bottom: a module imports only from those before it."""
 
@@ -104,7 +80,7 @@ def test_importing_loads_nothing_heavy_and_every_public_name_exists():
 
 
 def test_using_the_scan_module_does_not_hide_the_scan_function():
-    assert run("import corelens.scanning, corelens; print(callable(corelens.scan))") == "True"
+    assert run("import corelens.experiments.scan, corelens; print(callable(corelens.scan))") == "True"
 
 
 def test_benchmarks_find_what_they_import():

@@ -3,13 +3,15 @@
 from typing import Any
 
 import numpy as np
-import processors
 import pytest
-import tiny
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
+from corelens import Box, HookedMLLM, Role, TokenMap
+from corelens.tokens import grid_boxes
+from tests.helpers import processors, tiny
 
 PREPARED = ("qwen3_vl", "qwen2_5_vl", "llava")
 SIZES = [(112, 96), (150, 100), (97, 180), (64, 64)]
@@ -17,8 +19,6 @@ SIZES = [(112, 96), (150, 100), (97, 180), (64, 64)]
 
 @pytest.fixture(scope="module", params=PREPARED)
 def seeing(request: pytest.FixtureRequest) -> Any:
-    from corelens import HookedMLLM
-
     return HookedMLLM(tiny.build(request.param), processors.build(request.param))
 
 
@@ -29,8 +29,6 @@ def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
 
 def test_roles_spell_out_the_prompt(seeing: Any):
     """Every role's tokens, decoded, are the text that has this role."""
-    from corelens import Role
-
     chat = [
         {"role": "system", "content": [{"type": "text", "text": "You are a helpful assistant."}]},
         {"role": "user", "content": [{"type": "text", "text": "a a a"}]},
@@ -102,9 +100,6 @@ def test_rules_against_loops_over_pixels(left: int, top: int, width: int, height
 
 def _map() -> Any:
     """One picture of 112 x 96 pixels in tokens of 16 x 16, between two structural tokens."""
-    from corelens import Box, Role, TokenMap
-    from corelens.tokens import grid_boxes
-
     n = 42
     role = torch.tensor([[Role.STRUCTURAL, *[Role.IMAGE] * n, Role.STRUCTURAL]])
     media = torch.where(role == Role.IMAGE, 0, -1)
@@ -140,8 +135,6 @@ def test_unknown_rules_pictures_and_samples():
 
 
 def test_a_box_that_the_model_does_not_see():
-    from corelens import HookedMLLM
-
     model = HookedMLLM(tiny.build("llava"), processors.build("llava"))
     tokens = model.prepare(picture((300, 100)), "Which digit is red?").tokens
     with pytest.raises(ValueError, match="in a part of the picture that the model does not see"):

@@ -5,13 +5,16 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import tiny
 import torch
 from einops import einsum
 from torch import Tensor
 from torch.testing import assert_close
 from transformer_lens import SVDInterpreter, evals, head_detector, patching, utilities
 from transformer_lens.tools import analysis
+
+import corelens as cl
+from corelens import HookedMLLM, toy
+from tests.helpers import tiny
 
 PATCHES = {
     "z": patching.get_act_patch_attn_head_out_all_pos,
@@ -42,8 +45,6 @@ def _no_grad() -> Any:
 
 @pytest.fixture(scope="module", params=["llava", "gemma3", "qwen3_vl"])
 def small(request: pytest.FixtureRequest) -> tuple[str, Any, Batch]:
-    from corelens import HookedMLLM
-
     return request.param, HookedMLLM(tiny.build(request.param)), Batch(tiny.batch(request.param))
 
 
@@ -53,24 +54,20 @@ GATED = "muse_spark"
 @pytest.fixture(scope="module")
 def gated() -> Any:
     """A gate acts on heads before W_O, in every layer."""
-    from corelens import HookedMLLM
-
     return HookedMLLM(tiny.build(GATED))
 
 
 @pytest.fixture(scope="module")
-def pair(toy: Any) -> tuple[Any, Any]:
+def pair(toy_model: Any) -> tuple[Any, Any]:
     """One question about two pictures."""
-    from corelens.toy import worlds
-
-    one, another = worlds.scenes(2, seed=0)
-    return toy.prepare(one.images[0], one.question), toy.prepare(another.images[0], one.question)
+    one, another = toy.scenes(2, seed=0)
+    return toy_model.prepare(one.images[0], one.question), toy_model.prepare(another.images[0], one.question)
 
 
 @pytest.fixture(scope="module")
-def clean(toy: Any, pair: tuple[Any, Any]) -> Any:
+def clean(toy_model: Any, pair: tuple[Any, Any]) -> Any:
     with torch.no_grad():
-        return toy.run_with_cache(pair[1])[1]
+        return toy_model.run_with_cache(pair[1])[1]
 
 
 def first_logits(logits: Tensor) -> Tensor:
@@ -81,22 +78,20 @@ def first_logits(logits: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("point", PATCHES)
-def test_patching_sweeps_do_what_patch_does(toy: Any, pair: tuple[Any, Any], clean: Any, point: str):
-    import corelens as cl
-
+def test_patching_sweeps_do_what_patch_does(toy_model: Any, pair: tuple[Any, Any], clean: Any, point: str):
     one, another = pair
     of_heads = not point.startswith(("resid", "attn_out", "mlp"))
     # Heads that the toy uses, the key-value heads that they share, or late positions.
     rows = [(2, 2), (3, 7)] if point in ("k", "v") else [(2, 4), (3, 14)] if of_heads else [(2, 75), (3, 76)]
-    found = PATCHES[point](toy, one, clean, first_logits, index_axis_names=None, index_df=pd.DataFrame(rows))
+    found = PATCHES[point](toy_model, one, clean, first_logits, index_axis_names=None, index_df=pd.DataFrame(rows))
     for value, (layer, index) in zip(found, rows, strict=True):
         if of_heads:
             hooks = cl.patch(clean, another.tokens, one.tokens, point, heads=[cl.Head(layer, index)])
         else:
             position = torch.arange(one.shape[1])[None] == index
             hooks = cl.patch(clean, another.tokens, one.tokens, point, layers=[layer], positions=position)
-        patched = first_logits(toy.run_with_hooks(one, fwd_hooks=hooks))
-        assert not torch.isclose(patched, first_logits(toy(one)), rtol=1e-6)
+        patched = first_logits(toy_model.run_with_hooks(one, fwd_hooks=hooks))
+        assert not torch.isclose(patched, first_logits(toy_model(one)), rtol=1e-6)
         assert_close(value, patched)
 
 
@@ -119,16 +114,13 @@ def test_patching_sweeps_have_a_cell_per_head_and_per_position(small: tuple[str,
     assert patching.get_act_patch_resid_pre(model, inputs, cache, first_logits).shape == (3, inputs.shape[1])
 
 
-def test_patching_by_number_of_position_does_not_see_that_positions_differ(toy: Any):
-    import corelens as cl
-    from corelens.toy import worlds
-
-    one, another = (sample.images[0] for sample in worlds.scenes(2, seed=0))
+def test_patching_by_number_of_position_does_not_see_that_positions_differ(toy_model: Any):
+    one, another = (sample.images[0] for sample in toy.scenes(2, seed=0))
     questions = ["which digit is red ?", "what colour is the 7 ?"]
-    inputs, source = toy.prepare([one, one], questions), toy.prepare([another, another], questions[::-1])
-    _, cache = toy.run_with_cache(source)
+    inputs, source = toy_model.prepare([one, one], questions), toy_model.prepare([another, another], questions[::-1])
+    _, cache = toy_model.run_with_cache(source)
     rows = pd.DataFrame([(2, 40)])
-    patching.get_act_patch_resid_pre(toy, inputs, cache, first_logits, index_axis_names=None, index_df=rows)
+    patching.get_act_patch_resid_pre(toy_model, inputs, cache, first_logits, index_axis_names=None, index_df=rows)
     with pytest.raises(ValueError, match="do not have the addresses"):
         cl.patch(cache, source.tokens, inputs.tokens, "resid_pre", layers=[2])
 
@@ -162,8 +154,6 @@ def test_accumulated_streams_are_those_between_layers_and_the_norm_is_the_models
 
 @pytest.mark.parametrize("name", ["llava", "gemma3", "qwen3_vl", "cohere2_vision", "qwen3_5"])
 def test_the_logit_lens_reads_every_stream_through_the_models_norm_and_unembedding(name: str):
-    from corelens import HookedMLLM
-
     model, inputs = HookedMLLM(tiny.build(name)), tiny.batch(name)
     logits, cache = model.run_with_cache(inputs)
     norm: Any = model.hf_model.get_decoder().norm
@@ -175,8 +165,6 @@ def test_the_logit_lens_reads_every_stream_through_the_models_norm_and_unembeddi
 
 
 def test_a_logit_lens_that_would_not_give_the_logits_is_refused():
-    from corelens import HookedMLLM
-
     with pytest.raises(ValueError, match="its readout is not that path"):
         analysis.logit_lens(HookedMLLM(tiny.build("gemma3n")), tiny.batch("gemma3n"))
 
@@ -232,10 +220,10 @@ def test_pos_slice_keeps_positions_and_is_refused_where_it_would_cut_heads(small
     assert last["z", 0].shape[1] == 1
 
 
-def test_names_are_those_of_get_act_name(toy: Any, gated: Any):
+def test_names_are_those_of_get_act_name(toy_model: Any, gated: Any):
     points = ("q", "k", "v", "attn_scores", "pattern", "z", "resid_pre", "attn_out", "resid_mid", "mlp_out")
     for point in (*points, "resid_post"):
-        assert utilities.get_act_name(point, 3) in toy.hook_dict
+        assert utilities.get_act_name(point, 3) in toy_model.hook_dict
     assert utilities.get_act_name("o_in", 0) not in gated.hook_dict
     assert utilities.get_act_name("o_in", 0, "attn") in gated.hook_dict
 
@@ -243,19 +231,21 @@ def test_names_are_those_of_get_act_name(toy: Any, gated: Any):
 # --- runs, and means something else on pictures ---
 
 
-def test_duplicate_tokens_and_losses_count_the_placeholders_of_pictures(toy: Any, pair: tuple[Any, Any], clean: Any):
+def test_duplicate_tokens_and_losses_count_the_placeholders_of_pictures(
+    toy_model: Any, pair: tuple[Any, Any], clean: Any
+):
     inputs = pair[1]
     pictures = inputs.tokens.image[0]
     duplicates = head_detector.get_duplicate_token_head_detection_pattern(inputs["input_ids"])
     assert torch.equal(duplicates[pictures][:, pictures], torch.ones(64, 64).tril(-1))
     induction = head_detector.get_induction_head_detection_pattern(inputs["input_ids"])
     assert torch.equal(induction[pictures][:, pictures][:, 1:], torch.ones(64, 63).tril(-1))
-    log_probs = toy(inputs)[0, :-1].log_softmax(-1)
+    log_probs = toy_model(inputs)[0, :-1].log_softmax(-1)
     per_token = -log_probs.gather(-1, inputs["input_ids"][0, 1:, None])[:, 0]
-    loss = utilities.lm_cross_entropy_loss(toy(inputs), inputs["input_ids"])
+    loss = utilities.lm_cross_entropy_loss(toy_model(inputs), inputs["input_ids"])
     assert_close(loss, per_token.mean())
     right = log_probs.argmax(-1) == inputs["input_ids"][0, 1:]
-    assert_close(utilities.lm_accuracy(toy(inputs), inputs["input_ids"]), right.float().mean())
+    assert_close(utilities.lm_accuracy(toy_model(inputs), inputs["input_ids"]), right.float().mean())
     assert (int(pictures[1:].sum()), len(right)) == (64, 76)
     assert not torch.isclose(loss, per_token[~pictures[1:]].mean(), rtol=0.1)
 
@@ -273,25 +263,23 @@ def test_previous_token_scores_are_the_shares_of_attention_one_back(clean: Any, 
 # --- analyses ---
 
 
-def test_an_interchange_of_the_whole_stream_is_a_patch(toy: Any, pair: tuple[Any, Any], clean: Any):
-    import corelens as cl
-
+def test_an_interchange_of_the_whole_stream_is_a_patch(toy_model: Any, pair: tuple[Any, Any], clean: Any):
     one, another = pair
     name, last = "blocks.2.hook_resid_post", torch.tensor([one.shape[1] - 1])
     source = analysis.collect_activations(
-        toy, name, torch.arange(1), lambda samples: toy(another)[:, -1], positions=last
+        toy_model, name, torch.arange(1), lambda samples: toy_model(another)[:, -1], positions=last
     )
     assert torch.equal(source, clean[name][:, -1])
-    everything = analysis.SubspaceInterchange(torch.eye(toy.cfg.d_model))
+    everything = analysis.SubspaceInterchange(torch.eye(toy_model.cfg.d_model))
     found = analysis.run_with_intervention(
-        toy, name, everything, torch.arange(1), source, lambda samples: toy(one)[:, -1], positions=last
+        toy_model, name, everything, torch.arange(1), source, lambda samples: toy_model(one)[:, -1], positions=last
     )
     hooks = cl.patch(clean, another.tokens, one.tokens, "resid_post", layers=[2], positions="last")
-    assert_close(found, toy.run_with_hooks(one, fwd_hooks=hooks)[:, -1])
+    assert_close(found, toy_model.run_with_hooks(one, fwd_hooks=hooks)[:, -1])
 
 
-def test_subspaces_of_what_heads_write_overlap_by_their_projections(toy: Any):
-    one, other = (analysis.orthonormal_subspace(toy.blocks[2].attn.W_O[head].mT) for head in (4, 6))
+def test_subspaces_of_what_heads_write_overlap_by_their_projections(toy_model: Any):
+    one, other = (analysis.orthonormal_subspace(toy_model.blocks[2].attn.W_O[head].mT) for head in (4, 6))
     by_hand = einsum(one.basis, other.basis, "d_model i, d_model j -> i j").square().sum()
     assert_close(analysis.projection_kernel(one, other).score, by_hand, check_dtype=False)
 
@@ -331,15 +319,13 @@ DOES_NOT_RUN: dict[str, tuple[type[Exception], Callable[[Any, Any, Any], object]
 
 
 @pytest.mark.parametrize("name", DOES_NOT_RUN)
-def test_what_does_not_run_says_so_instead_of_giving_a_number(toy: Any, pair: tuple[Any, Any], name: str):
+def test_what_does_not_run_says_so_instead_of_giving_a_number(toy_model: Any, pair: tuple[Any, Any], name: str):
     error, run = DOES_NOT_RUN[name]
     with pytest.raises(error):
-        run(toy, pair[0], toy.run_with_cache(pair[0])[1])
+        run(toy_model, pair[0], toy_model.run_with_cache(pair[0])[1])
 
 
 def test_layers_without_heads_have_no_head_results_and_no_sweeps():
-    from corelens import HookedMLLM
-
     model, inputs = HookedMLLM(tiny.build("qwen3_5")), Batch(tiny.batch("qwen3_5"))
     _, cache = model.run_with_cache(inputs)
     with pytest.raises(KeyError):

@@ -9,12 +9,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens import ActivationCache
 
+from corelens.causal.answers import Said
 from corelens.causal.effects import Effect, log_probability
-from corelens.causal.said import Said
-from corelens.inputs import PreparedInputs
+from corelens.hooks.positions import Named
+from corelens.inputs.prepare import PreparedInputs
 from corelens.interventions.patching import align
 from corelens.model import HookedMLLM
-from corelens.passes import Named
 from corelens.tokens import TokenMap
 
 

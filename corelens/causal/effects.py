@@ -10,7 +10,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from corelens.causal.said import Said
+from corelens.causal.answers import Said
 
 Effect = Callable[[Said, Said], Float[Tensor, "sample"]]
 

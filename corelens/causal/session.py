@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from corelens.heads import Head
-from corelens.inputs import PreparedInputs
+from corelens.hf.module_outputs import Recorded, recording, replaying, towers
+from corelens.hooks.positions import Intervention, Progress, Where
+from corelens.inputs.prepare import PreparedInputs
 from corelens.interventions import FwdHooks
 from corelens.model import HookedMLLM
-from corelens.passes import Intervention, Progress, Where
-from corelens.replay import Recorded, recording, replaying, towers
 
 PACKED = 1024
 """Most positions in a pass that several interventions on one whole prompt share. More would keep any device busy with

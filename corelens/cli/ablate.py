@@ -12,7 +12,7 @@ from rich.table import Table
 from corelens.cli import options
 
 if TYPE_CHECKING:
-    from corelens.conditions import Conditions
+    from corelens.experiments.conditions import Conditions
     from corelens.heads import HeadSet
     from corelens.scores import HeadScores
 
@@ -43,8 +43,8 @@ def ablate(
         raise typer.BadParameter("give the heads themselves or what ranks them.", param_hint="--heads, --scores")
     if scores is None and top is not None:
         raise typer.BadParameter("it says how many heads of a ranking; give --scores.", param_hint="--top")
-    from corelens.ablating import ablate_all
-    from corelens.store import write_whole
+    from corelens.experiments.ablation import ablate_all
+    from corelens.experiments.run_folder import write_whole
 
     ranking = None if scores is None else options.ranking(scores, model)
     chosen_by = ranking and options.source(ranking)
@@ -74,7 +74,7 @@ def ablate(
 
 def _conditions(heads: str | None, ranking: "HeadScores | None", top: float) -> "dict[str, list[HeadSet]]":
     """The sets of heads that the options mean."""
-    from corelens.ablating import with_controls
+    from corelens.experiments.ablation import with_controls
     from corelens.heads import HeadSet
 
     try:

@@ -15,9 +15,8 @@ from corelens.cli import options
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from corelens.accelerating import Accelerated
+    from corelens.experiments.sparse_eval import Accelerated, Speed
     from corelens.model import HookedMLLM
-    from corelens.sparse.speed import Speed
 
 
 def accelerate(
@@ -46,12 +45,12 @@ def accelerate(
     chosen_by = options.source(ranking)
     if wrong := [one for one in budget or () if not 0 < one <= 1]:
         raise typer.BadParameter(f"{wrong[0]} is no share of heads: it must lie in (0, 1].", param_hint="--budget")
-    from corelens.accelerating import accelerate_all, longest_prompt, speeds
-    from corelens.pruning import Pruning
+    from corelens.experiments.run_folder import write_whole
+    from corelens.experiments.sparse_eval import accelerate_all, longest_prompt, speeds
+    from corelens.interventions.token_pruning import Pruning
     from corelens.reports import write_report
     from corelens.sparse import Streaming
-    from corelens.sparse.budgets import BUDGETS, plans_and_controls
-    from corelens.store import write_whole
+    from corelens.sparse.controls import BUDGETS, plans_and_controls
 
     with options.resumable(out, "accelerate"):
         hooked = options.loaded(model, dtype, device)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from corelens.comparing import Comparison
+    from corelens.experiments.comparison import Comparison
     from corelens.heads import HeadSet
     from corelens.scores import HeadScores
 
@@ -38,8 +38,8 @@ def compare(
 
     Lists are those of MMRetHeads, SparseMM and retrieval heads, or names as in ["L21H10", "L20H15"].
     """
-    from corelens.comparing import compared, other_of, scores_of
-    from corelens.store import write_whole
+    from corelens.experiments.comparison import compared, other_of, scores_of
+    from corelens.experiments.run_folder import write_whole
 
     try:
         scores = scores_of(run, metric)
@@ -67,7 +67,7 @@ def _named(path: Path, one: "HeadScores | HeadSet") -> dict[str, Any]:
 
 
 def _numbers(found: "Comparison", scores: "HeadScores") -> dict[str, Any]:
-    from corelens.comparing import in_thirds, mean_depth
+    from corelens.experiments.comparison import in_thirds, mean_depth
 
     own, others, layers = found.own, found.others, len(scores.per_head)
     return {

@@ -36,9 +36,9 @@ def explore(
         raise typer.BadParameter("say which picture the question is about.", param_hint="--image")
     import webbrowser
 
-    from corelens.media import load_picture
-    from corelens.viz.explorer import Explorer
-    from corelens.viz.explorer.page import serve
+    from corelens.explorer import Explorer
+    from corelens.explorer.server import serve
+    from corelens.inputs.media import load_picture
 
     def ready(address: str) -> None:
         typer.echo(f"{address}\nOpen it in a browser on this machine; Ctrl-C ends.")
@@ -65,14 +65,14 @@ def _asked(
     ranking: "HeadScores | None",
 ) -> "tuple[list[Sample], HeadScores | None, str]":
     """The gallery, what ranks the heads, and the code that makes both."""
+    from corelens import toy
     from corelens.data import Sample
-    from corelens.loading import SHIPPED
-    from corelens.scanning import scan
-    from corelens.toy import worlds
+    from corelens.experiments.scan import scan
+    from corelens.hf.loading import SHIPPED
 
-    draw, code = worlds.scenes, "worlds.scenes({}, seed={})"
+    draw, code = toy.scenes, "cl.toy.scenes({}, seed={})"
     if name.startswith("corelens/toy-worlds"):
-        draw, code = partial(worlds.mixtures, n_pictures=1), "worlds.mixtures({}, seed={}, n_pictures=1)"
+        draw, code = partial(toy.mixtures, n_pictures=1), "cl.toy.mixtures({}, seed={}, n_pictures=1)"
     given = [f"model = cl.HookedMLLM.from_pretrained({name!r})"]
     samples: list[Sample] = []
     if scores is not None:
@@ -83,8 +83,8 @@ def _asked(
         given.append(f"samples = [cl.Sample('asked', {question!r}, '', {paths!r})]")
     elif name in SHIPPED:
         samples = list(draw(N_SCENES, 0))
-        given += ["from corelens.toy import worlds", f"samples = list({code.format(N_SCENES, 0)})"]
+        given += [f"samples = list({code.format(N_SCENES, 0)})"]
     if name in SHIPPED and ranking is None:
         ranking = scan(model, draw(N_SCANNED, 1))
-        given += ["from corelens.toy import worlds", f"scores = cl.scan(model, {code.format(N_SCANNED, 1)})"]
+        given += [f"scores = cl.scan(model, {code.format(N_SCANNED, 1)})"]
     return samples, ranking, "\n".join(dict.fromkeys(given))

@@ -17,7 +17,7 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no table.")] = False,
 ) -> None:
     """Say what can be seen in a model, from its configuration alone. Without a name, list all model types."""
-    from corelens.inspection import CHECKS, Known, inspect_config, known_types
+    from corelens.hf.support import CHECKS, Known, inspect_config, known_types
 
     # Reasons hold brackets, which are no markup.
     console = Console(highlight=False, markup=False)
@@ -50,7 +50,7 @@ def models(
     # Here, since the list of all types does without TransformerLens, which takes seconds to import.
     from transformers import AutoConfig
 
-    from corelens.loading import located
+    from corelens.hf.loading import located
 
     try:
         found = inspect_config(AutoConfig.from_pretrained(located(name), trust_remote_code=False))

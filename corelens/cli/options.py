@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from corelens.refusals import see
+from corelens.errors import see
 
 if TYPE_CHECKING:
     from corelens.data import Sample
@@ -56,10 +56,10 @@ def samples(
 
 def _separate(arguments: Iterable[str]) -> list[str]:
     """Data sets with commas between them; what has no name of its own is a setting of the one before."""
+    from corelens import toy
     from corelens.data import registry
-    from corelens.toy import worlds
 
-    known = {*worlds.SAMPLES, *registry.READERS, *registry.WORLDS}
+    known = {*toy.SAMPLES, *registry.READERS, *registry.WORLDS}
     found: list[str] = []
     for argument in arguments:
         for place, one in enumerate(argument.split(",")):
@@ -71,14 +71,14 @@ def _separate(arguments: Iterable[str]) -> list[str]:
 
 
 def _samples(argument: str, seed: int, limit: int | None, evidence: bool) -> tuple[str, "Iterable[Sample]"]:
+    from corelens import toy
     from corelens.data import registry
-    from corelens.toy import worlds
 
     name, separator, where = argument.partition("=")
     if not separator:
         raise typer.BadParameter(f"{argument!r} has no place; write NAME=WHERE, as in scenes=200.", param_hint="--data")
     try:
-        drawn: dict[str, Any] = {**worlds.SAMPLES, **registry.WORLDS}
+        drawn: dict[str, Any] = {**toy.SAMPLES, **registry.WORLDS}
         unknown = f"is no data set that corelens knows; it knows {', '.join([*registry.READERS, *drawn])}."
         place, *settings = where.split(",")
         if name not in drawn and name not in registry.READERS:
@@ -101,13 +101,13 @@ def _samples(argument: str, seed: int, limit: int | None, evidence: bool) -> tup
 
 def texts(model: str, limit: int | None) -> dict[str, "Iterable[Sample]"]:
     """Questions without a picture that the model can be expected to answer."""
-    from corelens.data.plain_text import plain_text
-    from corelens.loading import located
-    from corelens.toy import worlds
+    from corelens import toy
+    from corelens.data.synthetic.text import plain_text
+    from corelens.hf.loading import located
 
     # The toys know few words, and are known by the record of their training.
     if (Path(located(model)) / "record.json").is_file():
-        return {task: islice(worlds.texts(N_TEXTS, 0, task), limit) for task in worlds.TEXT_TASKS}
+        return {task: islice(toy.texts(N_TEXTS, 0, task), limit) for task in toy.TEXT_TASKS}
     return {"text": islice(plain_text(), limit)}
 
 
@@ -124,7 +124,7 @@ def loaded(model: str, dtype: str, device: str) -> "HookedMLLM":
 @contextmanager
 def resumable(out: Path, work: str) -> Iterator[None]:
     """Says mistakes without a traceback, that `out` holds other work first, and after an interruption how to go on."""
-    from corelens.store import check_work
+    from corelens.experiments.run_folder import check_work
 
     try:
         check_work(out, work)

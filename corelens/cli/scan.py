@@ -46,8 +46,8 @@ def scan(
         raise typer.BadParameter(f"{batch!r} is neither auto nor a number of samples.", param_hint="--batch")
     if ray is None and (actors is not None or gpus is not None):
         raise typer.BadParameter("they are about Ray's actors; give --ray too.", param_hint="--actors, --gpus")
-    from corelens.cluster import scan_on_ray
-    from corelens.scanning import resolved, scan_all, summary
+    from corelens.experiments.ray import scan_on_ray
+    from corelens.experiments.scan import resolved, scan_all, summary
 
     names = [name.strip() for name in metric.split(",")]
     sets = options.samples(data, seed, limit, evidence=True)

@@ -37,11 +37,11 @@ def study(
     as_json: options.AsJson = False,
 ) -> None:
     """Test the paper's five claims on a model. Verdicts by rules that are set before the run, and a report."""
-    from corelens.conditions import check_scoring
-    from corelens.parts import named
+    from corelens.experiments.conditions import check_scoring
+    from corelens.experiments.resumable import named
     from corelens.reports.study import save
     from corelens.study import FULL, QUICK, run_study
-    from corelens.study.size import pace, pieces
+    from corelens.study.budget import pace, pieces
 
     size = QUICK if quick else FULL
     limit = min(limit or 40, 40) if quick else limit

@@ -11,7 +11,7 @@ from rich.table import Table
 from corelens.cli import options
 
 if TYPE_CHECKING:
-    from corelens.causal import Sweep
+    from corelens.experiments.sweep import Sweep
 
 
 def sweep(
@@ -27,8 +27,8 @@ def sweep(
     as_json: options.AsJson = False,
 ) -> None:
     """Remove every head, layer or group by itself, and measure what the answer loses."""
-    from corelens.store import write_whole
-    from corelens.sweeping import sweep_all
+    from corelens.experiments.run_folder import write_whole
+    from corelens.experiments.sweep import sweep_all
 
     sets = options.samples(data, seed, limit)
     with options.resumable(out, "sweep"):

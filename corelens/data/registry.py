@@ -3,17 +3,17 @@
 import inspect
 from typing import Any
 
+from corelens.data.readers.base import Samples
 from corelens.data.readers.mlvu import mlvu
 from corelens.data.readers.mmdocir import mmdocir
 from corelens.data.readers.mmlongbench import mmlongbench
 from corelens.data.readers.mmlongbench_doc import mmlongbench_doc
 from corelens.data.readers.refcocog import refcocog
 from corelens.data.readers.vidstg import vidstg
-from corelens.data.reading import Samples
-from corelens.data.worlds.charts import charts
-from corelens.data.worlds.documents import documents
-from corelens.data.worlds.haystacks import haystacks
-from corelens.data.worlds.photographs import photographs
+from corelens.data.synthetic.charts import charts
+from corelens.data.synthetic.documents import documents
+from corelens.data.synthetic.haystacks import haystacks
+from corelens.data.synthetic.photographs import photographs
 
 READERS = {
     "refcocog": refcocog,
@@ -47,7 +47,7 @@ def load(name: str, *where: Any, **options: Any) -> Samples:
     if name not in (known := READERS | WORLDS):
         raise ValueError(
             f"{name!r} is no data set that corelens knows; it knows {', '.join(known)}. The pictures of the shipped "
-            f"models are drawn by corelens.toy.worlds."
+            f"models are drawn by corelens.toy."
         )
     try:
         inspect.signature(known[name]).bind(*where, **options)

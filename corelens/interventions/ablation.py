@@ -1,18 +1,21 @@
 """Ablations of heads. The literature calls all of them masking; their results differ, so each has its name."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corelens.attention import HIDDEN
+from corelens.errors import see
 from corelens.heads import Head
-from corelens.interventions.hooks import FwdHooks, Replace, by_layer
-from corelens.interventions.outputs import HeadOutputs
-from corelens.passes import Phase, Positions, Progress, Where
-from corelens.refusals import see
+from corelens.hooks.attention import HIDDEN
+from corelens.hooks.positions import Phase, Positions, Progress, Where
+from corelens.interventions.reference import HeadOutputs
+from corelens.interventions.replace import FwdHooks, Replace, by_layer
+from corelens.model import HookedMLLM
 
 Ablation = Literal["zero", "mean", "resample", "zero_query", "mean_query", "uniform"]
 
@@ -98,3 +101,31 @@ class Even:
         scores = scores.clone()
         scores[:, numbers] = scores[:, numbers].masked_fill(scores[:, numbers] > HIDDEN, 0)
         return scores
+
+
+@contextmanager
+def removed(model: HookedMLLM, heads: Iterable[Head]) -> Iterator[None]:
+    """Zeroes the heads' columns of W_O until the block ends: what `ablate(heads, "zero")` does, without hooks.
+
+    Args:
+        model: The model. Passes in the block run its own attention; they need no hooks and no corelens.
+        heads: Which heads.
+
+    Raises:
+        ValueError: If a head does not exist, or its W_O was not found.
+    """
+    layers = by_layer(heads)
+    model.check_heads(head for chosen in layers.values() for head in chosen)
+    # Any: pyright sees no attributes of a layer. W_O is a view of the weights.
+    blocks: Any = model.blocks
+    slices = [blocks[layer].attn.W_O[head] for layer, chosen in layers.items() for _, head in chosen]
+    kept = [part.detach().clone() for part in slices]
+    try:
+        with torch.no_grad():
+            for part in slices:
+                part.zero_()
+        yield
+    finally:
+        with torch.no_grad():
+            for part, before in zip(slices, kept, strict=True):
+                part.copy_(before)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from corelens.metrics.aggregation import Aggregation
-from corelens.metrics.family import Normalisation, Reduction
+from corelens.metrics.head_score import Normalisation, Reduction
 
 Queries = Literal["last", "question", "answer", "generated", "uncertain"]
 """Which tokens look. `last`: the last one of the prompt. `question`: the text of the last user turn. `answer`: the

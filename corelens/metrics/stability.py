@@ -9,7 +9,7 @@ from jaxtyping import Float
 from scipy.stats import hypergeom, norm, rankdata
 from torch import Tensor
 
-from corelens.metrics.selection import count_of
+from corelens.metrics.score_distribution import count_of
 
 
 class Interval(NamedTuple):

@@ -1,3 +1,48 @@
-"""Reports of finished runs: one page each, with what was run, its numbers, figures, and limits."""
+"""Reports of finished runs: one page each, with the settings, numbers, figures and limits."""
 
-from corelens.reports.writing import write_report as write_report
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+
+from corelens.experiments.run_folder import Run, write_whole
+from corelens.reports import ablation, scan, sparse_eval, study, sweep
+from corelens.reports.page import Page
+
+PAGES: dict[str, tuple[str, Callable[[Run], Page]]] = {
+    "scan": ("scan.html", scan.page),
+    "sweep": ("sweep.html", sweep.page),
+    "ablate": ("ablation.html", ablation.page),
+    "accelerate": ("acceleration.html", sparse_eval.page),
+}
+"""By the work of a run folder: the file, and what is in it."""
+
+
+def write_report(folder: str | PathLike[str]) -> Path:
+    """Writes the report of a finished run into its folder, beside its numbers, and says where it is.
+
+    Args:
+        folder: Of a scan, sweep, ablation, acceleration or study.
+
+    Raises:
+        ValueError: If it holds no such run, or one that is unfinished.
+    """
+    folder = Path(folder)
+    if (folder / "study.json").is_file():
+        file, page = "study.html", study.page(folder)
+    elif (folder / "scan" / "manifest.json").is_file():
+        raise ValueError(
+            f"{folder} holds an unfinished study: it has no study.json. The command that began it goes on."
+        )
+    elif (folder / "demo.json").is_file():
+        raise ValueError(f"{folder} holds a demo, whose report is {folder / 'report.html'}.")
+    else:
+        run = Run.finished(folder)
+        if run.manifest["work"] not in PAGES:
+            raise ValueError(
+                f"{folder} holds a run of {run.manifest['work']!r}; there are reports of {', '.join(PAGES)} and study."
+            )
+        file, make = PAGES[run.manifest["work"]]
+        page = make(run)
+    html = page.html()
+    write_whole(folder / file, lambda path: path.write_text(html, encoding="utf-8"))
+    return folder / file

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from corelens.conditions import PLAIN, Conditions, read_conditions
+from corelens.experiments.conditions import PLAIN, Conditions, read_conditions
+from corelens.experiments.run_folder import Run
 from corelens.heads import HeadSet
-from corelens.reports.about import close, percent
-from corelens.store import Run
+from corelens.reports.common import close, percent
+from corelens.reports.page import Page
 from corelens.viz import accuracy_bars
-from corelens.viz.report import Page
 
 
 def page(run: Run) -> Page:

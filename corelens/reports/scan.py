@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from corelens import metrics
-from corelens.comparing import mean_depth
-from corelens.reports.about import close
-from corelens.scanning import summary
+from corelens.experiments.comparison import mean_depth
+from corelens.experiments.run_folder import Run
+from corelens.experiments.scan import summary
+from corelens.reports.common import close
+from corelens.reports.page import Page
 from corelens.scores import HeadScores
-from corelens.store import Run
 from corelens.viz import depth_profiles, head_map, lorenz_curves, overlap_matrix, score_curve
-from corelens.viz.report import Page
 
 SHOWN = 20
 """Heads in a table; figures show all."""

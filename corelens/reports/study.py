@@ -11,18 +11,19 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 
-from corelens.causal import DoseCurve
-from corelens.conditions import PLAIN, Conditions, read_conditions
+from corelens.experiments.ablation import DoseCurve
+from corelens.experiments.conditions import PLAIN, Conditions, read_conditions
+from corelens.experiments.run_folder import Run, read_numbers, write_whole
 from corelens.heads import HeadSet
-from corelens.reports.about import identity
+from corelens.reports.common import identity
+from corelens.reports.page import Page
 from corelens.scores import HeadScores
-from corelens.store import Run, read_numbers, write_whole
 from corelens.study.acceleration import speed_up
 from corelens.study.division import MEASURES
 from corelens.study.generality import TOP
-from corelens.study.outcomes import accuracy
 from corelens.study.run import Study, every_other
 from corelens.study.sparsity import EXCESS, shuffled
+from corelens.study.verdict import accuracy
 from corelens.viz import (
     accuracy_bars,
     depth_profiles,
@@ -33,7 +34,6 @@ from corelens.viz import (
     overlap_matrix,
     speed_against_accuracy,
 )
-from corelens.viz.report import Page
 
 
 def save(study: Study, folder: Path, choices: Mapping[str, Any]) -> dict[str, Any]:

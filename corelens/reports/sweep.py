@@ -1,10 +1,10 @@
 """The report of a sweep."""
 
-from corelens.reports.about import close
+from corelens.experiments.run_folder import Run, read_numbers
+from corelens.reports.common import close
+from corelens.reports.page import Page
 from corelens.scores import HeadScores
-from corelens.store import Run, read_numbers
 from corelens.viz import head_map, score_curve
-from corelens.viz.report import Page
 
 SHOWN = 20
 """Units in the table."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from corelens.heads import HeadSet
 from corelens.metrics import two_groups
 from corelens.scores import HeadScores
-from corelens.study.finding import Finding, estimate, p_value
+from corelens.study.verdict import Finding, estimate, p_value
 
 MEASURES = ("entropy", "vera", "visual_share", "spatial_entropy")
 

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corelens.metrics import depth_profile, overlap, spearman, stability_curve
-from corelens.metrics.selection import count_of
+from corelens.metrics.score_distribution import count_of
 from corelens.metrics.stability import top_heads
 from corelens.scores import HeadScores
-from corelens.study.finding import Effect, Finding, estimate, p_value
+from corelens.study.verdict import Effect, Finding, estimate, p_value
 
 TOP = 0.05
 """Share of heads that are called CoRe heads."""

@@ -2,10 +2,9 @@
 
 from collections.abc import Collection, Mapping
 
-from corelens.conditions import PLAIN, Conditions
+from corelens.experiments.conditions import PLAIN, Conditions
 from corelens.heads import HeadSet
-from corelens.study.finding import Effect, Finding, estimate_mean, unknown
-from corelens.study.outcomes import lowest_accuracy, per_sample
+from corelens.study.verdict import Effect, Finding, estimate_mean, lowest_accuracy, per_sample, unknown
 
 CONTROLS = ("next-ranked", "random", "random, same layers")
 

@@ -11,26 +11,25 @@ from typing import Any, Literal
 import torch
 from accelerate import dispatch_model
 
-from corelens.ablating import ablate_all, with_controls
-from corelens.accelerating import Accelerated, accelerate_all, longest_prompt
-from corelens.conditions import Conditions, check_scoring
 from corelens.data import BoxUnit, Sample
+from corelens.experiments.ablation import ablate_all, with_controls
+from corelens.experiments.conditions import Conditions, check_scoring
+from corelens.experiments.resumable import named
+from corelens.experiments.scan import scan_all
+from corelens.experiments.sparse_eval import Accelerated, accelerate_all, longest_prompt
 from corelens.heads import Head, HeadSet
 from corelens.model import HookedMLLM
-from corelens.parts import named
 from corelens.progress import whole
-from corelens.scanning import scan_all
 from corelens.scores import HeadScores
 from corelens.sparse import Streaming
-from corelens.sparse.budgets import plans_and_controls
-from corelens.study.acceleration import acceleration
+from corelens.sparse.controls import plans_and_controls
+from corelens.study.acceleration import Timing, acceleration, timing
+from corelens.study.budget import FULL, SCANNED, Size, Texts, halves, pieces
 from corelens.study.division import division
-from corelens.study.finding import Finding
 from corelens.study.generality import TOP, generality
 from corelens.study.necessity import necessity
-from corelens.study.size import FULL, SCANNED, Size, Texts, halves, pieces
 from corelens.study.sparsity import EXCESS, sparsity
-from corelens.study.timing import Timing, timing
+from corelens.study.verdict import Finding
 
 
 @dataclass(frozen=True)

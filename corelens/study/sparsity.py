@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corelens.metrics import Metric, lorenz_curve, rho
-from corelens.metrics.selection import count_of
+from corelens.metrics.score_distribution import count_of
 from corelens.scores import HeadScores
-from corelens.study.finding import Finding, estimate
+from corelens.study.verdict import Finding, estimate
 
 EXCESS = Metric(
     "ram_excess",

@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 from corelens.heads import HeadSet
 from corelens.metrics import depth_profile, lorenz_curve, rho
 from corelens.scores import HeadScores
-from corelens.viz.look import ACCENT, QUIET, colours, styled
+from corelens.viz.style import ACCENT, QUIET, colours, styled
 
 
 def score_curve(scores: HeadScores, chosen: HeadSet) -> go.Figure:

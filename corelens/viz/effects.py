@@ -7,8 +7,8 @@ import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb
 from scipy.stats import binomtest
 
-from corelens.causal.doses import DoseCurve
-from corelens.viz.look import QUIET, colours, styled
+from corelens.experiments.ablation import DoseCurve
+from corelens.viz.style import QUIET, colours, styled
 
 
 def dose_curves(curve: DoseCurve, n_samples: int | None = None) -> go.Figure:

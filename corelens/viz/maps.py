@@ -11,7 +11,7 @@ from torch import Tensor
 
 from corelens.heads import Head, HeadSet
 from corelens.scores import HeadScores, agreement
-from corelens.viz.look import ACCENT, QUIET, cells, colour_bar, colour_range, require_names, styled
+from corelens.viz.style import ACCENT, QUIET, cells, colour_bar, colour_range, require_names, styled
 
 Measure = Literal["jaccard", "shared", "spearman", "rank_biased_overlap"]
 _MEASURES = {

@@ -1,7 +1,7 @@
 """Check that rearranging the code changes no number.
 
-`python tests/helpers/golden.py FILE` writes digests of scans, interventions, rows, sparse generation, drawn samples, the
-demo and a run folder; where FILE exists it compares them, names what differs, and exits with 1. Digests of floating
+`python tests/helpers/golden.py FILE` writes digests of scans, interventions, rows, sparse generation, drawn samples,
+the demo and a run folder; where FILE exists it compares them, names what differs, and exits with 1. Digests of floating
 point numbers are those of one machine; `tests/test_golden.py` keeps those that are the same everywhere.
 """
 
@@ -17,10 +17,9 @@ import numpy as np
 import torch
 
 import corelens as cl
-from corelens import data
+from corelens import data, toy
 from corelens.data import Sample
 from corelens.demo import run_demo
-from corelens.toy import worlds
 
 
 def digest(*values: Any) -> str:
@@ -45,8 +44,8 @@ def of_samples(samples: Iterable[Sample]) -> str:
 
 def samples() -> dict[str, str]:
     """Five samples of every synthetic and toy world; the same on every machine."""
-    drawn = {f"toy {name}": of_samples(draw(5, 3)) for name, draw in worlds.SAMPLES.items()}
-    drawn |= {f"text {task}": of_samples(worlds.texts(5, 3, task)) for task in worlds.TEXT_TASKS}
+    drawn = {f"toy {name}": of_samples(draw(5, 3)) for name, draw in toy.SAMPLES.items()}
+    drawn |= {f"text {task}": of_samples(toy.texts(5, 3, task)) for task in toy.TEXT_TASKS}
     drawn |= {name: of_samples(getattr(data, name)(5, seed=3)) for name in ("charts", "documents", "photographs")}
     return drawn | {"haystacks": of_samples(data.haystacks(3, seed=3))}
 
@@ -54,7 +53,7 @@ def samples() -> dict[str, str]:
 def numbers() -> dict[str, Any]:
     """What the library computes with a shipped model."""
     model = cl.HookedMLLM.from_pretrained("corelens/toy")
-    scenes = list(worlds.scenes(20, seed=1))
+    scenes = list(toy.scenes(20, seed=1))
     inputs = model.prepare([list(sample.images) for sample in scenes[:4]], [sample.question for sample in scenes[:4]])
     with tempfile.TemporaryDirectory() as folder:
         scores = cl.scan_all(model, scenes, ["ram", "write_ram", "entropy"], out=Path(folder, "run"))
@@ -67,8 +66,9 @@ def numbers() -> dict[str, Any]:
             zeroed = model(inputs)
         with model.hooks(fwd_hooks=cl.ablate(core, "mean", cl.mean_outputs(model, scenes[4:8]))):
             meaned = model(inputs)
-        clean, corrupted = model.prepare([list(scenes[0].images)], ["which digit is red ?"]), model.prepare(
-            [list(scenes[1].images)], ["which digit is red ?"]
+        clean, corrupted = (
+            model.prepare([list(scenes[0].images)], ["which digit is red ?"]),
+            model.prepare([list(scenes[1].images)], ["which digit is red ?"]),
         )
         _, other = model.run_with_cache(corrupted)
         with model.hooks(fwd_hooks=cl.patch(other, corrupted.tokens, clean.tokens, "z", heads=core)):

@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from corelens.data.reading import BadRow, Row, Samples, folder_of, get, read_rows, text
+from corelens.data.readers.base import BadRow, Row, Samples, folder_of, get, read_rows, text
 from corelens.data.sample import Sample
 
 TASKS = ("plotQA", "needle", "ego", "count", "order", "anomaly_reco", "topic_reasoning", "sub_scene", "summary")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from corelens.data.reading import (
+from corelens.data.readers.base import (
     BadRow,
     Row,
     Samples,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from corelens.data.reading import BadRow, Row, Samples, files_in, folder_of, listed, needed, read_rows, table, text
+from corelens.data.readers.base import BadRow, Row, Samples, files_in, folder_of, listed, needed, read_rows, table, text
 from corelens.data.sample import Evidence, Sample
 
 FORMATS = ("Str", "Int", "Float", "List", "None")

@@ -5,7 +5,7 @@ from functools import partial
 from os import PathLike
 from typing import Any
 
-from corelens.data.reading import (
+from corelens.data.readers.base import (
     BadRow,
     Row,
     Samples,

@@ -7,8 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from corelens.data.scoring.short import anls
-from corelens.data.scoring.strings import numbers_in, without_articles
+from corelens.data.scoring.rules import anls, numbers_in, without_articles
 
 NOT_ANSWERABLE = "Not answerable"
 

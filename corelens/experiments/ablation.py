@@ -1,0 +1,193 @@
+"""Accuracy without some heads and without others, over many samples, in parts that are complete or absent."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from os import PathLike
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from corelens.causal import answers
+from corelens.data import BoxUnit, Sample
+from corelens.experiments.conditions import PLAIN, Conditions, check_scoring
+from corelens.experiments.resumable import Samples, described, here, in_parts, named, prepared
+from corelens.experiments.sweep import Removal, check_removal, stand_ins
+from corelens.heads import HeadSet
+from corelens.hf.module_outputs import seeing_once
+from corelens.hooks.positions import Phase
+from corelens.interventions import ablate, knock_out
+from corelens.model import HookedMLLM
+from corelens.scores import HeadScores
+
+
+@dataclass(frozen=True)
+class DoseCurve:
+    """Accuracy by share of heads ablated, for every way of choosing them."""
+
+    fractions: tuple[float, ...]
+    heads: dict[str, list[list[HeadSet]]]
+    """By choice, then fraction, then seed; choices without chance have one set, impossible ones none."""
+
+    accuracy: dict[str, list[list[float]]]
+    """In the same order."""
+
+    def mean(self, choice: str) -> list[float]:
+        """Over seeds, by fraction; NaN where the choice is impossible."""
+        return [float(np.mean(values)) if values else float("nan") for values in self.accuracy[choice]]
+
+    def sd(self, choice: str) -> list[float]:
+        """Over seeds, by fraction; zero for choices without chance."""
+        return [float(np.std(values)) if values else float("nan") for values in self.accuracy[choice]]
+
+
+def dose_curve(
+    scores: HeadScores,
+    accuracy: Callable[[HeadSet], float],
+    fractions: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
+    seeds: Sequence[int] = range(5),
+) -> DoseCurve:
+    """Accuracy without more and more heads: the top, next and bottom ones, random ones, random ones of the same layers.
+
+    Random heads are drawn outside the top ones, so that neither they nor the next ones exist beyond one half; of the
+    same layers there may be too few earlier.
+
+    Args:
+        scores: What heads are ranked by.
+        accuracy: Measures it without some heads: `lambda heads: answers(model, batches, ablate(heads)).accuracy`.
+        fractions: Shares of all heads.
+        seeds: Of the random draws.
+    """
+    choices: dict[str, Callable[[float], list[HeadSet]]] = {
+        "top": lambda fraction: [scores.top(fraction)],
+        "next": lambda fraction: [scores.next(fraction)],
+        "bottom": lambda fraction: [scores.bottom(fraction)],
+        "random": lambda fraction: [scores.random(seed, fraction) for seed in seeds],
+        "random, same layers": lambda fraction: [scores.layer_matched_random(seed, fraction) for seed in seeds],
+    }
+    # Wrong fractions are said before anything runs.
+    for fraction in fractions:
+        scores.top(fraction)
+    heads = {name: [_if_possible(choose, fraction) for fraction in fractions] for name, choose in choices.items()}
+    measured: dict[str, list[list[float]]] = {name: [] for name in choices}
+    with tqdm(total=sum(len(sets) for by_fraction in heads.values() for sets in by_fraction), desc="doses") as bar:
+        for name, by_fraction in heads.items():
+            for sets in by_fraction:
+                measured[name].append([])
+                for some in sets:
+                    measured[name][-1].append(accuracy(some))
+                    bar.update()
+    return DoseCurve(tuple(fractions), heads, measured)
+
+
+def _if_possible(choose: Callable[[float], list[HeadSet]], fraction: float) -> list[HeadSet]:
+    try:
+        return choose(fraction)
+    except ValueError:
+        # Too few other heads.
+        return []
+
+
+PART = 16
+"""Samples that are kept or lost together when an ablation is interrupted: each is answered under every condition."""
+
+
+def with_controls(scores: HeadScores, top: float | int, seeds: Sequence[int] = range(5)) -> dict[str, list[HeadSet]]:
+    """The top heads, and as many of every kind that they are compared with.
+
+    Random heads of the same layers are left out where most heads of a layer are top heads.
+
+    Raises:
+        ValueError: If there are too few other heads.
+    """
+    chosen = scores.top(top)
+    crowded = any(2 * len(heads) > scores.exist[layer].sum() for layer, heads in chosen.by_layer().items())
+    matched = [] if crowded else [scores.layer_matched_random(seed, top) for seed in seeds]
+    return {
+        "top": [chosen],
+        "next-ranked": [scores.next(top)],
+        "random": [scores.random(seed, top) for seed in seeds],
+        **({"random, same layers": matched} if matched else {}),
+        "bottom": [scores.bottom(top)],
+    }
+
+
+def ablate_all(
+    model: HookedMLLM,
+    samples: Samples,
+    conditions: Mapping[str, Sequence[HeadSet]],
+    how: Removal | Literal["blind"] = "zero",
+    phase: Phase = "both",
+    batch_size: int = 16,
+    max_new_tokens: int = 32,
+    box_unit: BoxUnit | None = None,
+    chosen_by: str | None = None,
+    out: str | PathLike[str] | None = None,
+) -> Conditions[HeadSet]:
+    """Greedy answers with nothing removed and with each set of heads removed, scored by the rule of their data set.
+
+    Args:
+        model: The model.
+        samples: Questions with media, or without as a control; a mapping if there are several data sets.
+        conditions: The sets of heads by what they are; several where they are drawn by chance, one for each seed.
+        how: What is put in the place of what the heads found; measured on the samples that have media, all of which
+            must then be whole. `blind`: heads stay, and from the question on may not look at pictures.
+        phase: Whether heads are removed in the prompt (`prefill`), while an answer is generated (`decode`) or in both.
+        batch_size: Most samples a pass; fewer after running out of memory.
+        max_new_tokens: Where answers are cut off.
+        box_unit: The unit in which the model says boxes, for samples that ask for one.
+        chosen_by: Whose scores chose the heads, which `out` says too.
+        out: A folder that keeps finished parts. The same ablation into the same folder goes on where it was
+            interrupted.
+
+    Raises:
+        ValueError: If a head does not exist, a choice is not known, there is no sample, none can be asked, one has no
+            rule that can score it, or `out` holds another run; names the difference.
+        RuntimeError: If another process is writing to `out`.
+    """
+    if how != "blind":
+        check_removal(how)
+    ablate([], phase=phase)
+    every = named(samples)
+    check_scoring(every, box_unit)
+    all_sets = {PLAIN: [HeadSet((), "nothing removed")]} | {name: list(sets) for name, sets in conditions.items()}
+    model.check_heads(head for sets in all_sets.values() for heads in sets for head in heads)
+
+    @cache
+    def remove() -> Callable[[HeadSet], Any]:
+        # Not before samples are missing: stand-ins cost a pass over all of them.
+        if how == "blind":
+            return partial(_blinded, phase=phase)
+        seen = (sample for _, sample in every if sample.images or sample.videos)
+        return partial(ablate, how=how, instead=stand_ins(model, seen, how), phase=phase)
+
+    def measure(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _unit"]]:
+        asked = [(batch, prepared(model, batch))]
+
+        def without(heads: HeadSet) -> Float[Tensor, "batch"]:
+            found = answers(model, asked, remove()(heads), max_new_tokens, box_unit=box_unit)
+            return found.scores.masked_fill(~found.parsed, torch.nan)
+
+        with seeing_once(model.hf_model):
+            return {name: torch.stack([without(heads) for heads in sets], 1) for name, sets in all_sets.items()}
+
+    choices = {
+        "how": how,
+        "phase": phase,
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+        "box_unit": box_unit,
+        "chosen_by": chosen_by,
+        "conditions": {name: [str(heads) for heads in sets] for name, sets in all_sets.items()},
+    }
+    whole = in_parts("ablate", every, PART, described(model), choices, out, here(batch_size, measure))
+    return Conditions(all_sets, whole.values, whole.samples, whole.datasets, whole.skipped)
+
+
+def _blinded(heads: HeadSet, phase: Phase) -> Any:
+    """Hooks that keep heads from looking at pictures and videos from the question on."""
+    return [hook for keys in ("image", "video") for hook in knock_out(heads, "from_question", keys, phase=phase)]

@@ -1,0 +1,13 @@
+"""The front end: plain JavaScript, one idea a file, joined into the one module that notebooks take."""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+PARTS = (
+    "elements", "numbers", "questions", "canvas", "interaction", "pictures", "heads", "answers", "figure", "files", 
+    "header", "explorer",
+)  # fmt: skip
+"""In this order; all share one scope, and the last one exports what notebooks call."""
+
+MODULE = "\n".join((FOLDER / f"{part}.js").read_text(encoding="utf-8") for part in PARTS)
+STYLE = (FOLDER / "explorer.css").read_text(encoding="utf-8")

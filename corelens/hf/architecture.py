@@ -1,0 +1,329 @@
+"""Where a Hugging Face model keeps its layers and heads: one of the two files that know its insides.
+
+No architecture is named here. A module's code says whether it asks transformers for its attention function, what it
+does with the outcome, and of which parts a layer is built.
+"""
+
+import inspect
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from corelens.errors import see
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionSite:
+    """One module that asks transformers for its attention function."""
+
+    module: nn.Module
+    config: PreTrainedConfig
+    """Names the function; layers share it."""
+
+    n_heads: int
+
+    crossing: bool = False
+    """Whether its keys are something else than the sequence."""
+
+    w_o: nn.Linear | None = None
+    """Takes the heads' outputs side by side and writes them to the residual stream; None if not found."""
+
+    gated: bool = False
+    """Whether something acts on the heads' outputs before they enter W_O: a gate, or a norm."""
+
+    mixing_norm: str = ""
+    """The norm over all heads together that stands before W_O, if there is one."""
+
+    packed: bool = False
+    """Whether several pictures or windows come side by side in one sequence, and attention stays within each."""
+
+    @property
+    def n_kv_heads(self) -> int:
+        """How many heads of keys and values its query heads share."""
+        return self.n_heads // getattr(self.module, "num_key_value_groups", 1)
+
+    @property
+    def d_head(self) -> int:
+        """Width of one head's output; zero if W_O was not found."""
+        return 0 if self.w_o is None else self.w_o.in_features // self.n_heads
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream; zero if W_O was not found."""
+        return 0 if self.w_o is None else self.w_o.out_features
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a hook point of the residual stream connects."""
+
+    module: nn.Module
+    side: Literal["input", "input in place", "output"]
+
+
+@dataclass(frozen=True)
+class LayerSite:
+    """One decoder layer."""
+
+    layer: int
+    """Absolute number of the layer, from zero."""
+
+    stack: nn.Module
+    """Runs the layers."""
+
+    block: nn.Module
+    attentions: dict[str, AttentionSite]
+    """`attn`, the layer's self-attention or its only attention, and `cross_attn` beside it."""
+
+    points: dict[str, Place]
+    """By hook point, e.g. `resid_pre`; only those that the layer has."""
+
+    missing: dict[str, str] = field(default_factory=dict)
+    """Why a layer lacks a hook point or `attn`."""
+
+
+KNOWN_BUGS = {
+    "phi4_multimodal": "transformers runs the vision encoder of phi4_multimodal causally under sdpa, its default, and "
+    "not under eager (Phi4MultimodalVisionAttention.is_causal is True). corelens shows what runs. Load it with "
+    "attn_implementation='eager', or set is_causal=False on these modules, for the model that was trained.",
+    "minimax_m3_vl": "the indexer of minimax_m3_vl counts padding, so that in a left-padded batch a sample's attention "
+    "depends on how much it is padded. Give it one sample at a time, or samples of one length.",
+}
+"""Faults of transformers that change what is measured, by model type; said when such a model is wrapped."""
+
+_VISION = re.compile("(?i:vision|visual|image)|ViT")
+_BETWEEN = re.compile("qformer|perceiver|project|audio", re.IGNORECASE)
+_OF_MEDIA = re.compile("vision|visual|image|audio|protein")
+"""What paths and classes say of vision towers, of what stands between them and the decoder, and of encoders."""
+
+HEAD_WIDTHS = ("v_head_dim", "head_dim", "attention_head_size", "key_value_proj_dim")
+HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "groups")
+"""What Hugging Face's attention modules call the width and the number of their heads, in order of preference."""
+
+
+def layer_sites(hf_model: PreTrainedModel) -> list[LayerSite]:
+    """One site per decoder layer, first layer first.
+
+    Raises:
+        TypeError: If the model takes no pictures, or its decoder computes attention on its own; names the class.
+    """
+    name, config = type(hf_model).__name__, hf_model.config
+    takes_pictures = (
+        config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+        or getattr(config, "image_token_id", None) is not None
+        or hasattr(config, "vision_config")
+    )
+    if not takes_pictures:
+        raise TypeError(
+            f"{name} takes no pictures: model type {config.model_type!r} has no vision configuration. corelens wraps "
+            f"image-text-to-text models; load one with HookedMLLM.from_pretrained or AutoModelForImageTextToText. "
+            f"{see('no-pictures')}"
+        )
+    # Any: Hugging Face sets these attributes at run time. Below this function they have types.
+    decoder: Any = hf_model.get_decoder()
+    found = {
+        path: module
+        for path, module in decoder.named_modules()
+        if _asks_for_attention(module) and not _OF_MEDIA.search(path)
+    }
+    if not found:
+        own = sorted({type(m).__name__ for m in decoder.modules() if "Attention" in type(m).__name__})
+        raise TypeError(
+            f"{name} is not supported: its text attention ({', '.join(own) or 'none found'}) does not ask transformers "
+            f"for an attention function but computes attention on its own, so its heads cannot be hooked. "
+            f"{see('own-attention')}"
+        )
+    # Encoder-decoders keep both in what transformers calls the decoder.
+    found = {path: module for path, module in found.items() if "decoder." in path} or found
+    numbered = {path: _numbered(path) for path in found}
+    where = next(iter(numbered.values()))[0]
+    layers = decoder.get_submodule(where)
+    attentions: dict[int, dict[str, AttentionSite]] = {layer: {} for layer in range(len(layers))}
+    for path, module in found.items():
+        other, layer, below = numbered[path]
+        crossing = bool(re.search("cross|enc", below, re.IGNORECASE))
+        if other != where and not crossing:
+            continue
+        # Idefics has its cross-attention in a list of its own, every so many layers.
+        layer *= len(layers) // len(decoder.get_submodule(other))
+        site = attention_site(module, decoder.get_submodule(path.rpartition(".")[0]), crossing)
+        attentions[layer]["cross_attn" if crossing else "attn"] = site
+    stack = decoder.get_submodule(where.rpartition(".")[0])
+    return [_layer_site(layer, stack, block, attentions[layer]) for layer, block in enumerate(layers)]
+
+
+def decoder_configs(hf_model: PreTrainedModel) -> list[PreTrainedConfig]:
+    """The configurations of the decoder and of the models within it: masks are made by these."""
+    decoder: nn.Module = hf_model.get_decoder()
+    configs = {id(module.config): module.config for module in decoder.modules() if isinstance(module, PreTrainedModel)}
+    return list(configs.values())
+
+
+def vision_sites(hf_model: PreTrainedModel, layers: list[LayerSite]) -> tuple[dict[int, AttentionSite], str]:
+    """The vision tower's attention by layer, and, if none can be seen, the reason.
+
+    Args:
+        hf_model: The model.
+        layers: Its decoder, whose attention is not the tower's.
+    """
+    # Any: not every model has these, and Hugging Face has no type for them.
+    model: Any = hf_model
+    in_decoder = {site.module for layer in layers for site in layer.attentions.values()}
+    found = {
+        path: module
+        for path, module in model.named_modules()
+        if module not in in_decoder
+        and _asks_for_attention(module)
+        and _VISION.search(f"{path} {type(module).__name__}")
+        and not _BETWEEN.search(f"{path} {type(module).__name__}")
+    }
+    if not found:
+        tower = model.get_encoder("image")
+        if tower is hf_model:
+            return {}, f"{type(hf_model).__name__} has no vision tower that transformers knows of."
+        return {}, f"its vision tower, {type(tower).__name__}, does not ask transformers for an attention function."
+    numbers = [int(number[1]) for path in found if (number := re.search(r"\.(\d+)\.", path))]
+    if len(set(numbers)) < len(found):
+        # Stages and twin attentions count from zero more than once.
+        numbers = list(range(len(found)))
+    sites = [
+        attention_site(module, model.get_submodule(path.rpartition(".")[0]), True) for path, module in found.items()
+    ]
+    return dict(zip(numbers, sites, strict=True)), ""
+
+
+def final_norm(stack: nn.Module) -> nn.Module | None:
+    """The last norm that the stack of layers uses; None if it uses none."""
+    parts = [getattr(stack, name, None) for name in _names_in_forward(stack)]
+    norms = [part for part in parts if isinstance(part, nn.Module) and "norm" in type(part).__name__.lower()]
+    return norms[-1] if norms else None
+
+
+def attention_site(module: nn.Module, parent: nn.Module, crossing: bool = False) -> AttentionSite:
+    """What an attention module says about itself.
+
+    Args:
+        module: It asks transformers for its attention function.
+        parent: The module that holds it, where BERT keeps its W_O.
+        crossing: Whether its keys are something else than the sequence.
+    """
+    names = _names_in_forward(module)
+    called = names[names.index("ALL_ATTENTION_FUNCTIONS") :]
+    after = {name: part for name in called if isinstance(part := getattr(module, name, None), nn.Module)}
+    linears = [part for part in after.values() if isinstance(part, nn.Linear)]
+    w_o = linears[-1] if linears else getattr(getattr(parent, "output", None), "dense", None)
+    norms = [name for name, part in after.items() if "norm" in type(part).__name__.lower()]
+    mixing = [name for name in norms if w_o and any(p.numel() == w_o.in_features for p in after[name].parameters())]
+    # Any: set at run time, and not by all.
+    said: Any = module
+    count = _first_number(module, HEAD_COUNTS)
+    if not count and w_o is not None and (width := _first_number(module, HEAD_WIDTHS)):
+        count = w_o.in_features // width
+    return AttentionSite(
+        module=module,
+        config=said.config,
+        n_heads=count or said.config.num_attention_heads,
+        crossing=crossing,
+        w_o=w_o,
+        gated=bool(norms) or "sigmoid" in names,
+        mixing_norm=mixing[0] if mixing else "",
+        packed="is_flash_attention_requested" in names and "cat" in names,
+    )
+
+
+def _layer_site(layer: int, stack: nn.Module, block: nn.Module, attentions: dict[str, AttentionSite]) -> LayerSite:
+    missing: dict[str, str] = {}
+    if list(attentions) == ["cross_attn"]:
+        attentions = {"attn": attentions["cross_attn"]}
+    points = {"resid_pre": Place(block, "input"), "resid_post": Place(block, "output")} | _inner_points(block)
+    if not attentions:
+        parts = ", ".join(type(part).__name__ for part in block.children() if "Norm" not in type(part).__name__)
+        missing["attn"] = f"layer {layer} has no softmax attention; it is made of {parts}"
+        points.pop("attn_out", None)
+    for name in ("attn_out", "resid_mid", "mlp_out"):
+        if name not in points:
+            missing[name] = f"how attention and MLP write to the residual stream in {type(block).__name__} is not known"
+    return LayerSite(layer, stack, block, attentions, points, missing)
+
+
+RESIDUAL_FORMS: dict[tuple[str, ...], dict[str, tuple[str, Literal["input in place", "output"]]]] = {
+    ("input_layernorm", "mixer", "post_attention_layernorm", "mlp"): {
+        "attn_out": ("mixer", "output"),
+        "resid_mid": ("post_attention_layernorm", "input in place"),
+        "mlp_out": ("mlp", "output"),
+    },
+    ("mixer", "operator_norm", "feed_forward", "ffn_norm"): {
+        "attn_out": ("mixer", "output"),
+        "resid_mid": ("ffn_norm", "input in place"),
+        "mlp_out": ("feed_forward", "output"),
+    },
+    # Norms on both sides of attention and MLP: the second one's output is what is added.
+    (
+        "input_layernorm", "mixer", "post_attention_layernorm",
+        "pre_feedforward_layernorm", "mlp", "post_feedforward_layernorm",
+    ): {
+        "attn_out": ("post_attention_layernorm", "output"),
+        "resid_mid": ("pre_feedforward_layernorm", "input in place"),
+        "mlp_out": ("post_feedforward_layernorm", "output"),
+    },
+    (
+        "input_layernorm", "mixer", "post_self_attn_layernorm",
+        "post_attention_layernorm", "mlp", "post_mlp_layernorm",
+    ): {
+        "attn_out": ("post_self_attn_layernorm", "output"),
+        "resid_mid": ("post_attention_layernorm", "input in place"),
+        "mlp_out": ("post_mlp_layernorm", "output"),
+    },
+    ("mixer", "post_attention_layernorm", "mlp", "post_feedforward_layernorm"): {
+        "attn_out": ("post_attention_layernorm", "output"),
+        "resid_mid": ("mlp", "input in place"),
+        "mlp_out": ("post_feedforward_layernorm", "output"),
+    },
+    # Attention and MLP side by side: there is no stream between them.
+    ("input_layernorm", "mixer", "mlp"): {"attn_out": ("mixer", "output"), "mlp_out": ("mlp", "output")},
+}  # fmt: skip
+"""Where attention and MLP write to the residual stream, by the parts that a layer's code uses, in order."""
+
+MIXERS = ("self_attn", "linear_attn", "conv")
+
+
+def _inner_points(block: Any) -> dict[str, Place]:
+    """Hook points inside a layer whose code uses nothing but the parts of a known form."""
+    used = {name: getattr(block, name, None) for name in _names_in_forward(block)}
+    parts = {
+        "mixer" if name in MIXERS else name: part
+        for name, part in used.items()
+        if isinstance(part, nn.Module) and not isinstance(part, nn.Dropout)
+    }
+    # Numbers scale what is added.
+    if any(isinstance(value, float | Tensor) for value in used.values()):
+        return {}
+    form = RESIDUAL_FORMS.get(tuple(parts), {})
+    return {point: Place(parts[part], side) for point, (part, side) in form.items()}
+
+
+def _first_number(module: nn.Module, names: tuple[str, ...]) -> int:
+    """The first of some attributes that is a number; zero if none is."""
+    return next((value for name in names if isinstance(value := getattr(module, name, None), int)), 0)
+
+
+def _asks_for_attention(module: nn.Module) -> bool:
+    names = _names_in_forward(module)
+    # The second name: Kosmos-2.5's vision tower looks the function up in a way that never finds one.
+    return "ALL_ATTENTION_FUNCTIONS" in names and "get_interface" in names
+
+
+def _names_in_forward(module: nn.Module) -> tuple[str, ...]:
+    """Global names and attributes that a module's forward uses, in order of first use."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return () if code is None else code.co_names
+
+
+def _numbered(path: str) -> tuple[str, int, str]:
+    """The list that a module stands in, its number there, and the path below: `layers.3.self_attn`."""
+    where, number, below = re.split(r"\.(\d+)\.", path, maxsplit=1)
+    return where, int(number), below

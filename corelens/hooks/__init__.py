@@ -1,0 +1,1 @@
+"""Hook points: what runs inside a forward pass, and at which positions."""

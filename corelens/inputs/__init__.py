@@ -1,0 +1,1 @@
+"""From pictures, videos and text to tensors and a `TokenMap`."""

@@ -1,0 +1,198 @@
+"""Pictures and videos as users have them: decoded, upright, and of videos the frames that a processor samples."""
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from transformers.utils.import_utils import is_av_available, is_torchcodec_available, is_torchvision_available
+from transformers.video_utils import VideoMetadata, load_video
+
+from corelens.errors import see
+
+Picture = Image.Image | str | PathLike | Callable
+"""A PIL image, the path of a file, or a function without arguments that returns a PIL image."""
+
+
+def load_picture(picture: object) -> Image.Image:
+    """A picture in RGB, upright, fully decoded.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is an address, or the file is no picture, is damaged, or is so large that decoding it would
+            exhaust memory.
+        TypeError: If it is neither a picture nor a path nor a function that returns a picture.
+    """
+    if callable(picture):
+        picture = picture()
+    if isinstance(picture, Image.Image):
+        return _decode(picture, "the picture")
+    if not isinstance(picture, str | PathLike):
+        hint = " PIL.Image.fromarray makes one of an array." if hasattr(picture, "shape") else ""
+        raise TypeError(f"a picture is a PIL image or a path, not {type(picture).__name__}.{hint}")
+    if "://" in str(picture):
+        raise ValueError(f"{picture} is an address, and nothing is fetched: download it and give the file.")
+    path = Path(picture)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no picture file {str(path)!r}.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            opened = Image.open(path)
+    except UnidentifiedImageError as cause:
+        raise ValueError(f"{str(path)!r} is not a picture that Pillow can read.") from cause
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as cause:
+        raise ValueError(
+            f"{str(path)!r} is too large to decode safely: Pillow's limit is {Image.MAX_IMAGE_PIXELS} pixels. Shrink "
+            f"it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+        ) from cause
+    with opened:
+        return _decode(opened, repr(str(path)))
+
+
+def _decode(picture: Image.Image, name: str) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(picture).convert("RGB")
+    except (OSError, SyntaxError) as cause:
+        raise ValueError(f"{name} is damaged and cannot be decoded: {cause}.") from cause
+
+
+# --- videos ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """All frames of a video, and how fast they follow each other.
+
+    A video in a file needs no such value: pass its path.
+    """
+
+    frames: Any
+    """An array [frame height width 3] of uint8, or a list of PIL pictures or of picture files, in order of time."""
+
+    fps: float
+    """Frames per second."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.fps) and self.fps > 0):
+            raise ValueError(f"fps={self.fps} is no speed: a video has a positive number of frames per second.")
+        if not hasattr(self.frames, "__len__") or isinstance(self.frames, str):
+            raise TypeError(
+                f"the frames of a video are an array or a list of pictures, not {type(self.frames).__name__}; "
+                f"pass the path of a video file as it is, without Video()."
+            )
+        if not len(self.frames):
+            raise ValueError("the video has no frames.")
+        shape, dtype = getattr(self.frames, "shape", None), getattr(self.frames, "dtype", None)
+        if shape is not None and (len(shape) != 4 or shape[-1] != 3 or "uint8" not in str(dtype)):
+            raise ValueError(
+                f"an array of frames is [frame height width 3] of uint8, and this one is {list(shape)} of {dtype}."
+            )
+
+
+Footage = Video | str | PathLike
+"""What stands for a video: its frames, or the path of a file."""
+
+
+class Clip(NamedTuple):
+    """The frames of a video that a model sees."""
+
+    frames: UInt8[np.ndarray, "frame height width 3"]
+    metadata: VideoMetadata
+    """`frames_indices` says which frames of the video these are."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.frames.shape[2], self.frames.shape[1]
+
+
+def load_clip(video: object, processor: Any) -> Clip:
+    """The frames that the model's own processor samples from a video; no others are decoded.
+
+    The times of a file's frames are taken from its average frame rate, as Hugging Face takes them.
+
+    Raises:
+        ImportError: If torchvision, which Hugging Face's video processors need, or a decoder for a file is missing.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the model takes no videos, or the video cannot be sampled or decoded.
+        TypeError: If it is neither a `Video` nor a path.
+    """
+    if not isinstance(video, Footage):
+        raise TypeError(
+            f"a video is the path of a file or corelens.Video(frames, fps), not {type(video).__name__}: frames alone "
+            f"do not say how fast they follow each other."
+        )
+    if not is_torchvision_available():
+        raise ImportError(
+            "Hugging Face's video processors need torchvision, which is not installed: pip install 'corelens[video]', "
+            f"then load the model again. Pictures need none. {see('torchvision')}"
+        )
+    if getattr(processor, "video_processor", None) is None:
+        raise ValueError(
+            f"this {type(processor).__name__} has no video processor: the model takes no videos, or its processor was "
+            f"saved or loaded without torchvision and must be loaded again."
+        )
+    if not isinstance(video, Video):
+        return _decoded(Path(video), processor.video_processor)
+    metadata = VideoMetadata(total_num_frames=len(video.frames), fps=float(video.fps))
+    metadata.frames_indices = _sampled(metadata, processor.video_processor)
+    if hasattr(video.frames, "shape"):
+        return Clip(np.asarray(video.frames)[metadata.frames_indices], metadata)
+    frames = [load_picture(video.frames[index]) for index in metadata.frames_indices]
+    if len(sizes := sorted({frame.size for frame in frames})) > 1:
+        raise ValueError(f"the frames of a video have one size, and these have several: {sizes}.")
+    return Clip(np.stack([np.asarray(frame) for frame in frames]), metadata)
+
+
+def _sampled(metadata: VideoMetadata, video_processor: Any) -> list[int]:
+    """Which frames of a video the processor samples."""
+    if not video_processor.do_sample_frames:
+        return list(range(metadata.total_num_frames))
+    settings = {name: getattr(video_processor, name, None) for name in video_processor.valid_kwargs.__annotations__}
+    try:
+        return [int(index) for index in video_processor.sample_frames(metadata=metadata, **settings)]
+    except (ValueError, TypeError, ZeroDivisionError, RuntimeError) as cause:
+        chosen = {name: settings[name] for name in ("fps", "num_frames") if settings.get(name) is not None}
+        raise ValueError(
+            f"the processor cannot sample a video of {metadata.total_num_frames} frames at {metadata.fps} frames per "
+            f"second by its settings {chosen} ({cause}). They are attributes of model.processor.video_processor; with "
+            f"do_sample_frames=False it takes every frame."
+        ) from cause
+
+
+def _decoded(path: Path, video_processor: Any) -> Clip:
+    """The sampled frames of a file, by Hugging Face's own loading."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no video file {str(path)!r}.")
+    backend = "torchcodec" if is_torchcodec_available() else "pyav" if is_av_available() else None
+    if backend is None:
+        raise ImportError(
+            f"nothing that decodes {str(path)!r} is installed: pip install torchcodec, or pip install av, or pass its "
+            f"frames as corelens.Video(frames, fps)."
+        )
+    chosen: list[int] = []
+
+    def choose(metadata: VideoMetadata, **_: Any) -> list[int]:
+        chosen.extend(_sampled(metadata, video_processor))
+        return chosen
+
+    try:
+        decoded, metadata = load_video(str(path), backend=backend, sample_indices_fn=choose)  # pyright: ignore[reportArgumentType]
+    except (OSError, RuntimeError, ValueError) as cause:
+        raise ValueError(f"{str(path)!r} cannot be decoded as a video by {backend}: {cause}") from cause
+    frames = np.asarray(decoded)
+    if frames.shape[-1] != 3:  # torchcodec puts colours first
+        frames = np.moveaxis(frames, 1, -1)
+    if len(frames) != len(chosen):
+        raise ValueError(
+            f"{str(path)!r} is damaged: it promises {metadata.total_num_frames} frames, but only {len(frames)} of the "
+            f"{len(chosen)} sampled ones could be decoded."
+        )
+    return Clip(frames, metadata)

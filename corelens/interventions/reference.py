@@ -1,0 +1,159 @@
+"""What heads find on a sample set, to stand in for what they find elsewhere."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from einops import einsum
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from corelens.data import Sample, prepared_batches
+from corelens.hooks.positions import Progress, Where
+from corelens.model import HookedMLLM
+from corelens.tokens import Role, TokenMap
+
+Point = Literal["z", "o_in", "q"]
+
+
+@dataclass(frozen=True, eq=False)
+class HeadOutputs:
+    """What every head found on a sample set: means, or a number of draws."""
+
+    values: dict[str, Float[Tensor, "draw role head d_head"]] = field(repr=False)
+    """By hook name. One role if all positions are pooled, else every `Role`; NaN where a role did not occur."""
+
+    point: Point
+    """At which hook point it was measured."""
+
+    measured_by: Literal["mean_outputs", "drawn_outputs"]
+    seed: int = 0
+    """Of the choice among draws."""
+
+    def check(self, name: str, where: Where, progress: Progress) -> None:
+        """Raises a ValueError if nothing was measured for that hook point, or for a role at those positions."""
+        if name not in self.values:
+            raise ValueError(f"nothing was measured at {name}, but at {', '.join(self.values)}: is it another model?")
+        positions = torch.arange(progress.n_prompt)
+        roles = self._roles(progress, positions)
+        absent = self.values[name].isnan().flatten(2).any(-1).all(0)
+        if (missing := absent.cpu()[roles] & where.select(progress, positions).cpu()).any():
+            role = Role(int(roles[missing][0]))
+            raise ValueError(f"nothing was measured for {role.name.lower()} positions: no sample of the set has any.")
+
+    def at(
+        self, name: str, progress: Progress, positions: Int[Tensor, "position"]
+    ) -> Float[Tensor, "sample position head d_head"]:
+        """What stands in at some positions of the sequence; the same draw every time for the same position."""
+        values = self.values[name]
+        roles = self._roles(progress, positions)
+        occurs = ~values.isnan().flatten(2).any(-1).cpu()
+        generator = torch.Generator().manual_seed(self.seed)
+        n = int(positions.max()) + 1
+        drawn = torch.randint(2**31, (n, progress.n_samples), generator=generator)[positions].T
+        nth = drawn % occurs.sum(0).clamp(min=1)[roles]
+        draw = occurs.to(torch.uint8).argsort(dim=0, descending=True, stable=True)[nth, roles]
+        return values[draw.to(values.device), roles.to(values.device)]
+
+    def _roles(self, progress: Progress, positions: Int[Tensor, "position"]) -> Int[Tensor, "sample position"]:
+        """Indices into the role axis; generated positions count as the prompt's last one."""
+        if all(values.shape[1] == 1 for values in self.values.values()):
+            return torch.zeros(progress.n_samples, len(positions), dtype=torch.long)
+        if progress.tokens is None:
+            raise ValueError("outputs by role need a token map, and these inputs have none: use model.prepare.")
+        return progress.tokens.role.cpu().long()[:, positions.clamp(max=progress.n_prompt - 1)]
+
+
+@torch.no_grad()
+def mean_outputs(
+    model: HookedMLLM, samples: Iterable[Sample], point: Point = "z", by_role: bool = False, batch_size: int = 16
+) -> HeadOutputs:
+    """Every head's output, averaged in float32 over the positions of all samples that are not padding.
+
+    Args:
+        model: The model.
+        samples: The sample set.
+        point: Heads' outputs before (`z`) or after a gate (`o_in`), or their queries (`q`).
+        by_role: Whether positions of each `Role` have their own mean.
+        batch_size: Samples a pass; for queries it is one.
+    """
+    sums: dict[str, Tensor] = {}
+    counts = torch.zeros(len(Role) if by_role else 1, device=model.device)
+
+    def begin(tokens: TokenMap) -> Callable[..., None]:
+        share = _roles(tokens, by_role)
+        counts.add_(share.sum((0, 1)))
+
+        def add(z: Tensor, hook: Any) -> None:
+            found = einsum(share.to(z.device), z.float(), "batch position role, batch position head d -> role head d")
+            sums[hook.name] = sums.get(hook.name, 0) + found
+
+        return add
+
+    _measure(model, samples, point, batch_size, begin)
+    values = {name: (total / counts[:, None, None].to(total))[None] for name, total in sums.items()}
+    return HeadOutputs(values, point, "mean_outputs")
+
+
+@torch.no_grad()
+def drawn_outputs(
+    model: HookedMLLM,
+    samples: Iterable[Sample],
+    point: Point = "z",
+    by_role: bool = False,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> HeadOutputs:
+    """Every head's output at one position of each sample, drawn at random; all heads share the position.
+
+    Args:
+        model: The model.
+        samples: The sample set.
+        point: As for `mean_outputs`.
+        by_role: Whether one position of each `Role` is drawn, to stand in for positions of that role.
+        batch_size: Samples a pass; for queries it is one.
+        seed: Of the draws, and later of the choice among them.
+    """
+    draws: dict[str, list[Tensor]] = {}
+    generator = torch.Generator().manual_seed(seed)
+
+    def begin(tokens: TokenMap) -> Callable[..., None]:
+        share = _roles(tokens, by_role).cpu()
+        order = torch.rand(share.shape, generator=generator).masked_fill(share == 0, -1)
+        position = order.argmax(1)  # [batch role]
+        occurs = (share > 0).any(1)
+
+        def keep(z: Tensor, hook: Any) -> None:
+            found = z[torch.arange(len(z))[:, None], position].float()
+            draws.setdefault(hook.name, []).append(found.masked_fill(~occurs[..., None, None].to(z.device), torch.nan))
+
+        return keep
+
+    _measure(model, samples, point, batch_size, begin)
+    return HeadOutputs({name: torch.cat(found) for name, found in draws.items()}, point, "drawn_outputs", seed)
+
+
+def _measure(
+    model: HookedMLLM,
+    samples: Iterable[Sample],
+    point: Point,
+    batch_size: int,
+    begin: Callable[[TokenMap], Callable[..., None]],
+) -> None:
+    names = [name for name in model.attn_names(point) if name in model.hook_dict]
+    if not names:
+        raise ValueError(f"no layer has hook_{point}: nothing stands between what heads find (z) and their W_O.")
+    # Queries are rotated by their positions, and some models count padding as such.
+    batch_size = 1 if point == "q" else batch_size
+    for _, inputs in prepared_batches(model, samples, batch_size, f"outputs ({point})"):
+        look = begin(inputs.tokens)
+        with model.hooks(fwd_hooks=[(name, look) for name in names]):
+            model(inputs)
+
+
+def _roles(tokens: TokenMap, by_role: bool) -> Float[Tensor, "batch position role"]:
+    """One for the role of each position, padding aside; one role for all if they are pooled."""
+    kept = ~tokens.padding
+    return (one_hot(tokens.role.long(), len(Role)) * kept[..., None] if by_role else kept[..., None]).float()

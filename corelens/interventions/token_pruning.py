@@ -1,0 +1,65 @@
+"""Visual tokens hidden from later layers: the rival way to read less of a picture, as a baseline for plans of heads."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import reduce
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from corelens.inputs.prepare import PreparedInputs
+from corelens.interventions import FwdHooks, hide
+from corelens.model import HookedMLLM
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """After a layer, the visual tokens that it attends to least are seen by no later layer.
+
+    Source: FastV (Chen et al. 2024), which drops the tokens and so saves their work. Here they are hidden by masks, for
+    what it does to answers; nothing is faster.
+    """
+
+    layer: int
+    """The last layer that sees all tokens, and whose attention from the prompt's last token, averaged over heads, ranks
+    them."""
+
+    share: float
+    """Share of each sample's visual tokens that stay, in (0, 1]."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must lie in (0, 1], and is {self.share}.")
+
+    @property
+    def name(self) -> str:
+        return f"{100 * self.share:g}% of the visual tokens after layer {self.layer}"
+
+
+@torch.no_grad()
+def pruned(model: HookedMLLM, inputs: PreparedInputs, pruning: Pruning) -> FwdHooks:
+    """Hooks that hide from later layers what a pruning drops of these inputs; a pass finds out what that is.
+
+    Raises:
+        ValueError: If the layer has no attention.
+    """
+    dropped = _dropped(model, inputs, pruning)
+    if not dropped.any():
+        return []
+    return hide((head.layer for head in model.heads if head.layer > pruning.layer), dropped)
+
+
+def _dropped(model: HookedMLLM, inputs: PreparedInputs, pruning: Pruning) -> Bool[Tensor, "batch position"]:
+    seen: list[Float[Tensor, "batch position"]] = []
+
+    def look(pattern: Float[Tensor, "batch head 1 position"], hook: Any) -> None:
+        seen.append(reduce(pattern, "batch head 1 position -> batch position", "mean"))
+
+    name = f"blocks.{pruning.layer}.attn.hook_pattern"
+    with model.hooks(fwd_hooks=[(name, look)], queries=inputs.tokens.last):
+        model(inputs)
+    visual = inputs.tokens.visual.to(seen[0].device)
+    rank = seen[0].masked_fill(~visual, -torch.inf).argsort(dim=-1, descending=True).argsort(dim=-1)
+    stay = (pruning.share * visual.sum(-1, keepdim=True)).round().clamp(min=1)
+    return (visual & (rank >= stay)).to(inputs.tokens.visual.device)

@@ -1,0 +1,178 @@
+"""Where to cut a ranking, and what share of the scores lies above the cut."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from diptest import diptest
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+
+
+def lorenz_curve(scores: Float[Tensor, "layer head"]) -> Float[Tensor, "head_number"]:
+    """Share of the positive scores that the first n heads hold, highest first, n from zero to all heads.
+
+    NaN, where there is no head, is left out; negative scores, which calibration makes, count as zero.
+
+    Examples:
+        >>> lorenz_curve(torch.tensor([[1.0, 3.0]]))
+        tensor([0.0000, 0.7500, 1.0000])
+    """
+    ordered = scores[~scores.isnan()].clamp(min=0).sort(descending=True).values
+    if not len(ordered) or ordered[0] <= 0:
+        raise ValueError("no head has a positive score, so none holds a share of the scores.")
+    return torch.cat([ordered.new_zeros(1), ordered.cumsum(0) / ordered.sum()])
+
+
+def rho(scores: Float[Tensor, "layer head"], share: float = 0.5) -> float:
+    """Smallest share of heads that together hold a share of the positive scores.
+
+    Source:
+        MMRetHeads (arXiv 2605.27243), there `rho_0.5` of calibrated scores: 0.04 to 0.10.
+    """
+    return n_holding(scores, share) / int((~scores.isnan()).sum())
+
+
+def n_holding(scores: Float[Tensor, "layer head"], share: float) -> int:
+    """Smallest number of heads that together hold a share of the positive scores."""
+    if not 0 < share <= 1:
+        raise ValueError(f"share={share} is outside (0, 1].")
+    reached = lorenz_curve(scores) >= share - 1e-6
+    return int(reached.to(torch.uint8).argmax())
+
+
+def elbow(scores: Float[Tensor, "*shape"]) -> int:
+    """How many of the highest scores stand before the elbow: where the sorted curve is farthest from its chord.
+
+    Source:
+        Localization heads (arXiv 2503.06287) cut at the point of maximum curvature; ours is the usual discrete form of
+        it (Satopaa et al. 2011, "Kneedle").
+    """
+    ordered = scores[~scores.isnan()].flatten().sort(descending=True).values
+    if len(ordered) < 3 or ordered[0] == ordered[-1]:
+        raise ValueError("there is no elbow: it needs three scores that are not all the same.")
+    height = (ordered - ordered[-1]) / (ordered[0] - ordered[-1])
+    across = torch.linspace(0, 1, len(ordered), device=ordered.device)
+    return max(1, int((height + across).argmin()))
+
+
+def localization_heads(
+    visual_share: Float[Tensor, "sample layer head"],
+    spatial_entropy: Float[Tensor, "sample layer head"],
+    n: int = 10,
+) -> Bool[Tensor, "sample layer head"]:
+    """Which heads are chosen in each sample: of those that look at the picture, the n with the lowest spatial entropy.
+
+    Heads look at the picture if their visual attention, averaged over samples, stands before the elbow of all heads'.
+    The mean over samples is the selection frequency that the authors rank by.
+
+    Args:
+        visual_share: Attention on all visual tokens from the last prompt token.
+        spatial_entropy: Of each head's attention on the picture (`spatial_entropy`).
+        n: Heads a sample.
+
+    Source:
+        Localization heads (arXiv 2503.06287). Theirs also leaves out maps whose mass lies in the bottom row of the
+        picture; set their entropy to infinity to do the same. Their code compares a head's index with the elbow's,
+        ours its attention.
+    """
+    if n < 1:
+        raise ValueError(f"n={n} is less than one head.")
+    mean = visual_share.nanmean(0)
+    looking = torch.where(mean.isnan(), -torch.inf, mean)
+    threshold = looking.flatten().sort(descending=True).values[elbow(mean) - 1]
+    entropy = torch.where((looking >= threshold) & spatial_entropy.isfinite(), spatial_entropy, torch.inf)
+    flat = rearrange(entropy, "sample layer head -> sample (layer head)")
+    order = flat.argsort(dim=-1, stable=True)[:, :n]
+    chosen = torch.zeros_like(flat, dtype=torch.bool).scatter_(-1, order, True) & flat.isfinite()
+    return chosen.view_as(entropy)
+
+
+def count_of(fraction: float, n_heads: int) -> int:
+    """How many heads a fraction is, rounded up: five percent of 96 heads are five.
+
+    Raises:
+        ValueError: If the fraction is not in (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction={fraction} is outside (0, 1]; 0.05 means five percent of all heads.")
+    # Rounding first: 0.07 * 100 is 7.000000000000001 in floating point, and seven heads are meant.
+    return math.ceil(round(fraction * n_heads, 9))
+
+
+class Division(NamedTuple):
+    """Whether scores fall into two groups."""
+
+    dip: float
+    """Distance of the scores' distribution from the nearest one with a single peak (Hartigan and Hartigan 1985)."""
+
+    p_value: float
+    """Chance of such a dip, or a larger one, if there were one peak. Small: there are two groups or more."""
+
+    threshold: float
+    """Where two fitted groups meet; meaningless unless the p-value is small."""
+
+    upper_share: float
+    """Share of heads above the threshold."""
+
+
+def two_groups(scores: Float[Tensor, "layer head"]) -> Division:
+    """Tests whether heads fall into a retrieving and a broad group, or form one continuum.
+
+    Scores span orders of magnitude, so their logarithm is tested. The dip test asks whether the distribution has more
+    than one peak; a mixture of two normal distributions says where they part.
+
+    Args:
+        scores: One number per head, e.g. retrieval attention mass; NaN where there is no head. Zero and negative
+            scores are taken as the smallest positive one.
+
+    Raises:
+        ValueError: If fewer than four heads have a score, or none a positive one.
+
+    Source:
+        The division is claimed by arXiv 2606.05843; how the authors tested it is not known. This test is corelens's.
+    """
+    known = scores[~scores.isnan()].double().flatten().cpu()
+    positive = known[known > 0]
+    if len(known) < 4 or not len(positive):
+        raise ValueError(f"{len(positive)} of {len(known)} scores are positive: too few to look for groups.")
+    logs = known.clamp(min=float(positive.min())).log().numpy()
+    # Any: the package does not say that it returns a pair.
+    tested: Any = diptest(logs)
+    mixture: Any = GaussianMixture(2, n_init=5, random_state=0).fit(logs[:, None])
+    low, high = np.sort(mixture.means_[:, 0])
+    upper = int(mixture.means_[:, 0].argmax())
+    grid = np.linspace(low, high, 1_000)
+    chance = mixture.predict_proba(grid[:, None])[:, upper]
+    threshold = float(grid[np.abs(chance - 0.5).argmin()])
+    return Division(float(tested[0]), float(tested[1]), float(np.exp(threshold)), float((logs > threshold).mean()))
+
+
+class DepthProfile(NamedTuple):
+    """Scores by relative depth."""
+
+    depth: Float[Tensor, "layer"]
+    """Zero for the first layer, one for the last, so that models of different depth can be compared."""
+
+    mean: Float[Tensor, "layer"]
+    """Mean score of the layer's heads; NaN for a layer without heads."""
+
+    share: Float[Tensor, "layer"]
+    """Share of all positive scores that the layer holds."""
+
+    centre: float
+    """Mean depth, weighted by the positive scores."""
+
+
+def depth_profile(scores: Float[Tensor, "layer head"]) -> DepthProfile:
+    """Where in the model's depth the scores lie."""
+    n_layers, n_heads = scores.shape
+    depth = torch.linspace(0, 1, n_layers) if n_layers > 1 else torch.zeros(1)
+    mass = scores.nan_to_num().clamp(min=0).cpu()
+    if mass.sum() <= 0:
+        raise ValueError("no head has a positive score, so there is no depth to speak of.")
+    centre = (repeat(depth, "layer -> layer head", head=n_heads) * mass).sum() / mass.sum()
+    return DepthProfile(depth, scores.nanmean(1).cpu(), mass.sum(1) / mass.sum(), float(centre))

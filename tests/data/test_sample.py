@@ -1,0 +1,175 @@
+"""From samples to prepared batches and from their evidence to positions."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from corelens import HookedMLLM, scan
+from corelens.data import Evidence, Sample, evidence_tokens, haystacks, prepared_batches
+from corelens.tokens import Box, Role, TokenMap, grid_boxes
+from tests.helpers import processors, tiny
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return HookedMLLM(tiny.build("qwen3_vl"), processors.build("qwen3_vl"))
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (112, 96)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8))
+
+
+def video_map(n_views: int = 3, first: float = 0.0) -> TokenMap:
+    """A video of 40 x 20 pixels seen in views of one second and 2 x 4 tokens each, after one structural token."""
+    n = 8 * n_views
+    view = torch.arange(n_views).repeat_interleave(8)
+
+    def after_one(values: torch.Tensor, filler: float) -> torch.Tensor:
+        return torch.cat([torch.full_like(values[:1], filler), values])[None]
+
+    begins = view.float() + first
+    return TokenMap(
+        role=after_one(torch.full((n,), int(Role.VIDEO)), int(Role.STRUCTURAL)),
+        media=after_one(torch.zeros(n, dtype=torch.int64), -1),
+        view=after_one(view, -1),
+        overview=torch.zeros(1, n + 1, dtype=torch.bool),
+        row=after_one(torch.arange(2).repeat_interleave(4).repeat(n_views), -1),
+        column=after_one(torch.arange(4).repeat(2 * n_views), -1),
+        box=after_one(grid_boxes(Box(0, 0, 40, 20), 2, 4).repeat(n_views, 1), torch.nan),
+        seconds=after_one(torch.stack([begins, begins + 1], -1), torch.nan),
+        sizes=(((40, 20),),),
+    )
+
+
+def of_video(*evidence: Evidence) -> Sample:
+    return Sample("v", "q", "a", videos=("a.mp4",), evidence=evidence)
+
+
+def selected(mask: torch.Tensor) -> list[int]:
+    return mask[0].nonzero().flatten().tolist()
+
+
+def test_a_box_that_moves_through_a_video_is_followed_from_view_to_view():
+    left, right = Box(0, 0, 10, 10), Box(30, 10, 40, 20)
+    sample = of_video(Evidence(left, seconds=(0.0, 0.1)), Evidence(right, seconds=(2.5, 2.6)))
+    # One structural position, then eight tokens a view: the first of the first view, the last of the third.
+    assert selected(evidence_tokens([sample], video_map())) == [1, 24]
+
+
+def test_a_view_gets_the_boxes_of_all_frames_it_stands_for():
+    boxes = [Box(10 * step, 0, 10 * step + 10, 10) for step in range(3)]
+    sample = of_video(*(Evidence(box, seconds=(0.1 * step, 0.1 * step + 0.1)) for step, box in enumerate(boxes)))
+    assert selected(evidence_tokens([sample], video_map())) == [1, 2, 3]
+
+
+def test_evidence_without_a_box_is_all_of_the_picture_or_of_the_time():
+    assert selected(evidence_tokens([of_video(Evidence())], video_map())) == list(range(1, 25))
+    assert selected(evidence_tokens([of_video(Evidence(seconds=(1, 2)))], video_map())) == list(range(9, 17))
+
+
+def test_frames_before_the_first_sampled_one_are_no_evidence():
+    late = video_map(first=1.0)
+    box = Box(0, 0, 10, 10)
+    sample = of_video(Evidence(box, seconds=(0.0, 0.5)), Evidence(box, seconds=(1.0, 1.5)))
+    assert selected(evidence_tokens([sample], late)) == [1]
+    with pytest.raises(ValueError, match="sample v: no sampled frame shows its evidence"):
+        evidence_tokens([of_video(Evidence(box, seconds=(0.0, 0.5)))], late)
+
+
+def test_weights_and_fractions_count_once_where_regions_overlap():
+    whole, half = Box(0, 0, 10, 10), Box(0, 0, 5, 10)
+    sample = of_video(Evidence(whole, seconds=(0, 1), weight=0.5), Evidence(half, seconds=(0, 1)))
+    weighted = evidence_tokens([sample], video_map())
+    assert weighted.dtype == torch.float32
+    assert weighted[0, 1] == 1
+    fractions = evidence_tokens([sample], video_map(), "fraction")
+    assert fractions[0, 1] == 0.5
+    light = evidence_tokens([of_video(Evidence(half, seconds=(0, 1), weight=0.5))], video_map(), "fraction")
+    assert light[0, 1] == 0.25
+    assert float(fractions.sum()) == 0.5
+
+
+def test_a_batch_with_one_weighted_sample_is_weights_throughout(model: Any):
+    box = Box(30, 30, 60, 50)
+    samples = [
+        Sample("a", "Which digit is red?", "7", (picture(),), (Evidence(box),)),
+        Sample("b", "Red?", "7", (picture(1),), (Evidence(box, weight=0.25),)),
+    ]
+    ((batch, inputs),) = prepared_batches(model, samples, 2, "test")
+    mask = evidence_tokens(batch, inputs.tokens)
+    assert mask.shape == inputs["input_ids"].shape
+    assert mask[0].unique().tolist() == [0, 1]
+    assert mask[1].unique().tolist() == [0, 0.25]
+    assert torch.equal(mask[:1] > 0, inputs.tokens[0].inside(box))
+
+
+def test_all_of_a_picture_are_all_of_its_visual_tokens_and_of_no_other(model: Any):
+    sample = Sample("s", "Which digit is red?", "7", (picture(), picture(1)), (Evidence(media=1),))
+    ((batch, inputs),) = prepared_batches(model, [sample], 1, "test")
+    tokens = inputs.tokens
+    assert torch.equal(evidence_tokens(batch, tokens), tokens.image & (tokens.media == 1))
+    assert torch.equal(evidence_tokens(batch, tokens, "fraction"), (tokens.image & (tokens.media == 1)).float())
+
+
+def test_pictures_may_be_paths_or_functions_and_are_read_when_prepared(model: Any, tmp_path: Path):
+    picture().save(tmp_path / "a.png")
+    read = []
+
+    def drawn() -> Image.Image:
+        read.append(True)
+        return picture()
+
+    samples = [
+        Sample(name, "Which digit is red?", "7", (image,))
+        for name, image in (("given", picture()), ("path", tmp_path / "a.png"), ("function", drawn))
+    ]
+    assert not read
+    ((_, inputs),) = prepared_batches(model, samples, 3, "test")
+    assert read == [True]
+    pixels = inputs["pixel_values"].chunk(3)
+    assert torch.equal(pixels[0], pixels[1])
+    assert torch.equal(pixels[0], pixels[2])
+    assert [np.array_equal(sample.pictures[0], picture()) for sample in samples] == [True] * 3
+
+
+def test_a_prompt_puts_media_between_texts(model: Any):
+    prompt = ("Look at", 0, "and then at", 1, "Which digit is red?")
+    sample = Sample("s", "Which digit is red?", "7", (picture(), picture(1)), prompt=prompt)
+    plain = replace(sample, prompt=())
+    ((_, inputs), (_, other)) = prepared_batches(model, [sample, plain], 1, "test")
+    first, second = (inputs.tokens.media[0] == media for media in (0, 1))
+    between = inputs.tokens.question[0, int(first.nonzero()[-1]) : int(second.nonzero()[0])]
+    assert between.any()
+    assert int(inputs.tokens.question.sum()) > int(other.tokens.question.sum())
+    assert int(inputs.tokens.image.sum()) == int(other.tokens.image.sum())
+
+
+def test_a_scan_of_a_haystack_runs_from_seed_to_scores(model: Any):
+    samples = haystacks(1, lengths=(3,), depths=(0, 1))
+    scores = scan(model, samples, batch_size=1)
+    assert scores.samples == ("haystacks-0-0-3-0", "haystacks-0-0-3-1")
+    assert (scores.values > 0).all()
+
+
+def test_values_that_are_no_evidence_and_samples_that_do_not_fit_together():
+    with pytest.raises(ValueError, match=r"weight=0 is outside \(0, 1\]"):
+        Evidence(weight=0)
+    with pytest.raises(ValueError, match="media=-1 is negative"):
+        Evidence(media=-1)
+    with pytest.raises(ValueError, match=r"seconds=\(2, 1\) is no time"):
+        Evidence(seconds=(2, 1))
+    with pytest.raises(ValueError, match=r"sample s: evidence is in media \[1\], and there are 1"):
+        Sample("s", "q", "a", (picture(),), (Evidence(media=1),))
+    with pytest.raises(ValueError, match=r"sample s: the prompt places media \[1, 0\], and there are 2"):
+        Sample("s", "q", "a", (picture(), picture()), prompt=(1, "q", 0))
+
+
+def test_a_picture_that_cannot_be_read_is_named_with_its_samples(model: Any):
+    sample = Sample("lost", "q?", "a", ("nowhere.png",))
+    with pytest.raises(FileNotFoundError, match=r"samples lost to lost: there is no picture file 'nowhere\.png'"):
+        list(prepared_batches(model, [sample], 1, "test"))

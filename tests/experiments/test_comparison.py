@@ -1,0 +1,278 @@
+"""Heads of a run beside a published list or another run: against closed forms and loops, and what is refused."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+import corelens as cl
+from corelens import HeadScores, HeadSet, agreement, toy
+from corelens.cli import app
+from corelens.experiments.comparison import compared, in_thirds, mean_depth
+from corelens.head_formats import load_head_score_list, load_published
+from corelens.metrics import overlap, spearman, spearman_interval
+
+
+def scores(values: torch.Tensor, **about: Any) -> Any:
+    return HeadScores(values[None].float(), "mass", ("a",), **about)
+
+
+@pytest.fixture
+def run() -> Any:
+    """Nine layers of eight heads; the mean falls from L0H0 to L8H7."""
+    return scores(torch.arange(72, 0, -1.0).reshape(9, 8), model="tiny")
+
+
+# --- chance ---
+
+
+@settings(deadline=None)  # other work may hold the processor
+@given(st.data())
+def test_chance_is_the_hypergeometric_distribution_and_counts_what_draws_share(data: st.DataObject):
+    n = data.draw(st.integers(1, 8))
+    one = data.draw(st.sets(st.integers(0, n - 1)))
+    size = data.draw(st.integers(0, n))
+    draws = [len(one & set(drawn)) for drawn in combinations(range(n), size)]
+    other = set(data.draw(st.permutations(range(n)))[:size])
+    found = overlap(one, other, n)
+    assert found.shared == len(one & other)
+    assert found.expected == pytest.approx(sum(draws) / len(draws)) == pytest.approx(len(one) * size / n)
+    assert found.p_value == pytest.approx(sum(shared >= found.shared for shared in draws) / len(draws))
+    closed = sum(
+        math.comb(len(one), shared) * math.comb(n - len(one), size - shared)
+        for shared in range(found.shared, min(len(one), size) + 1)
+    )
+    assert found.p_value == pytest.approx(closed / math.comb(n, size))
+    assert sum(shared < found.low for shared in draws) <= 0.025 * len(draws)
+    assert sum(shared > found.high for shared in draws) <= 0.025 * len(draws)
+
+
+def test_sets_of_more_heads_than_there_are_have_no_chance():
+    with pytest.raises(ValueError, match="the sets name 3 heads of n_heads=2"):
+        overlap({1, 2}, {3}, 2)
+
+
+def test_the_interval_of_a_rank_correlation_holds_it_as_often_as_it_says():
+    draw = torch.Generator().manual_seed(0)
+    truth, n, held = 6 / math.pi * math.asin(0.6 / 2), 60, 0
+    for _ in range(300):
+        one, noise = torch.randn(2, 1, n, generator=draw)
+        low, high = spearman_interval(spearman(one, 0.6 * one + 0.8 * noise), n)
+        held += low < truth < high
+    assert 0.91 < held / 300 < 0.99
+    # By hand, where the correlation is zero: tanh(1.96 / sqrt(n - 3)).
+    assert spearman_interval(0.0, 19)[1] == pytest.approx(math.tanh(1.959964 / 4))
+    assert spearman_interval(1.0, 50)[0] > 0.999
+    assert spearman_interval(0.5, 3) == (-1, 1)
+
+
+# --- two sets ---
+
+
+def test_a_list_without_scores_is_compared_with_as_many_heads(run: Any):
+    listed = HeadSet.parse("L0H1, L5H5, L0H0")
+    found = compared(run, listed)
+    assert str(found.own) == "L0H0, L0H1, L0H2"
+    assert (found.overlap.shared, found.jaccard) == (2, 0.5)
+    assert found.ranks is not None
+    assert (found.ranks.spearman, found.ranks.n_heads) == (pytest.approx(-0.5), 3)  # of 3, 2, 1 beside 2, 1, 3
+    assert found.overlap.expected == pytest.approx(9 / 72)
+    assert compared(run, listed, 1).overlap.shared == 0  # the best of the list is L0H1
+    with pytest.raises(ValueError, match="n=4 means 4 of 3 heads; it must be between 1 and 3"):
+        compared(run, listed, 4)
+
+
+def test_ranks_are_over_the_heads_that_both_score(run: Any):
+    values = torch.full((9, 8), math.nan)
+    values[0, :4] = torch.tensor([4.0, 3.0, 1.0, 2.0])
+    found = compared(run, scores(values))
+    assert len(found.own) == 4
+    assert found.ranks is not None
+    assert found.ranks.n_heads == 4
+    assert found.ranks.spearman == pytest.approx(1 - 6 * 2 / (4 * 15))  # 1 - 6 sum d² / (n (n² - 1))
+    assert compared(run, scores(values.clamp(max=1.0))).ranks is None  # all alike
+    whole = compared(run, replace(run, values=run.values.flip(2)))
+    assert len(whole.own) == 4  # 5 % of 72, rounded up
+    assert whole.overlap.shared == 0
+    assert whole.ranks is not None
+    assert whole.ranks.n_heads == 72
+
+
+def test_what_is_of_another_model_is_refused(run: Any):
+    with pytest.raises(ValueError, match="the run has 9 layers of 8 heads, and the other 9 of 4"):
+        compared(run, scores(torch.ones(9, 4)))
+    hybrid = replace(run, values=run.values.clone())
+    hybrid.values[:, 3] = math.nan
+    for heads in ("L3H0", "L9H0", "L0H8"):
+        with pytest.raises(ValueError, match=f"{heads} is listed and has no score in the run, which has 9 layers of 8"):
+            compared(hybrid, HeadSet.parse(heads))
+
+
+def test_depth_is_relative_to_the_model():
+    heads = HeadSet.parse("L0H0, L4H1, L8H0, L8H1")
+    assert mean_depth(heads, 9) == pytest.approx((0 + 0.5 + 1 + 1) / 4)
+    assert in_thirds(heads, 9) == (1, 1, 2)
+    assert mean_depth(HeadSet.parse("L0H0"), 1) == 0
+
+
+# --- files of others ---
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"head_score_list": [["2-1", 0.5], ["0-3", 0.25]], "args": {}},
+        [["2-1", 0.5], ["0-3", 0.25]],
+        {"2-1": [0.4, 0.6], "0-3": [0.25]},
+        {"2-1": 0.5, "0-3": 0.25},
+        {"L2H1": 0.5, "L0H3": 0.25},
+    ],
+)
+def test_published_scores_are_read_in_their_forms(written: Any, tmp_path: Path):
+    (tmp_path / "list.json").write_text(json.dumps(written))
+    found = load_published(tmp_path / "list.json", 9, 8)
+    assert isinstance(found, HeadScores)
+    assert found.values.shape == (1, 9, 8)
+    assert found.n_heads == 2
+    assert (float(found.per_head[2, 1]), float(found.per_head[0, 3])) == (0.5, 0.25)
+
+
+@pytest.mark.parametrize(
+    "written", [["L2H1", "L0H3"], ["2-1", "0-3"], [[2, 1], [0, 3]], {"name": "by hand", "heads": ["L2H1", "L0H3"]}]
+)
+def test_published_names_are_read_in_their_forms_and_order(written: Any, tmp_path: Path):
+    (tmp_path / "list.json").write_text(json.dumps(written))
+    found = load_published(tmp_path / "list.json", 9, 8)
+    assert isinstance(found, HeadSet)
+    assert str(found) == "L2H1, L0H3"
+    with pytest.raises(ValueError, match="names heads without scores"):
+        load_head_score_list(tmp_path / "list.json")
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("nonsense", "does not hold a list of heads"),
+        ("3", "does not hold a list of heads"),
+        ('{"heads": 3}', "does not hold a list of heads"),
+        ('{"heads": ["L1H1"]}', "does not hold a list of heads"),
+        ('[["2-1", "high"]]', "does not hold a list of heads"),
+        ('{"2-1": []}', "does not hold a list of heads"),
+        ("[[1, -2]]", "must count from zero"),
+        ("[[1, 2, 3]]", "does not hold a list of heads"),
+        ('["L1"]', "'L1' is not a head"),
+        ('["1-2", "1-2"]', "L1H2 appears more than once"),
+        ('[["1-2", 1], ["L1H2", 2]]', "lists a head twice"),
+        ('[["1-2", NaN]]', "no finite number"),
+        ("[" * 9000, "does not hold a list of heads"),
+        ("[]", "lists no head"),
+        ('["L9H0"]', "lists L9H0, and the run has 9 layers of 8 heads: the list goes on to layer 9 and head 0"),
+        ('[["999999999-2", 1]]', "lists L999999999H2"),
+        (json.dumps({f"{layer}-{head}": 1 for layer in range(6) for head in range(4)}),
+         "scores all heads of 6 layers of 4 heads, and the run has 9 layers of 8"),
+    ],
+)  # fmt: skip
+def test_other_files_are_refused(written: str, message: str, tmp_path: Path):
+    (tmp_path / "list.json").write_text(written)
+    with pytest.raises(ValueError, match=message):
+        load_published(tmp_path / "list.json", 9, 8)
+
+
+# --- the command ---
+
+
+@pytest.fixture(scope="module")
+def scanned(toy_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    cl.scan_all(toy_model, toy.scenes(6, seed=0), ["vera", "ram"], out=folder / "scan")
+    cl.sweep_all(toy_model, toy.scenes(2, seed=0), out=folder / "sweep")
+    cl.sweep_all(toy_model, toy.scenes(2, seed=0), per="layer", out=folder / "layers")
+    return folder
+
+
+def invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["compare", *map(str, arguments)])
+
+
+def said(ran: Any) -> str:
+    return " ".join(ran.output.split())
+
+
+def test_the_command_says_and_writes_the_comparison(scanned: Path, tmp_path: Path):
+    ram = cl.HeadScores.load(scanned / "scan" / "ram.safetensors")
+    listed = cl.HeadSet((*ram.top(3).heads, cl.Head(0, 0)))
+    listed.save(tmp_path / "list.json")
+    ran = invoke(scanned / "scan", tmp_path / "list.json", "--metric", "ram", "--json", tmp_path / "both.json")
+    assert ran.exit_code == 0, ran.output
+    expected = compared(ram, listed)
+    found = json.loads((tmp_path / "both.json").read_text())
+    assert found["in both"] == [str(head) for head in ram.top(3)]
+    assert found["only in the other"] == ["L0H0"]
+    assert found["overlap"]["p"] == pytest.approx(expected.overlap.p_value)
+    assert found["overlap"]["by chance"] == pytest.approx(16 / 96, abs=1e-4)
+    assert found["depth"]["other"]["thirds"] == [1, 3, 0]
+    assert "top 4 of 96 heads" in said(ran)
+    assert "3 (75%)" in said(ran)
+    assert "on average; mostly in the middle third of the layers (3 of 4)" in said(ran)
+    assert "only in the other: L0H0" in said(ran)
+
+
+def test_runs_are_compared_with_runs(scanned: Path, tmp_path: Path):
+    with_itself = invoke(scanned / "scan", scanned / "scan", "--json", tmp_path / "same.json")
+    assert "5 (100%)" in said(with_itself)
+    assert "metric vera" in said(with_itself)  # which was asked for first
+    ran = invoke(scanned / "scan", scanned / "sweep", "--metric", "ram", "--top", 0.1, "--json", tmp_path / "two.json")
+    assert ran.exit_code == 0, ran.output
+    found = json.loads((tmp_path / "two.json").read_text())
+    files = [scanned / "scan" / "ram.safetensors", scanned / "sweep" / "sweep.safetensors"]
+    both = agreement(*map(HeadScores.load, files), n=0.1)
+    assert (found["top"], found["jaccard"]) == (10, pytest.approx(both.jaccard, abs=1e-4))
+    assert found["rank correlation"]["spearman"] == pytest.approx(both.spearman, abs=1e-4)
+    assert f"{both.spearman:.2f} [" in said(ran)
+    invoke(*files, "--top", 10, "--json", tmp_path / "files.json")
+    again = json.loads((tmp_path / "files.json").read_text())
+    for numbers in (found, again):
+        numbers["run"].pop("path"), numbers["other"].pop("path")
+    assert again == found
+
+
+def test_mistakes_of_the_command_are_named(scanned: Path, tmp_path: Path):
+    scan, other = scanned / "scan", tmp_path / "list.json"
+    other.write_text('["L0H0"]')
+    unfinished, unwritten, foreign = tmp_path / "unfinished", tmp_path / "unwritten", tmp_path / "foreign"
+    for folder in (unfinished, unwritten):
+        shutil.copytree(scan, folder)
+    (unfinished / "parts" / "00000.parquet").unlink()
+    for file in unwritten.glob("*.safetensors"):
+        file.unlink()
+    study = tmp_path / "study"
+    shutil.copytree(scan, study / "scan")
+    foreign.mkdir()
+    (foreign / "manifest.json").write_text("{}")
+    for arguments, message in {
+        (tmp_path / "none", other): "there is no run",
+        (foreign, other): "holds no run of corelens",
+        (study, other): f"is a study, which is several runs; take one of them, as {study / 'scan'}",
+        (unfinished, other): "is unfinished: 1 of its 1 parts are missing",
+        (unwritten, other): "holds no scores of heads. Its work is 'scan'",
+        (scanned / "layers", other): "holds no scores of heads. Its work is 'sweep'",
+        (other, other): "holds no head scores",
+        (scan, other, "--metric", "entropy"): "holds no scores by 'entropy'; it has ram, vera",
+        (scan, tmp_path / "none.json"): "none.json cannot be read",
+        (scan, other, "--top", 3): "n=3 means 3 of 1 heads; it must be between 1 and 1",
+        (scan, scan, "--top", 0): "outside (0, 1]",
+        (scan, scan, "--top", 97): "of 96 heads; it must be between 1 and 96",
+        (scan, other, "--json", tmp_path / "nowhere" / "x.json"): "cannot be written",
+    }.items():
+        ran = invoke(*arguments)
+        assert ran.exit_code == 2, (arguments, ran.output)
+        assert message in said(ran), (arguments, ran.output)

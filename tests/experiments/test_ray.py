@@ -1,0 +1,208 @@
+"""Scans on a Ray cluster of two nodes: the bytes of a scan in one process, whoever dies on the way."""
+
+import dataclasses
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from test_scanning import content, invoke
+
+from corelens import HookedMLLM, toy
+from corelens.data.readers.vidstg import FileFrames
+from corelens.experiments.ray import _Scanner, scan_on_ray
+from corelens.experiments.resumable import described
+from corelens.experiments.scan import scan_all
+
+
+@dataclasses.dataclass(frozen=True)
+class Late:
+    """A picture that is made when it is asked for; the first process that asks is killed."""
+
+    picture: Image.Image
+    killed: Path
+
+    def __call__(self) -> Image.Image:
+        if not self.killed.exists():
+            self.killed.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.picture
+
+
+def samples(folder: Path, n: int = 14) -> list[Any]:
+    """Pictures, functions that return them, and paths; the tenth kills."""
+    folder.mkdir(exist_ok=True)
+    made = list(toy.scenes(n, 3))
+    for index, sample in enumerate(made):
+        (picture,) = sample.images
+        assert isinstance(picture, Image.Image)
+        if index % 3 == 1:
+            picture.save(folder / f"{index}.png")
+            made[index] = dataclasses.replace(sample, images=(folder / f"{index}.png",))
+        if index == 9:
+            made[index] = dataclasses.replace(sample, images=(Late(picture, folder / "killed"),))
+    made[5] = dataclasses.replace(made[5], evidence=())
+    return made
+
+
+def toy_model() -> Any:
+    return HookedMLLM.from_pretrained("corelens/toy")
+
+
+def another_next_time(seen: Path) -> Any:
+    if seen.exists():
+        return HookedMLLM.from_pretrained("corelens/toy-natural")
+    seen.touch()
+    return toy_model()
+
+
+def fails() -> Any:
+    raise FileNotFoundError("there is no model here")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """Two nodes with room for one actor each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)  # actors know this file
+        from ray.cluster_utils import Cluster
+
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        nodes.add_node(num_cpus=1)
+        yield nodes.address
+        nodes.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _small_parts_and_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As actors with one CPU compute: other numbers of threads may round differently."""
+
+    monkeypatch.setattr(scanning, "PART", 4)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_a_killed_actor_costs_nothing_and_either_scan_goes_on_with_the_other(cluster: str, tmp_path: Path):
+    import ray
+
+    chosen, measures = samples(tmp_path / "pictures"), ["ram", "entropy"]
+    with pytest.warns(UserWarning, match="1 of 14 samples cannot be measured"):
+        found = scan_on_ray(toy_model, {"x": chosen}, measures, address=cluster, out=tmp_path / "ray", batch_size=3)
+    assert (tmp_path / "pictures" / "killed").exists()
+    assert not ray.is_initialized()
+    with pytest.warns(UserWarning, match="1 of 14 samples cannot be measured"):
+        expected = scan_all(toy_model(), {"x": chosen}, measures, out=tmp_path / "serial", batch_size=3)
+    whole = content(tmp_path / "serial")
+    assert len(whole) == 1 + 4 + 2
+    assert content(tmp_path / "ray") == whole
+    for name in measures:
+        assert torch.equal(found[name].values, expected[name].values)
+        assert (found[name].samples, found[name].skipped) == (expected[name].samples, expected[name].skipped)
+
+    for folder, scan in {
+        "serial": partial(scan_on_ray, toy_model, address=cluster, actors=1),
+        "ray": partial(scan_all, toy_model()),
+    }.items():
+        for name in ("parts/00001.parquet", "parts/00003.parquet", "ram.safetensors", "entropy.safetensors"):
+            (tmp_path / folder / name).unlink()
+        kept = tmp_path / folder / "parts" / "00002.parquet"
+        written = kept.stat().st_mtime_ns
+        with pytest.warns(UserWarning, match="1 of 14 samples cannot be measured"):
+            scan({"x": chosen}, measures, out=tmp_path / folder, batch_size=3)
+        assert content(tmp_path / folder) == whole
+        assert kept.stat().st_mtime_ns == written
+
+
+def test_errors_of_the_machines_come_back_as_they_are(cluster: str, tmp_path: Path):
+    import ray
+
+    ray.init(cluster, log_to_driver=False)
+    try:
+        with pytest.raises(FileNotFoundError, match="there is no model here"):
+            scan_on_ray(fails, toy.scenes(2, 0))
+        with pytest.raises(RuntimeError, match=r"makes another model than the first: weights '\w+', not '\w+'\."):
+            scan_on_ray(partial(another_next_time, tmp_path / "seen"), toy.scenes(2, 0), out=tmp_path / "run")
+        assert not list((tmp_path / "run" / "parts").iterdir())
+        with pytest.raises(ValueError, match="gpus=100, but the machines of the cluster have at most"):
+            scan_on_ray(toy_model, toy.scenes(2, 0), gpus=100)
+        generator = (sample for sample in ())
+        cannot = dataclasses.replace(next(toy.scenes(1, 0)), images=(lambda: next(generator),))
+        with pytest.raises(TypeError, match="a sample cannot travel to other machines: cannot pickle 'generator'"):
+            scan_on_ray(toy_model, [cannot])
+        assert ray.is_initialized()  # a connection that was there before stays
+    finally:
+        ray.shutdown()
+
+
+def test_the_command_scans_on_a_cluster_of_its_own(tmp_path: Path):
+    command = ("--data", "scenes=3", "--metric", "ram", "--json")
+    there = invoke(*command, "--out", tmp_path / "ray", "--ray", "local", "--actors", 1, "--gpus", 0)
+    assert there.exit_code == 0, there.output
+    here = invoke(*command, "--out", tmp_path / "serial")
+    assert there.stdout == here.stdout
+    assert content(tmp_path / "ray") == content(tmp_path / "serial")
+
+
+def test_mistakes_are_named_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import ray
+
+    def refused(address: str, *_: Any, **__: Any) -> None:
+        raise ConnectionError(address)
+
+    monkeypatch.setattr(ray, "init", refused)
+    scan = partial(scan_on_ray, fails, list(toy.scenes(2, 0)), out=tmp_path / "run")
+    for wrong in ("nonsense", "ray://here:10001", "here:there"):
+        with pytest.raises(ValueError, match=f"address='{wrong}' is neither `auto` nor `local` nor HOST:PORT"):
+            scan(address=wrong)
+    with pytest.raises(ConnectionError, match=r"no Ray cluster answers at 127\.0\.0\.1:9: .*refused"):
+        scan(address="127.0.0.1:9")
+    with pytest.raises(ConnectionError, match="this machine belongs to no Ray cluster: start one with `ray start"):
+        scan(address="auto")
+    with pytest.raises(ValueError, match="actors=0 is less than one"):
+        scan(actors=0)
+    with pytest.raises(ValueError, match="there is no measure 'rham'"):
+        scan(["rham"])
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"needs Ray, which is not installed: pip install 'corelens\[cluster\]'"):
+        scan()
+    assert not (tmp_path / "run").exists()
+    alone = invoke("--data", "scenes=2", "--out", tmp_path / "run", "--actors", 3)
+    assert alone.exit_code == 2
+    assert "give --ray too" in alone.output
+
+
+def test_a_machine_without_a_file_of_the_first_is_named(tmp_path: Path):
+    from corelens.experiments.scan import chosen
+
+    scanner = _Scanner(toy_model, described(toy_model()), chosen(["ram"]))
+    assert scanner({"number": 3, "samples": [], "files": [__file__]})["number"] == 3
+    with pytest.raises(
+        FileNotFoundError, match=r" has no file 'nowhere.png', which the machine that began the scan has"
+    ):
+        scanner({"number": 3, "samples": [], "files": [__file__, "nowhere.png"]})
+
+
+def test_frames_of_a_file_travel_while_they_are_decoded():
+    import pickle
+
+    frames = FileFrames(Path("video.mp4"), 3, 7)
+    frames._decoding = (frame for frame in ())
+    assert pickle.loads(pickle.dumps(frames)) == FileFrames(Path("video.mp4"), 3, 7)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_left_running() -> Iterator[None]:
+    yield
+    import psutil
+
+    left = [child for child in psutil.Process().children(recursive=True) if "/ray/" in " ".join(child.cmdline())]
+    assert not left

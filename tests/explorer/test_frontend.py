@@ -1,0 +1,411 @@
+"""The explorer in a real browser: what is clicked is what happens, and what is drawn is what was computed.
+
+Needs chromium (Debian: apt install chromium), which pip cannot install; .ci/run does.
+"""
+
+import io
+import json
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import uvicorn
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+import corelens as cl
+from corelens import toy
+from corelens.explorer import Explorer
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
+
+
+@pytest.fixture(scope="module")
+def explorer(toy_model: Any) -> Any:
+    values = torch_scores()
+    return Explorer(toy_model, toy.scenes(3, seed=0), cl.HeadScores(values, "retrieval attention mass", ("a",)))
+
+
+def torch_scores() -> Any:
+    """By which L2H4, L2H6, L2H10, L3H0 and L3H14 are the top five percent."""
+    values = torch.zeros(1, 6, 16)
+    values[0, [2, 2, 2, 3, 3], [4, 6, 10, 0, 14]] = torch.linspace(1, 0.5, 5)
+    return values
+
+
+@pytest.fixture(scope="module")
+def address(explorer: Any) -> Iterator[str]:
+    from corelens.explorer.server import page
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(page(explorer, "token"), log_level="error", lifespan="off", ws="none"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/token/"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        # Continuous integration runs as root, under whom Chromium has no sandbox. Only our own page is opened.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def opened(browser: Browser, address: str) -> Page:
+    page = browser.new_page(viewport={"width": 1300, "height": 1000})
+    page.set_default_timeout(60_000)
+    page.errors = []  # pyright: ignore
+    page.on("pageerror", lambda error: page.errors.append(str(error)))  # pyright: ignore
+    page.on("console", lambda said: page.errors.append(said.text) if said.type == "error" else None)  # pyright: ignore
+    page.goto(address)
+    settled(page)
+    return page
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    page = opened(browser, address)
+    yield page
+    assert not page.errors  # pyright: ignore
+    page.context.close()
+
+
+def settled(page: Page) -> None:
+    """Waits until what is shown is of the state that was chosen."""
+    page.wait_for_selector(".corelens[aria-busy=false] .answers table")
+
+
+def state(page: Page) -> dict[str, Any]:
+    """The state, as the address holds it."""
+    from urllib.parse import unquote
+
+    return json.loads(unquote(page.evaluate("location.hash").removeprefix("#view=")))
+
+
+def drawn(page: Page) -> np.ndarray:
+    """The pixels of the large picture."""
+    page.wait_for_function("() => document.querySelector('.panels canvas').width > 300")
+    return np.asarray(Image.open(io.BytesIO(page.locator(".panels canvas").first.screenshot())).convert("RGB"), float)
+
+
+def after(page: Page) -> str:
+    return page.locator(".answer.after strong").inner_text()
+
+
+def place(page: Page, x: float, y: float) -> dict[str, float]:
+    """Where a pixel of the original picture, 128 x 128, is on the canvas."""
+    box = page.locator(".panels canvas").first.bounding_box()
+    assert box
+    return {"x": x / 128 * box["width"], "y": y / 128 * box["height"]}
+
+
+def drag(page: Page, start: tuple[float, float], end: tuple[float, float], shift: bool = False) -> None:
+    box = page.locator(".panels canvas").first.bounding_box()
+    assert box
+    if shift:
+        page.keyboard.down("Shift")
+    page.mouse.move(box["x"] + start[0] / 128 * box["width"], box["y"] + start[1] / 128 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + end[0] / 128 * box["width"], box["y"] + end[1] / 128 * box["height"], steps=4)
+    page.mouse.up()
+    if shift:
+        page.keyboard.up("Shift")
+    settled(page)
+
+
+def test_choosing_a_head_changes_the_map(page: Page, explorer: Any):
+    before = drawn(page)
+    page.click("[data-head=L0H3]")
+    settled(page)
+    assert state(page)["heads"] == ["L0H3"]
+    assert np.abs(drawn(page) - before).mean() > 2
+    expect(page.locator(".pictures .readout")).to_contain_text("L0H3")
+    page.click("[data-head=L2H4]", modifiers=["Control"])
+    settled(page)
+    assert state(page)["heads"] == ["L2H4", "L0H3"]
+    assert page.locator(".others figure").count() == 1
+
+
+def test_what_looked_at_patch_is_lit_and_what_is_not_is_dark(page: Page, explorer: Any):
+    picture = np.asarray(explorer.samples["scene-test-0-0"].images[0].resize((8, 8), Image.Resampling.BOX), float)
+    shown = np.asarray(Image.fromarray(drawn(page).astype(np.uint8)).resize((8, 8), Image.Resampling.BOX), float)
+    (attention,) = explorer.look(explorer.first())["maps"]
+    cells = np.array(attention["cells"]).reshape(8, 8)
+    brighter = (shown - picture).sum(-1)
+    assert brighter[cells == cells.max()].mean() > 20
+    assert brighter[cells < 0.01].mean() < 0
+
+
+def test_values_are_told_under_the_pointer(page: Page, explorer: Any):
+    drawn(page)
+    page.locator(".panels canvas").first.hover(position=place(page, 104, 60))
+    (shown,) = explorer.look(explorer.first())["maps"]
+    expect(page.locator(".pictures .readout")).to_contain_text("row 3, column 6 · pixels 96 to 112, 48 to 64")
+    expect(page.locator(".pictures .readout")).to_contain_text(f"attention {shown['cells'][3 * 8 + 6]:.3g}"[:14])
+    page.hover("[data-head=L2H4]")
+    expect(page.locator(".map .readout")).to_contain_text("L2H4 · 0.9")
+    expect(page.locator(".map .readout")).to_contain_text("CoRe head")
+
+
+def test_ablating_changes_the_answer_and_undoing_gives_it_back(page: Page):
+    expect(page.locator(".answer.before strong")).to_have_text("green")
+    page.click("text=Ablate CoRe heads")
+    settled(page)
+    assert after(page) != "green"
+    assert sorted(state(page)["ablated"]) == ["L2H10", "L2H4", "L2H6", "L3H0", "L3H14"]
+    assert page.locator(".chip").count() == 5
+    page.click("text=Mean")
+    settled(page)
+    assert state(page)["how"] == "mean"
+    page.click("text=Undo")
+    page.click("text=Undo")
+    settled(page)
+    assert page.locator(".answer.after").count() == 0
+    page.click("text=Redo")
+    settled(page)
+    assert after(page) != "green"
+    page.click("text=Reset")
+    settled(page)
+    assert state(page)["ablated"] == []
+
+
+def test_a_click_ablates_when_that_is_chosen(page: Page):
+    page.click("[data-value=ablate]")
+    page.click("[data-head=L1H3]")
+    settled(page)
+    assert state(page)["ablated"] == ["L1H3"]
+    page.click("[data-head=L1H3]")
+    settled(page)
+    assert state(page)["ablated"] == []
+
+
+def test_a_region_drawn_with_shift_is_hidden(page: Page):
+    drag(page, (92, 50), (124, 80), shift=True)
+    (region,) = state(page)["regions"]
+    assert np.allclose(region["box"], [92, 50, 124, 80], atol=1)
+    assert after(page) != "green"
+    page.locator(".panels canvas").first.click(position=place(page, 100, 60), modifiers=["Shift"])
+    settled(page)
+    assert state(page)["regions"] == []
+    page.locator(".panels canvas").first.click(position=place(page, 100, 60), modifiers=["Shift"])
+    settled(page)
+    (region,) = state(page)["regions"]
+    assert region["box"] == [96, 48, 112, 64]
+
+
+def test_marked_evidence_is_what_heads_are_coloured_by(page: Page):
+    page.click("text=Mark evidence")
+    drag(page, (2, 2), (30, 30))
+    (region,) = state(page)["evidence"]
+    assert np.allclose(region["box"], [2, 2, 30, 30], atol=1)
+    page.hover("[data-head=L2H4]")
+    expect(page.locator(".map .readout")).not_to_contain_text("L2H4 · 0.9")
+
+
+def test_a_token_a_metric_and_an_order_can_be_chosen(page: Page):
+    page.click(".tokens >> text=colour")
+    settled(page)
+    assert page.locator(".tokens [aria-pressed=true]").inner_text() == "colour"
+    page.select_option("select", "entropy")
+    settled(page)
+    page.click("text=Highest first")
+    settled(page)
+    first = page.locator("[role=gridcell]").first
+    assert "rank 1 of 96" in (first.get_attribute("data-told") or "")
+
+
+def test_everything_can_be_done_by_keyboard(page: Page):
+    page.focus("[data-head=L2H10]")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowUp")
+    assert page.evaluate("document.activeElement.dataset.head") == "L3H9"
+    page.keyboard.press("Enter")
+    settled(page)
+    assert state(page)["heads"] == ["L3H9"]
+    page.keyboard.press("a")
+    settled(page)
+    assert state(page)["ablated"] == ["L3H9"]
+    assert page.evaluate("document.activeElement.dataset.head") == "L3H9"
+    page.locator("text=Highest first").focus()
+    page.keyboard.press("Enter")
+    settled(page)
+    assert page.evaluate("document.activeElement.textContent") == "Highest first"
+    page.focus(".panels canvas")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".pictures .readout")).to_contain_text("row 0, column 1")
+    page.keyboard.press("Shift+Enter")
+    settled(page)
+    assert state(page)["regions"] == [{"media": 0, "box": [16, 0, 32, 16], "seconds": None}]
+    page.keyboard.press("Control+z")
+    settled(page)
+    assert state(page)["regions"] == []
+
+
+def test_an_own_picture_and_question_are_asked(page: Page, tmp_path: Path):
+    Image.new("RGB", (160, 96), "red").save(tmp_path / "mine.png")
+    page.set_input_files("input[type=file]", tmp_path / "mine.png")
+    settled(page)
+    assert state(page)["sample"] == ""
+    assert len(state(page)["pictures"]) == 1
+    page.fill("input[type=text]", "which digit is red ?")
+    page.keyboard.press("Enter")
+    settled(page)
+    expect(page.locator(".tokens button").first).to_have_text("which")
+    shape = drawn(page).shape
+    assert abs(shape[1] / shape[0] - 160 / 96) < 0.02
+    expect(page.locator(".map .note")).to_contain_text("Mark the evidence")
+    expect(page.locator(".asked .note")).to_be_hidden()
+    page.fill("input[type=text]", "what is on the sofa ?")
+    page.keyboard.press("Enter")
+    expect(page.locator(".asked .note")).to_contain_text("does not know all of these words")
+
+
+def test_a_file_that_is_no_picture_is_refused_and_the_view_stays(browser: Browser, address: str, tmp_path: Path):
+    page = opened(browser, address)
+    (tmp_path / "notes.png").write_text("no picture")
+    page.set_input_files("input[type=file]", tmp_path / "notes.png")
+    expect(page.locator(".error")).to_contain_text("no picture that can be read")
+    page.click("text=Undo")
+    settled(page)
+    expect(page.locator(".answer.before strong")).to_have_text("green")
+    (tmp_path / "large.png").write_bytes(b"0" * (7 << 20))
+    page.set_input_files("input[type=file]", tmp_path / "large.png")
+    expect(page.locator(".error")).to_contain_text("At most 6 MiB")
+    (tmp_path / "other.json").write_text("[]")
+    page.set_input_files("input[type=file]", tmp_path / "other.json")
+    expect(page.locator(".error")).to_contain_text("other.json is no saved view")
+    page.context.close()
+
+
+def test_a_second_tab_has_a_state_of_its_own_and_links_restore_one(page: Page, browser: Browser, address: str):
+    page.click("text=Ablate CoRe heads")
+    settled(page)
+    other = opened(browser, address)
+    assert state(other)["ablated"] == []
+    other.click("[data-head=L0H0]")
+    settled(other)
+    linked = opened(browser, page.url)
+    assert state(linked) == state(page)
+    assert after(linked) == after(page)
+    page.reload()
+    settled(page)
+    assert len(state(page)["ablated"]) == 5
+    for one in (other, linked):
+        assert not one.errors  # pyright: ignore
+        one.context.close()
+
+
+def test_a_page_of_another_name_is_refused(browser: Browser, address: str):
+    page = browser.new_page()
+    # What DNS rebinding does: another name for this machine.
+    answer = page.goto(address.replace("127.0.0.1", "rebound.localhost"))
+    assert answer
+    assert answer.status == 400
+    assert "explorer" not in page.content()
+    page.context.close()
+
+
+def saved(page: Page, what: str) -> Path:
+    page.click("summary:has-text('Save')")
+    with page.expect_download() as download:
+        page.click(f"text={what}")
+    return download.value.path()
+
+
+def test_a_saved_view_restores_everything_with_its_pictures(
+    page: Page, browser: Browser, address: str, explorer: Any, tmp_path: Path
+):
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "mine.png")
+    page.set_input_files("input[type=file]", tmp_path / "mine.png")
+    settled(page)
+    page.click("[data-head=L4H4]")
+    settled(page)
+    kept = tmp_path / "view.json"
+    kept.write_bytes(saved(page, "View (JSON)").read_bytes())
+    assert json.loads(kept.read_text())["state"] == state(page)
+    explorer.prompts.uploads.clear()  # as if corelens had been started anew
+    other = opened(browser, address)
+    other.set_input_files("input[type=file]", kept)
+    settled(other)
+    expect(other.locator(".pictures .readout")).to_contain_text("L4H4")
+    assert state(other) == state(page)
+    other.context.close()
+
+
+def test_figures_code_and_pages_are_saved(page: Page, browser: Browser, tmp_path: Path):
+    page.click("text=Ablate CoRe heads")
+    settled(page)
+    figure = Image.open(saved(page, "Figure (PNG)"))
+    assert figure.width == 2800
+    assert len({*map(tuple, np.asarray(figure.convert("RGB").resize((100, 60))).reshape(-1, 3))}) > 50
+    assert "cl.ablate(cl.HeadSet.parse(" in saved(page, "Code (Python)").read_text()
+    still = tmp_path / "still.html"
+    still.write_bytes(saved(page, "Page (HTML)").read_bytes())
+    assert len(still.read_bytes()) < 200_000
+    offline = browser.new_context(offline=True).new_page()
+    offline.goto(still.as_uri())
+    expect(offline.locator(".answer.after strong")).to_have_text(after(page))
+    offline.hover("[data-head=L2H4]")
+    expect(offline.locator(".map .readout")).to_contain_text("L2H4")
+    assert not offline.locator("header .tools").is_visible()
+    offline.context.close()
+
+
+def test_nothing_is_wider_than_a_narrow_page(page: Page):
+    page.set_viewport_size({"width": 380, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 380
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read(page: Page, scheme: Any):
+    """Contrast of at least 4.5 to 1 (WCAG AA), for all text that is not switched off."""
+    page.emulate_media(color_scheme=scheme)
+    page.click("text=Ablate CoRe heads")
+    settled(page)
+    page.wait_for_timeout(400)
+    low = page.evaluate(CONTRAST)
+    assert not low
+
+
+CONTRAST = """() => {
+  const context = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgba = (colour) => {
+    context.clearRect(0, 0, 1, 1);
+    context.fillStyle = colour;
+    context.fillRect(0, 0, 1, 1);
+    return [...context.getImageData(0, 0, 1, 1).data];
+  };
+  const luminance = (rgb) => rgb.slice(0, 3).map((value) => value / 255)
+    .map((value) => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, value, index) => sum + value * [0.2126, 0.7152, 0.0722][index], 0);
+  const behind = (element) => {
+    for (let one = element; one; one = one.parentElement) {
+      const colour = rgba(getComputedStyle(one).backgroundColor);
+      if (colour[3] === 255) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const low = [];
+  for (const element of document.querySelectorAll(".corelens *")) {
+    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (!own || element.disabled || !element.checkVisibility()) continue;
+    const [one, other] = [luminance(rgba(getComputedStyle(element).color)), luminance(behind(element))];
+    const contrast = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+    if (contrast < 4.5) low.push(`${element.className} "${element.textContent}": ${contrast}`);
+  }
+  return low;
+}"""
