@@ -33,14 +33,14 @@ def main() -> None:
     results = {}
     for model_name, samples in asked.items():
         model = HookedMLLM.from_pretrained(model_name)
-        conditions = ablation.with_controls(scan(model, toy.scenes(20, seed=1)), 0.05)
+        conditions = ablation.head_controls(scan(model, toy.scenes(20, seed=1)), 0.05)
         taken: dict[str, list[float]] = {"once": [], "every time": []}
         found = []
         for repetition in range(arguments.repetitions + 1):
-            for way, seeing in (("once", ablation.seeing_once), ("every time", nullcontext)):
+            for way, seeing in (("once", ablation.cached_vision), ("every time", nullcontext)):
                 began = time.process_time()
-                with patch.object(ablating, "seeing_once", seeing):
-                    found.append(ablation.ablate_all(model, samples, conditions, max_new_tokens=4).values)
+                with patch.object(ablation, "cached_vision", seeing):
+                    found.append(ablation.run_ablation(model, samples, conditions, max_new_tokens=4).values)
                 if repetition:  # the first warms up
                     taken[way].append(time.process_time() - began)
         assert all(one[name].equal(found[0][name]) for one in found for name in conditions), (

@@ -32,14 +32,14 @@ from corelens import (
     HookedMLLM,
     Sample,
     ablate,
-    answers,
-    drawn_outputs,
+    attention_knockout,
+    evaluate,
     evidence_tokens,
-    knock_out,
-    mean_outputs,
+    mean_activations,
     metrics,
     patch,
-    prepared_batches,
+    prepare_batches,
+    resample_activations,
     scan,
     sweep,
     toy,
@@ -53,10 +53,12 @@ def ablations(model: HookedMLLM, core: HeadSet, n: int, batches: Any) -> dict[st
     others = list(toy.scenes(n, 4))
     ways: dict[str, Callable[[HeadSet], Any]] = {
         "zero": partial(ablate, positions=POSITIONS),
-        "mean": partial(ablate, how="mean", instead=mean_outputs(model, others), positions=POSITIONS),
-        "resample": partial(ablate, how="resample", instead=drawn_outputs(model, others), positions=POSITIONS),
+        "mean": partial(ablate, method="mean", reference=mean_activations(model, others), positions=POSITIONS),
+        "resample": partial(
+            ablate, method="resample", reference=resample_activations(model, others), positions=POSITIONS
+        ),
     }
-    accuracy = {name: answers(model, batches, way(core)).accuracy for name, way in ways.items()}
+    accuracy = {name: evaluate(model, batches, way(core)).accuracy for name, way in ways.items()}
     drops = {
         name: sweep(model, toy.scenes(n // 4, 5), way, batch_size=10, at_once=8).scores() for name, way in ways.items()
     }
@@ -89,14 +91,16 @@ def edges(model: HookedMLLM, core: HeadSet, batches: Any) -> dict[str, float]:
     for samples, inputs in batches:
         evidence = evidence_tokens(samples, inputs.tokens)
         boxes = [elsewhere(sample, rng) for sample in samples]
-        other = torch.cat([inputs.tokens[i].inside(box) for i, box in enumerate(boxes)])
+        other = torch.cat([inputs.tokens[i].in_box(box) for i, box in enumerate(boxes)])
         for name, heads, keys in (
             ("top heads to evidence", core, evidence),
             ("top heads elsewhere", core, other),
             ("all heads to evidence", everything, evidence),
             ("all heads elsewhere", everything, other),
         ):
-            found[name] += answers(model, [(samples, inputs)], knock_out(heads, POSITIONS, keys)).scores.tolist()
+            found[name] += evaluate(
+                model, [(samples, inputs)], attention_knockout(heads, POSITIONS, keys)
+            ).scores.tolist()
     return {name: float(np.mean(scores)) for name, scores in found.items()}
 
 
@@ -135,10 +139,10 @@ def main() -> None:
         model = HookedMLLM.from_pretrained(name)
         scores = scan(model, toy.scenes(n, 1))
         core = scores.top()
-        batches = list(prepared_batches(model, toy.scenes(n, 2), 50, "prepare"))
+        batches = list(prepare_batches(model, toy.scenes(n, 2), 50, "prepare"))
         sets = {"top": core, "random": scores.random(0), "all": HeadSet(model.heads)}
         results[name] = {
-            "plain accuracy": answers(model, batches).accuracy,
+            "plain accuracy": evaluate(model, batches).accuracy,
             "ablations": ablations(model, core, n, batches),
             "edges": edges(model, core, batches),
             "answers moved by patching": patching(model, sets, n // 2),

@@ -30,7 +30,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import logging
 
 from corelens import HookedMLLM, Role, TokenMap
-from corelens.experiments.head_metrics import Asked, measure
+from corelens.experiments.head_metrics import ScoringInputs, score_heads
 from corelens.metrics import PRESETS
 
 N_QUERIES = 16
@@ -56,7 +56,7 @@ def random_model(attention: str) -> Any:
     return AutoModelForImageTextToText.from_config(config, attn_implementation=attention, dtype=torch.float32).eval()
 
 
-def asked(length: int) -> Asked:
+def asked(length: int) -> ScoringInputs:
     """A sequence whose first part is a picture and whose last tokens ask."""
     nothing = torch.full((1, length), -1)
     queries, evidence = torch.zeros(2, 1, length, dtype=torch.bool)
@@ -67,7 +67,7 @@ def asked(length: int) -> Asked:
         view=nothing, overview=nothing > 0, row=nothing, column=nothing, box=torch.full((1, length, 4), torch.nan),
         seconds=torch.full((1, length, 2), torch.nan), sizes=((),),
     )  # fmt: skip
-    return Asked(tokens, evidence, {"last": queries}, nothing)
+    return ScoringInputs(tokens, evidence, {"last": queries}, nothing)
 
 
 @torch.no_grad()
@@ -78,7 +78,7 @@ def run_of(mode: str, length: int) -> Callable[[], Any]:
     savings: dict[str, Any] = dict(use_cache=False, logits_to_keep=1)
     if mode == "scan":
         measures = [PRESETS["ram"], PRESETS["write_ram"], "entropy"]
-        return partial(measure, HookedMLLM(hf_model), {"input_ids": ids}, asked(length), measures)
+        return partial(score_heads, HookedMLLM(hf_model), {"input_ids": ids}, asked(length), measures)
     if mode == "transformer_lens":
         from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
@@ -124,12 +124,12 @@ def scenes_scan(n: int) -> Callable[[], Any]:
     from dataclasses import replace
 
     from corelens import toy
-    from corelens.experiments.scan import scan_all
+    from corelens.experiments.scan import scan_metrics
 
     model = HookedMLLM.from_pretrained("corelens/toy")
     (first,) = toy.scenes(1, 0)
     samples = [replace(first, id=str(number), images=(partial(first.images[0].copy),)) for number in range(n)]
-    return lambda: scan_all(model, samples, ["ram", "write_ram", "entropy"], batch_size=8)
+    return lambda: scan_metrics(model, samples, ["ram", "write_ram", "entropy"], batch_size=8)
 
 
 def child(*arguments: str) -> Any:

@@ -18,8 +18,8 @@ from typing import Any
 
 from transformers.utils import logging
 
-from corelens import HookedMLLM, ablate, answers, metrics, prepared_batches, toy
-from corelens.experiments.scan import scan_all
+from corelens import HookedMLLM, ablate, evaluate, metrics, prepare_batches, toy
+from corelens.experiments.scan import scan_metrics
 from corelens.experiments.sweep import sweep
 
 MEASURES = (
@@ -31,13 +31,13 @@ MEASURES = (
 def compared(name: str, n: int) -> dict[str, Any]:
     """The numbers of one model."""
     model = HookedMLLM.from_pretrained(name)
-    found = scan_all(model, toy.scenes(n, 1), MEASURES)
+    found = scan_metrics(model, toy.scenes(n, 1), MEASURES)
     drops = sweep(model, toy.scenes(n, 2), batch_size=20, at_once=8).scores().per_head.clamp(min=0)
-    tested = list(prepared_batches(model, toy.scenes(n, 3), 50, "prepare"))
+    tested = list(prepare_batches(model, toy.scenes(n, 3), 50, "prepare"))
     order = drops.flatten().sort(descending=True).values
     n_top = len(found["ram"].top())
     result: dict[str, Any] = {
-        "nothing removed": answers(model, tested).accuracy,
+        "nothing removed": evaluate(model, tested).accuracy,
         "most that so many heads hold": float(order[:n_top].sum() / order.sum()),
     }
     for measure, scores in found.items():
@@ -45,7 +45,7 @@ def compared(name: str, n: int) -> dict[str, Any]:
         result[measure] = {
             "spearman": metrics.spearman(scores.per_head, drops),
             "share of drops": float(sum(drops[head] for head in top) / order.sum()),
-            "accuracy": answers(model, tested, ablate(top)).accuracy,
+            "accuracy": evaluate(model, tested, ablate(top)).accuracy,
         }
     return result
 

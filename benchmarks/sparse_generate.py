@@ -84,7 +84,7 @@ def main() -> None:
     core = [Head(layer, head) for layer in range(layers) for head in range(group)]
     plan = hybrid(core, sink=64, window=256)
     with apply(model, plan) as applied:
-        placed = applied.placed
+        placed = applied.plan
     sizes, here = dimensions(model.config.get_text_config(), value_bytes=dtype.itemsize), rates(dtype, device.type)
     found: dict[str, Any] = {}
     for n in arguments.lengths:

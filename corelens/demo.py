@@ -15,12 +15,12 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from corelens import toy
-from corelens.causal import answers
-from corelens.data import Sample, prepared_batches
-from corelens.experiments.scan import scan_all
+from corelens.causal import evaluate
+from corelens.data import Sample, prepare_batches
+from corelens.experiments.scan import scan_metrics
 from corelens.heads import Head, HeadSet
 from corelens.hf.loading import SHIPPED
-from corelens.hf.module_outputs import seeing_once
+from corelens.hf.module_outputs import cached_vision
 from corelens.interventions import ablate
 from corelens.model import HookedMLLM
 from corelens.reports.page import Page
@@ -70,7 +70,7 @@ def run_demo(name: str = "corelens/toy", n_scanned: int = 200, n_tested: int = 5
     began = time.monotonic()
     model = HookedMLLM.from_pretrained(name)
     scanned = list(toy.scenes(n_scanned, SCAN_SEED))
-    scores, by_question = scan_all(model, scanned, ["ram", "ram_question"], batch_size=32).values()
+    scores, by_question = scan_metrics(model, scanned, ["ram", "ram_question"], batch_size=32).values()
     conditions = {
         "nothing removed": [HeadSet((), "none")],
         "top": [scores.top(FRACTION)],
@@ -114,14 +114,14 @@ def measure(
     model: HookedMLLM, tasks: Mapping[str, list[Sample]], conditions: Mapping[str, list[HeadSet]]
 ) -> Accuracies:
     """Accuracy on every task with every set of heads zeroed."""
-    batches = {task: list(prepared_batches(model, samples, 100, f"prepare {task}")) for task, samples in tasks.items()}
+    batches = {task: list(prepare_batches(model, samples, 100, f"prepare {task}")) for task, samples in tasks.items()}
     accuracies: Accuracies = {task: {condition: [] for condition in conditions} for task in tasks}
     runs = [(condition, heads) for condition, sets in conditions.items() for heads in sets]
-    with seeing_once(model.hf_model):
+    with cached_vision(model.hf_model):
         for condition, heads in tqdm(runs, desc="ablate", unit="set"):
             for task, prepared in batches.items():
                 longest = max(len(sample.answer.split()) for sample in tasks[task])
-                said = answers(model, prepared, ablate(heads), max_new_tokens=longest + 1)
+                said = evaluate(model, prepared, ablate(heads), max_new_tokens=longest + 1)
                 accuracies[task][condition].append(round(said.accuracy, 4))
     return accuracies
 

@@ -4,11 +4,11 @@ PAGE = "docs/errors.md"
 """In the repository: the docs have no published address yet."""
 
 
-def see(anchor: str) -> str:
+def docs_link(anchor: str) -> str:
     """The end of a message that has a section on that page."""
     return f"({PAGE}#{anchor})"
 
 
-def unsee(message: str) -> str:
+def without_docs_link(message: str) -> str:
     """A message without that end, to be part of one that has its own."""
     return message.partition(f" ({PAGE}#")[0]

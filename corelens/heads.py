@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
-from corelens.errors import see
+from corelens.errors import docs_link
 
 
 class Head(NamedTuple):
@@ -54,7 +54,7 @@ class HeadSet:
 
     def __post_init__(self) -> None:
         if texts := [head for head in self.heads if isinstance(head, str)]:
-            raise TypeError(f"heads are not texts: read {', '.join(texts)!r} by HeadSet.parse. {see('head')}")
+            raise TypeError(f"heads are not texts: read {', '.join(texts)!r} by HeadSet.parse. {docs_link('head')}")
         object.__setattr__(self, "heads", tuple(Head(*head) for head in self.heads))
         if repeated := sorted({str(head) for head in self.heads if self.heads.count(head) > 1}):
             raise ValueError(f"{', '.join(repeated)} appears more than once; a head set names each head once.")

@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from transformer_lens import ActivationCache, HookedRootModule
 from transformers import PreTrainedModel
 
-from corelens.errors import see
+from corelens.errors import docs_link
 from corelens.heads import Head
-from corelens.hf.architecture import KNOWN_BUGS, LayerSite, final_norm, layer_sites, vision_sites
-from corelens.hf.loading import load
-from corelens.hf.prefix_cache import Prefix, check_continues, length_before_question, made_prefix
-from corelens.hooks.connect import attention_names, following, forget, functions_at
-from corelens.hooks.points import HookedAttention, HookedBlock, HookedVision, check_heads, check_name
-from corelens.hooks.positions import Intervention, Progress, Where, shape_of
-from corelens.hooks.rows import AtRows
-from corelens.hooks.taps import tapped
+from corelens.hf.architecture import KNOWN_BUGS, DecoderLayer, decoder_layers, final_norm, vision_layers
+from corelens.hf.loading import load_model
+from corelens.hf.prefix_cache import PrefixCache, check_prefix_is_exact, compute_prefix, length_before_question
+from corelens.hooks.connect import attention_function_names, clear_context, hook_functions, track_positions
+from corelens.hooks.points import HookedAttention, HookedBlock, HookedVision, check_heads, check_hook_name
+from corelens.hooks.positions import Intervention, PassState, PositionSelector, batch_shape
+from corelens.hooks.rows import RowHook
+from corelens.hooks.taps import route_attention
 from corelens.inputs.media import Footage, Picture
-from corelens.inputs.prepare import PreparedInputs, copies, prepare, unknown_words
+from corelens.inputs.prepare import PreparedInputs, prepare, repeat_inputs, unknown_words
 from corelens.tokens import TokenMap
 
 Hooks = Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]
@@ -71,12 +71,12 @@ class HookedMLLM(HookedRootModule):
         if hasattr(hf_model, "_orig_mod"):
             raise TypeError(
                 f"the model is compiled; wrap it before torch.compile, since hooks need its Python code. "
-                f"{see('compiled')}"
+                f"{docs_link('compiled')}"
             )
         if not isinstance(hf_model, PreTrainedModel):
             raise TypeError(f"{type(hf_model).__name__} is not a Hugging Face model (transformers.PreTrainedModel).")
-        sites = layer_sites(hf_model)
-        vision, self._no_vision = vision_sites(hf_model, sites)
+        sites = decoder_layers(hf_model)
+        vision, self._no_vision = vision_layers(hf_model, sites)
         if bug := KNOWN_BUGS.get(hf_model.config.model_type):
             warnings.warn(bug, stacklevel=2)
         # Past nn.Module's registration: TransformerLens names every submodule, and the model is not ours to name.
@@ -99,7 +99,7 @@ class HookedMLLM(HookedRootModule):
             attn_only=False,
             normalization_type="RMS" if "RMS" in type(final_norm(sites[0].stack)).__name__ else "LN",
         )
-        self._queries: Where | None = None
+        self._queries: PositionSelector | None = None
         self._continuing: set[frozenset[str]] = set()
         """The kinds of inputs for which passes after a prefix were seen to be whole passes."""
         self._lock = LOCKS.setdefault(hf_model, RLock())
@@ -121,7 +121,7 @@ class HookedMLLM(HookedRootModule):
             FileNotFoundError: If a local path does not exist or holds no model.
             ValueError: If the checkpoint needs remote code and may not run it, or a dtype or device is not known.
         """
-        hf_model, processor = load(name_or_path, trust_remote_code, **kwargs)
+        hf_model, processor = load_model(name_or_path, trust_remote_code, **kwargs)
         model = cls(hf_model, processor)
         # As it was asked for: results of a shipped model do not depend on where corelens is installed.
         model.cfg.model_name = str(name_or_path)
@@ -159,7 +159,7 @@ class HookedMLLM(HookedRootModule):
         return list(self.blocks)  # pyright: ignore[reportReturnType]
 
     @property
-    def _sites(self) -> list[LayerSite]:
+    def _sites(self) -> list[DecoderLayer]:
         return [block._site for block in self._blocks]
 
     def check_heads(self, heads: Iterable[Head]) -> None:
@@ -249,7 +249,7 @@ class HookedMLLM(HookedRootModule):
         if self.processor is None:
             raise ValueError(
                 f"the model was wrapped without a processor: HookedMLLM(hf_model, processor) prepares inputs. "
-                f"{see('no-processor')}"
+                f"{docs_link('no-processor')}"
             )
         prepared = prepare(self.processor, self.hf_model.config, images, question, videos)
         if note := unknown_words(self.processor.tokenizer, prepared):
@@ -263,7 +263,7 @@ class HookedMLLM(HookedRootModule):
         inputs: Mapping[str, Any] | None = None,
         /,
         *,
-        prefix: Prefix | None = None,
+        prefix: PrefixCache | None = None,
         times: int = 1,
         **tensors: Any,
     ) -> Float[Tensor, "batch position vocabulary"] | Float[Tensor, ""]:
@@ -285,14 +285,14 @@ class HookedMLLM(HookedRootModule):
         progress = self._beginning(tensors, getattr(inputs, "tokens", None), prefix)
         with self._listening(progress):
             if prefix is not None:
-                tensors = prefix.rest(tensors, times)
+                tensors = prefix.suffix_inputs(tensors, times)
             elif times != 1:
-                tensors = copies(tensors, times)
+                tensors = repeat_inputs(tensors, times)
             output = self.hf_model(**tensors)
         return output.logits if tensors.get("labels") is None else output.loss
 
     @torch.no_grad()
-    def prefix(self, inputs: Mapping[str, Any], until: int | None = None) -> Prefix:
+    def prefix(self, inputs: Mapping[str, Any], until: int | None = None) -> PrefixCache:
         """Computes what comes before the question once, for any number of passes, questions and interventions after it.
 
         Exact: `model(inputs, prefix=prefix)` gives the last of the logits of `model(inputs)`. Interventions that act
@@ -313,18 +313,18 @@ class HookedMLLM(HookedRootModule):
             if (tokens := getattr(inputs, "tokens", None)) is None:
                 raise ValueError("these inputs have no token map: say how many positions, prefix(inputs, until).")
             until = length_before_question(tokens)
-        if any(site.crossing for layer in self._sites for site in layer.attentions.values()):
+        if any(site.is_cross_attention for layer in self._sites for site in layer.attentions.values()):
             raise ValueError(f"{type(self.hf_model).__name__} attends to an encoder: its prompts have no prefix.")
         stack = self._sites[0].stack
         if frozenset(inputs) not in self._continuing:
             with self._lock:
-                check_continues(self.hf_model, stack, inputs, until)
+                check_prefix_is_exact(self.hf_model, stack, inputs, until)
             self._continuing.add(frozenset(inputs))
         with self._listening(self._beginning(inputs, getattr(inputs, "tokens", None))):
-            return made_prefix(self.hf_model, stack, inputs, until, tuple(functions_at(self.hook_points())))
+            return compute_prefix(self.hf_model, stack, inputs, until, tuple(hook_functions(self.hook_points())))
 
     def generate(
-        self, inputs: Mapping[str, Any] | None = None, /, *, prefix: Prefix | None = None, **kwargs: Any
+        self, inputs: Mapping[str, Any] | None = None, /, *, prefix: PrefixCache | None = None, **kwargs: Any
     ) -> Any:
         """Hugging Face's `generate` under the present hooks, which act in prefill and in every decoding step.
 
@@ -344,11 +344,11 @@ class HookedMLLM(HookedRootModule):
         with self._listening(progress):
             if prefix is not None:
                 settings = {name: value for name, value in kwargs.items() if name not in (inputs or {})}
-                kwargs = settings | prefix.begun(inputs or {}, settings)
+                kwargs = settings | prefix.generate_inputs(inputs or {}, settings)
             # Hugging Face types generate for a mixin.
             return self.hf_model.generate(**kwargs)  # pyright: ignore[reportCallIssue]
 
-    def answer(self, inputs: PreparedInputs, max_new_tokens: int = 32, prefix: Prefix | None = None) -> list[str]:
+    def answer(self, inputs: PreparedInputs, max_new_tokens: int = 32, prefix: PrefixCache | None = None) -> list[str]:
         """The greedy answer to each prepared question, as text."""
         sequences = self.generate(inputs, prefix=prefix, max_new_tokens=max_new_tokens, do_sample=False)
         # Decoders beside an encoder return only what they said.
@@ -375,7 +375,7 @@ class HookedMLLM(HookedRootModule):
             reset_hooks_end: Whether the hooks go at the end.
             clear_contexts: Whether the hook points' contexts are cleared with them.
             queries: Positions whose rows `attn_scores` and `pattern` show to these functions, instead of all: [batch
-                head query key] with the chosen queries in order (`chosen_rows` says which rows are real when samples
+                head query key] with the chosen queries in order (`row_mask` says which rows are real when samples
                 have different numbers of them). Edited rows are written back to `z`. In `generate` they are positions
                 of the prompt. A function that says itself `where` it looks, as interventions do, sees those rows.
 
@@ -428,7 +428,7 @@ class HookedMLLM(HookedRootModule):
         if names_filter is not None and not callable(names_filter):
             for name in names_filter:
                 self._check_names(name)
-        if remove_batch_dim and (batch := shape_of({**_mapping(*model_args[:1]), **kwargs})[0]) != 1:
+        if remove_batch_dim and (batch := batch_shape({**_mapping(*model_args[:1]), **kwargs})[0]) != 1:
             raise ValueError(f"remove_batch_dim=True needs a batch of one, and this one has {batch} samples.")
         if names_filter is None:
             names_filter = [name for name in self.hook_dict if not name.startswith("vision.")]
@@ -456,11 +456,11 @@ class HookedMLLM(HookedRootModule):
         if isinstance(name, str) and not name.endswith((".hook_attn_scores", ".hook_pattern")):
             return function
         where = getattr(function, "where", None) or self._queries
-        return function if where is None else AtRows(function, where)
+        return function if where is None else RowHook(function, where)
 
     def _check_names(self, name: str | Callable[[str], bool]) -> None:
         if isinstance(name, str):
-            check_name(name, self.hook_dict, self._sites, self._no_vision)
+            check_hook_name(name, self.hook_dict, self._sites, self._no_vision)
 
     @contextmanager
     def _limited_to(self, queries: Bool[Tensor, "batch position"] | None) -> Iterator[None]:
@@ -468,14 +468,14 @@ class HookedMLLM(HookedRootModule):
             yield
             return
         with self._lock:
-            before, self._queries = self._queries, Where(queries, "prefill")
+            before, self._queries = self._queries, PositionSelector(queries, "prefill")
             try:
                 yield
             finally:
                 self._queries = before
 
     @contextmanager
-    def _listening(self, progress: Progress) -> Iterator[None]:
+    def _listening(self, progress: PassState) -> Iterator[None]:
         """Connects every hook point that has hooks to the Hugging Face model until the block ends."""
         with self._lock, ExitStack() as connected:
             if self._queries is not None and self._queries.prompt is not None:
@@ -484,20 +484,20 @@ class HookedMLLM(HookedRootModule):
                 if self.hf_model._compiled_call_impl is not None:
                     raise RuntimeError(
                         f"the model is compiled, and hooks need its Python code: load it anew to hook it. "
-                        f"{see('compiled')}"
+                        f"{docs_link('compiled')}"
                     )
-                for function in functions_at(hooked):
+                for function in hook_functions(hooked):
                     if isinstance(function, Intervention):
-                        function.check(replace(progress, first=0) if function in progress.past else progress)
+                        function.check(replace(progress, first=0) if function in progress.prefix_hooks else progress)
                 for point in hooked:
                     point.ctx["progress"] = progress
-                    connected.callback(forget, point)
-                connected.callback(following(self._sites[0].stack, progress).remove)
+                    connected.callback(clear_context, point)
+                connected.callback(track_positions(self._sites[0].stack, progress).remove)
                 for block in self._blocks:
-                    connected.enter_context(block.listening())
+                    connected.enter_context(block.connected())
                 for attention in self.modules():
                     if isinstance(attention, HookedAttention):
-                        connected.enter_context(attention.listening())
+                        connected.enter_context(attention.connected())
                 taps = {
                     attention._site: attention.tap(progress, rows_of_all=not decoder)
                     for part, decoder in ((self.blocks, True), (self.vision, False))
@@ -505,13 +505,15 @@ class HookedMLLM(HookedRootModule):
                     if isinstance(attention, HookedAttention) and attention.has_hooks
                 }
                 if taps:
-                    names = attention_names(self.hf_model, taps)
-                    connected.enter_context(tapped({site.module: tap for site, tap in taps.items()}, names))
+                    names = attention_function_names(self.hf_model, taps)
+                    connected.enter_context(route_attention({site.module: tap for site, tap in taps.items()}, names))
             yield
 
-    def _beginning(self, tensors: Mapping[str, Any], tokens: TokenMap | None, prefix: Prefix | None = None) -> Progress:
+    def _beginning(
+        self, tensors: Mapping[str, Any], tokens: TokenMap | None, prefix: PrefixCache | None = None
+    ) -> PassState:
         """Where a pass or a generation begins."""
-        n_samples, n_prompt = shape_of(tensors)
+        n_samples, n_prompt = batch_shape(tensors)
         if self.hf_model.config.is_encoder_decoder and "decoder_input_ids" not in tensors:
             n_prompt = 1
         past = tensors.get("past_key_values")
@@ -519,9 +521,11 @@ class HookedMLLM(HookedRootModule):
         if prefix is not None:
             prefix.check(self.hf_model, tensors)
             first = prefix.length
-        crossing = frozenset(s.layer for s in self._sites if "attn" in s.attentions and s.attentions["attn"].crossing)
-        functions = () if prefix is None else prefix.functions
-        return Progress(n_samples, n_prompt, tokens, first, n_prompt - first, crossing, functions)
+        crossing = frozenset(
+            s.layer for s in self._sites if "attn" in s.attentions and s.attentions["attn"].is_cross_attention
+        )
+        functions = () if prefix is None else prefix.hooks
+        return PassState(n_samples, n_prompt, tokens, first, n_prompt - first, crossing, functions)
 
 
 def _mapping(inputs: Any = None) -> Mapping[str, Any]:

@@ -8,11 +8,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-_WHOLE: ContextVar["Whole | None"] = ContextVar("_WHOLE", default=None)
+_WHOLE: ContextVar["TotalProgress | None"] = ContextVar("_WHOLE", default=None)
 
 
 @dataclass
-class Whole:
+class TotalProgress:
     """A bar over several pieces of work, which move it in turn."""
 
     bar: Any
@@ -34,10 +34,10 @@ class Whole:
 
 
 @contextmanager
-def whole(total: int, doing: str, unit: str) -> Iterator[Whole]:
+def total_progress(total: int, doing: str, unit: str) -> Iterator[TotalProgress]:
     """One bar for all the work until the block ends; the pieces' own bars are not drawn."""
     with tqdm(total=total, desc=doing, unit=unit) as bar:
-        outer = _WHOLE.set(made := Whole(bar))
+        outer = _WHOLE.set(made := TotalProgress(bar))
         try:
             yield made
         finally:
@@ -65,6 +65,6 @@ def progress(total: int, doing: str, unit: str, finished: int = 0) -> Iterator[C
         yield lambda n: of.bar.update(n * of.each)
 
 
-def within_whole() -> bool:
+def nested_progress() -> bool:
     """Whether a bar of the whole is drawn, beside which there should be no other."""
     return _WHOLE.get() is not None

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from corelens.heads import Head, HeadSet
 from corelens.metrics.aggregation import Aggregation, aggregate
-from corelens.metrics.score_distribution import count_of, elbow, n_holding
+from corelens.metrics.score_distribution import elbow, head_count, n_heads_with_share
 from corelens.metrics.stability import jaccard, rank_biased_overlap, spearman
 
 
@@ -75,20 +75,20 @@ class HeadScores:
         return aggregate(self.values, self.aggregation, self.datasets)
 
     @property
-    def exist(self) -> Bool[Tensor, "layer head"]:
+    def mask(self) -> Bool[Tensor, "layer head"]:
         """Which heads have a score."""
         return ~self.per_head.isnan()
 
     @property
     def n_heads(self) -> int:
         """How many heads have a score."""
-        return int(self.exist.sum())
+        return int(self.mask.sum())
 
-    def aggregated(self, how: Aggregation) -> "HeadScores":
+    def aggregate_by(self, how: Aggregation) -> "HeadScores":
         """The same scores, to be ranked in another way."""
         return replace(self, aggregation=how)
 
-    def of_dataset(self, name: str) -> "HeadScores":
+    def for_dataset(self, name: str) -> "HeadScores":
         """The samples of one data set."""
         chosen = [index for index, own in enumerate(self.datasets) if own == name]
         if not chosen:
@@ -104,7 +104,7 @@ class HeadScores:
 
     def ranked(self) -> list[Head]:
         """All heads, highest first; ties in order of layer and head."""
-        order = torch.where(self.exist, self.per_head, -torch.inf).flatten().argsort(descending=True, stable=True)
+        order = torch.where(self.mask, self.per_head, -torch.inf).flatten().argsort(descending=True, stable=True)
         return [Head(*divmod(index, self.values.shape[-1])) for index in order[: self.n_heads].tolist()]
 
     def top(self, n: float | int = 0.05) -> HeadSet:
@@ -132,9 +132,9 @@ class HeadScores:
         n = elbow(self.per_head)
         return HeadSet(tuple(self.ranked()[:n]), f"{self._describe('the', n)}, before the elbow")
 
-    def holding(self, share: float) -> HeadSet:
+    def top_share_of_mass(self, share: float) -> HeadSet:
         """The fewest heads that together hold a share of all positive scores (`corelens.metrics.rho`)."""
-        n = n_holding(self.per_head, share)
+        n = n_heads_with_share(self.per_head, share)
         return HeadSet(tuple(self.ranked()[:n]), f"{self._describe('the', n)}, holding {share:g} of it")
 
     def random(self, seed: int, n: float | int = 0.05) -> HeadSet:
@@ -150,7 +150,7 @@ class HeadScores:
         rng = np.random.default_rng(seed)
         drawn: list[Head] = []
         for layer, chosen in sorted(top.by_layer().items()):
-            existing = self.exist[layer].nonzero().flatten().tolist()
+            existing = self.mask[layer].nonzero().flatten().tolist()
             others = [head for head in existing if head not in chosen]
             if len(others) < len(chosen):
                 raise ValueError(
@@ -165,7 +165,7 @@ class HeadScores:
         """How many heads are meant; at most half of them, if as many others are needed."""
         if isinstance(n, str):
             raise TypeError(f"n={n!r} is a text; give a share of heads, such as 0.05, or their number.")
-        number = n if isinstance(n, int) else count_of(n, self.n_heads)
+        number = n if isinstance(n, int) else head_count(n, self.n_heads)
         most = self.n_heads // 2 if others else self.n_heads
         if not 0 < number <= most:
             raise ValueError(f"n={n} means {number} of {self.n_heads} heads; it must be between 1 and {most}.")
@@ -198,7 +198,7 @@ class HeadScores:
             raise ValueError(f"{path} holds no head scores: it was not written by HeadScores.save.") from cause
 
 
-def joined(parts: Iterable[HeadScores]) -> HeadScores:
+def concatenate(parts: Iterable[HeadScores]) -> HeadScores:
     """Scores of several data sets or shards, one after the other.
 
     Raises:
@@ -244,7 +244,7 @@ def agreement(one: HeadScores, other: HeadScores, n: float | int = 0.05) -> Agre
     Raises:
         ValueError: If they do not score the same heads.
     """
-    if one.values.shape[1:] != other.values.shape[1:] or not torch.equal(one.exist, other.exist):
+    if one.values.shape[1:] != other.values.shape[1:] or not torch.equal(one.mask, other.mask):
         raise ValueError(
             f"these scores are of {one.n_heads} and {other.n_heads} heads in {tuple(one.values.shape[1:])} and "
             f"{tuple(other.values.shape[1:])} layers and heads: only scores of the same heads can be compared."

@@ -11,13 +11,13 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from corelens.errors import see
+from corelens.errors import docs_link
 
-Rule = Literal["overlap", "centre", "cover", "fraction"]
-"""How a region of pixels becomes positions; see `TokenMap.inside`."""
+BoxRule = Literal["overlap", "centre", "cover", "fraction"]
+"""How a region of pixels becomes positions; see `TokenMap.in_box`."""
 
 Views = Literal["all", "tiles", "overview"]
-"""Which views of a picture that is seen more than once; see `TokenMap.inside`."""
+"""Which views of a picture that is seen more than once; see `TokenMap.in_box`."""
 
 
 class Box(NamedTuple):
@@ -97,7 +97,7 @@ class TokenMap:
         """The map of one sample, still with a batch axis."""
         if not -len(self) <= sample < len(self):
             raise IndexError(f"there is no sample {sample}: the batch has {len(self)}.")
-        chosen = {name: tensor[sample][None] for name, tensor in self._columns().items()}
+        chosen = {name: tensor[sample][None] for name, tensor in self.position_tensors().items()}
         return replace(self, **chosen, sizes=(self.sizes[sample],))
 
     def __repr__(self) -> str:
@@ -169,7 +169,7 @@ class TokenMap:
 
     def to(self, device: torch.device | str) -> "TokenMap":
         """The same map on another device."""
-        return replace(self, **{name: tensor.to(device) for name, tensor in self._columns().items()})
+        return replace(self, **{name: tensor.to(device) for name, tensor in self.position_tensors().items()})
 
     def grid_shape(self, media: int = 0, view: int = 0) -> tuple[int, int]:
         """Rows and columns of the visual tokens of one view, for a map of one sample."""
@@ -186,8 +186,8 @@ class TokenMap:
         laid_out[..., self.row[chosen], self.column[chosen]] = values[..., chosen[0]]
         return laid_out
 
-    def of_media(self, media: int = 0, views: Views = "all") -> Bool[Tensor, "batch position"]:
-        """All visual tokens of a picture or video, in all views or in some; see `inside`."""
+    def media_tokens(self, media: int = 0, views: Views = "all") -> Bool[Tensor, "batch position"]:
+        """All visual tokens of a picture or video, in all views or in some; see `in_box`."""
         if views not in ("all", "tiles", "overview"):
             raise ValueError(f"views={views!r} is not known; the views are all, tiles and overview.")
         tokens = self.visual & (self.media == media)
@@ -196,10 +196,10 @@ class TokenMap:
         twice = (tokens & self.overview).any(-1, keepdim=True) & (tokens & ~self.overview).any(-1, keepdim=True)
         return tokens & (~twice | (self.overview == (views == "overview")))
 
-    def inside(
+    def in_box(
         self,
         box: Box | Sequence[float | int],
-        rule: Rule = "overlap",
+        rule: BoxRule = "overlap",
         media: int = 0,
         views: Views = "all",
         seconds: tuple[float | int, float | int] | None = None,
@@ -233,19 +233,19 @@ class TokenMap:
                 raise ValueError(
                     f"{box} is not a region of {self._name(sample, media)} of sample {sample}, which is {width} x "
                     f"{height} pixels: it needs 0 <= left < right <= {width} and 0 <= top < bottom <= {height}. "
-                    f"{see('outside')}"
+                    f"{docs_link('outside')}"
                 )
             if right <= 1 < width and bottom <= 1 < height:
                 raise ValueError(
                     f"{box} is part of a single pixel of {self._name(sample, media)}, which is {width} x {height} "
                     f"pixels. If these are fractions of the picture, multiply left and right by {width}, top and "
-                    f"bottom by {height}. {see('outside')}"
+                    f"bottom by {height}. {docs_link('outside')}"
                 )
-        tokens = self.of_media(media, views)
+        tokens = self.media_tokens(media, views)
         if self.box[tokens].isnan().any():
             raise ValueError(f"a region cannot be turned into tokens: {self.no_boxes}")
         if seconds is not None:
-            tokens &= self._during(seconds, media)
+            tokens &= self._overlaps_seconds(seconds, media)
         x0, y0, x1, y1 = self.box.unbind(-1)
         width = torch.minimum(x1, torch.tensor(right)) - torch.maximum(x0, torch.tensor(left))
         height = torch.minimum(y1, torch.tensor(bottom)) - torch.maximum(y0, torch.tensor(top))
@@ -264,11 +264,11 @@ class TokenMap:
             raise ValueError(
                 f"{box} selects no token of {self._name(empty[0], media)} by the rule {rule!r} in sample(s) {empty}: "
                 f"it is too small for the rule, or in a part of the picture that the model does not see"
-                f"{unseen}.{way_out} {see('no-token')}"
+                f"{unseen}.{way_out} {docs_link('no-token')}"
             )
         return selected
 
-    def _during(self, seconds: tuple[float | int, float | int], media: int) -> Bool[Tensor, "batch position"]:
+    def _overlaps_seconds(self, seconds: tuple[float | int, float | int], media: int) -> Bool[Tensor, "batch position"]:
         """Tokens of a video whose view shows some of this time, after checking that the video has it."""
         start, end = seconds
         for sample in range(len(self)):
@@ -284,7 +284,7 @@ class TokenMap:
                 )
         return (self.seconds[..., 0] < end) & (self.seconds[..., 1] > start)
 
-    def _columns(self) -> dict[str, Tensor]:
+    def position_tensors(self) -> dict[str, Tensor]:
         """What is kept by position."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("sizes", "no_boxes")}
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from corelens import viz
-from corelens.errors import PAGE, see
+from corelens.errors import PAGE, docs_link
 from corelens.inputs import token_geometry
 from tests.helpers import verified
 
@@ -21,7 +21,7 @@ PAGES = [path for path in (verified.ROOT / "README.md", *verified.PAGES) if "```
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_code_of_a_page_runs_in_order(page: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(grids, "SEGMENTS", dict(token_geometry.SEGMENTS))  # a page adds a family
+    monkeypatch.setattr(token_geometry, "SEGMENTS", dict(token_geometry.SEGMENTS))  # a page adds a family
     namespace: dict[str, Any] = {}
     for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         exec(compile(code, str(page), "exec"), namespace)
@@ -75,7 +75,7 @@ def written(node: ast.AST) -> str:
         case ast.FormattedValue():
             return written(node.value)
         case ast.Call(ast.Name("see"), [ast.Constant(anchor)]):
-            return see(anchor)
+            return docs_link(anchor)
     return "…"
 
 
@@ -89,7 +89,7 @@ def messages() -> Iterator[str]:
 
 def test_refusals_and_their_sections_in_the_docs_point_at_each_other():
     page = (verified.ROOT / "docs/errors.md").read_text()
-    assert see("no-pictures") in page
+    assert docs_link("no-pictures") in page
     sections = dict(re.findall(r"^### [^\n]+ \{ #(\S+) \}\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL))
     assert len(sections) == page.count("\n### ") >= 15
     found = list(messages())
@@ -99,7 +99,7 @@ def test_refusals_and_their_sections_in_the_docs_point_at_each_other():
         for said in quoted:
             saying = [message for message in found if said in message]
             assert saying, f"corelens never says {said!r}"
-            assert all(message.endswith(see(anchor)) for message in saying), f"{said!r} does not end in #{anchor}"
+            assert all(message.endswith(docs_link(anchor)) for message in saying), f"{said!r} does not end in #{anchor}"
     pointers = {anchor for message in found for anchor in re.findall(rf"\({re.escape(PAGE)}#(.*?)\)", message)}
     assert pointers == sections.keys()
 

@@ -12,7 +12,7 @@ from transformer_lens import ActivationCache, HookedRootModule
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import corelens.hooks.attention
-from corelens import HookedMLLM, chosen_rows
+from corelens import HookedMLLM, row_mask
 from corelens.model import _mapping
 from tests.helpers import tiny
 
@@ -64,7 +64,7 @@ def test_chosen_rows_are_rows_of_the_whole_pattern(model: Any, inputs: dict[str,
     _, whole = model.run_with_cache(inputs)
     logits, cache = model.run_with_cache(inputs, queries=queries, names_filter=patterns_only)
     assert torch.equal(logits, model(inputs))
-    assert chosen_rows(queries).tolist() == [[True, True, True], [True, True, False]]
+    assert row_mask(queries).tolist() == [[True, True, True], [True, True, False]]
     for layer in LAYERS:
         rows, expected = cache["pattern", layer], whole["pattern", layer]
         assert_close(rows[0], expected[0][:, queries[0]], atol=1e-6, rtol=0)

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from corelens.progress import progress, whole, within_whole
+from corelens.progress import nested_progress, progress, total_progress
 
 
 def test_pieces_move_the_whole_by_what_each_unit_is_worth(capsys: pytest.CaptureFixture[str]):
-    with whole(20, "all", "pass") as bar:
-        assert within_whole()
+    with total_progress(20, "all", "pass") as bar:
+        assert nested_progress()
         bar.begin("scan", 1)
         with progress(5, "scan", "sample", finished=2) as advance:
             assert (bar.bar.n, bar.bar.initial) == (2, 2)  # what was finished says nothing of the speed
@@ -19,7 +19,7 @@ def test_pieces_move_the_whole_by_what_each_unit_is_worth(capsys: pytest.Capture
             advance(4)
             advance(1)
         assert bar.bar.n == 20
-    assert not within_whole()
+    assert not nested_progress()
     drawn = capsys.readouterr().err
     assert "all: 100%" in drawn
     assert "scan:" not in drawn
@@ -33,9 +33,9 @@ def test_alone_a_piece_draws_its_own_bar(capsys: pytest.CaptureFixture[str]):
 
 def test_the_whole_ends_with_its_block_even_when_that_fails():
     def fail() -> Any:
-        with whole(1, "all", "pass"):
+        with total_progress(1, "all", "pass"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         fail()
-    assert not within_whole()
+    assert not nested_progress()

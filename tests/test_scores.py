@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 from torch import nan
 from torch.testing import assert_close
 
-from corelens import HeadScores, agreement, joined, metrics
+from corelens import HeadScores, agreement, concatenate, metrics
 from corelens.head_formats import load_head_score_list, save_head_score_list, to_parquet
 from corelens.metrics import (
     aggregate,
+    bimodality_test,
     bootstrap_interval,
     depth_profile,
     jaccard,
@@ -25,7 +26,6 @@ from corelens.metrics import (
     rank_biased_overlap,
     spearman,
     stability_curve,
-    two_groups,
 )
 
 
@@ -99,8 +99,8 @@ def test_sets_by_threshold_elbow_and_share():
     scores = HeadScores(values, "mass", ("a",))
     assert str(scores.above(0.3)) == "L0H0, L1H1, L0H1"
     assert str(scores.before_elbow()) == "L0H0, L1H1"
-    assert str(scores.holding(0.5)) == "L0H0"
-    assert str(scores.holding(0.9)) == "L0H0, L1H1"
+    assert str(scores.top_share_of_mass(0.5)) == "L0H0"
+    assert str(scores.top_share_of_mass(0.9)) == "L0H0, L1H1"
 
 
 def test_scores_survive_saving(scores: Any, tmp_path: Path):
@@ -143,14 +143,14 @@ def test_scores_need_one_id_per_sample():
 def test_joining_keeps_samples_and_refuses_to_mix(scores: Any):
     one = replace(scores, datasets=("x", "x"), skipped={"c": "no picture"})
     other = replace(scores, samples=("d", "e"), datasets=("y", "y"), values=scores.values + 1)
-    both = joined([one, other])
+    both = concatenate([one, other])
     assert both.samples == ("a", "b", "d", "e")
     assert both.skipped == {"c": "no picture"}
-    assert torch.equal(both.of_dataset("y").values, other.values)
+    assert torch.equal(both.for_dataset("y").values, other.values)
     with pytest.raises(ValueError, match="there is no data set 'z'; there are x, y"):
-        both.of_dataset("z")
+        both.for_dataset("z")
     with pytest.raises(ValueError, match=r"choices is {'queries': 'last'} in one and {'queries': 'all'} in another"):
-        joined([one, replace(other, choices={"queries": "all"})])
+        concatenate([one, replace(other, choices={"queries": "all"})])
 
 
 # --- aggregation -----------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def test_aggregations_by_hand():
 
 
 def test_scores_rank_by_their_aggregation(scores: Any):
-    ranked = scores.aggregated("rank")
+    ranked = scores.aggregate_by("rank")
     assert ranked.top(2).name == "top 2 of 96 heads by mass (rank)"
     assert ranked.ranked() == scores.ranked()
 
@@ -260,14 +260,14 @@ def test_two_groups_are_told_from_one():
     draw = torch.Generator().manual_seed(0)
     broad = torch.randn(1, 300, generator=draw) - 6
     retrieving = torch.randn(1, 100, generator=draw) / 2
-    one = two_groups(broad.exp())
-    two = two_groups(torch.cat([broad, retrieving], 1).exp())
+    one = bimodality_test(broad.exp())
+    two = bimodality_test(torch.cat([broad, retrieving], 1).exp())
     assert one.p_value > 0.1
     assert two.p_value < 0.01
     assert two.upper_share == pytest.approx(0.25, abs=0.02)
     assert 0.02 < two.threshold < 0.3
     with pytest.raises(ValueError, match="0 of 6 scores are positive"):
-        two_groups(torch.zeros(2, 3))
+        bimodality_test(torch.zeros(2, 3))
 
 
 def test_depth_is_relative():

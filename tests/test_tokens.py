@@ -91,9 +91,9 @@ def test_rules_against_loops_over_pixels(left: int, top: int, width: int, height
     }[rule]
     if not np.any(expected):
         with pytest.raises(ValueError, match="selects no token of picture 0"):
-            tokens.inside(box, rule)
+            tokens.in_box(box, rule)
     else:
-        selected = tokens.inside(box, rule)
+        selected = tokens.in_box(box, rule)
         assert not selected[~tokens.image].any()
         np.testing.assert_allclose(tokens.grid(selected[0].float()).flatten(), np.asarray(expected, float), atol=1e-6)
 
@@ -117,19 +117,19 @@ def _map() -> Any:
 )
 def test_boxes_outside_the_picture(box: tuple[float, ...]):
     with pytest.raises(ValueError, match=r"is not a region of picture 0 of sample 0, which is 112 x 96 pixels"):
-        _map().inside(box)
+        _map().in_box(box)
 
 
 @pytest.mark.parametrize("box", [(0, 0, 1, 1), (0.25, 0.1, 0.75, 1.0)])
 def test_boxes_in_fractions_of_the_picture(box: tuple[float, ...]):
     with pytest.raises(ValueError, match=r"part of a single pixel of picture 0.*multiply left and right by 112, top"):
-        _map().inside(box)
+        _map().in_box(box)
 
 
 def test_unknown_rules_pictures_and_samples():
     tokens = _map()
     with pytest.raises(IndexError, match="sample 0 has no picture 1: it has 1"):
-        tokens.inside((0, 0, 9, 9), media=1)
+        tokens.in_box((0, 0, 9, 9), media=1)
     with pytest.raises(IndexError, match="no sample 1: the batch has 1"):
         tokens[1]
 
@@ -138,5 +138,5 @@ def test_a_box_that_the_model_does_not_see():
     model = HookedMLLM(tiny.build("llava"), processors.build("llava"))
     tokens = model.prepare(picture((300, 100)), "Which digit is red?").tokens
     with pytest.raises(ValueError, match="in a part of the picture that the model does not see"):
-        tokens.inside((0, 0, 50, 100))
-    assert tokens.inside((0, 0, 150, 100)).any()
+        tokens.in_box((0, 0, 50, 100))
+    assert tokens.in_box((0, 0, 150, 100)).any()

@@ -46,7 +46,7 @@ def chat_words(turns: Iterable[tuple[str, str]], n_visual: int, n_pictures: int 
     return words, said
 
 
-def collate(tokenizer: Any, chats: list[tuple[list[str], list[bool]]]) -> dict[str, Tensor]:
+def prepare_batch(tokenizer: Any, chats: list[tuple[list[str], list[bool]]]) -> dict[str, Tensor]:
     """Right-padded tensors for the model's forward pass, with labels at the words that it must say."""
     length = max(len(words) for words, _ in chats)
     ids = torch.full((len(chats), length), tokenizer.pad_token_id)
@@ -124,7 +124,7 @@ class Batches:
             pictures.append(scene.image())
             pairs = [(thing.key, thing.value) for thing in scene.things]
             seen.append(chat_words([ask_pairs(rng, pairs) for _ in range(TURNS)], self.n_visual))
-        return collate(self.tokenizer, seen) | self._pixels(pictures), self._reading(rng, TEXTS)
+        return prepare_batch(self.tokenizer, seen) | self._pixels(pictures), self._reading(rng, TEXTS)
 
     def haystacks(self, rng: np.random.Generator, n_things: int) -> Chats:
         """Sixteen scenes as one haystack, two, four, eight or sixteen, and half as much text as beside scenes."""
@@ -136,7 +136,7 @@ class Batches:
             pairs = [(needle.thing.key, needle.thing.value) for needle in haystack.needles]
             turns = [ask_pairs(rng, pairs) for _ in range(TURNS)]
             seen.append(chat_words(turns, self.n_visual, n_pictures))
-        batch = collate(self.tokenizer, seen) | self._pixels(pictures)
+        batch = prepare_batch(self.tokenizer, seen) | self._pixels(pictures)
         return batch | {"stretch": self._stretch(rng, batch["input_ids"])}, self._reading(rng, TEXTS // 2)
 
     def mixtures(self, rng: np.random.Generator, n_things: int) -> Chats:
@@ -156,7 +156,7 @@ class Batches:
             asked = [unique[number] for number in rng.permutation(len(unique))]
             turns = [needle.world.ask(rng, needle.thing.key, needle.thing.value) for needle in asked]
             seen.append(chat_words(turns, self.n_visual, n_pictures))
-        batch = collate(self.tokenizer, seen) | self._pixels(pictures)
+        batch = prepare_batch(self.tokenizer, seen) | self._pixels(pictures)
         if n_pictures > 1:
             batch["stretch"] = self._stretch(rng, batch["input_ids"])
         return batch, self._reading(rng, TEXTS // 2)
@@ -183,7 +183,7 @@ class Batches:
             else:
                 turns = [ask_text(rng, task) for _ in range(TURNS // 2)]
             read.append(chat_words(turns, 0))
-        return collate(self.tokenizer, read)
+        return prepare_batch(self.tokenizer, read)
 
     @property
     def n_visual(self) -> int:

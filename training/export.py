@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from corelens import toy
-from corelens.causal import answers
-from corelens.data import prepared_batches
+from corelens.causal import evaluate
+from corelens.data import prepare_batches
 from corelens.model import HookedMLLM
 from corelens.toy import TEXT_TASKS
 from training import build
@@ -79,7 +79,7 @@ def accuracy_of(folder: str, stage: str, n: int = 1_000) -> dict[str, float]:
     tasks |= {task: toy.texts(n // 5, seed=1_000, task=task) for task in TEXT_TASKS}
     return {
         task: round(
-            answers(model, list(prepared_batches(model, samples, 5 if " of " in task else 100, task))).accuracy, 4
+            evaluate(model, list(prepare_batches(model, samples, 5 if " of " in task else 100, task))).accuracy, 4
         )
         for task, samples in tasks.items()
     }

@@ -1,12 +1,12 @@
 """What interventions do to answers."""
 
-from corelens.causal.answers import Said as Said
-from corelens.causal.attribution import attribute as attribute
-from corelens.causal.effects import kl as kl
-from corelens.causal.effects import log_probability as log_probability
-from corelens.causal.effects import logit_difference as logit_difference
+from corelens.causal.answers import AnswerLogProbs as AnswerLogProbs
+from corelens.causal.attribution import attribution_patch as attribution_patch
+from corelens.causal.effects import kl_div as kl_div
+from corelens.causal.effects import log_prob as log_prob
+from corelens.causal.effects import logit_diff as logit_diff
 from corelens.causal.effects import rank as rank
-from corelens.causal.evaluate import Answers as Answers
-from corelens.causal.evaluate import answers as answers
-from corelens.causal.paired import Paired as Paired
+from corelens.causal.evaluate import Evaluation as Evaluation
+from corelens.causal.evaluate import evaluate as evaluate
+from corelens.causal.paired import PairedDifference as PairedDifference
 from corelens.causal.session import Session as Session

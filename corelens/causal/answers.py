@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.utils.generic import ModelOutput
 
-from corelens.hf.prefix_cache import Prefix
-from corelens.hooks.rows import Rows
+from corelens.hf.prefix_cache import PrefixCache
+from corelens.hooks.rows import QueryRows
 from corelens.inputs.prepare import PreparedInputs
 from corelens.model import HookedMLLM
 from corelens.tokens import Role, TokenMap
 
 
-def with_answers(
+def append_answers(
     model: HookedMLLM, inputs: PreparedInputs, answers: Sequence[str] | Sequence[Sequence[int]]
 ) -> PreparedInputs:
     """Prepared prompts with an answer behind each; shorter answers are padded on the right.
@@ -58,7 +58,7 @@ def with_answers(
     tensors["attention_mask"] = torch.cat([inputs["attention_mask"], real.to(inputs["attention_mask"])], 1)
     columns = {
         name: pad(column.movedim(1, -1), (0, longest), value=_NOTHING.get(name, -1)).movedim(-1, 1)
-        for name, column in inputs.tokens._columns().items()
+        for name, column in inputs.tokens.position_tensors().items()
     }
     columns["role"][:, n:] = torch.where(real, int(Role.ANSWER), int(Role.PADDING))
     return PreparedInputs(tensors, replace(inputs.tokens, **columns))
@@ -68,18 +68,18 @@ _NOTHING = {"overview": 0, "box": torch.nan, "seconds": torch.nan}
 """What a token map says of positions that stand for no pixels; minus one where it is not named here."""
 
 
-def saying(tokens: TokenMap) -> Bool[Tensor, "batch position"]:
+def answer_positions(tokens: TokenMap) -> Bool[Tensor, "batch position"]:
     """The positions that say an answer's tokens: the one before each."""
     return tokens.answer.roll(-1, 1) & ~tokens.padding
 
 
-def said(inputs: PreparedInputs) -> Int[Tensor, "batch position"]:
+def answer_targets(inputs: PreparedInputs) -> Int[Tensor, "batch position"]:
     """The token of the answer that each position says; -1 where it says none."""
-    return torch.where(saying(inputs.tokens), inputs["input_ids"].roll(-1, 1), -1)
+    return torch.where(answer_positions(inputs.tokens), inputs["input_ids"].roll(-1, 1), -1)
 
 
 def greedy_answers(
-    model: HookedMLLM, inputs: PreparedInputs, max_new_tokens: int, prefix: Prefix | None = None
+    model: HookedMLLM, inputs: PreparedInputs, max_new_tokens: int, prefix: PrefixCache | None = None
 ) -> list[list[int]]:
     """The token ids of the model's own greedy answers, without what ends them; at least one token each."""
     sequences = model.generate(inputs, prefix=prefix, max_new_tokens=max_new_tokens, do_sample=False)
@@ -98,18 +98,20 @@ def _ids(model: HookedMLLM, text: str) -> list[int]:
 
 
 @dataclass(frozen=True, eq=False)
-class Said:
+class AnswerLogProbs:
     """What a model says where the expected answer stands."""
 
     log_probs: Float[Tensor, "sample token vocabulary"]
     """Before each token of the answer, of every token that could come there."""
 
-    expected: Int[Tensor, "sample token"]
-    real: Bool[Tensor, "sample token"]
+    targets: Int[Tensor, "sample token"]
+    mask: Bool[Tensor, "sample token"]
     """False beyond the end of shorter answers."""
 
     @classmethod
-    def of(cls, logits: Float[Tensor, "sample position vocabulary"], inputs: PreparedInputs, first: int = 0) -> "Said":
+    def of(
+        cls, logits: Float[Tensor, "sample position vocabulary"], inputs: PreparedInputs, first: int = 0
+    ) -> "AnswerLogProbs":
         """From the logits of a pass over inputs with answers, whose first positions may be missing.
 
         Raises:
@@ -118,9 +120,9 @@ class Said:
         answer = inputs.tokens.answer
         if not answer.any(-1).all():
             raise ValueError(
-                "these prompts have no expected answers: add them with with_answers(model, inputs, answers)."
+                "these prompts have no expected answers: add them with append_answers(model, inputs, answers)."
             )
-        rows = Rows.of(answer)
+        rows = QueryRows.of(answer)
         sample = torch.arange(len(answer), device=answer.device)[:, None]
         before = logits[sample, (rows.position - 1 - first).clamp(min=0)]
         return cls(before.float().log_softmax(-1), inputs["input_ids"][sample, rows.position], rows.real)

@@ -9,23 +9,23 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens import ActivationCache
 
-from corelens.causal.answers import Said
-from corelens.causal.effects import Effect, log_probability
-from corelens.hooks.positions import Named
+from corelens.causal.answers import AnswerLogProbs
+from corelens.causal.effects import PatchingMetric, log_prob
+from corelens.hooks.positions import PositionName
 from corelens.inputs.prepare import PreparedInputs
 from corelens.interventions.patching import align
 from corelens.model import HookedMLLM
 from corelens.tokens import TokenMap
 
 
-def attribute(
+def attribution_patch(
     model: HookedMLLM,
     cache: ActivationCache | Mapping[str, Tensor],
     source: TokenMap,
     inputs: PreparedInputs,
-    effect: Effect = log_probability,
+    effect: PatchingMetric = log_prob,
     *,
-    positions: Named | Bool[Tensor, "batch position"] | None = None,
+    positions: PositionName | Bool[Tensor, "batch position"] | None = None,
 ) -> Float[Tensor, "batch layer head"]:
     """By how much an effect would rise if one head's output were the source's: to first order, for every head.
 
@@ -58,7 +58,7 @@ def attribute(
 
     names = model.attn_names("z")
     with torch.enable_grad(), model.hooks(fwd_hooks=[(name, watch) for name in names]):
-        said = Said.of(model(inputs), inputs)
+        said = AnswerLogProbs.of(model(inputs), inputs)
         total = effect(said, said).sum()
         gradients = dict(zip(deltas, torch.autograd.grad(total, list(deltas.values())), strict=True))
     values = torch.zeros(len(index), model.cfg.n_layers, model.cfg.n_heads, device=model.device)

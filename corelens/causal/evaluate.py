@@ -14,10 +14,10 @@ from corelens.model import HookedMLLM
 
 
 @dataclass(frozen=True)
-class Answers:
+class Evaluation:
     """What a model answered, and how good it is by the data set's own rule."""
 
-    said: tuple[str, ...]
+    predictions: tuple[str, ...]
     scores: Float[Tensor, "sample"]
     """From zero to one; zero for what cannot be read as an answer."""
 
@@ -31,19 +31,19 @@ class Answers:
 
 
 @torch.no_grad()
-def answers(
+def evaluate(
     model: HookedMLLM,
     batches: Sequence[tuple[Sequence[Sample], PreparedInputs]],
     fwd_hooks: FwdHooks | None = None,
     max_new_tokens: int = 8,
     choices: Collection[str] | None = None,
     box_unit: BoxUnit | None = None,
-) -> Answers:
+) -> Evaluation:
     """The model's greedy answers under some hooks, scored by the rule that each sample names (`corelens.data.score`).
 
     Args:
         model: The model.
-        batches: Samples and their inputs, from `prepared_batches`: prepared once, asked under many interventions.
+        batches: Samples and their inputs, from `prepare_batches`: prepared once, asked under many interventions.
         fwd_hooks: The intervention; none asks the model as it is.
         max_new_tokens: Where answers are cut off.
         choices: What counts as an answer, so that a model that says something else is told from one that is wrong;
@@ -59,6 +59,6 @@ def answers(
         score(sample, one, box_unit) if choices is None or one in choices else None
         for sample, one in zip(asked, said, strict=True)
     ]
-    return Answers(
+    return Evaluation(
         tuple(said), torch.tensor([one or 0.0 for one in found]), torch.tensor([one is not None for one in found])
     )

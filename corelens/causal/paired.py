@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Paired:
+class PairedDifference:
     """One number per sample under two conditions."""
 
     before: Float[Tensor, "sample"] | Bool[Tensor, "sample"]

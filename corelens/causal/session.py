@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from corelens.heads import Head
-from corelens.hf.module_outputs import Recorded, recording, replaying, towers
-from corelens.hooks.positions import Intervention, Progress, Where
+from corelens.hf.module_outputs import RecordedOutputs, record_outputs, replay_outputs, vision_towers
+from corelens.hooks.positions import Intervention, PassState, PositionSelector
 from corelens.inputs.prepare import PreparedInputs
 from corelens.interventions import FwdHooks
 from corelens.model import HookedMLLM
 
-PACKED = 1024
+POSITIONS_PER_PASS = 1024
 """Most positions in a pass that several interventions on one whole prompt share. More would keep any device busy with
 one of them: sharing would cost memory and save no time."""
 
@@ -49,9 +49,9 @@ class Session:
             # Nothing before the question, or no cache to share: whole prompts it is.
             self.prefix = None
         if self.prefix is None:
-            self.plain = self._whole[0]
+            self.plain = self._vision_outputs[0]
         else:
-            with recording(self._layers) as recorded:
+            with record_outputs(self._layers) as recorded:
                 self.plain = self.model(inputs, prefix=self.prefix)
             self._after = recorded
         self._skips = self._can_skip()
@@ -79,7 +79,7 @@ class Session:
         found = []
         for start in range(0, len(interventions), size or 1):
             some = interventions[start : start + size]
-            packed = _packed(some)
+            packed = _copy_hooks(some)
             if packed is None:
                 found += [run(hooks, 1) for hooks in some]
             else:
@@ -95,7 +95,7 @@ class Session:
         """Whether an intervention acts at no position of the prefix."""
         assert self.prefix is not None
         progress = self.model._beginning(self.inputs, self.inputs.tokens, self.prefix)
-        everywhere = torch.arange(progress.first)
+        everywhere = torch.arange(progress.n_cached)
         return all(
             _in_decoder(name)
             and isinstance(function, Intervention)
@@ -114,7 +114,7 @@ class Session:
     def _fitting(self) -> int:
         """How many whole prompts a pass may hold."""
         n_samples, n = self.inputs.shape
-        fitting = PACKED // n if n_samples == 1 else 1
+        fitting = POSITIONS_PER_PASS // n if n_samples == 1 else 1
         return fitting if fitting > 1 and self._gives_plain(self._through_all, 2) else 1
 
     def _gives_plain(self, run: Callable[[FwdHooks, int], Tensor], times: int) -> bool:
@@ -137,7 +137,7 @@ class Session:
             layer: [_repeated(output, times) for output in self._after[layer]]
             for layer in self._layers[: self._first_layer(hooks)]
         }
-        with self.model.hooks(fwd_hooks=hooks), replaying(skipped):
+        with self.model.hooks(fwd_hooks=hooks), replay_outputs(skipped):
             return self.model(self.inputs, prefix=self.prefix, times=times)
 
     def _through_all(self, hooks: FwdHooks, times: int) -> Float[Tensor, "batch position vocabulary"]:
@@ -145,10 +145,10 @@ class Session:
         run = set(self._layers[self._first_layer(hooks) :])
         given = {
             module: [_tiled(output, times) for output in outputs]
-            for module, outputs in self._whole[1].items()
+            for module, outputs in self._vision_outputs[1].items()
             if inside and module not in run
         }
-        with self.model.hooks(fwd_hooks=hooks), replaying(given):
+        with self.model.hooks(fwd_hooks=hooks), replay_outputs(given):
             return self._whole_pass(times)
 
     def _whole_pass(self, times: int = 1) -> Float[Tensor, "batch position vocabulary"]:
@@ -158,26 +158,26 @@ class Session:
         return self.model(self.inputs, times=times, **keep)[:, -n:]
 
     @cached_property
-    def _whole(self) -> tuple[Tensor, Recorded]:
+    def _vision_outputs(self) -> tuple[Tensor, RecordedOutputs]:
         """Logits of whole prompts, and what the vision tower and every layer make of them."""
-        with torch.no_grad(), recording([*towers(self.model.hf_model), *self._layers]) as recorded:
+        with torch.no_grad(), record_outputs([*vision_towers(self.model.hf_model), *self._layers]) as recorded:
             logits = self._whole_pass()
         return logits, recorded
 
 
 @dataclass(frozen=True, eq=False)
-class Packed:
+class CopyHooks:
     """Hook functions of one hook point that act each on its own copies of the samples of a batch."""
 
     functions: dict[int, list[Callable[..., Any]]]
     n_copies: int
-    where: Where | None
+    where: PositionSelector | None
 
     @property
     def heads(self) -> Iterable[Head]:
         return [head for own in self.functions.values() for function in own for head in getattr(function, "heads", ())]
 
-    def check(self, progress: Progress) -> None:
+    def check(self, progress: PassState) -> None:
         for own in self.functions.values():
             for function in own:
                 if isinstance(function, Intervention):
@@ -194,7 +194,7 @@ class Packed:
         return edited
 
 
-def _packed(interventions: Sequence[FwdHooks]) -> FwdHooks | None:
+def _copy_hooks(interventions: Sequence[FwdHooks]) -> FwdHooks | None:
     """One intervention that does each of some to its own copy of a batch; None if that cannot be."""
     if len(interventions) == 1:
         return interventions[0]
@@ -214,7 +214,7 @@ def _packed(interventions: Sequence[FwdHooks]) -> FwdHooks | None:
         if of_rows and any(where.prompt is not wheres[0].prompt or where.phase != wheres[0].phase for where in wheres):
             # Each would have to see rows of its own.
             return None
-        packed.append((name, Packed(functions, len(interventions), wheres[0] if of_rows else None)))
+        packed.append((name, CopyHooks(functions, len(interventions), wheres[0] if of_rows else None)))
     return packed
 
 

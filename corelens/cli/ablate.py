@@ -12,7 +12,7 @@ from rich.table import Table
 from corelens.cli import options
 
 if TYPE_CHECKING:
-    from corelens.experiments.conditions import Conditions
+    from corelens.experiments.conditions import ConditionResults
     from corelens.heads import HeadSet
     from corelens.scores import HeadScores
 
@@ -43,8 +43,8 @@ def ablate(
         raise typer.BadParameter("give the heads themselves or what ranks them.", param_hint="--heads, --scores")
     if scores is None and top is not None:
         raise typer.BadParameter("it says how many heads of a ranking; give --scores.", param_hint="--top")
-    from corelens.experiments.ablation import ablate_all
-    from corelens.experiments.run_folder import write_whole
+    from corelens.experiments.ablation import run_ablation
+    from corelens.experiments.run_folder import atomic_write
 
     ranking = None if scores is None else options.ranking(scores, model)
     chosen_by = ranking and options.source(ranking)
@@ -53,7 +53,7 @@ def ablate(
         sets = {name: list(own) for name, own in options.samples(data, seed, limit).items()}
         if ranking is not None:
             options.warn_of_shared(ranking, sets)
-        found = ablate_all(
+        found = run_ablation(
             options.loaded(model, dtype, device),
             {**sets, **options.texts(model, limit)},
             conditions,
@@ -65,7 +65,7 @@ def ablate(
         )
     summary = {"model": model, "how": how, "phase": phase, "chosen by": chosen_by, **_summary(found)}
     text = json.dumps(summary, indent=1)
-    write_whole(out / "ablation.json", lambda path: path.write_text(text))
+    atomic_write(out / "ablation.json", lambda path: path.write_text(text))
     if as_json:
         print(text)
         return
@@ -74,7 +74,7 @@ def ablate(
 
 def _conditions(heads: str | None, ranking: "HeadScores | None", top: float) -> "dict[str, list[HeadSet]]":
     """The sets of heads that the options mean."""
-    from corelens.experiments.ablation import with_controls
+    from corelens.experiments.ablation import head_controls
     from corelens.heads import HeadSet
 
     try:
@@ -86,12 +86,12 @@ def _conditions(heads: str | None, ranking: "HeadScores | None", top: float) -> 
         raise typer.BadParameter(str(cause), param_hint="--heads") from cause
     assert ranking is not None  # one of them is given
     try:
-        return with_controls(ranking, int(top) if top >= 1 and top == int(top) else top)
+        return head_controls(ranking, int(top) if top >= 1 and top == int(top) else top)
     except ValueError as cause:
         raise typer.BadParameter(str(cause), param_hint="--top") from cause
 
 
-def _summary(found: "Conditions[HeadSet]") -> dict[str, Any]:
+def _summary(found: "ConditionResults[HeadSet]") -> dict[str, Any]:
     return {
         "heads": {name: [str(heads) for heads in sets] for name, sets in found.conditions.items()},
         "data": {

@@ -15,7 +15,7 @@ from corelens.cli import options
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from corelens.experiments.sparse_eval import Accelerated, Speed
+    from corelens.experiments.sparse_eval import SparseResults, Speed
     from corelens.model import HookedMLLM
 
 
@@ -45,9 +45,9 @@ def accelerate(
     chosen_by = options.source(ranking)
     if wrong := [one for one in budget or () if not 0 < one <= 1]:
         raise typer.BadParameter(f"{wrong[0]} is no share of heads: it must lie in (0, 1].", param_hint="--budget")
-    from corelens.experiments.run_folder import write_whole
-    from corelens.experiments.sparse_eval import accelerate_all, longest_prompt, speeds
-    from corelens.interventions.token_pruning import Pruning
+    from corelens.experiments.run_folder import atomic_write
+    from corelens.experiments.sparse_eval import longest_prompt, measure_speeds, run_sparse_eval
+    from corelens.interventions.token_pruning import TokenPruning
     from corelens.reports import write_report
     from corelens.sparse import Streaming
     from corelens.sparse.controls import BUDGETS, plans_and_controls
@@ -59,18 +59,18 @@ def accelerate(
         plans: dict[str, Any] = plans_and_controls(ranking, group_size, Streaming(sink, window, text), shares)
         # As FastV, after the second layer that has heads, with the same shares of visual tokens as of heads.
         second = sorted({head.layer for head in hooked.heads})[:2][-1]
-        plans |= {f"visual tokens {100 * share:g}%": [Pruning(second, share)] for share in shares}
+        plans |= {f"visual tokens {100 * share:g}%": [TokenPruning(second, share)] for share in shares}
         sets = {name: list(own) for name, own in options.samples(data, seed, limit).items()}
         options.warn_of_shared(ranking, sets)
         longest = longest_prompt(hooked, sets)
         n_positions = longest["input_ids"].shape[1]
         _warn_if_all_is_seen(sink, window, n_positions)
-        found = accelerate_all(hooked, sets, plans, max_new_tokens=max_new_tokens, chosen_by=chosen_by, out=out)
-        speed = speeds(hooked, longest, found.conditions)
+        found = run_sparse_eval(hooked, sets, plans, max_new_tokens=max_new_tokens, chosen_by=chosen_by, out=out)
+        speed = measure_speeds(hooked, longest, found.conditions)
         kept = {"sink": sink, "window": window}
         summary = {"model": model, "chosen by": chosen_by, **kept, **_summary(hooked, found, n_positions, speed)}
     text_of = json.dumps(summary, indent=1)
-    write_whole(out / "acceleration.json", lambda path: path.write_text(text_of))
+    atomic_write(out / "acceleration.json", lambda path: path.write_text(text_of))
     write_report(out)
     if as_json:
         print(text_of)
@@ -93,7 +93,7 @@ def _warn_if_all_is_seen(sink: int, window: int, n_positions: int) -> None:
 
 
 def _summary(
-    model: "HookedMLLM", found: "Accelerated", n_positions: int, speed: "Mapping[str, Speed]"
+    model: "HookedMLLM", found: "SparseResults", n_positions: int, speed: "Mapping[str, Speed]"
 ) -> dict[str, Any]:
     """All numbers; speed and bytes of the first draw of every plan."""
     return {
@@ -107,18 +107,18 @@ def _summary(
     }
 
 
-def _plan(model: "HookedMLLM", found: "Accelerated", name: str, speed: "Mapping[str, Speed]") -> dict[str, Any]:
-    from corelens.sparse import HeadPlan, place
+def _plan(model: "HookedMLLM", found: "SparseResults", name: str, speed: "Mapping[str, Speed]") -> dict[str, Any]:
+    from corelens.sparse import HeadPlan, resolve
 
     own = found.conditions[name]
     said: dict[str, Any] = {"heads": [plan.name for plan in own]}
     if not isinstance(own[0], HeadPlan):
         return said
-    placed, plain = place(own[0], model.hf_model), speed["plain"]
+    placed, plain = resolve(own[0], model.hf_model), speed["plain"]
     return said | {
         "full heads": round(placed.share_of_full_heads, 4),
         "whole groups of keys": round(placed.share_of_whole_groups, 4),
-        "kept attention": round(found.kept_attention(name), 4),
+        "kept attention": round(found.attention_recall(name), 4),
         "cache": speed[name].cache,
         "prefill": round(plain.prefill / speed[name].prefill, 3),
         "generation": round(speed[name].faster(plain, 256), 3),

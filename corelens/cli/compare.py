@@ -38,20 +38,20 @@ def compare(
 
     Lists are those of MMRetHeads, SparseMM and retrieval heads, or names as in ["L21H10", "L20H15"].
     """
-    from corelens.experiments.comparison import compared, other_of, scores_of
-    from corelens.experiments.run_folder import write_whole
+    from corelens.experiments.comparison import compare_rankings, load_other, load_scores
+    from corelens.experiments.run_folder import atomic_write
 
     try:
-        scores = scores_of(run, metric)
-        others = other_of(other, scores, metric)
-        found = compared(scores, others, int(top) if top and top >= 1 and top == int(top) else top)
+        scores = load_scores(run, metric)
+        others = load_other(other, scores, metric)
+        found = compare_rankings(scores, others, int(top) if top and top >= 1 and top == int(top) else top)
     except (OSError, ValueError) as cause:
         raise typer.BadParameter(str(cause)) from cause
     numbers = {"run": _named(run, scores), "other": _named(other, others), **_numbers(found, scores)}
     if as_json is not None:
         text = json.dumps(numbers, indent=1)
         try:
-            write_whole(as_json, lambda path: path.write_text(text))
+            atomic_write(as_json, lambda path: path.write_text(text))
         except OSError as cause:
             raise typer.BadParameter(f"{as_json} cannot be written: {cause.strerror}.", param_hint="--json") from cause
     _show(numbers)
@@ -69,7 +69,7 @@ def _named(path: Path, one: "HeadScores | HeadSet") -> dict[str, Any]:
 def _numbers(found: "Comparison", scores: "HeadScores") -> dict[str, Any]:
     from corelens.experiments.comparison import in_thirds, mean_depth
 
-    own, others, layers = found.own, found.others, len(scores.per_head)
+    own, others, layers = found.top, found.other, len(scores.per_head)
     return {
         "layers": layers,
         "heads": scores.n_heads,

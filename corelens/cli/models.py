@@ -17,16 +17,16 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no table.")] = False,
 ) -> None:
     """Say what can be seen in a model, from its configuration alone. Without a name, list all model types."""
-    from corelens.hf.support import CHECKS, Known, inspect_config, known_types
+    from corelens.hf.support import CHECKS, TestedType, inspect_config, tested_types
 
     # Reasons hold brackets, which are no markup.
     console = Console(highlight=False, markup=False)
     if name is None:
-        known = known_types()
+        known = tested_types()
         if as_json:
             print(json.dumps([asdict(one) for one in known], indent=1))
             return
-        titles = (field.name.replace("_", " ") for field in fields(Known)[:-1])
+        titles = (field.name.replace("_", " ") for field in fields(TestedType)[:-1])
         table = Table(*titles, box=box.SIMPLE_HEAD, padding=0)
         caveats = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
         for one in known:
@@ -41,7 +41,7 @@ def models(
             "have rectangles. tower: whether the vision tower's attention can be hooked, or what it is instead."
         )
         return
-    for one in known_types():
+    for one in tested_types():
         if one.model_type == name:
             raise typer.BadParameter(
                 f"{name} is a model type, listed without a name; give a folder, a Hub id or a shipped model.",
@@ -50,10 +50,10 @@ def models(
     # Here, since the list of all types does without TransformerLens, which takes seconds to import.
     from transformers import AutoConfig
 
-    from corelens.hf.loading import located
+    from corelens.hf.loading import checkpoint_folder
 
     try:
-        found = inspect_config(AutoConfig.from_pretrained(located(name), trust_remote_code=False))
+        found = inspect_config(AutoConfig.from_pretrained(checkpoint_folder(name), trust_remote_code=False))
     except (OSError, ValueError, TypeError, ImportError) as cause:
         # The first line says what is wrong; Hugging Face goes on with advice.
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]

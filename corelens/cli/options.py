@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from corelens.errors import see
+from corelens.errors import docs_link
 
 if TYPE_CHECKING:
     from corelens.data import Sample
@@ -103,10 +103,10 @@ def texts(model: str, limit: int | None) -> dict[str, "Iterable[Sample]"]:
     """Questions without a picture that the model can be expected to answer."""
     from corelens import toy
     from corelens.data.synthetic.text import plain_text
-    from corelens.hf.loading import located
+    from corelens.hf.loading import checkpoint_folder
 
     # The toys know few words, and are known by the record of their training.
-    if (Path(located(model)) / "record.json").is_file():
+    if (Path(checkpoint_folder(model)) / "record.json").is_file():
         return {task: islice(toy.texts(N_TEXTS, 0, task), limit) for task in toy.TEXT_TASKS}
     return {"text": islice(plain_text(), limit)}
 
@@ -151,7 +151,7 @@ def ranking(scores: Path, model: str | None = None, option: str = "--scores") ->
         raise typer.BadParameter(str(cause), param_hint=option) from cause
     if model is not None and found.model not in ("", model):
         typer.echo(
-            f"Warning: {scores} ranks the heads of {found.model!r}, and the model is {model!r}. {see('other-scores')}",
+            f"Warning: {scores} ranks the heads of {found.model!r}, and the model is {model!r}. {docs_link('other-scores')}",
             err=True,
         )
     return found

@@ -47,20 +47,22 @@ def scan(
     if ray is None and (actors is not None or gpus is not None):
         raise typer.BadParameter("they are about Ray's actors; give --ray too.", param_hint="--actors, --gpus")
     from corelens.experiments.ray import scan_on_ray
-    from corelens.experiments.scan import resolved, scan_all, summary
+    from corelens.experiments.scan import resolve_metrics, scan_metrics, summary
 
     names = [name.strip() for name in metric.split(",")]
     sets = options.samples(data, seed, limit, evidence=True)
     load = partial(options.loaded, model, dtype, device)
     with options.resumable(out, "scan"):
-        resolved(names)  # a measure that is not known is said before the model is loaded
+        resolve_metrics(names)  # a measure that is not known is said before the model is loaded
         run = (
-            partial(scan_on_ray, load, address=ray, actors=actors or 2, gpus=gpus) if ray else partial(scan_all, load())
+            partial(scan_on_ray, load, address=ray, actors=actors or 2, gpus=gpus)
+            if ray
+            else partial(scan_metrics, load())
         )
         found = run(
             sets,
             names,
-            rule=rule,  # pyright: ignore[reportArgumentType] checked by scan_all
+            rule=rule,  # pyright: ignore[reportArgumentType] checked by scan_metrics
             batch_size=16 if batch == "auto" else int(batch),
             out=out,
         )

@@ -38,10 +38,10 @@ def study(
 ) -> None:
     """Test the paper's five claims on a model. Verdicts by rules that are set before the run, and a report."""
     from corelens.experiments.conditions import check_scoring
-    from corelens.experiments.resumable import named
+    from corelens.experiments.resumable import flatten_datasets
     from corelens.reports.study import save
     from corelens.study import FULL, QUICK, run_study
-    from corelens.study.budget import pace, pieces
+    from corelens.study.budget import measure_throughput, planned_work
 
     size = QUICK if quick else FULL
     limit = min(limit or 40, 40) if quick else limit
@@ -51,13 +51,13 @@ def study(
     console = Console(highlight=False, markup=False, stderr=True)
     with options.resumable(out, "study"):
         texts = {name: list(own) for name, own in options.texts(model, limit).items()}
-        works = pieces(sets, texts, size)
+        works = planned_work(sets, texts, size)
         for name, work in works.items():
             kind = "answers" if work.answers else "passes"
             console.print(f"{name}: {work.samples} samples x {work.conditions} = {work.total:,} {kind}")
-        check_scoring(named({**sets, **texts}), box_unit)
+        check_scoring(flatten_datasets({**sets, **texts}), box_unit)
         hooked = options.loaded(model, dtype, device)
-        timed = pace(hooked, sets, out, max_new_tokens, box_unit)
+        timed = measure_throughput(hooked, sets, out, max_new_tokens, box_unit)
         seconds = sum(timed.of(work, out) for work in works.values())
         console.print(
             f"What is left takes about {timedelta(seconds=round(seconds))}, at {timed.scanned:.2g} seconds a pass and "

@@ -27,15 +27,15 @@ def sweep(
     as_json: options.AsJson = False,
 ) -> None:
     """Remove every head, layer or group by itself, and measure what the answer loses."""
-    from corelens.experiments.run_folder import write_whole
-    from corelens.experiments.sweep import sweep_all
+    from corelens.experiments.run_folder import atomic_write
+    from corelens.experiments.sweep import run_sweep
 
     sets = options.samples(data, seed, limit)
     with options.resumable(out, "sweep"):
-        found = sweep_all(options.loaded(model, dtype, device), sets, how, per, out)
+        found = run_sweep(options.loaded(model, dtype, device), sets, how, per, out)
     summary = _summary(found)
     text = json.dumps(summary, indent=1)
-    write_whole(out / "sweep.json", lambda path: path.write_text(text))
+    atomic_write(out / "sweep.json", lambda path: path.write_text(text))
     if as_json:
         print(text)
         return

@@ -1,7 +1,7 @@
 """What is asked of a model, and where in the pictures the answer is."""
 
 from corelens.data.batching import prepare_batch as prepare_batch
-from corelens.data.batching import prepared_batches as prepared_batches
+from corelens.data.batching import prepare_batches as prepare_batches
 from corelens.data.readers.base import Samples as Samples
 from corelens.data.readers.base import Skipped as Skipped
 from corelens.data.readers.mlvu import mlvu as mlvu

@@ -7,10 +7,10 @@ from tqdm.auto import tqdm
 from corelens.data.sample import Sample
 from corelens.inputs.prepare import PreparedInputs
 from corelens.model import HookedMLLM
-from corelens.progress import within_whole
+from corelens.progress import nested_progress
 
 
-def prepared_batches(
+def prepare_batches(
     model: HookedMLLM, samples: Iterable[Sample], batch_size: int, doing: str
 ) -> Iterator[tuple[tuple[Sample, ...], PreparedInputs]]:
     """Prepares samples batch by batch behind a progress bar that says what is being done.
@@ -23,7 +23,7 @@ def prepared_batches(
         raise ValueError("there are no samples.")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} is less than one.")
-    with tqdm(total=len(samples), desc=doing, unit="sample", disable=within_whole()) as bar:
+    with tqdm(total=len(samples), desc=doing, unit="sample", disable=nested_progress()) as bar:
         for start in range(0, len(samples), batch_size):
             batch = tuple(samples[start : start + batch_size])
             try:

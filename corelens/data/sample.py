@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
-from corelens.errors import see
+from corelens.errors import docs_link
 from corelens.inputs.media import Footage, Picture, load_picture
-from corelens.tokens import Box, Rule, TokenMap, Views
+from corelens.tokens import Box, BoxRule, TokenMap, Views
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Sample:
 
 
 def evidence_tokens(
-    samples: Sequence[Sample], tokens: TokenMap, rule: Rule = "overlap", views: Views = "all"
+    samples: Sequence[Sample], tokens: TokenMap, rule: BoxRule = "overlap", views: Views = "all"
 ) -> Bool[Tensor, "batch position"] | Float[Tensor, "batch position"]:
     """Which visual tokens hold the evidence of each sample of a batch, all of its regions together.
 
@@ -115,8 +115,8 @@ def evidence_tokens(
     Args:
         samples: The samples of the batch.
         tokens: The map of their prepared inputs.
-        rule: How pixels become tokens; see `TokenMap.inside`. All of a picture are all of its visual tokens.
-        views: Which views of a picture hold its evidence; see `TokenMap.inside`.
+        rule: How pixels become tokens; see `TokenMap.in_box`. All of a picture are all of its visual tokens.
+        views: Which views of a picture hold its evidence; see `TokenMap.in_box`.
 
     Returns:
         Booleans, or numbers in [0, 1] if the rule is `fraction` or some evidence has a weight below one.
@@ -131,9 +131,11 @@ def evidence_tokens(
     return torch.cat([row.float() for row in rows])
 
 
-def _of_sample(sample: Sample, tokens: TokenMap, rule: Rule, views: Views) -> Tensor:
+def _of_sample(sample: Sample, tokens: TokenMap, rule: BoxRule, views: Views) -> Tensor:
     if not sample.evidence:
-        raise ValueError(f"sample {sample.id} has no evidence, so nothing can be measured on it. {see('no-evidence')}")
+        raise ValueError(
+            f"sample {sample.id} has no evidence, so nothing can be measured on it. {docs_link('no-evidence')}"
+        )
     try:
         # Processors may start to sample a video late: what no view shows is no evidence for the model.
         regions = [_of_region(region, tokens, rule, views) for region in sample.evidence if _shown(region, tokens)]
@@ -151,11 +153,11 @@ def _shown(region: Evidence, tokens: TokenMap) -> bool:
     return not len(first) or region.seconds[1] > float(first.nan_to_num(0).min())
 
 
-def _of_region(region: Evidence, tokens: TokenMap, rule: Rule, views: Views) -> Tensor:
+def _of_region(region: Evidence, tokens: TokenMap, rule: BoxRule, views: Views) -> Tensor:
     if region.box is None and region.seconds is None:
-        selected = tokens.of_media(region.media, views)
+        selected = tokens.media_tokens(region.media, views)
         selected = selected.float() if rule == "fraction" else selected
     else:
         box = region.box or Box(0, 0, *tokens.sizes[0][region.media])
-        selected = tokens.inside(box, rule, region.media, views, region.seconds)
+        selected = tokens.in_box(box, rule, region.media, views, region.seconds)
     return selected if region.weight == 1 else selected.float() * region.weight

@@ -12,21 +12,28 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from corelens.causal import answers
+from corelens.causal import evaluate
 from corelens.data import BoxUnit, Sample
-from corelens.experiments.conditions import PLAIN, Conditions, check_scoring
-from corelens.experiments.resumable import Samples, described, here, in_parts, named, prepared
-from corelens.experiments.sweep import Removal, check_removal, stand_ins
+from corelens.experiments.conditions import BASELINE, ConditionResults, check_scoring
+from corelens.experiments.resumable import (
+    Samples,
+    flatten_datasets,
+    model_fingerprint,
+    prepare_samples,
+    run_locally,
+    run_resumable,
+)
+from corelens.experiments.sweep import ReferenceMethod, check_method, reference_for
 from corelens.heads import HeadSet
-from corelens.hf.module_outputs import seeing_once
+from corelens.hf.module_outputs import cached_vision
 from corelens.hooks.positions import Phase
-from corelens.interventions import ablate, knock_out
+from corelens.interventions import ablate, attention_knockout
 from corelens.model import HookedMLLM
 from corelens.scores import HeadScores
 
 
 @dataclass(frozen=True)
-class DoseCurve:
+class AblationCurve:
     """Accuracy by share of heads ablated, for every way of choosing them."""
 
     fractions: tuple[float, ...]
@@ -45,12 +52,12 @@ class DoseCurve:
         return [float(np.std(values)) if values else float("nan") for values in self.accuracy[choice]]
 
 
-def dose_curve(
+def ablation_curve(
     scores: HeadScores,
     accuracy: Callable[[HeadSet], float],
     fractions: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
     seeds: Sequence[int] = range(5),
-) -> DoseCurve:
+) -> AblationCurve:
     """Accuracy without more and more heads: the top, next and bottom ones, random ones, random ones of the same layers.
 
     Random heads are drawn outside the top ones, so that neither they nor the next ones exist beyond one half; of the
@@ -81,7 +88,7 @@ def dose_curve(
                 for some in sets:
                     measured[name][-1].append(accuracy(some))
                     bar.update()
-    return DoseCurve(tuple(fractions), heads, measured)
+    return AblationCurve(tuple(fractions), heads, measured)
 
 
 def _if_possible(choose: Callable[[float], list[HeadSet]], fraction: float) -> list[HeadSet]:
@@ -92,11 +99,11 @@ def _if_possible(choose: Callable[[float], list[HeadSet]], fraction: float) -> l
         return []
 
 
-PART = 16
+SHARD_SIZE = 16
 """Samples that are kept or lost together when an ablation is interrupted: each is answered under every condition."""
 
 
-def with_controls(scores: HeadScores, top: float | int, seeds: Sequence[int] = range(5)) -> dict[str, list[HeadSet]]:
+def head_controls(scores: HeadScores, top: float | int, seeds: Sequence[int] = range(5)) -> dict[str, list[HeadSet]]:
     """The top heads, and as many of every kind that they are compared with.
 
     Random heads of the same layers are left out where most heads of a layer are top heads.
@@ -105,7 +112,7 @@ def with_controls(scores: HeadScores, top: float | int, seeds: Sequence[int] = r
         ValueError: If there are too few other heads.
     """
     chosen = scores.top(top)
-    crowded = any(2 * len(heads) > scores.exist[layer].sum() for layer, heads in chosen.by_layer().items())
+    crowded = any(2 * len(heads) > scores.mask[layer].sum() for layer, heads in chosen.by_layer().items())
     matched = [] if crowded else [scores.layer_matched_random(seed, top) for seed in seeds]
     return {
         "top": [chosen],
@@ -116,18 +123,18 @@ def with_controls(scores: HeadScores, top: float | int, seeds: Sequence[int] = r
     }
 
 
-def ablate_all(
+def run_ablation(
     model: HookedMLLM,
     samples: Samples,
     conditions: Mapping[str, Sequence[HeadSet]],
-    how: Removal | Literal["blind"] = "zero",
+    method: ReferenceMethod | Literal["blind"] = "zero",
     phase: Phase = "both",
     batch_size: int = 16,
     max_new_tokens: int = 32,
     box_unit: BoxUnit | None = None,
     chosen_by: str | None = None,
     out: str | PathLike[str] | None = None,
-) -> Conditions[HeadSet]:
+) -> ConditionResults[HeadSet]:
     """Greedy answers with nothing removed and with each set of heads removed, scored by the rule of their data set.
 
     Args:
@@ -149,34 +156,34 @@ def ablate_all(
             rule that can score it, or `out` holds another run; names the difference.
         RuntimeError: If another process is writing to `out`.
     """
-    if how != "blind":
-        check_removal(how)
+    if method != "blind":
+        check_method(method)
     ablate([], phase=phase)
-    every = named(samples)
+    every = flatten_datasets(samples)
     check_scoring(every, box_unit)
-    all_sets = {PLAIN: [HeadSet((), "nothing removed")]} | {name: list(sets) for name, sets in conditions.items()}
+    all_sets = {BASELINE: [HeadSet((), "nothing removed")]} | {name: list(sets) for name, sets in conditions.items()}
     model.check_heads(head for sets in all_sets.values() for heads in sets for head in heads)
 
     @cache
     def remove() -> Callable[[HeadSet], Any]:
         # Not before samples are missing: stand-ins cost a pass over all of them.
-        if how == "blind":
+        if method == "blind":
             return partial(_blinded, phase=phase)
         seen = (sample for _, sample in every if sample.images or sample.videos)
-        return partial(ablate, how=how, instead=stand_ins(model, seen, how), phase=phase)
+        return partial(ablate, method=method, reference=reference_for(model, seen, method), phase=phase)
 
     def measure(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _unit"]]:
-        asked = [(batch, prepared(model, batch))]
+        asked = [(batch, prepare_samples(model, batch))]
 
         def without(heads: HeadSet) -> Float[Tensor, "batch"]:
-            found = answers(model, asked, remove()(heads), max_new_tokens, box_unit=box_unit)
+            found = evaluate(model, asked, remove()(heads), max_new_tokens, box_unit=box_unit)
             return found.scores.masked_fill(~found.parsed, torch.nan)
 
-        with seeing_once(model.hf_model):
+        with cached_vision(model.hf_model):
             return {name: torch.stack([without(heads) for heads in sets], 1) for name, sets in all_sets.items()}
 
     choices = {
-        "how": how,
+        "how": method,
         "phase": phase,
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
@@ -184,10 +191,14 @@ def ablate_all(
         "chosen_by": chosen_by,
         "conditions": {name: [str(heads) for heads in sets] for name, sets in all_sets.items()},
     }
-    whole = in_parts("ablate", every, PART, described(model), choices, out, here(batch_size, measure))
-    return Conditions(all_sets, whole.values, whole.samples, whole.datasets, whole.skipped)
+    whole = run_resumable(
+        "ablate", every, SHARD_SIZE, model_fingerprint(model), choices, out, run_locally(batch_size, measure)
+    )
+    return ConditionResults(all_sets, whole.values, whole.samples, whole.datasets, whole.skipped)
 
 
 def _blinded(heads: HeadSet, phase: Phase) -> Any:
     """Hooks that keep heads from looking at pictures and videos from the question on."""
-    return [hook for keys in ("image", "video") for hook in knock_out(heads, "from_question", keys, phase=phase)]
+    return [
+        hook for keys in ("image", "video") for hook in attention_knockout(heads, "from_question", keys, phase=phase)
+    ]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from corelens.experiments.run_folder import Run
+from corelens.experiments.run_folder import RunFolder
 from corelens.head_formats import load_published
 from corelens.heads import HeadSet
 from corelens.metrics import overlap, spearman, spearman_interval
@@ -31,10 +31,10 @@ class Ranks(NamedTuple):
 class Comparison(NamedTuple):
     """Two sets of heads of one model, and the scores that chose them."""
 
-    own: HeadSet
+    top: HeadSet
     """Of the run: as many as the others, highest first."""
 
-    others: HeadSet
+    other: HeadSet
     overlap: Overlap
     """Of the two sets, and by chance."""
 
@@ -43,7 +43,7 @@ class Comparison(NamedTuple):
     """None where fewer than three heads have scores in both, or all the same."""
 
 
-def compared(scores: HeadScores, other: HeadScores | HeadSet, n: float | int | None = None) -> Comparison:
+def compare_rankings(scores: HeadScores, other: HeadScores | HeadSet, n: float | int | None = None) -> Comparison:
     """The top heads of a run beside as many others.
 
     Args:
@@ -81,7 +81,7 @@ def in_thirds(heads: HeadSet, n_layers: int) -> tuple[int, int, int]:
     return thirds.count(0), thirds.count(1), thirds.count(2)
 
 
-def scores_of(run: str | PathLike[str], measure: str | None = None) -> HeadScores:
+def load_scores(run: str | PathLike[str], measure: str | None = None) -> HeadScores:
     """The scores of a finished scan or sweep.
 
     Args:
@@ -99,14 +99,14 @@ def scores_of(run: str | PathLike[str], measure: str | None = None) -> HeadScore
     return HeadScores.load(path)
 
 
-def other_of(path: str | PathLike[str], scores: HeadScores, measure: str | None = None) -> HeadScores | HeadSet:
+def load_other(path: str | PathLike[str], scores: HeadScores, measure: str | None = None) -> HeadScores | HeadSet:
     """What a run is compared with: a published list if it is a JSON file, or the scores of another run.
 
     Raises:
         ValueError: As `load_published` and `scores_of`.
     """
     if Path(path).is_dir() or Path(path).suffix == ".safetensors":
-        return scores_of(path, measure)
+        return load_scores(path, measure)
     try:
         return load_published(path, *scores.values.shape[1:])
     except OSError as cause:
@@ -114,7 +114,7 @@ def other_of(path: str | PathLike[str], scores: HeadScores, measure: str | None 
 
 
 def _file_of(folder: Path, measure: str | None) -> Path:
-    manifest = Run.finished(folder).manifest
+    manifest = RunFolder.load(folder).manifest
     there = [path.stem for path in sorted(folder.glob("*.safetensors"))]
     if not there:
         raise ValueError(
@@ -137,9 +137,7 @@ def _require_same_heads(scores: HeadScores, other: HeadScores | HeadSet) -> None
             f"{other.values.shape[2]}: only heads of one model, or of models of one size, can be compared."
         )
     listed = other.heads if isinstance(other, HeadSet) else other.ranked()
-    if missing := [
-        str(head) for head in listed if head.layer >= layers or head.head >= heads or not scores.exist[head]
-    ]:
+    if missing := [str(head) for head in listed if head.layer >= layers or head.head >= heads or not scores.mask[head]]:
         raise ValueError(f"{missing[0]} is listed and has no score in the run, which has {layers} layers of {heads}.")
 
 
@@ -152,7 +150,7 @@ def _scored_by_place(listed: HeadSet, shape: tuple[int, ...]) -> HeadScores:
 
 
 def _ranks(one: HeadScores, other: HeadScores) -> Ranks | None:
-    both = one.exist & other.exist
+    both = one.mask & other.mask
     n = int(both.sum())
     if n < 3 or any(len(each.per_head[both].unique()) == 1 for each in (one, other)):
         return None

@@ -7,20 +7,20 @@ from typing import Any, Generic, TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
-from corelens.causal import Paired
+from corelens.causal import PairedDifference
 from corelens.data import BoxUnit, score
-from corelens.experiments.resumable import Named
-from corelens.experiments.run_folder import Run
+from corelens.experiments.resumable import DatasetSample
+from corelens.experiments.run_folder import RunFolder
 from corelens.heads import HeadSet
 
 Condition = TypeVar("Condition")
 
-PLAIN = "plain"
+BASELINE = "plain"
 """What the condition is called that all others are compared with."""
 
 
 @dataclass(frozen=True)
-class Conditions(Generic[Condition]):
+class ConditionResults(Generic[Condition]):
     """How good answers are under each of several conditions."""
 
     conditions: Mapping[str, Sequence[Condition]]
@@ -42,10 +42,10 @@ class Conditions(Generic[Condition]):
         """Share of what was said that cannot be read as an answer."""
         return self._of(condition, dataset).isnan().float().mean().item()
 
-    def compared(self, condition: str, dataset: str) -> Paired:
+    def paired_difference(self, condition: str, dataset: str) -> PairedDifference:
         """Each sample under the plain condition and under another, there the mean over its draws."""
-        before, after = (self._of(name, dataset).nan_to_num().mean(1) for name in (PLAIN, condition))
-        return Paired(before, after)
+        before, after = (self._of(name, dataset).nan_to_num().mean(1) for name in (BASELINE, condition))
+        return PairedDifference(before, after)
 
     def summary(self, dataset: str) -> dict[str, dict[str, Any]]:
         """Accuracy under every condition, and how far it is from the plain one, ready for JSON."""
@@ -59,8 +59,8 @@ class Conditions(Generic[Condition]):
         }
         if len(accuracies) > 1:
             said["of each draw"] = [round(one, 4) for one in accuracies]
-        if condition != PLAIN:
-            compared = self.compared(condition, dataset)
+        if condition != BASELINE:
+            compared = self.paired_difference(condition, dataset)
             said["change"] = round(compared.mean, 4)
             if len(compared.differences) > 1:
                 said["interval"] = [round(bound, 4) for bound in compared.interval()]
@@ -71,18 +71,18 @@ class Conditions(Generic[Condition]):
         return self.values[condition][[index for index, own in enumerate(self.datasets) if own == dataset]]
 
 
-def read_conditions(run: Run) -> Conditions[Any]:
+def read_conditions(run: RunFolder) -> ConditionResults[Any]:
     """What an ablation or an acceleration kept in its folder; plans as JSON."""
-    whole = run.whole()
+    whole = run.read_all()
     written: Mapping[str, list[Any]] = run.manifest.get("conditions") or run.manifest["plans"]
     conditions = {
         name: [HeadSet.parse(one) if isinstance(one, str) else one for one in own] for name, own in written.items()
     }
     values = {name: whole.values[name] for name in conditions}
-    return Conditions(conditions, values, whole.samples, whole.datasets, whole.skipped)
+    return ConditionResults(conditions, values, whole.samples, whole.datasets, whole.skipped)
 
 
-def check_scoring(samples: Named, box_unit: BoxUnit | None) -> None:
+def check_scoring(samples: DatasetSample, box_unit: BoxUnit | None) -> None:
     """Raises a ValueError if the answer to some sample cannot be scored."""
     for _, sample in samples:
         if sample.scoring != "box" or box_unit is None:  # to score a box reads its picture

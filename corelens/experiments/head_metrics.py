@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from corelens import metrics
-from corelens.hf.prefix_cache import Prefix
-from corelens.hooks.rows import Rows
+from corelens.hf.prefix_cache import PrefixCache
+from corelens.hooks.rows import QueryRows
 from corelens.metrics import Metric
 from corelens.metrics.head_score import mean_over_queries
 from corelens.model import HookedMLLM
@@ -25,7 +25,7 @@ Evidence = Bool[Tensor, "batch position"] | Float[Tensor, "batch position"]
 
 
 @dataclass(frozen=True)
-class Asked:
+class ScoringInputs:
     """What a pass is measured with."""
 
     tokens: TokenMap
@@ -33,7 +33,7 @@ class Asked:
     queries: Mapping[str, Bool[Tensor, "batch position"]]
     """The query tokens of each kind that the measures name."""
 
-    said: Int[Tensor, "batch position"]
+    answer_tokens: Int[Tensor, "batch position"]
     """The token that each position says, -1 where none is known; for measures that weigh writing."""
 
     @property
@@ -43,31 +43,31 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Look:
+class LayerAttention:
     """What one layer shows of the query tokens' attention."""
 
     model: HookedMLLM
-    asked: Asked
+    inputs: ScoringInputs
     layer: int
     pattern: Float[Tensor, "batch head row key"]
-    shown: Mapping[str, Tensor]
+    activations: Mapping[str, Tensor]
     """What other hook points of the layer showed before, of those that the measures need."""
 
     @cached_property
-    def rows(self) -> Rows:
+    def rows(self) -> QueryRows:
         """Which positions the rows of the pattern are."""
-        return Rows.of(self.asked.every_query.to(self.pattern.device))
+        return QueryRows.of(self.inputs.every_query.to(self.pattern.device))
 
     def of(self, mask: Tensor) -> Tensor:
         return mask.to(self.pattern.device)
 
     def chosen(self, queries: str) -> Bool[Tensor, "batch row"]:
         """Which rows are query tokens of a kind."""
-        return self.of(self.asked.queries[queries]).gather(1, self.rows.position) & self.rows.real
+        return self.of(self.inputs.queries[queries]).gather(1, self.rows.position) & self.rows.real
 
     @cached_property
     def sinks(self) -> Bool[Tensor, "batch position"]:
-        return metrics.attention_sinks(self.shown["resid_pre"]).to(self.pattern.device)
+        return metrics.attention_sinks(self.activations["resid_pre"]).to(self.pattern.device)
 
     def contributions(self, metric: Metric) -> Float[Tensor, "batch head row key"]:
         """The pattern, times what the heads write if the metric weighs it."""
@@ -75,9 +75,9 @@ class Look:
             return self.pattern
         # Only what counts is weighed, which is little if that is the evidence alone.
         alone = metric.reduction in ("sum", "mean", "max") and metric.normalisation in ("none", "size")
-        counts = self.of(self.asked.evidence).bool().any(0) if alone else slice(None)
+        counts = self.of(self.inputs.evidence).bool().any(0) if alone else slice(None)
         weighed = torch.zeros_like(self.pattern)
-        weighed[..., counts] = self.pattern[..., counts] * self._weights(metric, self.shown["v"][:, counts])
+        weighed[..., counts] = self.pattern[..., counts] * self._weights(metric, self.activations["v"][:, counts])
         return weighed
 
     def _weights(
@@ -86,21 +86,21 @@ class Look:
         """What the heads would write from some keys: how much, or how far towards the answer."""
         W_O: Tensor = self.model.blocks[self.layer].attn.W_O  # pyright: ignore
         if metric.contribution == "write_size":
-            return metrics.write_sizes(values, W_O)
-        said = self.of(self.asked.said)
+            return metrics.output_norms(values, W_O)
+        said = self.of(self.inputs.answer_tokens)
         # Tokens of the question say nothing: what they fetch is weighed for the answer's first token.
         first = said.gather(1, (said >= 0).to(torch.uint8).argmax(-1, keepdim=True))
         own = said.gather(1, self.rows.position)
         unembedding = self.model.W_U.T
         direction = unembedding[torch.where(own >= 0, own, first).to(unembedding.device)].to(self.pattern.device)
-        return metrics.write_towards(values, W_O, direction)
+        return metrics.logit_contributions(values, W_O, direction)
 
     def score(self, metric: Metric) -> Float[Tensor, "batch head"]:
         """A metric, before a baseline is taken off."""
-        visual = self.of(self.asked.tokens.visual)
+        visual = self.of(self.inputs.tokens.visual)
         return metrics.head_score(
             self.contributions(metric),
-            self.of(self.asked.evidence),
+            self.of(self.inputs.evidence),
             self.chosen(metric.queries),
             visual,
             metric.reduction,
@@ -109,21 +109,21 @@ class Look:
         )
 
 
-def _sink_share(look: Look) -> Float[Tensor, "batch head"]:
+def _sink_share(look: LayerAttention) -> Float[Tensor, "batch head"]:
     # A sequence may hold no sink, and then no attention goes to one.
     to_sinks = reduce(look.pattern * look.sinks[:, None, None], "batch head row key -> batch head row", "sum")
     return mean_over_queries(to_sinks, look.chosen("last"))
 
 
-def _distance(look: Look) -> Float[Tensor, "batch head"]:
+def _distance(look: LayerAttention) -> Float[Tensor, "batch head"]:
     return metrics.attention_distance(look.pattern, look.chosen("last"), look.rows.position)
 
 
-def _spatial_entropy(look: Look) -> Float[Tensor, "batch head"]:
+def _spatial_entropy(look: LayerAttention) -> Float[Tensor, "batch head"]:
     """Of the first picture with a grid: of its overview if it has one, else of its first view."""
     found = []
     for sample, row in enumerate(look.chosen("last")):
-        tokens = look.asked.tokens[sample].to(look.pattern.device)
+        tokens = look.inputs.tokens[sample].to(look.pattern.device)
         seen = (
             (tokens.row >= 0) & (tokens.media == tokens.media[tokens.row >= 0].min()) if tokens.row.max() >= 0 else None
         )
@@ -138,28 +138,28 @@ def _spatial_entropy(look: Look) -> Float[Tensor, "batch head"]:
     return torch.stack(found)
 
 
-DESCRIPTIONS: dict[str, Callable[[Look], Float[Tensor, "batch head"]]] = {
+DESCRIPTIVE_METRICS: dict[str, Callable[[LayerAttention], Float[Tensor, "batch head"]]] = {
     "entropy": lambda look: metrics.attention_entropy(look.pattern, look.chosen("last")),
     "concentration": lambda look: metrics.concentration(look.pattern, look.chosen("last")),
     "distance": _distance,
-    "visual_share": lambda look: metrics.visual_share(look.pattern, look.asked.tokens.visual, look.chosen("last")),
+    "visual_share": lambda look: metrics.visual_share(look.pattern, look.inputs.tokens.visual, look.chosen("last")),
     "sink_share": _sink_share,
     "spatial_entropy": _spatial_entropy,
 }
 """What heads do whatever the evidence is, by the last token of the prompt; see the functions of the same names in
 `corelens.metrics`."""
 
-Measure = Metric | str
+AnyMetric = Metric | str
 """A metric, or the name of a description."""
 
 
 @torch.no_grad()
-def measure(
+def score_heads(
     model: HookedMLLM,
     inputs: Mapping[str, Any],
-    asked: Asked,
-    measures: Sequence[Measure],
-    prefix: Prefix | None = None,
+    asked: ScoringInputs,
+    measures: Sequence[AnyMetric],
+    prefix: PrefixCache | None = None,
 ) -> dict[str, Float[Tensor, "batch layer head"]]:
     """Every measure of every head in one pass over one batch; nothing of the pass is kept.
 
@@ -174,7 +174,7 @@ def measure(
         By name, on the CPU; NaN where there is no head: in layers without softmax attention, and in layers with fewer
         heads than others.
     """
-    found: dict[str, dict[int, Tensor]] = {name_of(one): {} for one in measures}
+    found: dict[str, dict[int, Tensor]] = {metric_name(one): {} for one in measures}
     shown: dict[str, Tensor] = {}
     if any(map(_needs_sinks, measures)):
         prefix = None  # sinks are seen in the residual stream of all positions
@@ -186,10 +186,10 @@ def measure(
         shown[hook.name.rpartition("hook_")[2]] = tensor
 
     def look(pattern: Tensor, hook: Any) -> None:
-        seen = Look(model, asked, hook.layer(), pattern, shown)
+        seen = LayerAttention(model, asked, hook.layer(), pattern, shown)
         for one in measures:
-            score = seen.score(one) if isinstance(one, Metric) else DESCRIPTIONS[one](seen)
-            found[name_of(one)][hook.layer()] = score
+            score = seen.score(one) if isinstance(one, Metric) else DESCRIPTIVE_METRICS[one](seen)
+            found[metric_name(one)][hook.layer()] = score
         shown.clear()
 
     patterns = model.attn_names("pattern")
@@ -207,15 +207,15 @@ def measure(
     return {name: _by_layer(of_layer, model) for name, of_layer in found.items()}
 
 
-def name_of(one: Measure) -> str:
+def metric_name(one: AnyMetric) -> str:
     return one.name if isinstance(one, Metric) else one
 
 
-def _weighs_writing(one: Measure) -> bool:
+def _weighs_writing(one: AnyMetric) -> bool:
     return isinstance(one, Metric) and one.contribution != "attention"
 
 
-def _needs_sinks(one: Measure) -> bool:
+def _needs_sinks(one: AnyMetric) -> bool:
     return one.sinks == "excluded" if isinstance(one, Metric) else one == "sink_share"
 
 

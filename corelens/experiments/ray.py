@@ -11,10 +11,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from corelens.experiments.head_metrics import Measure
-from corelens.experiments.resumable import Named, Samples, described, named
-from corelens.experiments.run_folder import Part
-from corelens.experiments.scan import Choices, chosen, scan_part, scan_parts
+from corelens.experiments.head_metrics import AnyMetric
+from corelens.experiments.resumable import DatasetSample, Samples, flatten_datasets, model_fingerprint
+from corelens.experiments.run_folder import Shard
+from corelens.experiments.scan import ScanConfig, scan_config, scan_part, scan_parts
 from corelens.model import HookedMLLM
 from corelens.scores import HeadScores
 
@@ -22,7 +22,7 @@ from corelens.scores import HeadScores
 def scan_on_ray(
     load: Callable[[], HookedMLLM],
     samples: Samples,
-    measures: Sequence[Measure] = ("ram", "write_ram"),
+    measures: Sequence[AnyMetric] = ("ram", "write_ram"),
     *,
     address: str = "auto",
     actors: int = 2,
@@ -30,48 +30,48 @@ def scan_on_ray(
     out: str | PathLike[str] | None = None,
     **choices: Any,
 ) -> dict[str, HeadScores]:
-    """What `scan_all` returns, from models on several machines.
+    """What `scan_metrics` returns, from models on several machines.
 
     The model is loaded once to say what it is, then once in every actor, which takes one part of the samples after
     another. Finished parts come back to this process, which alone writes to `out`, so that the machines need no common
-    file system for it; a scan that was begun with `scan_all` goes on here, and the other way round. What an actor was
+    file system for it; a scan that was begun with `scan_metrics` goes on here, and the other way round. What an actor was
     doing when it or its machine died is done again, as often as it takes.
 
     Args:
         load: Makes the model, in the actor: `partial(HookedMLLM.from_pretrained, "owner/name", dtype="bfloat16")`.
-        samples: As for `scan_all`. Pictures and arrays travel; paths must hold the same files on every machine, and
+        samples: As for `scan_metrics`. Pictures and arrays travel; paths must hold the same files on every machine, and
             functions must work there. A file that only this machine has is an error; one that no machine has leaves
             its sample out.
-        measures: As for `scan_all`.
+        measures: As for `scan_metrics`.
         address: `auto` for the Ray cluster that this machine belongs to, `local` for one on this machine that ends
             with the scan, or HOST:PORT. A program that has called `ray.init` itself keeps its connection.
         actors: Most models at a time; fewer, while the cluster has no room for more.
         gpus: GPUs of each actor; None for one if the cluster has any. More are for a model that one cannot hold, on
             which `load` spreads it with `device_map="auto"`.
-        out: As for `scan_all`.
-        choices: The others of `scan_all`.
+        out: As for `scan_metrics`.
+        choices: The others of `scan_metrics`.
 
     Raises:
         ImportError: If Ray is not installed.
         ConnectionError: If there is no cluster at the address.
-        ValueError: If no machine of the cluster has so many GPUs; or as from `scan_all`.
-        RuntimeError: If the machines do not make the same model of `load`; or as from `scan_all`.
+        ValueError: If no machine of the cluster has so many GPUs; or as from `scan_metrics`.
+        RuntimeError: If the machines do not make the same model of `load`; or as from `scan_metrics`.
         FileNotFoundError: If a machine misses a file that this one has.
         TypeError: If a sample cannot travel, since it holds a generator, say.
     """
     if actors < 1:
         raise ValueError(f"actors={actors} is less than one.")
-    made = chosen(measures, **choices)
-    every = named(samples)
-    with _connected(address) as ray:
+    made = scan_config(measures, **choices)
+    every = flatten_datasets(samples)
+    with _connect_to_ray(address) as ray:
         most = int(max(machine["Resources"].get("GPU", 0) for machine in ray.nodes() if machine["Alive"]))
         needed = min(1, most) if gpus is None else gpus
         if not 0 <= needed <= most:
             raise ValueError(f"gpus={needed}, but the machines of the cluster have at most {most}.")
         # In a process of its own that ends, since it holds GPUs.
-        model = ray.get(ray.remote(num_gpus=needed, max_calls=1)(lambda: described(load())).remote())
+        model = ray.get(ray.remote(num_gpus=needed, max_calls=1)(lambda: model_fingerprint(load())).remote())
 
-        def there(missing: Mapping[int, Named]) -> Iterator[tuple[int, Part]]:
+        def there(missing: Mapping[int, DatasetSample]) -> Iterator[tuple[int, Shard]]:
             if not missing:
                 return
             rows = [
@@ -106,13 +106,13 @@ class _Scanner:
 
     load: Callable[[], HookedMLLM]
     expected: Mapping[str, Any]
-    choices: Choices
+    choices: ScanConfig
 
     @cached_property
     def model(self) -> HookedMLLM:
         """Loaded with the first part: Ray hands on the errors of tasks, and tries again when an actor cannot begin."""
         model = self.load()
-        found = described(model)
+        found = model_fingerprint(model)
         # Its path may be another; what it is may not.
         differing = [name for name in found if name != "model" and found[name] != self.expected[name]]
         if differing:
@@ -129,13 +129,13 @@ class _Scanner:
         return {"number": row["number"], "part": scan_part(self.model, row["samples"], self.choices)}
 
 
-def _paths(samples: Named) -> Iterator[Path]:
+def _paths(samples: DatasetSample) -> Iterator[Path]:
     for _, sample in samples:
         yield from (Path(one) for one in (*sample.images, *sample.videos) if isinstance(one, str | PathLike))
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[Any]:
+def _connect_to_ray(address: str) -> Iterator[Any]:
     """Ray, connected until the block ends."""
     try:
         import ray

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from corelens.data import Sample, prepare_batch
-from corelens.errors import see, unsee
-from corelens.experiments.run_folder import Part, Run
+from corelens.errors import docs_link, without_docs_link
+from corelens.experiments.run_folder import RunFolder, Shard
 from corelens.inputs.prepare import PreparedInputs
 from corelens.model import HookedMLLM
 from corelens.progress import progress
@@ -23,15 +23,15 @@ from corelens.progress import progress
 Samples = Iterable[Sample] | Mapping[str, Iterable[Sample]]
 """Samples of one data set, or of several by name."""
 
-Named = Sequence[tuple[str, Sample]]
+DatasetSample = Sequence[tuple[str, Sample]]
 """Samples, each with the name of its data set."""
 
 
-class Unmeasurable(ValueError):
+class SampleError(ValueError):
     """Something about a sample itself: a picture that cannot be read, evidence outside it, no answer."""
 
 
-def named(samples: Samples) -> Named:
+def flatten_datasets(samples: Samples) -> DatasetSample:
     """Samples one after the other.
 
     Raises:
@@ -48,7 +48,7 @@ def named(samples: Samples) -> Named:
     return [(name, sample) for name, own in listed.items() for sample in own]
 
 
-def described(model: HookedMLLM) -> dict[str, Any]:
+def model_fingerprint(model: HookedMLLM) -> dict[str, Any]:
     """What must be the same of a model, and of what runs it, for parts to belong together."""
     return {
         "model": model.cfg.model_name,
@@ -60,15 +60,15 @@ def described(model: HookedMLLM) -> dict[str, Any]:
     }
 
 
-def in_parts(
+def run_resumable(
     work: str,
-    samples: Named,
+    samples: DatasetSample,
     size: int,
     model: Mapping[str, Any],
     choices: Mapping[str, Any],
     out: str | PathLike[str] | None,
-    do: Callable[[Mapping[int, Named]], Iterable[tuple[int, Part]]],
-) -> Part:
+    do: Callable[[Mapping[int, DatasetSample]], Iterable[tuple[int, Shard]]],
+) -> Shard:
     """What all parts found, in order, wherever they are computed.
 
     Args:
@@ -85,7 +85,7 @@ def in_parts(
         ValueError: If no sample can be measured, or `out` holds other work; names the difference.
         RuntimeError: If another process is writing to `out`.
     """
-    numbered = dict(enumerate(batches_of(samples, size)))
+    numbered = dict(enumerate(shrinking_batches(samples, size)))
     ids = hashlib.sha256("\n".join(f"{d}\t{s.id}\t{s.question}\t{s.answer}" for d, s in samples).encode())
     manifest = {
         "work": work,
@@ -96,7 +96,7 @@ def in_parts(
         "samples a part": size,
         **choices,
     }
-    run = nullcontext() if out is None else Run.opened(out, manifest)
+    run = nullcontext() if out is None else RunFolder.open(out, manifest)
     with run as kept:
         parts = {number: part for number in numbered if kept and (part := kept.read(number))}
         missing = {number: own for number, own in numbered.items() if number not in parts}
@@ -107,13 +107,13 @@ def in_parts(
                     kept.write(number, part)
                 parts[number] = part
                 advance(len(missing[number]))
-    whole = Part.joined([parts[number] for number in numbered])
+    whole = Shard.concatenate([parts[number] for number in numbered])
     if whole.skipped:
         first, why = next(iter(whole.skipped.items()))
         rest = " All are in .skipped." if whole.samples else ""
         said = (
-            f"{len(whole.skipped)} of {len(samples)} samples cannot be measured; the first, {first}: {unsee(why)}"
-            f"{rest} {see('skipped')}"
+            f"{len(whole.skipped)} of {len(samples)} samples cannot be measured; the first, {first}: {without_docs_link(why)}"
+            f"{rest} {docs_link('skipped')}"
         )
         if not whole.samples:
             raise ValueError(said)
@@ -121,18 +121,18 @@ def in_parts(
     return whole
 
 
-def here(
+def run_locally(
     batch_size: int, measure: Callable[[list[Sample]], Mapping[str, Float[Tensor, "batch _unit"]]]
-) -> Callable[[Mapping[int, Named]], Iterator[tuple[int, Part]]]:
+) -> Callable[[Mapping[int, DatasetSample]], Iterator[tuple[int, Shard]]]:
     """What `in_parts` is to do where this process measures all samples itself; see `part_of`."""
-    return lambda missing: ((number, part_of(own, batch_size, measure)) for number, own in missing.items())
+    return lambda missing: ((number, evaluate_shard(own, batch_size, measure)) for number, own in missing.items())
 
 
-def part_of(
-    samples: Named,
+def evaluate_shard(
+    samples: DatasetSample,
     batch_size: int,
     measure: Callable[[list[Sample]], Mapping[str, Float[Tensor, "batch _unit"]]],
-) -> Part:
+) -> Shard:
     """What is measured of a few samples, in batches that shrink when memory runs out.
 
     Args:
@@ -141,7 +141,9 @@ def part_of(
         measure: Measures a batch, or raises `Unmeasurable` if some sample of it cannot be measured.
     """
     # Samples of like length are batched, so that little is computed for padding.
-    waiting = batches_of(sorted(range(len(samples)), key=lambda index: length_of(samples[index][1])), batch_size)
+    waiting = shrinking_batches(
+        sorted(range(len(samples)), key=lambda index: prompt_length(samples[index][1])), batch_size
+    )
     values: dict[int, dict[str, Tensor]] = {}
     skipped: dict[str, str] = {}
     while waiting:
@@ -152,10 +154,10 @@ def part_of(
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
-            waiting = batches_of(sum(waiting, batch), half)
-        except Unmeasurable as cause:
+            waiting = shrinking_batches(sum(waiting, batch), half)
+        except SampleError as cause:
             # Halves, to find which sample it is.
-            waiting[:0] = batches_of(batch, half) if len(batch) > 1 else []
+            waiting[:0] = shrinking_batches(batch, half) if len(batch) > 1 else []
             if len(batch) == 1:
                 skipped[samples[batch[0]][1].id] = str(cause)
         else:
@@ -163,7 +165,7 @@ def part_of(
                 values[index] = {name: tensor[position] for name, tensor in found.items()}
     measured = sorted(values)
     names = values[measured[0]] if measured else ()
-    return Part(
+    return Shard(
         tuple(samples[index][1].id for index in measured),
         tuple(samples[index][0] for index in measured),
         {name: torch.stack([values[index][name] for index in measured]) for name in names},
@@ -172,25 +174,25 @@ def part_of(
 
 
 @contextmanager
-def about_samples() -> Iterator[None]:
+def sample_errors() -> Iterator[None]:
     """What goes wrong in here is said of the samples: they are `Unmeasurable`, and the work goes on without them."""
     try:
         yield
     except (ValueError, OSError, IndexError) as cause:
-        raise Unmeasurable(str(cause)) from cause
+        raise SampleError(str(cause)) from cause
 
 
-def prepared(model: HookedMLLM, samples: Sequence[Sample]) -> PreparedInputs:
+def prepare_samples(model: HookedMLLM, samples: Sequence[Sample]) -> PreparedInputs:
     """The inputs of a few samples together.
 
     Raises:
         Unmeasurable: If one cannot be prepared.
     """
-    with about_samples():
+    with sample_errors():
         return prepare_batch(model, samples)
 
 
-def batches_of(items: Sequence[Any], size: int) -> list[list[Any]]:
+def shrinking_batches(items: Sequence[Any], size: int) -> list[list[Any]]:
     """Items in order, so many at a time."""
     return [list(items[start : start + size]) for start in range(0, len(items), size)]
 
@@ -204,7 +206,7 @@ def _fingerprint(model: HookedMLLM) -> str:
     return digest.hexdigest()[:16]
 
 
-def length_of(sample: Sample) -> tuple[int, int, int]:
+def prompt_length(sample: Sample) -> tuple[int, int, int]:
     """What makes a prompt long, as far as it is known before its media are read."""
     pixels = sum(image.width * image.height for image in sample.images if isinstance(image, Image.Image))
     return len(sample.videos), len(sample.images), pixels + len(sample.question)

@@ -15,11 +15,11 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float
 from torch import Tensor
 
-from corelens.errors import see
+from corelens.errors import docs_link
 
 
 @dataclass(frozen=True)
-class Part:
+class Shard:
     """What was measured on a few samples."""
 
     samples: tuple[str, ...]
@@ -31,7 +31,7 @@ class Part:
     """Samples that could not be measured, by id, and why."""
 
     @classmethod
-    def joined(cls, parts: Sequence["Part"]) -> "Part":
+    def concatenate(cls, parts: Sequence["Shard"]) -> "Shard":
         """Several parts as one."""
         measured = [part for part in parts if part.samples]
         return cls(
@@ -45,7 +45,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFolder:
     """A run folder: `manifest.json`, and `parts/00000.parquet` and so on, written whole or not at all.
 
     A part is a table with the columns `sample`, `dataset`, `skipped` (the reason, or null) and one per measure: a list
@@ -58,7 +58,7 @@ class Run:
     def path(self, number: int) -> Path:
         return self.folder / "parts" / f"{number:05d}.parquet"
 
-    def read(self, number: int) -> Part | None:
+    def read(self, number: int) -> Shard | None:
         """A finished part, or None if it is not there yet."""
         from pyarrow import parquet
 
@@ -67,14 +67,14 @@ class Run:
         table = parquet.read_table(self.path(number))
         reasons = table["skipped"].to_pylist()
         measured = table.filter([reason is None for reason in reasons])
-        return Part(
+        return Shard(
             tuple(measured["sample"].to_pylist()),
             tuple(measured["dataset"].to_pylist()),
             {name: torch.tensor(measured[name].to_pylist()) for name in measured.column_names[3:]},
             {s: why for s, why in zip(table["sample"].to_pylist(), reasons, strict=True) if why is not None},
         )
 
-    def write(self, number: int, part: Part) -> None:
+    def write(self, number: int, part: Shard) -> None:
         """Puts a finished part in its place."""
         import pyarrow as pa
         from pyarrow import parquet
@@ -87,10 +87,10 @@ class Run:
         }
         for name, values in part.values.items():
             columns[name] = pa.array([*values.tolist(), *[None] * n_left_out], pa.list_(pa.float32()))
-        write_whole(self.path(number), lambda path: parquet.write_table(pa.table(columns), path))
+        atomic_write(self.path(number), lambda path: parquet.write_table(pa.table(columns), path))
 
     @classmethod
-    def finished(cls, folder: str | PathLike[str]) -> "Run":
+    def load(cls, folder: str | PathLike[str]) -> "RunFolder":
         """A run folder to read from.
 
         Raises:
@@ -111,14 +111,14 @@ class Run:
             )
         return run
 
-    def whole(self) -> Part:
+    def read_all(self) -> Shard:
         """All parts as one."""
         numbers = range(-(-self.manifest["samples"] // self.manifest["samples a part"]))
-        return Part.joined([part for number in numbers if (part := self.read(number))])
+        return Shard.concatenate([part for number in numbers if (part := self.read(number))])
 
     @classmethod
     @contextmanager
-    def opened(cls, folder: str | PathLike[str], manifest: Mapping[str, Any]) -> Iterator["Run"]:
+    def open(cls, folder: str | PathLike[str], manifest: Mapping[str, Any]) -> Iterator["RunFolder"]:
         """A new run folder, or one of the same work; held until the block ends, so that no other process writes to it.
 
         Raises:
@@ -136,7 +136,7 @@ class Run:
                 if file.exists():
                     _require_same(_manifest(run.folder), manifest, run.folder)
                 else:
-                    write_whole(file, lambda path: path.write_text(json.dumps(manifest, indent=1)))
+                    atomic_write(file, lambda path: path.write_text(json.dumps(manifest, indent=1)))
                 yield run
         except Timeout as cause:
             raise RuntimeError(
@@ -144,7 +144,7 @@ class Run:
             ) from cause
 
 
-def write_whole(path: Path, write: Any) -> None:
+def atomic_write(path: Path, write: Any) -> None:
     """Writes a file so that, whenever the process is killed, the whole file is there or none."""
     unfinished = path.with_suffix(".unfinished")
     write(unfinished)
@@ -153,7 +153,7 @@ def write_whole(path: Path, write: Any) -> None:
     unfinished.replace(path)
 
 
-def read_numbers(path: Path, *needed: str) -> dict[str, Any]:
+def read_summary(path: Path, *needed: str) -> dict[str, Any]:
     """What a command writes as JSON when it ends.
 
     Args:
@@ -179,7 +179,7 @@ def check_work(folder: Path, work: str) -> None:
     """Raises a ValueError if a folder holds a run of other work."""
     if (folder / "manifest.json").exists() and (held := _manifest(folder)["work"]) != work:
         raise ValueError(
-            f"{folder} holds a run of corelens {held}, not of {work}. Choose another folder. {see('other-run')}"
+            f"{folder} holds a run of corelens {held}, not of {work}. Choose another folder. {docs_link('other-run')}"
         )
 
 
@@ -200,7 +200,7 @@ def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pat
         said = [*differences[:6], f"and {len(differences) - 6} more"] if len(differences) > 6 else differences
         raise ValueError(
             f"{folder} holds another run: {'; '.join(said)}. Choose another folder, or make the same choices. "
-            f"{see('other-run')}"
+            f"{docs_link('other-run')}"
         )
 
 

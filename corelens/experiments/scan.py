@@ -11,60 +11,69 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from corelens.causal.answers import greedy_answers, said, saying, with_answers
+from corelens.causal.answers import answer_positions, answer_targets, append_answers, greedy_answers
 from corelens.data import Sample, evidence_tokens
-from corelens.experiments.head_metrics import DESCRIPTIONS, Asked, Measure, measure, name_of
-from corelens.experiments.resumable import Named, Samples, about_samples, described, in_parts, named, part_of, prepared
-from corelens.experiments.run_folder import Part, write_whole
+from corelens.experiments.head_metrics import DESCRIPTIVE_METRICS, AnyMetric, ScoringInputs, metric_name, score_heads
+from corelens.experiments.resumable import (
+    DatasetSample,
+    Samples,
+    evaluate_shard,
+    flatten_datasets,
+    model_fingerprint,
+    prepare_samples,
+    run_resumable,
+    sample_errors,
+)
+from corelens.experiments.run_folder import Shard, atomic_write
 from corelens.inputs.prepare import PreparedInputs
 from corelens.metrics import PRESETS, Metric, bootstrap_interval, localization_heads, rho, stability_curve
 from corelens.model import HookedMLLM
 from corelens.scores import HeadScores
-from corelens.tokens import Rule, Views
+from corelens.tokens import BoxRule, Views
 
 OTHER_QUESTIONS = {"minus_null": "N/A", "over_generic": "Describe the image."}
 """What is asked instead, by baseline."""
 
 
 @dataclass(frozen=True)
-class Choices:
+class ScanConfig:
     """Every choice of a scan that shapes its numbers."""
 
-    measures: tuple[Measure, ...]
-    rule: Rule = "overlap"
+    metrics: tuple[AnyMetric, ...]
+    rule: BoxRule = "overlap"
     views: Views = "all"
     batch_size: int = 16
     max_new_tokens: int = 32
 
 
-def measure_batch(
-    model: HookedMLLM, samples: Sequence[Sample], choices: Choices
+def score_batch(
+    model: HookedMLLM, samples: Sequence[Sample], choices: ScanConfig
 ) -> dict[str, Float[Tensor, "batch layer head"]]:
     """All measures on one batch.
 
     Raises:
         Unmeasurable: If some sample cannot be measured.
     """
-    groups: dict[str, list[Measure]] = {}
-    for one in choices.measures:
+    groups: dict[str, list[AnyMetric]] = {}
+    for one in choices.metrics:
         groups.setdefault(_sequence(one), []).append(one)
     if len(groups) > 1 and (of_prompt := groups.pop("prompt", [])):
         # Attention of the prompt does not change with what follows it: one pass serves both.
         next(iter(groups.values())).extend(of_prompt)
     found = {}
     for sequence, own in groups.items():
-        inputs, asked = _asked(model, samples, sequence, own, choices)
-        found |= measure(model, inputs, asked, own)
+        inputs, asked = _scoring_inputs(model, samples, sequence, own, choices)
+        found |= score_heads(model, inputs, asked, own)
     # Metrics that compare with another question, after their own: the same pass about the other question.
     for baseline in OTHER_QUESTIONS:
-        if own := [one for one in choices.measures if isinstance(one, Metric) and one.baseline == baseline]:
-            inputs, asked = _asked(model, _asking(samples, baseline), "prompt", own, choices)
-            for name, score in measure(model, inputs, asked, own).items():
+        if own := [one for one in choices.metrics if isinstance(one, Metric) and one.baseline == baseline]:
+            inputs, asked = _scoring_inputs(model, _query_mask(samples, baseline), "prompt", own, choices)
+            for name, score in score_heads(model, inputs, asked, own).items():
                 found[name] = found[name] - score if baseline == "minus_null" else found[name] / score
     return found
 
 
-def _sequence(one: Measure) -> str:
+def _sequence(one: AnyMetric) -> str:
     """What is passed through the model: the prompt, or the prompt and an answer."""
     if isinstance(one, Metric):
         if one.queries in ("generated", "uncertain"):
@@ -74,32 +83,36 @@ def _sequence(one: Measure) -> str:
     return "prompt"
 
 
-def _asked(
-    model: HookedMLLM, samples: Sequence[Sample], sequence: str, measures: Sequence[Measure], choices: Choices
-) -> tuple[PreparedInputs, Asked]:
+def _scoring_inputs(
+    model: HookedMLLM, samples: Sequence[Sample], sequence: str, measures: Sequence[AnyMetric], choices: ScanConfig
+) -> tuple[PreparedInputs, ScoringInputs]:
     """The tensors of a pass and what to measure it with."""
-    inputs = prepared(model, samples)
+    inputs = prepare_samples(model, samples)
     tokens = inputs.tokens
     n = tokens.role.shape[1]
     needs_evidence = any(isinstance(one, Metric) for one in measures)
-    with about_samples():
+    with sample_errors():
         evidence = evidence_tokens(samples, tokens, choices.rule, choices.views) if needs_evidence else tokens.visual
     queries = {"last": tokens.last, "question": tokens.question}
     if sequence != "prompt":
         own = sequence == "generated"
         answers = greedy_answers(model, inputs, choices.max_new_tokens) if own else [one.answer for one in samples]
-        with about_samples():
-            inputs = with_answers(model, inputs, answers)
+        with sample_errors():
+            inputs = append_answers(model, inputs, answers)
         behind = (0, inputs.tokens.role.shape[1] - n)
         evidence = pad(evidence, behind)
-        queries = {name: pad(mask, behind) for name, mask in queries.items()} | {sequence: saying(inputs.tokens)}
+        queries = {name: pad(mask, behind) for name, mask in queries.items()} | {
+            sequence: answer_positions(inputs.tokens)
+        }
         if any(isinstance(one, Metric) and one.queries == "uncertain" for one in measures):
             queries["uncertain"] = _most_uncertain(model, inputs)
     asked = {one.queries if isinstance(one, Metric) else "last" for one in measures}
-    return inputs, Asked(inputs.tokens, evidence, {name: queries[name] for name in asked}, said(inputs))
+    return inputs, ScoringInputs(
+        inputs.tokens, evidence, {name: queries[name] for name in asked}, answer_targets(inputs)
+    )
 
 
-def _asking(samples: Sequence[Sample], baseline: str) -> list[Sample]:
+def _query_mask(samples: Sequence[Sample], baseline: str) -> list[Sample]:
     """The same samples with another question."""
     other = OTHER_QUESTIONS[baseline]
     return [
@@ -117,33 +130,33 @@ def _asking(samples: Sequence[Sample], baseline: str) -> list[Sample]:
 @torch.no_grad()
 def _most_uncertain(model: HookedMLLM, inputs: PreparedInputs) -> Bool[Tensor, "batch position"]:
     """Of the positions that say the answer, the one whose next-token distribution has the highest entropy."""
-    asked = saying(inputs.tokens)
+    asked = answer_positions(inputs.tokens)
     entropy = torch.distributions.Categorical(logits=model(inputs).float()).entropy()
     chosen = entropy.masked_fill(~asked, -torch.inf).argmax(-1, keepdim=True)
     return torch.zeros_like(asked).scatter_(-1, chosen, True)
 
 
-PART = 32
+SHARD_SIZE = 32
 """Samples that are kept or lost together when a scan is interrupted."""
 
 
-def scan(model: HookedMLLM, samples: Samples, metric: Measure = "ram", **options: Any) -> HeadScores:
+def scan(model: HookedMLLM, samples: Samples, metric: AnyMetric = "ram", **options: Any) -> HeadScores:
     """One measure of every head on every sample.
 
     Args:
         model: The model.
         samples: Questions with media, answers and evidence.
-        metric: A `Metric`, or a name that `scan_all` knows.
-        options: As for `scan_all`.
+        metric: A `Metric`, or a name that `scan_metrics` knows.
+        options: As for `scan_metrics`.
     """
-    return scan_all(model, samples, [metric], **options)[name_of(metric)]
+    return scan_metrics(model, samples, [metric], **options)[metric_name(metric)]
 
 
-def scan_all(
+def scan_metrics(
     model: HookedMLLM,
     samples: Samples,
-    measures: Sequence[Measure] = ("ram", "write_ram"),
-    rule: Rule = "overlap",
+    metrics: Sequence[AnyMetric] = ("ram", "write_ram"),
+    rule: BoxRule = "overlap",
     views: Views = "all",
     batch_size: int = 16,
     max_new_tokens: int = 32,
@@ -161,8 +174,8 @@ def scan_all(
         measures: Metrics; or names: of `corelens.metrics.PRESETS`, of descriptions that need no evidence (`entropy`,
             `concentration`, `distance`, `visual_share`, `sink_share`, `spatial_entropy`, all by the last prompt token),
             or `localization`.
-        rule: How evidence in pixels becomes visual tokens; see `TokenMap.inside`.
-        views: Which views of a picture hold it; see `TokenMap.inside`.
+        rule: How evidence in pixels becomes visual tokens; see `TokenMap.in_box`.
+        views: Which views of a picture hold it; see `TokenMap.in_box`.
         batch_size: Most samples a pass; fewer after running out of memory.
         max_new_tokens: Where the model's own answers are cut off, for metrics that need them.
         out: A folder that keeps finished parts, and in the end the scores of each measure, for `HeadScores.load`. The
@@ -177,14 +190,14 @@ def scan_all(
             names the difference.
         RuntimeError: If another process is writing to `out`.
     """
-    choices = chosen(measures, rule=rule, views=views, batch_size=batch_size, max_new_tokens=max_new_tokens)
-    every = named(samples)
+    choices = scan_config(metrics, rule=rule, views=views, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    every = flatten_datasets(samples)
 
-    def here(missing: Mapping[int, Named]) -> Iterator[tuple[int, Part]]:
+    def here(missing: Mapping[int, DatasetSample]) -> Iterator[tuple[int, Shard]]:
         for number, own in missing.items():
             yield number, scan_part(model, own, choices)
 
-    return scan_parts(every, measures, choices, described(model), out, here)
+    return scan_parts(every, metrics, choices, model_fingerprint(model), out, here)
 
 
 def summary(scores: HeadScores) -> dict[str, Any]:
@@ -212,12 +225,12 @@ def summary(scores: HeadScores) -> dict[str, Any]:
 
 
 def scan_parts(
-    samples: Named,
-    measures: Sequence[Measure],
-    choices: Choices,
+    samples: DatasetSample,
+    measures: Sequence[AnyMetric],
+    choices: ScanConfig,
     model: Mapping[str, Any],
     out: str | PathLike[str] | None,
-    scan: Callable[[Mapping[int, Named]], Iterable[tuple[int, Part]]],
+    scan: Callable[[Mapping[int, DatasetSample]], Iterable[tuple[int, Shard]]],
 ) -> dict[str, HeadScores]:
     """A scan, wherever its parts are computed.
 
@@ -226,34 +239,34 @@ def scan_parts(
         measures: As they were asked for.
         choices: What `chosen` returns.
         model: What `described` returns.
-        out: As for `scan_all`.
+        out: As for `scan_metrics`.
         scan: Takes the samples of the parts that `out` does not hold yet, by number, and yields finished parts with
             their numbers, in any order.
     """
-    made = {name: value for name, value in asdict(choices).items() if name != "measures"}
-    made["measures"] = {name_of(one): _axes(one) if isinstance(one, Metric) else {} for one in choices.measures}
-    found = _scores(in_parts("scan", samples, PART, model, made, out, scan), measures, choices, model)
+    made = {name: value for name, value in asdict(choices).items() if name != "metrics"}
+    made["measures"] = {metric_name(one): _axes(one) if isinstance(one, Metric) else {} for one in choices.metrics}
+    found = _scores(run_resumable("scan", samples, SHARD_SIZE, model, made, out, scan), measures, choices, model)
     if out is not None:
         for name, scores in found.items():
-            write_whole(Path(out) / f"{name}.safetensors", scores.save)
+            atomic_write(Path(out) / f"{name}.safetensors", scores.save)
     return found
 
 
-def scan_part(model: HookedMLLM, samples: Named, choices: Choices) -> Part:
+def scan_part(model: HookedMLLM, samples: DatasetSample, choices: ScanConfig) -> Shard:
     """All measures on a few samples."""
 
     def measure(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _unit"]]:
-        return {name: values.flatten(1) for name, values in measure_batch(model, batch, choices).items()}
+        return {name: values.flatten(1) for name, values in score_batch(model, batch, choices).items()}
 
-    return part_of(samples, choices.batch_size, measure)
+    return evaluate_shard(samples, choices.batch_size, measure)
 
 
-def chosen(measures: Sequence[Measure], **choices: Any) -> Choices:
+def scan_config(measures: Sequence[AnyMetric], **choices: Any) -> ScanConfig:
     """The choices of a scan, checked."""
-    made = Choices(resolved(measures), **choices)
+    made = ScanConfig(resolve_metrics(measures), **choices)
     if made.batch_size < 1:
         raise ValueError(f"batch_size={made.batch_size} is less than one.")
-    for name, value, known in (("rule", made.rule, Rule), ("views", made.views, Views)):
+    for name, value, known in (("rule", made.rule, BoxRule), ("views", made.views, Views)):
         if value not in get_args(known):
             raise ValueError(f"{name}={value!r} is not known; it is one of {', '.join(get_args(known))}.")
     return made
@@ -264,34 +277,34 @@ def _axes(metric: Metric) -> dict[str, str]:
     return {name: value for name, value in asdict(metric).items() if name not in ("name", "label", "source")}
 
 
-def resolved(measures: Sequence[Measure]) -> tuple[Measure, ...]:
+def resolve_metrics(measures: Sequence[AnyMetric]) -> tuple[AnyMetric, ...]:
     """Metrics by their names; what `localization` is made of in its place."""
     if not measures:
         raise ValueError("there is no measure; take e.g. 'ram'.")
-    found: dict[str, Measure] = {}
-    if len(names := [name_of(one) for one in measures]) > len(set(names)):
+    found: dict[str, AnyMetric] = {}
+    if len(names := [metric_name(one) for one in measures]) > len(set(names)):
         raise ValueError(f"measures need different names, and these are called {', '.join(names)}.")
     for one in measures:
-        if isinstance(one, Metric) or one in DESCRIPTIONS:
-            found[name_of(one)] = one
+        if isinstance(one, Metric) or one in DESCRIPTIVE_METRICS:
+            found[metric_name(one)] = one
         elif one in PRESETS:
             found[one] = PRESETS[one]
         elif one == "localization":
             found |= {name: name for name in ("visual_share", "spatial_entropy")}
         else:
-            known = ", ".join([*PRESETS, *DESCRIPTIONS, "localization"])
+            known = ", ".join([*PRESETS, *DESCRIPTIVE_METRICS, "localization"])
             raise ValueError(f"there is no measure {one!r}; there are {known}.")
     return tuple(found.values())
 
 
 def _scores(
-    whole: Part, measures: Sequence[Measure], choices: Choices, model: Mapping[str, Any]
+    whole: Shard, measures: Sequence[AnyMetric], choices: ScanConfig, model: Mapping[str, Any]
 ) -> dict[str, HeadScores]:
     """Head scores, one for each measure that was asked for."""
     values = {name: of_units.unflatten(1, model["heads"]) for name, of_units in whole.values.items()}
     if "localization" in measures:
         values["localization"] = localization_heads(values["visual_share"], values["spatial_entropy"]).float()
-    metrics = {one.name: one for one in choices.measures if isinstance(one, Metric)}
+    metrics = {one.name: one for one in choices.metrics if isinstance(one, Metric)}
     shared = {"rule": choices.rule, "views": choices.views}
     return {
         name: HeadScores(
@@ -304,5 +317,5 @@ def _scores(
             shared | (asdict(metrics[name]) if name in metrics else {}),
             whole.skipped,
         )
-        for name in map(name_of, measures)
+        for name in map(metric_name, measures)
     }

@@ -14,30 +14,38 @@ from tqdm.auto import tqdm
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from corelens import metrics
-from corelens.causal import answers
+from corelens.causal import evaluate
 from corelens.data import BoxUnit, Sample
-from corelens.experiments.conditions import PLAIN, Conditions, check_scoring
-from corelens.experiments.resumable import Samples, described, here, in_parts, length_of, named, prepared
-from corelens.hf.module_outputs import seeing_once
+from corelens.experiments.conditions import BASELINE, ConditionResults, check_scoring
+from corelens.experiments.resumable import (
+    Samples,
+    flatten_datasets,
+    model_fingerprint,
+    prepare_samples,
+    prompt_length,
+    run_locally,
+    run_resumable,
+)
+from corelens.hf.module_outputs import cached_vision
 from corelens.inputs.prepare import PreparedInputs
-from corelens.interventions.token_pruning import Pruning, pruned
+from corelens.interventions.token_pruning import TokenPruning, prune_tokens
 from corelens.model import HookedMLLM
-from corelens.progress import within_whole
+from corelens.progress import nested_progress
 from corelens.sparse.apply import apply
 from corelens.sparse.cache import HeadSparseCache
-from corelens.sparse.plan import Full, HeadPlan, Rule, Streaming
-from corelens.sparse.resolve import place
+from corelens.sparse.plan import Full, HeadPlan, HeadRule, Streaming
+from corelens.sparse.resolve import resolve
 
 
 @torch.no_grad()
-def kept_attention(
+def attention_recall(
     model: HookedMLLM, inputs: PreparedInputs, plans: Sequence[HeadPlan]
 ) -> list[Float[Tensor, "batch"]]:
     """Share of the attention of the prompt's last token that each plan lets heads keep, in [0, 1].
 
     Measured in one pass without a plan. Heads count alike; layers that follow no plan do not count.
     """
-    placed = [place(plan, model.hf_model).layers for plan in plans]
+    placed = [resolve(plan, model.hf_model).layers for plan in plans]
     rules = {layer.streaming for layers in placed for layer in layers.values() if layer.streaming}
     in_sight = {rule: _in_sight(inputs, rule) for rule in rules}
     found: list[list[Tensor]] = [[] for _ in plans]
@@ -49,7 +57,7 @@ def kept_attention(
             for rule, keys in in_sight.items()
         }
 
-        def kept(rule: Rule, head: int) -> Float[Tensor, "batch"]:
+        def kept(rule: HeadRule, head: int) -> Float[Tensor, "batch"]:
             return mass[rule][:, head] if rule in mass else torch.full((len(pattern),), float(isinstance(rule, Full)))
 
         for own, layers in zip(found, placed, strict=True):
@@ -67,7 +75,7 @@ def _in_sight(inputs: PreparedInputs, rule: Streaming) -> Bool[Tensor, "batch po
     real = ~tokens.padding
     near = torch.arange(real.shape[1], device=real.device) >= real.shape[1] - rule.window
     kept = real.cumsum(-1) <= rule.sink
-    return real & (near | kept | (~tokens.visual if rule.text else False))
+    return real & (near | kept | (~tokens.visual if rule.keep_text else False))
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,7 @@ def measure_speed(
     first: dict[str, list[float]] = {name: [] for name in plans}
     others: dict[str, list[float]] = {name: [] for name in plans}
     held: dict[str, int] = {}
-    with tqdm(total=repeats * len(plans), desc="speed", unit="generation", disable=within_whole()) as bar:
+    with tqdm(total=repeats * len(plans), desc="speed", unit="generation", disable=nested_progress()) as bar:
         for _ in range(repeats):
             for name, plan in plans.items():
                 clock = Clock(model)
@@ -151,31 +159,31 @@ def _bytes(cache: Any) -> int:
     return sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values) if isinstance(t, Tensor))
 
 
-PART = 16
+SHARD_SIZE = 16
 """Samples that are kept or lost together when the work is interrupted: each is answered under every plan."""
 
-KEPT = "kept attention, "
+RECALL = "kept attention, "
 """Begins the columns of run folders that hold it."""
 
-Plans = Mapping[str, Sequence[HeadPlan | Pruning]]
+Plans = Mapping[str, Sequence[HeadPlan | TokenPruning]]
 """Plans of heads, or prunings of visual tokens to compare them with, by what they are; several where heads are drawn by
 chance, one for each seed."""
 
 
 @dataclass(frozen=True)
-class Accelerated(Conditions[HeadPlan | Pruning]):
+class SparseResults(ConditionResults[HeadPlan | TokenPruning]):
     """How good answers are under plans, and how much attention they keep."""
 
-    kept: Mapping[str, Float[Tensor, "sample _draw"]]
+    recall: Mapping[str, Float[Tensor, "sample _draw"]]
     """Share of the attention of the prompt's last token, all heads together, that a plan lets heads keep, in [0, 1];
     NaN for prunings, after which attention is another."""
 
-    def kept_attention(self, condition: str) -> float:
+    def attention_recall(self, condition: str) -> float:
         """Mean over samples and draws."""
-        return self.kept[condition].mean().item()
+        return self.recall[condition].mean().item()
 
 
-def accelerate_all(
+def run_sparse_eval(
     model: HookedMLLM,
     samples: Samples,
     plans: Plans,
@@ -184,7 +192,7 @@ def accelerate_all(
     box_unit: BoxUnit | None = None,
     chosen_by: str | None = None,
     out: str | PathLike[str] | None = None,
-) -> Accelerated:
+) -> SparseResults:
     """Greedy answers under no plan and under each plan, scored by the rule of their data set.
 
     Args:
@@ -202,34 +210,37 @@ def accelerate_all(
             score it, or `out` holds another run; names the difference.
         RuntimeError: If another process is writing to `out`.
     """
-    every = named(samples)
+    every = flatten_datasets(samples)
     check_scoring(every, box_unit)
     full = HeadPlan({}, Full(), name="no plan")
-    all_plans: dict[str, list[HeadPlan | Pruning]] = {PLAIN: [full], **{n: list(own) for n, own in plans.items()}}
+    all_plans: dict[str, list[HeadPlan | TokenPruning]] = {
+        BASELINE: [full],
+        **{n: list(own) for n, own in plans.items()},
+    }
     of_heads = [plan for own in all_plans.values() for plan in own if isinstance(plan, HeadPlan)]
     for plan in of_heads:
-        place(plan, model.hf_model)
+        resolve(plan, model.hf_model)
 
     def measure(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _unit"]]:
-        inputs = prepared(model, batch)
+        inputs = prepare_samples(model, batch)
         asked = [(batch, inputs)]
 
-        def under(plan: HeadPlan | Pruning) -> Float[Tensor, "batch"]:
-            if isinstance(plan, Pruning):
-                found = answers(model, asked, pruned(model, inputs, plan), max_new_tokens, box_unit=box_unit)
+        def under(plan: HeadPlan | TokenPruning) -> Float[Tensor, "batch"]:
+            if isinstance(plan, TokenPruning):
+                found = evaluate(model, asked, prune_tokens(model, inputs, plan), max_new_tokens, box_unit=box_unit)
             else:
                 with nullcontext() if plan is full else apply(model, plan, force=True):
-                    found = answers(model, asked, None, max_new_tokens, box_unit=box_unit)
+                    found = evaluate(model, asked, None, max_new_tokens, box_unit=box_unit)
             return found.scores.masked_fill(~found.parsed, torch.nan)
 
         unknown = torch.full((len(batch),), torch.nan)
         found = {}
-        with seeing_once(model.hf_model):
-            masses = iter(kept_attention(model, inputs, of_heads))
+        with cached_vision(model.hf_model):
+            masses = iter(attention_recall(model, inputs, of_heads))
             for name, own in all_plans.items():
                 found[name] = torch.stack([under(plan) for plan in own], 1)
                 kept = [next(masses) if isinstance(plan, HeadPlan) else unknown for plan in own]
-                found[KEPT + name] = torch.stack(kept, 1)
+                found[RECALL + name] = torch.stack(kept, 1)
         return found
 
     choices = {
@@ -239,19 +250,21 @@ def accelerate_all(
         "chosen_by": chosen_by,
         "plans": {name: [_written(plan) for plan in own] for name, own in all_plans.items()},
     }
-    whole = in_parts("accelerate", every, PART, described(model), choices, out, here(batch_size, measure))
+    whole = run_resumable(
+        "accelerate", every, SHARD_SIZE, model_fingerprint(model), choices, out, run_locally(batch_size, measure)
+    )
     values = {name: whole.values[name] for name in all_plans}
-    kept = {name: whole.values[KEPT + name] for name in all_plans}
-    return Accelerated(all_plans, values, whole.samples, whole.datasets, whole.skipped, kept)
+    kept = {name: whole.values[RECALL + name] for name in all_plans}
+    return SparseResults(all_plans, values, whole.samples, whole.datasets, whole.skipped, kept)
 
 
 def longest_prompt(model: HookedMLLM, samples: Samples) -> PreparedInputs:
     """The longest prompt, as far as lengths are known before media are read."""
-    _, longest = max(named(samples), key=lambda own: length_of(own[1]))
-    return prepared(model, [longest])
+    _, longest = max(flatten_datasets(samples), key=lambda own: prompt_length(own[1]))
+    return prepare_samples(model, [longest])
 
 
-def speeds(
+def measure_speeds(
     model: HookedMLLM, inputs: PreparedInputs, plans: Plans, n_tokens: int = 16, repeats: int = 3
 ) -> dict[str, Speed]:
     """How fast a prompt is answered under the first draw of every plan.
@@ -259,9 +272,9 @@ def speeds(
     Returns:
         The speeds; `plain` is the model as it is. Prunings have none.
     """
-    first = {name: own[0] for name, own in plans.items() if isinstance(own[0], HeadPlan)} | {PLAIN: None}
+    first = {name: own[0] for name, own in plans.items() if isinstance(own[0], HeadPlan)} | {BASELINE: None}
     return measure_speed(model, inputs, first, n_tokens, repeats)
 
 
-def _written(plan: HeadPlan | Pruning) -> dict[str, Any]:
+def _written(plan: HeadPlan | TokenPruning) -> dict[str, Any]:
     return plan.to_json() if isinstance(plan, HeadPlan) else asdict(plan)

@@ -12,15 +12,23 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from corelens.causal.answers import Said, with_answers
-from corelens.causal.effects import Effect, log_probability
+from corelens.causal.answers import AnswerLogProbs, append_answers
+from corelens.causal.effects import PatchingMetric, log_prob
 from corelens.causal.session import Session
-from corelens.data import Sample, prepared_batches
-from corelens.experiments.resumable import Samples, about_samples, described, here, in_parts, named, prepared
-from corelens.experiments.run_folder import write_whole
+from corelens.data import Sample, prepare_batches
+from corelens.experiments.resumable import (
+    Samples,
+    flatten_datasets,
+    model_fingerprint,
+    prepare_samples,
+    run_locally,
+    run_resumable,
+    sample_errors,
+)
+from corelens.experiments.run_folder import atomic_write
 from corelens.heads import Head, HeadSet
 from corelens.inputs.prepare import PreparedInputs
-from corelens.interventions import FwdHooks, HeadOutputs, ablate, drawn_outputs, mean_outputs
+from corelens.interventions import FwdHooks, ReferenceActivations, ablate, mean_activations, resample_activations
 from corelens.model import HookedMLLM
 from corelens.scores import HeadScores
 
@@ -39,7 +47,7 @@ class Sweep:
     values: Float[Tensor, "sample unit"]
     """The effect with the intervention on the unit's heads."""
 
-    plain: Float[Tensor, "sample"]
+    baseline: Float[Tensor, "sample"]
     """The same number without it."""
 
     effect: str
@@ -57,7 +65,7 @@ class Sweep:
     @property
     def drop(self) -> Float[Tensor, "sample unit"]:
         """By how much the intervention lowers the number, paired by sample."""
-        return self.plain[:, None] - self.values
+        return self.baseline[:, None] - self.values
 
     def scores(self) -> HeadScores:
         """The drop of each head as scores, to rank heads by what depends on them; NaN where there is no head.
@@ -69,7 +77,7 @@ class Sweep:
             raise ValueError("units of several heads have no scores by head: sweep with per='head'.")
         heads = [unit.heads[0] for unit in self.units]
         layers, numbers = torch.tensor(heads).T
-        values = torch.full((len(self.plain), int(layers.max()) + 1, int(numbers.max()) + 1), torch.nan)
+        values = torch.full((len(self.baseline), int(layers.max()) + 1, int(numbers.max()) + 1), torch.nan)
         values[:, layers, numbers] = self.drop
         return HeadScores(
             values, f"drop in {self.effect}", self.samples, self.model, self.datasets, choices=self.choices,
@@ -79,9 +87,9 @@ class Sweep:
 
 def sweep(
     model: HookedMLLM,
-    asked: Iterable[Sample] | PreparedInputs,
+    samples: Iterable[Sample] | PreparedInputs,
     intervention: Callable[[HeadSet], FwdHooks] = ZERO,
-    effect: Effect = log_probability,
+    metric: PatchingMetric = log_prob,
     per: Unit | Sequence[HeadSet] = "head",
     batch_size: int = 1,
     at_once: int = 4,
@@ -92,7 +100,7 @@ def sweep(
 
     Args:
         model: The model.
-        asked: Samples, or one batch of prompts with answers behind them (`with_answers`).
+        asked: Samples, or one batch of prompts with answers behind them (`append_answers`).
         intervention: From heads to hooks. The default is zero-ablation from the question on, which shares all that
             comes before.
         effect: What is measured of each answer, from what is said with and without the intervention.
@@ -109,28 +117,28 @@ def sweep(
         raise ValueError(f"batch_size={batch_size} and at_once={at_once} need to be at least one.")
     values, plain, names = [], [], []
     units: tuple[HeadSet, ...] = ()
-    for ids, inputs in _batches(model, asked, batch_size):
+    for ids, inputs in _batches(model, samples, batch_size):
         session = Session(model, inputs)
-        said = partial(Said.of, inputs=inputs, first=session.first)
+        said = partial(AnswerLogProbs.of, inputs=inputs, first=session.first)
         before = said(session.plain)
-        units = units or units_of(model, per, inputs)
+        units = units or sweep_units(model, per, inputs)
         found = []
         with tqdm(total=len(units), desc="sweep", unit=per if isinstance(per, str) else "set", leave=False) as bar:
             for start in range(0, len(units), at_once):
                 some = units[start : start + at_once]
                 for logits in session.logits_of_each([intervention(unit) for unit in some]):
-                    found.append(effect(said(logits), before))
+                    found.append(metric(said(logits), before))
                 bar.update(len(some))
         values.append(torch.stack(found, -1).cpu())
-        plain.append(effect(before, before).cpu())
+        plain.append(metric(before, before).cpu())
         names += ids
     return Sweep(
-        units, torch.cat(values), torch.cat(plain), getattr(effect, "__name__", "effect").replace("_", " "),
+        units, torch.cat(values), torch.cat(plain), getattr(metric, "__name__", "effect").replace("_", " "),
         tuple(names), model.cfg.model_name,
     )  # fmt: skip
 
 
-def units_of(
+def sweep_units(
     model: HookedMLLM, per: Unit | Sequence[HeadSet], inputs: PreparedInputs | None = None
 ) -> tuple[HeadSet, ...]:
     """The sets of heads that are intervened on one after another.
@@ -171,21 +179,21 @@ def _batches(
     if isinstance(asked, PreparedInputs):
         yield [str(number) for number in range(len(asked.tokens))], asked
         return
-    for batch, inputs in prepared_batches(model, asked, batch_size, "sweep"):
-        yield [sample.id for sample in batch], with_answers(model, inputs, [sample.answer for sample in batch])
+    for batch, inputs in prepare_batches(model, asked, batch_size, "sweep"):
+        yield [sample.id for sample in batch], append_answers(model, inputs, [sample.answer for sample in batch])
 
 
-Removal = Literal["zero", "mean", "resample"]
+ReferenceMethod = Literal["zero", "mean", "resample"]
 """What stands in for what a head found: nothing, its mean over the samples, or what it found in a random one."""
 
-PART = 4
+SHARD_SIZE = 4
 """Samples that are kept or lost together when a sweep is interrupted: each costs about a pass for every layer."""
 
 
-def sweep_all(
+def run_sweep(
     model: HookedMLLM,
     samples: Samples,
-    how: Removal = "zero",
+    method: ReferenceMethod = "zero",
     per: Unit = "head",
     out: str | PathLike[str] | None = None,
 ) -> Sweep:
@@ -208,45 +216,45 @@ def sweep_all(
             taken or drawn cannot be prepared, or `out` holds another run; names the difference.
         RuntimeError: If another process is writing to `out`.
     """
-    check_removal(how)
+    check_method(method)
     if per not in get_args(Unit):
         raise ValueError(f"per={per!r} is not known; heads are swept by {', '.join(get_args(Unit))}.")
-    every = named(samples)
+    every = flatten_datasets(samples)
     # Which heads share a key shows in a pass over any prompt.
-    units = units_of(model, per, prepared(model, [every[0][1]]) if per == "group" else None)
+    units = sweep_units(model, per, prepare_samples(model, [every[0][1]]) if per == "group" else None)
 
     @cache
     def remove() -> Callable[..., Any]:
         # Not before samples are missing: stand-ins cost a pass over all of them.
-        instead = stand_ins(model, (sample for _, sample in every), how)
-        return partial(ablate, how=how, instead=instead, positions="from_question")
+        instead = reference_for(model, (sample for _, sample in every), method)
+        return partial(ablate, method=method, reference=instead, positions="from_question")
 
     def measure(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _unit"]]:
-        inputs = prepared(model, batch)
-        with about_samples():
-            answered = with_answers(model, inputs, [sample.answer for sample in batch])
+        inputs = prepare_samples(model, batch)
+        with sample_errors():
+            answered = append_answers(model, inputs, [sample.answer for sample in batch])
         found = sweep(model, answered, remove(), per=units)
-        return {"values": found.values, "plain": found.plain[:, None]}
+        return {"values": found.values, "plain": found.baseline[:, None]}
 
-    choices = {"how": how, "per": per, "effect": "log probability", "positions": "from_question"}
+    choices = {"how": method, "per": per, "effect": "log probability", "positions": "from_question"}
     # One by one: samples whose questions differ in length share no prefix.
-    whole = in_parts("sweep", every, PART, described(model), choices, out, here(1, measure))
+    whole = run_resumable("sweep", every, SHARD_SIZE, model_fingerprint(model), choices, out, run_locally(1, measure))
     found = Sweep(
         units, whole.values["values"], whole.values["plain"][:, 0], "log probability", whole.samples,
         model.cfg.model_name, choices, whole.datasets, whole.skipped,
     )  # fmt: skip
     if out is not None and per == "head":
-        write_whole(Path(out) / "sweep.safetensors", found.scores().save)
+        atomic_write(Path(out) / "sweep.safetensors", found.scores().save)
     return found
 
 
-def check_removal(how: str) -> None:
+def check_method(how: str) -> None:
     """Raises a ValueError if heads cannot be removed in this way."""
-    if how not in get_args(Removal):
-        raise ValueError(f"how={how!r} is not known; heads can be removed by {', '.join(get_args(Removal))}.")
+    if how not in get_args(ReferenceMethod):
+        raise ValueError(f"how={how!r} is not known; heads can be removed by {', '.join(get_args(ReferenceMethod))}.")
 
 
-def stand_ins(model: HookedMLLM, samples: Iterable[Sample], how: Removal) -> HeadOutputs | None:
+def reference_for(model: HookedMLLM, samples: Iterable[Sample], how: ReferenceMethod) -> ReferenceActivations | None:
     """What is put in the place of heads' outputs, measured on the samples themselves."""
-    measured: dict[str, Callable[..., Any]] = {"mean": mean_outputs, "resample": drawn_outputs}
+    measured: dict[str, Callable[..., Any]] = {"mean": mean_activations, "resample": resample_activations}
     return measured[how](model, samples) if how in measured else None

@@ -49,10 +49,10 @@ def answered(changes):
     # The greedy answer, how probable it is, and how probable every token is as its first.
     with torch.no_grad(), model.hooks(fwd_hooks=changes(tokens)):
         ids = greedy_answers(model, inputs, max_new_tokens={longest_answer})
-    asked = cl.with_answers(model, inputs, ids)
+    asked = cl.append_answers(model, inputs, ids)
     with torch.no_grad(), model.hooks(fwd_hooks=changes(asked.tokens)):
-        said = cl.causal.Said.of(model(asked), asked)
-    return ids, cl.causal.log_probability(said, said).exp().item(), said.log_probs[0, 0].exp()
+        said = cl.causal.AnswerLogProbs.of(model(asked), asked)
+    return ids, cl.causal.log_prob(said, said).exp().item(), said.log_probs[0, 0].exp()
 
 
 before, after = answered(lambda tokens: []), answered(changes)
@@ -92,13 +92,13 @@ def _looking(state: ExplorerState) -> str:
 def _changes(state: ExplorerState) -> str:
     code = "hooks = []"
     if state.ablated:
-        instead = ", cl.mean_outputs(model, samples)" if state.how == "mean" else ""
+        instead = ", cl.mean_activations(model, samples)" if state.how == "mean" else ""
         code += f'\nhooks += cl.ablate({_heads(state.ablated)}, "{state.how}"{instead}, positions="from_question")'
     if state.regions:
         heads = "model.heads" if state.blind == "all" else _heads(state.heads)
         code += (
             f"\nhidden = cl.evidence_tokens([replace(sample, evidence={_regions(state.regions)})], tokens)"
-            f'\nhooks += cl.knock_out({heads}, "from_question", hidden)'
+            f'\nhooks += cl.attention_knockout({heads}, "from_question", hidden)'
         )
     return code
 
@@ -107,7 +107,7 @@ def _values(state: ExplorerState, sample: Sample) -> str:
     if state.metric == "scan":
         return "values = scores.per_head"
     if state.metric == "effect":
-        return "values = cl.sweep(model, cl.with_answers(model, inputs, before[0])).scores().values[0]"
+        return "values = cl.sweep(model, cl.append_answers(model, inputs, before[0])).scores().values[0]"
     has_evidence = sample.evidence if state.evidence is None else state.evidence
     evidence = "cl.evidence_tokens([sample], tokens)" if has_evidence else "torch.zeros_like(looking)"
     one = f'PRESETS["{state.metric}"]' if state.metric in PRESETS else f'"{state.metric}"'

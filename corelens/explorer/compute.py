@@ -12,34 +12,34 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
-from corelens.causal import Said, Session, log_probability
-from corelens.causal.answers import greedy_answers, with_answers
+from corelens.causal import AnswerLogProbs, Session, log_prob
+from corelens.causal.answers import append_answers, greedy_answers
 from corelens.data import Evidence, Sample, evidence_tokens, prepare_batch
-from corelens.experiments.head_metrics import Asked, Measure, measure
+from corelens.experiments.head_metrics import AnyMetric, ScoringInputs, score_heads
 from corelens.explorer.state import ExplorerState
 from corelens.explorer.uploads import decoded
 from corelens.heads import Head
-from corelens.hf.prefix_cache import Prefix
+from corelens.hf.prefix_cache import PrefixCache
 from corelens.inputs.media import load_clip
 from corelens.inputs.prepare import PreparedInputs
-from corelens.interventions import FwdHooks, HeadOutputs, ablate, knock_out, mean_outputs
+from corelens.interventions import FwdHooks, ReferenceActivations, ablate, attention_knockout, mean_activations
 from corelens.metrics import PRESETS
 from corelens.model import HookedMLLM
 from corelens.scores import HeadScores
 from corelens.tokens import TokenMap
-from corelens.viz.panels import View, views_of
+from corelens.viz.panels import View, media_views
 
 MOST_SAMPLES = 100
 MOST_UPLOADS = 8
 
 
 @dataclass(eq=False)
-class Prompt:
+class PreparedPrompt:
     """A question about some pictures, prepared once for everything that is asked of it."""
 
     sample: Sample
     inputs: PreparedInputs
-    prefix: Prefix | None
+    prefix: PrefixCache | None
     """What comes before the question; None where the model has to run whole prompts."""
 
     views: list[View]
@@ -80,7 +80,7 @@ class Prompt:
         return evidence_tokens([replace(self.sample, evidence=tuple(regions))], tokens or self.inputs.tokens)
 
 
-class Prompts:
+class PromptCache:
     """The prompts that states ask for."""
 
     def __init__(self, model: HookedMLLM, samples: Iterable[Sample]) -> None:
@@ -94,7 +94,7 @@ class Prompts:
         if len(self.samples) < len(chosen):
             raise ValueError("two samples of the gallery have the same id.")
         self.uploads: dict[str, tuple[str, Image.Image]] = {}
-        self.prepared: dict[Hashable, Prompt] = {}
+        self.prepared: dict[Hashable, PreparedPrompt] = {}
 
     def add_picture(self, key: str, name: str, data: bytes) -> None:
         """Takes an own picture, which states then name by its key; the same one again changes nothing.
@@ -111,7 +111,7 @@ class Prompts:
         """Equal where the same is asked of the same pictures."""
         return repr((state.sample, state.pictures, state.question))
 
-    def of(self, state: ExplorerState) -> Prompt | None:
+    def of(self, state: ExplorerState) -> PreparedPrompt | None:
         """The prompt of a state; None if it asks nothing."""
         key = self.key(state)
         if key not in self.prepared:
@@ -123,11 +123,11 @@ class Prompts:
             except ValueError:
                 prefix = None  # nothing before the question, or no cache to share: whole prompts it is
             clips = [load_clip(video, self.model.processor) for video in sample.videos]
-            views = views_of([*sample.images, *clips], inputs.tokens)
+            views = media_views([*sample.images, *clips], inputs.tokens)
             files = [] if state.sample else [self.uploads[name][0] for name in state.pictures]
             # Two, for two tabs: keys and values of a large model's prompt take much memory.
             self.prepared = dict(list(self.prepared.items())[-1:])
-            self.prepared[key] = Prompt(sample, inputs, prefix, views, files)
+            self.prepared[key] = PreparedPrompt(sample, inputs, prefix, views, files)
         return self.prepared[key]
 
     def _asked(self, state: ExplorerState) -> Sample | None:
@@ -147,7 +147,7 @@ class Prompts:
         return Sample("own", state.question, "", tuple(self.uploads[key][1] for key in state.pictures))
 
 
-LONGEST_ANSWER = 16
+MAX_ANSWER_TOKENS = 16
 """Tokens."""
 
 ON_EVIDENCE: dict[str, str] = {
@@ -184,67 +184,67 @@ class Answer:
     """How probable every token is as the answer's first."""
 
 
-class Passes:
+class ExplorerPasses:
     """Runs a model on prompts; what was computed once is kept with the prompt."""
 
     def __init__(self, model: HookedMLLM, samples: Collection[Sample], scores: HeadScores | None) -> None:
         """`samples` are what mean ablation averages over; `scores` are of a scan."""
         self.model, self.samples, self.scores = model, samples, scores
-        self.means: HeadOutputs | None = None
+        self.means: ReferenceActivations | None = None
 
-    def plain(self, prompt: Prompt) -> Answer:
+    def plain(self, prompt: PreparedPrompt) -> Answer:
         """What the model says as it is."""
         return prompt.once(("answer", ExplorerState().changes), lambda: self._answered(prompt, ExplorerState(), None))
 
-    def answer(self, prompt: Prompt, state: ExplorerState) -> Answer:
+    def answer(self, prompt: PreparedPrompt, state: ExplorerState) -> Answer:
         """What it says under the changes of a state, and how sure it is."""
         plain = self.plain(prompt)
         return prompt.once(("answer", state.changes), lambda: self._answered(prompt, state, plain))
 
-    def _answered(self, prompt: Prompt, state: ExplorerState, plain: Answer | None) -> Answer:
+    def _answered(self, prompt: PreparedPrompt, state: ExplorerState, plain: Answer | None) -> Answer:
         with self.model.hooks(fwd_hooks=self._hooks(prompt, state)):
-            (ids,) = greedy_answers(self.model, prompt.inputs, LONGEST_ANSWER, prompt.prefix)
+            (ids,) = greedy_answers(self.model, prompt.inputs, MAX_ANSWER_TOKENS, prompt.prefix)
         of_own, first = self._probability(prompt, state, ids)
         of_plain = of_own if plain is None or plain.ids == ids else self._probability(prompt, state, plain.ids)[0]
         return Answer(ids, of_own, of_plain, first)
 
     def _probability(
-        self, prompt: Prompt, state: ExplorerState, ids: list[int]
+        self, prompt: PreparedPrompt, state: ExplorerState, ids: list[int]
     ) -> tuple[float, Float[Tensor, "vocabulary"]]:
         """How probable an answer is, and what its first token could be."""
-        asked = with_answers(self.model, prompt.inputs, [ids])
+        asked = append_answers(self.model, prompt.inputs, [ids])
         with self.model.hooks(fwd_hooks=self._hooks(prompt, state, asked.tokens)):
             logits = self.model(asked, prefix=prompt.prefix)
-        said = Said.of(logits, asked, 0 if prompt.prefix is None else prompt.prefix.length)
-        return float(log_probability(said, said).exp()), said.log_probs[0, 0].exp().cpu()
+        said = AnswerLogProbs.of(logits, asked, 0 if prompt.prefix is None else prompt.prefix.length)
+        return float(log_prob(said, said).exp()), said.log_probs[0, 0].exp().cpu()
 
-    def scored(self, prompt: Prompt, state: ExplorerState) -> Float[Tensor, "layer head"] | None:
+    def scored(self, prompt: PreparedPrompt, state: ExplorerState) -> Float[Tensor, "layer head"] | None:
         """What colours the heads; None if that needs evidence, and there is none."""
         if state.metric in ON_EVIDENCE and prompt.evidence(state) is None:
             return None
         key = ("heads", state.metric, state.token, state.evidence, state.shown_changes)
         return prompt.once(key, lambda: self._scored(prompt, state))
 
-    def _scored(self, prompt: Prompt, state: ExplorerState) -> Float[Tensor, "layer head"]:
+    def _scored(self, prompt: PreparedPrompt, state: ExplorerState) -> Float[Tensor, "layer head"]:
         if state.metric == "scan" and self.scores is not None:
             return self.scores.per_head
         if state.metric == "effect":
             return prompt.once("effect", lambda: self._effects(prompt))
         if state.metric not in ON_EVIDENCE | ANYWHERE:
             raise ValueError(f"there is no measure {state.metric!r} to colour heads by.")
-        one: Measure = PRESETS.get(state.metric, state.metric)
+        one: AnyMetric = PRESETS.get(state.metric, state.metric)
         tokens = prompt.inputs.tokens
         evidence = prompt.evidence(state)
         evidence = torch.zeros_like(tokens.last) if evidence is None else evidence
-        asked = Asked(tokens, evidence, {"last": prompt.looking(state)}, torch.full_like(tokens.role, -1))
+        asked = ScoringInputs(tokens, evidence, {"last": prompt.looking(state)}, torch.full_like(tokens.role, -1))
         with self.model.hooks(fwd_hooks=self._shown(prompt, state)):
-            return measure(self.model, prompt.inputs, asked, [one], prompt.prefix)[state.metric][0]
+            return score_heads(self.model, prompt.inputs, asked, [one], prompt.prefix)[state.metric][0]
 
-    def _effects(self, prompt: Prompt) -> Float[Tensor, "layer head"]:
+    def _effects(self, prompt: PreparedPrompt) -> Float[Tensor, "layer head"]:
         """By how much the answer's log-probability drops when each head is zeroed by itself."""
-        asked = with_answers(self.model, prompt.inputs, [self.plain(prompt).ids])
+        asked = append_answers(self.model, prompt.inputs, [self.plain(prompt).ids])
         session = Session(self.model, asked)
-        said = partial(Said.of, inputs=asked, first=session.first)
+        said = partial(AnswerLogProbs.of, inputs=asked, first=session.first)
         before = said(session.plain)
         values = torch.full((self.model.cfg.n_layers, self.model.cfg.n_heads), torch.nan)
         heads = self.model.heads
@@ -252,11 +252,11 @@ class Passes:
             some = heads[start : start + 8]
             zeroed = [ablate([head], positions="from_question") for head in some]
             for head, logits in zip(some, session.logits_of_each(zeroed), strict=True):
-                drop = log_probability(before, before) - log_probability(said(logits), before)
+                drop = log_prob(before, before) - log_prob(said(logits), before)
                 values[head] = float(drop)
         return values
 
-    def rows(self, prompt: Prompt, state: ExplorerState) -> dict[Head, Float[Tensor, "position"]]:
+    def rows(self, prompt: PreparedPrompt, state: ExplorerState) -> dict[Head, Float[Tensor, "position"]]:
         """Where the chosen heads look from the chosen token."""
 
         def key(head: Head) -> Hashable:
@@ -274,21 +274,21 @@ class Passes:
                 prompt.known[key(head)] = cache["pattern", head.layer][0, head.head, 0].cpu()
         return {head: prompt.known[key(head)] for head in state.heads}
 
-    def _hooks(self, prompt: Prompt, state: ExplorerState, tokens: TokenMap | None = None) -> FwdHooks:
+    def _hooks(self, prompt: PreparedPrompt, state: ExplorerState, tokens: TokenMap | None = None) -> FwdHooks:
         """The changes of a state as an intervention on the prompt, or on the prompt with an answer behind it."""
         instead = None
         if state.ablated and state.how == "mean":
             if not self.samples:
                 raise ValueError("there is no gallery whose mean could stand in for what heads find; ablate by zero.")
-            self.means = self.means or mean_outputs(self.model, self.samples)
+            self.means = self.means or mean_activations(self.model, self.samples)
             instead = self.means
         hooks = ablate(sorted(state.ablated), state.how, instead, positions="from_question")
         if state.regions:
             heads = self.model.heads if state.blind == "all" else sorted(state.heads)
-            hooks += knock_out(heads, "from_question", prompt.tokens_of(state.regions, tokens).bool())
+            hooks += attention_knockout(heads, "from_question", prompt.tokens_of(state.regions, tokens).bool())
         return hooks
 
-    def _shown(self, prompt: Prompt, state: ExplorerState) -> FwdHooks:
+    def _shown(self, prompt: PreparedPrompt, state: ExplorerState) -> FwdHooks:
         """The changes that heads and maps are shown with."""
         return self._hooks(prompt, state) if state.moment == "after" else []
 

@@ -9,10 +9,10 @@ from corelens.data import Evidence
 from corelens.heads import Head
 from corelens.tokens import Box
 
-Instead = Literal["zero", "mean"]
+ReplaceWith = Literal["zero", "mean"]
 Order = Literal["layer", "score"]
 Blind = Literal["all", "chosen"]
-Moment = Literal["before", "after"]
+Phase = Literal["before", "after"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ExplorerState:
     ablated: tuple[Head, ...] = ()
     """Heads that are ablated from the question on."""
 
-    how: Instead = "zero"
+    how: ReplaceWith = "zero"
     """What stands in for what they find."""
 
     regions: tuple[Evidence, ...] = ()
@@ -55,7 +55,7 @@ class ExplorerState:
     blind: Blind = "all"
     """Which heads may not: all, or those that are shown."""
 
-    moment: Moment = "after"
+    moment: Phase = "after"
     """Whether heads and maps are shown with these changes or before them."""
 
     @property
@@ -168,8 +168,8 @@ _READERS: dict[str, Any] = {
     "metric": _text,
     "order": _one_of(Order),
     "ablated": _heads,
-    "how": _one_of(Instead),
+    "how": _one_of(ReplaceWith),
     "regions": _regions,
     "blind": _one_of(Blind),
-    "moment": _one_of(Moment),
+    "moment": _one_of(Phase),
 }

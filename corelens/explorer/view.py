@@ -10,7 +10,16 @@ from torch import Tensor
 
 from corelens.data import Sample
 from corelens.explorer.code_export import GIVEN, script
-from corelens.explorer.compute import ANYWHERE, LONGEST_ANSWER, ON_EVIDENCE, Answer, Passes, Prompt, Prompts, stopping
+from corelens.explorer.compute import (
+    ANYWHERE,
+    MAX_ANSWER_TOKENS,
+    ON_EVIDENCE,
+    Answer,
+    ExplorerPasses,
+    PreparedPrompt,
+    PromptCache,
+    stopping,
+)
 from corelens.explorer.state import ExplorerState
 from corelens.explorer.uploads import MOST_BYTES
 from corelens.heads import Head
@@ -19,7 +28,7 @@ from corelens.inputs.prepare import unknown_words
 from corelens.model import HookedMLLM
 from corelens.scores import HeadScores
 from corelens.tokens import Role
-from corelens.viz.panels import PIXELS, View, data_url, spread
+from corelens.viz.panels import PIXELS, View, data_url, flatten_panels
 
 MOST_MAPS = 6
 """Heads whose attention is shown at a time."""
@@ -60,14 +69,14 @@ class Explorer:
                 f"and there is nothing to explore from the question on."
             )
         self.model, self.scores, self.given = model, scores, given
-        self.prompts = Prompts(model, samples)
+        self.prompts = PromptCache(model, samples)
         shape = (model.cfg.n_layers, model.cfg.n_heads)
         if scores is not None and scores.values.shape[1:] != shape:
             raise ValueError(
                 f"the scores are of {tuple(scores.values.shape[1:])} layers and heads, and the model has {shape}."
             )
         self.core = () if scores is None else tuple(scores.top())
-        self._passes = Passes(model, self.samples.values(), scores)
+        self._passes = ExplorerPasses(model, self.samples.values(), scores)
 
     @property
     def samples(self) -> dict[str, Sample]:
@@ -153,7 +162,7 @@ class Explorer:
                 return {"state": state.json(), "prompt": "", "note": "Drop a picture here, or type a question."}
             return self._view(prompt, state)
 
-    def _view(self, prompt: Prompt, state: ExplorerState) -> dict[str, Any]:
+    def _view(self, prompt: PreparedPrompt, state: ExplorerState) -> dict[str, Any]:
         self.model.check_heads((*state.heads, *state.ablated))
         if len(state.heads) > MOST_MAPS:
             raise ValueError(f"{len(state.heads)} heads are chosen; the attention of {MOST_MAPS} is shown at most.")
@@ -169,23 +178,23 @@ class Explorer:
             "before": self._told(plain),
             "after": self._told(after),
             "alternatives": self._alternatives(plain, after),
-            "code": script(self.given, state, prompt.sample, prompt.files, LONGEST_ANSWER),
+            "code": script(self.given, state, prompt.sample, prompt.files, MAX_ANSWER_TOKENS),
         }
 
     # --- as JSON ---
 
-    def _map(self, prompt: Prompt, head: Head, row: Tensor, evidence: Tensor | None) -> dict[str, Any]:
+    def _map(self, prompt: PreparedPrompt, head: Head, row: Tensor, evidence: Tensor | None) -> dict[str, Any]:
         tokens = prompt.inputs.tokens.to("cpu")
         return {
             "head": str(head),
-            "cells": _short(spread(tokens, prompt.views, row)),
+            "cells": _short(flatten_panels(tokens, prompt.views, row)),
             "tokens": _short(row[prompt.askers]),
             "on_pictures": _short(row[tokens.visual[0]].sum()),
             "on_evidence": None if evidence is None else _short((row * evidence[0].to(row)).sum()),
         }
 
     def _told(self, answer: Answer) -> dict[str, Any]:
-        cut = len(answer.ids) == LONGEST_ANSWER
+        cut = len(answer.ids) == MAX_ANSWER_TOKENS
         return {
             "text": self._text(answer.ids) + " …" * cut,
             "probability": _short(answer.probability),

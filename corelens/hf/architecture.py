@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from corelens.errors import see
+from corelens.errors import docs_link
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionSite:
+class AttentionModule:
     """One module that asks transformers for its attention function."""
 
     module: nn.Module
@@ -26,7 +26,7 @@ class AttentionSite:
 
     n_heads: int
 
-    crossing: bool = False
+    is_cross_attention: bool = False
     """Whether its keys are something else than the sequence."""
 
     w_o: nn.Linear | None = None
@@ -58,7 +58,7 @@ class AttentionSite:
 
 
 @dataclass(frozen=True)
-class Place:
+class HookLocation:
     """Where a hook point of the residual stream connects."""
 
     module: nn.Module
@@ -66,7 +66,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class LayerSite:
+class DecoderLayer:
     """One decoder layer."""
 
     layer: int
@@ -76,10 +76,10 @@ class LayerSite:
     """Runs the layers."""
 
     block: nn.Module
-    attentions: dict[str, AttentionSite]
+    attentions: dict[str, AttentionModule]
     """`attn`, the layer's self-attention or its only attention, and `cross_attn` beside it."""
 
-    points: dict[str, Place]
+    points: dict[str, HookLocation]
     """By hook point, e.g. `resid_pre`; only those that the layer has."""
 
     missing: dict[str, str] = field(default_factory=dict)
@@ -96,7 +96,7 @@ KNOWN_BUGS = {
 """Faults of transformers that change what is measured, by model type; said when such a model is wrapped."""
 
 _VISION = re.compile("(?i:vision|visual|image)|ViT")
-_BETWEEN = re.compile("qformer|perceiver|project|audio", re.IGNORECASE)
+_CONNECTORS = re.compile("qformer|perceiver|project|audio", re.IGNORECASE)
 _OF_MEDIA = re.compile("vision|visual|image|audio|protein")
 """What paths and classes say of vision towers, of what stands between them and the decoder, and of encoders."""
 
@@ -105,7 +105,7 @@ HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "groups")
 """What Hugging Face's attention modules call the width and the number of their heads, in order of preference."""
 
 
-def layer_sites(hf_model: PreTrainedModel) -> list[LayerSite]:
+def decoder_layers(hf_model: PreTrainedModel) -> list[DecoderLayer]:
     """One site per decoder layer, first layer first.
 
     Raises:
@@ -121,7 +121,7 @@ def layer_sites(hf_model: PreTrainedModel) -> list[LayerSite]:
         raise TypeError(
             f"{name} takes no pictures: model type {config.model_type!r} has no vision configuration. corelens wraps "
             f"image-text-to-text models; load one with HookedMLLM.from_pretrained or AutoModelForImageTextToText. "
-            f"{see('no-pictures')}"
+            f"{docs_link('no-pictures')}"
         )
     # Any: Hugging Face sets these attributes at run time. Below this function they have types.
     decoder: Any = hf_model.get_decoder()
@@ -135,14 +135,14 @@ def layer_sites(hf_model: PreTrainedModel) -> list[LayerSite]:
         raise TypeError(
             f"{name} is not supported: its text attention ({', '.join(own) or 'none found'}) does not ask transformers "
             f"for an attention function but computes attention on its own, so its heads cannot be hooked. "
-            f"{see('own-attention')}"
+            f"{docs_link('own-attention')}"
         )
     # Encoder-decoders keep both in what transformers calls the decoder.
     found = {path: module for path, module in found.items() if "decoder." in path} or found
     numbered = {path: _numbered(path) for path in found}
     where = next(iter(numbered.values()))[0]
     layers = decoder.get_submodule(where)
-    attentions: dict[int, dict[str, AttentionSite]] = {layer: {} for layer in range(len(layers))}
+    attentions: dict[int, dict[str, AttentionModule]] = {layer: {} for layer in range(len(layers))}
     for path, module in found.items():
         other, layer, below = numbered[path]
         crossing = bool(re.search("cross|enc", below, re.IGNORECASE))
@@ -150,10 +150,10 @@ def layer_sites(hf_model: PreTrainedModel) -> list[LayerSite]:
             continue
         # Idefics has its cross-attention in a list of its own, every so many layers.
         layer *= len(layers) // len(decoder.get_submodule(other))
-        site = attention_site(module, decoder.get_submodule(path.rpartition(".")[0]), crossing)
+        site = attention_module(module, decoder.get_submodule(path.rpartition(".")[0]), crossing)
         attentions[layer]["cross_attn" if crossing else "attn"] = site
     stack = decoder.get_submodule(where.rpartition(".")[0])
-    return [_layer_site(layer, stack, block, attentions[layer]) for layer, block in enumerate(layers)]
+    return [_decoder_layer(layer, stack, block, attentions[layer]) for layer, block in enumerate(layers)]
 
 
 def decoder_configs(hf_model: PreTrainedModel) -> list[PreTrainedConfig]:
@@ -163,7 +163,7 @@ def decoder_configs(hf_model: PreTrainedModel) -> list[PreTrainedConfig]:
     return list(configs.values())
 
 
-def vision_sites(hf_model: PreTrainedModel, layers: list[LayerSite]) -> tuple[dict[int, AttentionSite], str]:
+def vision_layers(hf_model: PreTrainedModel, layers: list[DecoderLayer]) -> tuple[dict[int, AttentionModule], str]:
     """The vision tower's attention by layer, and, if none can be seen, the reason.
 
     Args:
@@ -179,7 +179,7 @@ def vision_sites(hf_model: PreTrainedModel, layers: list[LayerSite]) -> tuple[di
         if module not in in_decoder
         and _asks_for_attention(module)
         and _VISION.search(f"{path} {type(module).__name__}")
-        and not _BETWEEN.search(f"{path} {type(module).__name__}")
+        and not _CONNECTORS.search(f"{path} {type(module).__name__}")
     }
     if not found:
         tower = model.get_encoder("image")
@@ -191,7 +191,7 @@ def vision_sites(hf_model: PreTrainedModel, layers: list[LayerSite]) -> tuple[di
         # Stages and twin attentions count from zero more than once.
         numbers = list(range(len(found)))
     sites = [
-        attention_site(module, model.get_submodule(path.rpartition(".")[0]), True) for path, module in found.items()
+        attention_module(module, model.get_submodule(path.rpartition(".")[0]), True) for path, module in found.items()
     ]
     return dict(zip(numbers, sites, strict=True)), ""
 
@@ -203,7 +203,7 @@ def final_norm(stack: nn.Module) -> nn.Module | None:
     return norms[-1] if norms else None
 
 
-def attention_site(module: nn.Module, parent: nn.Module, crossing: bool = False) -> AttentionSite:
+def attention_module(module: nn.Module, parent: nn.Module, crossing: bool = False) -> AttentionModule:
     """What an attention module says about itself.
 
     Args:
@@ -223,11 +223,11 @@ def attention_site(module: nn.Module, parent: nn.Module, crossing: bool = False)
     count = _first_number(module, HEAD_COUNTS)
     if not count and w_o is not None and (width := _first_number(module, HEAD_WIDTHS)):
         count = w_o.in_features // width
-    return AttentionSite(
+    return AttentionModule(
         module=module,
         config=said.config,
         n_heads=count or said.config.num_attention_heads,
-        crossing=crossing,
+        is_cross_attention=crossing,
         w_o=w_o,
         gated=bool(norms) or "sigmoid" in names,
         mixing_norm=mixing[0] if mixing else "",
@@ -235,11 +235,15 @@ def attention_site(module: nn.Module, parent: nn.Module, crossing: bool = False)
     )
 
 
-def _layer_site(layer: int, stack: nn.Module, block: nn.Module, attentions: dict[str, AttentionSite]) -> LayerSite:
+def _decoder_layer(
+    layer: int, stack: nn.Module, block: nn.Module, attentions: dict[str, AttentionModule]
+) -> DecoderLayer:
     missing: dict[str, str] = {}
     if list(attentions) == ["cross_attn"]:
         attentions = {"attn": attentions["cross_attn"]}
-    points = {"resid_pre": Place(block, "input"), "resid_post": Place(block, "output")} | _inner_points(block)
+    points = {"resid_pre": HookLocation(block, "input"), "resid_post": HookLocation(block, "output")} | _inner_points(
+        block
+    )
     if not attentions:
         parts = ", ".join(type(part).__name__ for part in block.children() if "Norm" not in type(part).__name__)
         missing["attn"] = f"layer {layer} has no softmax attention; it is made of {parts}"
@@ -247,7 +251,7 @@ def _layer_site(layer: int, stack: nn.Module, block: nn.Module, attentions: dict
     for name in ("attn_out", "resid_mid", "mlp_out"):
         if name not in points:
             missing[name] = f"how attention and MLP write to the residual stream in {type(block).__name__} is not known"
-    return LayerSite(layer, stack, block, attentions, points, missing)
+    return DecoderLayer(layer, stack, block, attentions, points, missing)
 
 
 RESIDUAL_FORMS: dict[tuple[str, ...], dict[str, tuple[str, Literal["input in place", "output"]]]] = {
@@ -291,7 +295,7 @@ RESIDUAL_FORMS: dict[tuple[str, ...], dict[str, tuple[str, Literal["input in pla
 MIXERS = ("self_attn", "linear_attn", "conv")
 
 
-def _inner_points(block: Any) -> dict[str, Place]:
+def _inner_points(block: Any) -> dict[str, HookLocation]:
     """Hook points inside a layer whose code uses nothing but the parts of a known form."""
     used = {name: getattr(block, name, None) for name in _names_in_forward(block)}
     parts = {
@@ -303,7 +307,7 @@ def _inner_points(block: Any) -> dict[str, Place]:
     if any(isinstance(value, float | Tensor) for value in used.values()):
         return {}
     form = RESIDUAL_FORMS.get(tuple(parts), {})
-    return {point: Place(parts[part], side) for point, (part, side) in form.items()}
+    return {point: HookLocation(parts[part], side) for point, (part, side) in form.items()}
 
 
 def _first_number(module: nn.Module, names: tuple[str, ...]) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from corelens.errors import see
+from corelens.errors import docs_link
 from corelens.inputs.processor import load_processor
 
 _WEIGHTS = Path(__file__).parents[1] / "toy" / "weights"
@@ -22,7 +22,7 @@ SHIPPED = {
 """Models that come with the package and need no network."""
 
 
-def located(name_or_path: str) -> str:
+def checkpoint_folder(name_or_path: str) -> str:
     """The folder of a shipped or local model; a Hub id as it is.
 
     Raises:
@@ -45,9 +45,9 @@ def located(name_or_path: str) -> str:
     return path
 
 
-def load(name_or_path: str, trust_remote_code: bool, **kwargs: Any) -> tuple[PreTrainedModel, Any]:
+def load_model(name_or_path: str, trust_remote_code: bool, **kwargs: Any) -> tuple[PreTrainedModel, Any]:
     """A model and its processor; see `HookedMLLM.from_pretrained`."""
-    path = located(name_or_path)
+    path = checkpoint_folder(name_or_path)
     if "device" in kwargs:
         raise TypeError(f"say device_map={kwargs['device']!r}, as in transformers, and not device.")
     _check_placement(kwargs.get("dtype"), kwargs.get("device_map"))
@@ -65,7 +65,7 @@ def load(name_or_path: str, trust_remote_code: bool, **kwargs: Any) -> tuple[Pre
             raise
         raise ValueError(
             f"{name_or_path!r} brings its own Python code. Read it; if you trust it, pass trust_remote_code=True. "
-            f"{see('remote-code')}"
+            f"{docs_link('remote-code')}"
         ) from cause
     return hf_model.eval(), processor
 

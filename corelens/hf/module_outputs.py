@@ -10,43 +10,43 @@ from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-Recorded = dict[nn.Module, list[Any]]
+RecordedOutputs = dict[nn.Module, list[Any]]
 """What each module returned, call by call."""
 
 
-class Stop(Exception):
+class StopForward(Exception):
     """Ends a pass of which nothing more is wanted."""
 
 
-def until_stopped(module: nn.Module, handle: RemovableHandle, inputs: Mapping[str, Any]) -> Any:
+def allow_stopping(module: nn.Module, handle: RemovableHandle, inputs: Mapping[str, Any]) -> Any:
     """Runs a module until the hook of a handle stops it, removes the hook, and returns what it stopped with."""
     try:
         module(**inputs)
-    except Stop as stopped:
+    except StopForward as stopped:
         return stopped.args[0]
     finally:
         handle.remove()
     raise RuntimeError(f"{type(module).__name__} did not run its decoder.")
 
 
-def towers(hf_model: PreTrainedModel) -> list[nn.Module]:
+def vision_towers(hf_model: PreTrainedModel) -> list[nn.Module]:
     """The vision tower, if the family has one that transformers knows of and that is not the decoder's home, too."""
     tower = hf_model.get_encoder("image")
     return [] if {hf_model, hf_model.get_decoder()} & {*tower.modules()} else [tower]
 
 
 @contextmanager
-def seeing_once(hf_model: PreTrainedModel) -> Iterator[None]:
+def cached_vision(hf_model: PreTrainedModel) -> Iterator[None]:
     """Lets the vision tower, given the same again, return the same again instead of running, until the block ends.
 
     For passes over the same media that differ in the decoder alone.
     """
-    found = towers(hf_model)
-    with _forwards({tower: _remembering(tower.forward) for tower in found}):
+    found = vision_towers(hf_model)
+    with _forwards({tower: _memoized(tower.forward) for tower in found}):
         yield
 
 
-def _remembering(run: Callable[..., Any]) -> Callable[..., Any]:
+def _memoized(run: Callable[..., Any]) -> Callable[..., Any]:
     calls: list[tuple[Any, Any]] = []
 
     def remembered(*args: Any, **kwargs: Any) -> Any:
@@ -72,9 +72,9 @@ def _same(one: tuple[list[Any], Any], other: tuple[list[Any], Any]) -> bool:
 
 
 @contextmanager
-def recording(modules: Iterable[nn.Module]) -> Iterator[Recorded]:
+def record_outputs(modules: Iterable[nn.Module]) -> Iterator[RecordedOutputs]:
     """Keeps what modules return until the block ends."""
-    recorded: Recorded = {}
+    recorded: RecordedOutputs = {}
 
     def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         recorded.setdefault(module, []).append(_copied(output))
@@ -88,13 +88,13 @@ def recording(modules: Iterable[nn.Module]) -> Iterator[Recorded]:
 
 
 @contextmanager
-def replaying(recorded: Mapping[nn.Module, list[Any]]) -> Iterator[None]:
+def replay_outputs(recorded: Mapping[nn.Module, list[Any]]) -> Iterator[None]:
     """Lets modules return what was recorded instead of running, call by call, until the block ends."""
-    with _forwards({module: _given(iter(outputs)) for module, outputs in recorded.items()}):
+    with _forwards({module: _call_key(iter(outputs)) for module, outputs in recorded.items()}):
         yield
 
 
-def _given(outputs: Iterator[Any]) -> Callable[..., Any]:
+def _call_key(outputs: Iterator[Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: _copied(next(outputs))
 
 

@@ -12,12 +12,19 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from corelens.hf.module_outputs import Recorded, Stop, recording, replaying, towers, until_stopped
+from corelens.hf.module_outputs import (
+    RecordedOutputs,
+    StopForward,
+    allow_stopping,
+    record_outputs,
+    replay_outputs,
+    vision_towers,
+)
 from corelens.tokens import TokenMap
 
 
 @dataclass(frozen=True, eq=False)
-class Prefix:
+class PrefixCache:
     """Keys and values of the first positions of a batch of prompts; see `HookedMLLM.prefix`."""
 
     hf_model: PreTrainedModel = field(repr=False)
@@ -31,13 +38,13 @@ class Prefix:
     """The whole inputs that it was made of."""
 
     cache: DynamicCache = field(repr=False)
-    position_ids: Int[Tensor, "*rest"] | None = field(repr=False)
+    position_ids: Int[Tensor, "*suffix_inputs"] | None = field(repr=False)
     """What the decoder was told of positions; None if nothing."""
 
-    seen: Recorded = field(repr=False)
+    vision_outputs: RecordedOutputs = field(repr=False)
     """What the vision tower made of the pictures."""
 
-    functions: tuple[Callable[..., Any], ...] = field(repr=False)
+    hooks: tuple[Callable[..., Any], ...] = field(repr=False)
     """The hook functions that acted while it was made."""
 
     @property
@@ -64,7 +71,7 @@ class Prefix:
         if (n := inputs["input_ids"].shape[1]) <= length:
             raise ValueError(f"the prefix covers all {n} positions of the inputs: nothing is left to compute.")
 
-    def rest(self, inputs: Mapping[str, Any], times: int = 1) -> dict[str, Any]:
+    def suffix_inputs(self, inputs: Mapping[str, Any], times: int = 1) -> dict[str, Any]:
         """What forward takes to compute the other positions of inputs that begin like this.
 
         Args:
@@ -74,11 +81,12 @@ class Prefix:
         """
         lent = copy.copy(self.cache)
         lent.layers = [
-            (_lent if _grows_anew(layer) else _repeated)(layer, self.n_samples, times) for layer in lent.layers
+            (_discarding_layer if _grows_anew(layer) else _repeated)(layer, self.n_samples, times)
+            for layer in lent.layers
         ]
         return _rest(self._without_media(inputs), self.length, times) | {"past_key_values": lent}
 
-    def begun(self, inputs: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    def generate_inputs(self, inputs: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
         """What `generate` takes to go on from here under some settings."""
         begun = self._without_media(inputs)
         if (positions := begun.get("position_ids")) is not None:
@@ -97,7 +105,7 @@ class Prefix:
         kept |= {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
         position_ids = self.position_ids
         if inputs["input_ids"] is not self.inputs["input_ids"]:
-            with replaying(self.seen):
+            with replay_outputs(self.vision_outputs):
                 position_ids = _position_ids(self.hf_model, self.stack, inputs)
         if position_ids is None and "position_ids" in inspect.signature(self.hf_model.forward).parameters:
             # From zero, as a pass counts that is told nothing. Left alone, generation counts from the first token that
@@ -106,13 +114,13 @@ class Prefix:
         return kept if position_ids is None else kept | {"position_ids": position_ids}
 
 
-def made_prefix(
+def compute_prefix(
     hf_model: PreTrainedModel,
     stack: nn.Module,
     inputs: Mapping[str, Any],
     length: int,
     functions: tuple[Callable[..., Any], ...] = (),
-) -> Prefix:
+) -> PrefixCache:
     """Runs the first positions of inputs.
 
     Args:
@@ -122,18 +130,18 @@ def made_prefix(
         length: How many positions.
         functions: The hook functions that act meanwhile.
     """
-    with recording(towers(hf_model)) as seen:
+    with record_outputs(vision_towers(hf_model)) as seen:
         position_ids = _position_ids(hf_model, stack, inputs)
-    with replaying(seen):
+    with replay_outputs(seen):
         cache = _cache(hf_model, stack, _head(inputs, length))
-    return Prefix(hf_model, stack, length, dict(inputs), cache, position_ids, seen, functions)
+    return PrefixCache(hf_model, stack, length, dict(inputs), cache, position_ids, seen, functions)
 
 
-def check_continues(hf_model: PreTrainedModel, stack: nn.Module, inputs: Mapping[str, Any], length: int) -> None:
+def check_prefix_is_exact(hf_model: PreTrainedModel, stack: nn.Module, inputs: Mapping[str, Any], length: int) -> None:
     """Raises a ValueError if passes after a prefix are not whole passes for such inputs; runs both."""
     name = type(hf_model).__name__
     try:
-        found = hf_model(**made_prefix(hf_model, stack, inputs, length).rest(inputs, 2)).logits[::2].float()
+        found = hf_model(**compute_prefix(hf_model, stack, inputs, length).suffix_inputs(inputs, 2)).logits[::2].float()
         whole = hf_model(**inputs, use_cache=False).logits[:, length:].float()
     except torch.OutOfMemoryError:
         raise
@@ -179,18 +187,18 @@ def _position_ids(hf_model: PreTrainedModel, stack: nn.Module, inputs: Mapping[s
     """What the stack is told of positions; its layers do not run."""
 
     def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        raise Stop(kwargs.get("position_ids"))
+        raise StopForward(kwargs.get("position_ids"))
 
-    return until_stopped(hf_model, stack.register_forward_pre_hook(stop, with_kwargs=True), inputs)
+    return allow_stopping(hf_model, stack.register_forward_pre_hook(stop, with_kwargs=True), inputs)
 
 
 def _cache(hf_model: PreTrainedModel, stack: nn.Module, inputs: Mapping[str, Any]) -> Any:
     """Keys and values of a pass, which ends before the logits."""
 
     def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        raise Stop(output.past_key_values)
+        raise StopForward(output.past_key_values)
 
-    return until_stopped(hf_model, stack.register_forward_hook(stop), {**inputs, "use_cache": True})
+    return allow_stopping(hf_model, stack.register_forward_hook(stop), {**inputs, "use_cache": True})
 
 
 def _head(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
@@ -233,7 +241,7 @@ def _repeated(layer: Any, n_samples: int, times: int) -> Any:
     return layer
 
 
-def _lent(layer: Any, n_samples: int, times: int) -> Any:
+def _discarding_layer(layer: Any, n_samples: int, times: int) -> Any:
     """A layer's cache that forgets what a pass adds as soon as the layer has used it."""
 
     def update(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import transformers
 from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as _MAPPED
 
-from corelens.hf.architecture import KNOWN_BUGS, layer_sites, vision_sites
+from corelens.hf.architecture import KNOWN_BUGS, decoder_layers, vision_layers
 from corelens.inputs.token_geometry import LEARNED_QUERIES, SEGMENTS, no_boxes
 
 CHECKS = ("unhooked", "eager", "padded", "rows", "generation", "padded generation", "edits", "weights")
@@ -23,7 +23,7 @@ left-padded; edits of patterns and scores act in every layer; a zeroed head is i
 
 
 @dataclass(frozen=True)
-class Inspection:
+class ModelSupport:
     """What of a model can be hooked and drawn. Layers are counted from zero."""
 
     model_type: str
@@ -77,14 +77,19 @@ class Inspection:
         counts = {count: [at for at, n in self.heads.items() if n == count] for count in self.heads.values()}
         made = {parts: [at for at, text in self.headless.items() if text == parts] for parts in self.headless.values()}
         gates = [at for at in self.gated if at not in self.mixing_norm]
-        acting = [f"{name}: {ranges(at)}" for name, at in (("gate", gates), ("mixing norm", self.mixing_norm)) if at]
+        acting = [
+            f"{name}: {number_ranges(at)}" for name, at in (("gate", gates), ("mixing norm", self.mixing_norm)) if at
+        ]
         lines = [
             ("model type", self.model_type),
             ("decoder layers", str(self.n_layers)),
-            ("with heads", ranges(list(self.heads)) or "none"),
-            ("without heads", "; ".join(f"{ranges(at)}: {parts}" for parts, at in made.items()) or "none"),
-            ("heads", f"{self.n_heads}: " + "; ".join(f"{n} per layer in {ranges(at)}" for n, at in counts.items())),
-            ("cross-attention", ranges(self.cross_attention) or "none"),
+            ("with heads", number_ranges(list(self.heads)) or "none"),
+            ("without heads", "; ".join(f"{number_ranges(at)}: {parts}" for parts, at in made.items()) or "none"),
+            (
+                "heads",
+                f"{self.n_heads}: " + "; ".join(f"{n} per layer in {number_ranges(at)}" for n, at in counts.items()),
+            ),
+            ("cross-attention", number_ranges(self.cross_attention) or "none"),
             ("gate or norm on heads", "; ".join(acting) or "none"),
             ("vision tower", f"{len(self.vision)} layers" if self.vision else f"no: {self.no_vision}"),
             ("picture geometry", f"no: {self.no_boxes}" if self.no_boxes else "yes"),
@@ -95,7 +100,7 @@ class Inspection:
 
 
 @dataclass(frozen=True)
-class Known:
+class TestedType:
     """What the tests showed of a model type, without building a model."""
 
     model_type: str
@@ -118,7 +123,7 @@ class Known:
     caveat: str
 
 
-def inspect_config(config: PreTrainedConfig) -> Inspection:
+def inspect_config(config: PreTrainedConfig) -> ModelSupport:
     """What corelens would see in a model of this configuration; the model is built without weights.
 
     Raises:
@@ -129,16 +134,16 @@ def inspect_config(config: PreTrainedConfig) -> Inspection:
     if model_type not in _MAPPED:
         raise ValueError(f"model type {model_type!r} is not an image-text-to-text model of transformers.")
     model = _without_weights(config)
-    sites = layer_sites(model)
-    vision, no_vision = vision_sites(model, sites)
+    sites = decoder_layers(model)
+    vision, no_vision = vision_layers(model, sites)
     attentions = {site.layer: site.attentions["attn"] for site in sites if "attn" in site.attentions}
-    return Inspection(
+    return ModelSupport(
         model_type=model_type,
         n_layers=len(sites),
         heads={layer: attention.n_heads for layer, attention in attentions.items()},
         headless={s.layer: s.missing["attn"].partition("made of ")[2] for s in sites if "attn" in s.missing},
         # A layer whose only attention is cross-attention has it as `attn`.
-        cross_attention=[s.layer for s in sites if any(a.crossing for a in s.attentions.values())],
+        cross_attention=[s.layer for s in sites if any(a.is_cross_attention for a in s.attentions.values())],
         gated=[layer for layer, attention in attentions.items() if attention.gated],
         mixing_norm=[layer for layer, attention in attentions.items() if attention.mixing_norm],
         vision=list(vision),
@@ -150,14 +155,14 @@ def inspect_config(config: PreTrainedConfig) -> Inspection:
     )
 
 
-def known_types() -> list[Known]:
+def tested_types() -> list[TestedType]:
     """Every image-text-to-text model type of the installed transformers, and those that can be wrapped besides."""
     verified = json.loads(Path(__file__).with_name("verified.json").read_text())
     nothing = {"passed": [], "not made": {}}
-    return [_known(name, verified.get(name, nothing)) for name in sorted({*_MAPPED, *SEGMENTS})]
+    return [_tested_type(name, verified.get(name, nothing)) for name in sorted({*_MAPPED, *SEGMENTS})]
 
 
-def _known(name: str, shown: dict[str, Any]) -> Known:
+def _tested_type(name: str, shown: dict[str, Any]) -> TestedType:
     passed, reasons = shown["passed"], shown["not made"]
     n_passed = len(set(CHECKS) & set(passed))
     caveats = ["its text attention asks transformers for no attention function"] if "refused" in passed else []
@@ -172,7 +177,7 @@ def _known(name: str, shown: dict[str, Any]) -> Known:
         known = "no" if no_boxes(name, kind) else "untested"
         return "yes" if kind in passed else known
 
-    return Known(
+    return TestedType(
         model_type=name,
         attention="refused" if "refused" in passed else f"{n_passed} of {len(CHECKS)}" if n_passed else "not tested",
         heads=shown.get("heads", ""),
@@ -183,7 +188,7 @@ def _known(name: str, shown: dict[str, Any]) -> Known:
     )
 
 
-def ranges(layers: list[int]) -> str:
+def number_ranges(layers: list[int]) -> str:
     """Ascending numbers with runs drawn together: `0-2, 4`."""
     runs: list[list[int]] = []
     for layer in layers:

@@ -15,13 +15,13 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from corelens.hooks.rows import Rows
+from corelens.hooks.rows import QueryRows
 
-HIDDEN = torch.finfo(torch.float16).min / 2
+MASKED_LOGIT = torch.finfo(torch.float16).min / 2
 """Attention logits below this belong to keys that a query may not see."""
 
 
-ROWS_AT_ONCE = 256
+ROWS_PER_CHUNK = 256
 """Rows computed together where fused attention cannot compute what the model asks for."""
 
 
@@ -38,7 +38,7 @@ class AttentionCall:
     others: dict[str, Any] = field(default_factory=dict)
     """What else Hugging Face passes: soft caps, sinks, biases, chosen keys, boundaries, and much that says nothing."""
 
-    def heads_outputs(self) -> Float[Tensor, "batch query head d_head"]:
+    def head_outputs(self) -> Float[Tensor, "batch query head d_head"]:
         """What every head finds, by fused attention wherever it can compute that."""
         if self.boundaries is not None:
             lengths = self.boundaries.diff().tolist()
@@ -48,12 +48,12 @@ class AttentionCall:
             return self._fused(self.query, self.key, self.value)
         batch, _, n, _ = self.query.shape
         mixed = []
-        for some in torch.arange(n, device=self.query.device).split(ROWS_AT_ONCE):
-            rows = Rows(some.expand(batch, -1), torch.ones(batch, len(some), dtype=torch.bool, device=some.device))
-            mixed.append(mix_values(self.pattern(self.scores(rows), rows), self.value))
+        for some in torch.arange(n, device=self.query.device).split(ROWS_PER_CHUNK):
+            rows = QueryRows(some.expand(batch, -1), torch.ones(batch, len(some), dtype=torch.bool, device=some.device))
+            mixed.append(weighted_values(self.pattern(self.scores(rows), rows), self.value))
         return torch.cat(mixed, 1).to(self.query).contiguous()
 
-    def without(self, hidden: Bool[Tensor, "batch key"]) -> "AttentionCall":
+    def hide_keys(self, hidden: Bool[Tensor, "batch key"]) -> "AttentionCall":
         """The call in which no query sees some keys.
 
         Raises:
@@ -61,24 +61,24 @@ class AttentionCall:
         """
         if self.boundaries is not None:
             raise ValueError("keys cannot be hidden in packed sequences.")
-        visible, hidden = self._visible(None), hidden.to(self.key.device)[:, None, None]
-        left = visible.masked_fill(hidden, _unseen(visible))
-        if (alone := _seen(visible).any(-1) & ~_seen(left).any(-1)).any():
+        visible, hidden = self._visible_keys(None), hidden.to(self.key.device)[:, None, None]
+        left = visible.masked_fill(hidden, _masked_value(visible))
+        if (alone := _is_visible(visible).any(-1) & ~_is_visible(left).any(-1)).any():
             raise ValueError(
                 f"queries of sample {int(alone.nonzero()[0, 0])} would have nothing left to look at: leave some of the "
                 f"keys that they may see."
             )
         return replace(self, mask=left)
 
-    def scores(self, rows: "Rows | None" = None) -> Float[Tensor, "batch head row key"]:
+    def scores(self, rows: "QueryRows | None" = None) -> Float[Tensor, "batch head row key"]:
         """Attention logits of all or some rows, in float32."""
         query = self.query if rows is None else rows.take(self.query)
         bias: Tensor | None = self.others.get("position_bias")
         if bias is not None and rows is not None:
             bias = rows.take(bias.expand(len(query), -1, -1, -1))
-        return attention_scores(query, self.key, self.scaling, self._visible(rows), self.softcap, bias)
+        return attention_scores(query, self.key, self.scaling, self._visible_keys(rows), self.softcap, bias)
 
-    def pattern(self, scores: Float[Tensor, "batch head row key"], rows: "Rows | None" = None) -> Tensor:
+    def pattern(self, scores: Float[Tensor, "batch head row key"], rows: "QueryRows | None" = None) -> Tensor:
         """Attention of logits; sinks take their share, so that rows of models with sinks sum to less than one."""
         if self.sinks is None:
             return scores.softmax(-1)
@@ -132,7 +132,7 @@ class AttentionCall:
             self.module, query, key, value, self.full_mask, scaling=self.scaling, **self.others
         )[0]
 
-    def _visible(self, rows: "Rows | None") -> Tensor:
+    def _visible_keys(self, rows: "QueryRows | None") -> Tensor:
         """The mask of the wanted rows, made explicit where Hugging Face leaves it to the fused kernel."""
         if self.full_mask is not None:
             return self.full_mask if rows is None else rows.take(self.full_mask.expand(len(self.query), -1, -1, -1))
@@ -147,13 +147,13 @@ class AttentionCall:
         return (column <= row[..., None])[:, None]
 
 
-def _unseen(mask: Tensor) -> float | int:
+def _masked_value(mask: Tensor) -> float | int:
     """What a mask says of keys that are not seen."""
     return False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
 
 
-def _seen(mask: Tensor) -> Tensor:
-    return mask if mask.dtype == torch.bool else mask > HIDDEN
+def _is_visible(mask: Tensor) -> Tensor:
+    return mask if mask.dtype == torch.bool else mask > MASKED_LOGIT
 
 
 def attention_scores(
@@ -179,7 +179,7 @@ def attention_scores(
         attention.
     """
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-    grouped = _grouped(query, key.shape[1])
+    grouped = _group_query_heads(query, key.shape[1])
     scores = einsum(
         grouped, key.float(), "batch kv_head group row d_qk, batch kv_head key d_qk -> batch kv_head group row key"
     )
@@ -193,16 +193,20 @@ def attention_scores(
     return scores + visible.float()
 
 
-def mix_values(pattern: Float[Tensor, "batch head row key"], value: Tensor) -> Float[Tensor, "batch row head d_head"]:
+def weighted_values(
+    pattern: Float[Tensor, "batch head row key"], value: Tensor
+) -> Float[Tensor, "batch row head d_head"]:
     """Values mixed by attention, in float32."""
     mixed = einsum(
-        _grouped(pattern, value.shape[1]),
+        _group_query_heads(pattern, value.shape[1]),
         value.float(),
         "batch kv_head group row key, batch kv_head key d_head -> batch row kv_head group d_head",
     )
     return rearrange(mixed, "batch row kv_head group d_head -> batch row (kv_head group) d_head")
 
 
-def _grouped(tensor: Float[Tensor, "batch head row last"], n_kv_heads: int) -> Float[Tensor, "batch kv group row last"]:
+def _group_query_heads(
+    tensor: Float[Tensor, "batch head row last"], n_kv_heads: int
+) -> Float[Tensor, "batch kv group row last"]:
     """Query heads by the key-value head that they share, in float32; keys and values are never repeated."""
     return rearrange(tensor.float(), "batch (kv group) row last -> batch kv group row last", kv=n_kv_heads)

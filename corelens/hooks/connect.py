@@ -9,13 +9,15 @@ from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from corelens.hf.architecture import AttentionSite, decoder_configs
-from corelens.hooks.positions import Progress
-from corelens.hooks.rows import AtRows
+from corelens.hf.architecture import AttentionModule, decoder_configs
+from corelens.hooks.positions import PassState
+from corelens.hooks.rows import RowHook
 from corelens.hooks.taps import NAME, PACKED
 
 
-def attention_names(hf_model: PreTrainedModel, tapped: Iterable[AttentionSite]) -> list[tuple[PreTrainedConfig, str]]:
+def attention_function_names(
+    hf_model: PreTrainedModel, tapped: Iterable[AttentionModule]
+) -> list[tuple[PreTrainedConfig, str]]:
     """What the attention function is called in each configuration that leads to a tapped module."""
     sites = {site.module: site for site in tapped}
     names: dict[int, tuple[PreTrainedConfig, str]] = {}
@@ -26,7 +28,7 @@ def attention_names(hf_model: PreTrainedModel, tapped: Iterable[AttentionSite]) 
     return list(names.values())
 
 
-def following(stack: nn.Module, progress: Progress) -> RemovableHandle:
+def track_positions(stack: nn.Module, progress: PassState) -> RemovableHandle:
     """Notes which positions each pass through the layers computes, and lets every layer compute them all."""
     takes = inspect.signature(stack.forward)
 
@@ -36,8 +38,8 @@ def following(stack: nn.Module, progress: Progress) -> RemovableHandle:
         named = ("inputs_embeds", "input_ids", "decoder_input_ids", "hidden_states")
         sequence = next(given[name] for name in named if given.get(name) is not None)
         cached = given.get("past_key_values")
-        progress.n = sequence.shape[1]
-        progress.first = 0 if cached is None else int(cached.get_seq_length())
+        progress.n_computed = sequence.shape[1]
+        progress.n_cached = 0 if cached is None else int(cached.get_seq_length())
         if "logits_to_keep" not in kwargs:
             return None
         # Told how many logits are wanted, layers that share another's keys (Gemma 4) leave out other positions.
@@ -46,15 +48,15 @@ def following(stack: nn.Module, progress: Progress) -> RemovableHandle:
     return stack.register_forward_pre_hook(note, with_kwargs=True)
 
 
-def functions_at(points: Iterable[HookPoint]) -> Iterator[Callable[..., Any]]:
+def hook_functions(points: Iterable[HookPoint]) -> Iterator[Callable[..., Any]]:
     """The forward hook functions at some points, as they were given."""
     for point in points:
         for handle in point.fwd_hooks:
             function: Any = handle.user_hook
-            yield function.function if isinstance(function, AtRows) else function
+            yield function.function if isinstance(function, RowHook) else function
 
 
-def forget(point: HookPoint) -> None:
+def clear_context(point: HookPoint) -> None:
     """Leaves nothing of a pass at a hook point."""
     for name in ("progress", "rows", "queries", "hidden"):
         point.ctx.pop(name, None)

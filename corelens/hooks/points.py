@@ -10,14 +10,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from corelens.errors import see
+from corelens.errors import docs_link
 from corelens.heads import Head
-from corelens.hf.architecture import AttentionSite, LayerSite
-from corelens.hooks.positions import Progress
-from corelens.hooks.taps import AttentionTap
+from corelens.hf.architecture import AttentionModule, DecoderLayer
+from corelens.hooks.positions import PassState
+from corelens.hooks.taps import HookedAttentionCall
 
 
-def check_heads(heads: Iterable[Head], sites: Sequence[LayerSite]) -> None:
+def check_heads(heads: Iterable[Head], sites: Sequence[DecoderLayer]) -> None:
     """Raises a ValueError that names the first head that the layers do not have."""
     for head in heads:
         site = sites[head.layer] if 0 <= head.layer < len(sites) else None
@@ -30,10 +30,10 @@ def check_heads(heads: Iterable[Head], sites: Sequence[LayerSite]) -> None:
             continue
         else:
             reason = f"layer {head.layer} has {site.attentions['attn'].n_heads} heads, counted from zero"
-        raise ValueError(f"{head} does not exist: {reason}. {see('head')}")
+        raise ValueError(f"{head} does not exist: {reason}. {docs_link('head')}")
 
 
-def check_name(name: str, existing: Collection[str], sites: Sequence[LayerSite], no_vision: str) -> None:
+def check_hook_name(name: str, existing: Collection[str], sites: Sequence[DecoderLayer], no_vision: str) -> None:
     """Raises a ValueError if there is no such hook point.
 
     Args:
@@ -45,7 +45,7 @@ def check_name(name: str, existing: Collection[str], sites: Sequence[LayerSite],
     if name in existing:
         return
     if name.startswith("vision.") and no_vision:
-        raise ValueError(f"there is no hook point {name!r}: {no_vision} {see('hook-point')}")
+        raise ValueError(f"there is no hook point {name!r}: {no_vision} {docs_link('hook-point')}")
     match name.split("."):
         case ["blocks", layer, point, *_] if layer.isdecimal() and int(layer) < len(sites):
             site = sites[int(layer)]
@@ -55,9 +55,9 @@ def check_name(name: str, existing: Collection[str], sites: Sequence[LayerSite],
         case _:
             reason = None
     if reason:
-        raise ValueError(f"there is no hook point {name!r}: {reason}. {see('hook-point')}")
+        raise ValueError(f"there is no hook point {name!r}: {reason}. {docs_link('hook-point')}")
     near = get_close_matches(name, existing, n=3, cutoff=0)
-    raise ValueError(f"there is no hook point {name!r}; the nearest are {', '.join(near)}. {see('hook-point')}")
+    raise ValueError(f"there is no hook point {name!r}; the nearest are {', '.join(near)}. {docs_link('hook-point')}")
 
 
 class HookedAttention(nn.Module):
@@ -79,7 +79,7 @@ class HookedAttention(nn.Module):
     parts is zero.
     """
 
-    def __init__(self, site: AttentionSite) -> None:
+    def __init__(self, site: AttentionModule) -> None:
         super().__init__()
         self._site = site
         self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
@@ -98,19 +98,19 @@ class HookedAttention(nn.Module):
     def has_hooks(self) -> bool:
         return any(point.has_hooks() for point in self.children() if isinstance(point, HookPoint))
 
-    def tap(self, progress: Progress, rows_of_all: bool) -> AttentionTap:
+    def tap(self, progress: PassState, rows_of_all: bool) -> HookedAttentionCall:
         """These hook points as the attention function takes them."""
         points: Any = {name: point for name, point in self.named_children() if name != "hook_o_in"}
-        return AttentionTap(
+        return HookedAttentionCall(
             **points,
             progress=progress,
-            rows_of_all=rows_of_all,
-            crossing=self._site.crossing,
-            uneditable=self._uneditable,
+            ignore_queries=rows_of_all,
+            is_cross_attention=self._site.is_cross_attention,
+            why_not_editable=self._why_not_editable,
         )
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def connected(self) -> Iterator[None]:
         """Connects `hook_o_in`, if it has hooks, until the block ends."""
         site, point = self._site, getattr(self, "hook_o_in", None)
         if point is None or not point.has_hooks():
@@ -129,7 +129,7 @@ class HookedAttention(nn.Module):
             connection.remove()
 
     @property
-    def _uneditable(self) -> str:
+    def _why_not_editable(self) -> str:
         if not self._site.mixing_norm:
             return ""
         return (
@@ -148,7 +148,7 @@ class HookedBlock(nn.Module):
     hook_out_is_single_residual_stream = True
     """For TransformerLens's logit lens, which compares what it reads with the logits."""
 
-    def __init__(self, site: LayerSite) -> None:
+    def __init__(self, site: DecoderLayer) -> None:
         super().__init__()
         self._site = site
         for name, attention in site.attentions.items():
@@ -157,9 +157,9 @@ class HookedBlock(nn.Module):
             self.add_module(f"hook_{name}", HookPoint())
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def connected(self) -> Iterator[None]:
         """Connects the residual hook points that have hooks to the Hugging Face layer until the block ends."""
-        connect = {"input": _at_input, "input in place": _at_input_in_place, "output": _at_output}
+        connect = {"input": _hook_input, "input in place": _hook_input_in_place, "output": _hook_output}
         with ExitStack() as undo:
             for name, place in self._site.points.items():
                 point: Any = getattr(self, f"hook_{name}")
@@ -171,13 +171,13 @@ class HookedBlock(nn.Module):
 class HookedVision(nn.Module):
     """The hook points of the vision tower, `blocks.{layer}.attn`, by layer."""
 
-    def __init__(self, sites: dict[int, AttentionSite]) -> None:
+    def __init__(self, sites: dict[int, AttentionModule]) -> None:
         super().__init__()
         layers = {str(layer): nn.ModuleDict({"attn": HookedAttention(site)}) for layer, site in sites.items()}
         self.blocks = nn.ModuleDict(layers)
 
 
-def _at_input(point: HookPoint, module: nn.Module) -> Any:
+def _hook_input(point: HookPoint, module: nn.Module) -> Any:
     def show(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
             return (point(args[0]), *args[1:]), kwargs
@@ -186,7 +186,7 @@ def _at_input(point: HookPoint, module: nn.Module) -> Any:
     return module.register_forward_pre_hook(show, with_kwargs=True)
 
 
-def _at_input_in_place(point: HookPoint, module: nn.Module) -> Any:
+def _hook_input_in_place(point: HookPoint, module: nn.Module) -> Any:
     def show(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         stream = args[0] if args else kwargs["hidden_states"]
         # A copy, since caches keep what hooks see; in place, since the layer has already put the same tensor aside as
@@ -196,7 +196,7 @@ def _at_input_in_place(point: HookPoint, module: nn.Module) -> Any:
     return module.register_forward_pre_hook(show, with_kwargs=True)
 
 
-def _at_output(point: HookPoint, module: nn.Module) -> Any:
+def _hook_output(point: HookPoint, module: nn.Module) -> Any:
     def show(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return (point(output[0]), *output[1:]) if isinstance(output, tuple) else point(output)
 

@@ -8,22 +8,24 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from corelens.errors import see
+from corelens.errors import docs_link
 from corelens.heads import Head
 from corelens.tokens import TokenMap
 
 Phase = Literal["prefill", "decode", "both"]
 """The positions of the prompt, those generated after it, or both."""
 
-Named = Literal["system", "context", "question", "image", "video", "structural", "answer", "last", "from_question"]
+PositionName = Literal[
+    "system", "context", "question", "image", "video", "structural", "answer", "last", "from_question"
+]
 """Positions of a prompt by what they are: the masks of `TokenMap`."""
 
-Positions = Bool[Tensor, "batch position"] | Named
+Positions = Bool[Tensor, "batch position"] | PositionName
 """Positions of a prompt, as a mask or by name. A name fits every prompt that `prepare` made."""
 
 
 @dataclass
-class Progress:
+class PassState:
     """Which positions of the sequence the present pass computes; a hook finds it as `hook.ctx["progress"]`."""
 
     n_samples: int = 1
@@ -33,15 +35,15 @@ class Progress:
     tokens: TokenMap | None = None
     """What the prompt's positions are, if `prepare` said so."""
 
-    first: int = 0
+    n_cached: int = 0
     """Positions that a cache holds already."""
 
-    n: int = 0
+    n_computed: int = 0
 
-    crossing: frozenset[int] = frozenset()
+    cross_attention_layers: frozenset[int] = frozenset()
     """Layers whose attention has something else than the sequence for its keys."""
 
-    past: tuple[Callable[..., Any], ...] = ()
+    prefix_hooks: tuple[Callable[..., Any], ...] = ()
     """Hook functions that acted while the cached positions were computed."""
 
     def positions(self, length: int) -> Int[Tensor, "position"]:
@@ -49,12 +51,12 @@ class Progress:
 
         Sliding caches drop the first keys: axes end where the pass ends.
         """
-        begin = max(self.first + self.n - length, 0)
+        begin = max(self.n_cached + self.n_computed - length, 0)
         return torch.arange(begin, begin + length)
 
     def check_keys(self, layer: int) -> None:
         """Raises a ValueError if keys of a layer are not positions of the sequence."""
-        if layer in self.crossing:
+        if layer in self.cross_attention_layers:
             raise ValueError(
                 f"layer {layer} attends to the encoder, so that its keys are not positions of the sequence and cannot "
                 f"be chosen as such."
@@ -68,8 +70,10 @@ class Progress:
                 another prompt.
         """
         if isinstance(positions, str):
-            if positions not in get_args(Named):
-                raise ValueError(f"{called}={positions!r} is not known; the names are {', '.join(get_args(Named))}.")
+            if positions not in get_args(PositionName):
+                raise ValueError(
+                    f"{called}={positions!r} is not known; the names are {', '.join(get_args(PositionName))}."
+                )
             if self.tokens is None:
                 raise ValueError(
                     f"{called}={positions!r} needs a token map, and these inputs have none: use model.prepare, or "
@@ -84,13 +88,13 @@ class Progress:
         if positions.shape != (self.n_samples, self.n_prompt):
             raise ValueError(
                 f"{called} has shape {tuple(positions.shape)}, and the inputs have (batch, position) = "
-                f"{(self.n_samples, self.n_prompt)}: it belongs to another prompt. {see('other-prompt')}"
+                f"{(self.n_samples, self.n_prompt)}: it belongs to another prompt. {docs_link('other-prompt')}"
             )
         return positions
 
 
 @dataclass(frozen=True, eq=False)
-class Where:
+class PositionSelector:
     """Positions at which something acts, or whose attention rows somebody wants to see."""
 
     prompt: Positions | None = field(default=None, repr=False)
@@ -104,18 +108,18 @@ class Where:
         if self.phase == "decode" and self.prompt is not None:
             raise ValueError("phase='decode' acts on generated positions alone and takes no positions of the prompt.")
 
-    def check(self, progress: Progress) -> None:
+    def check(self, progress: PassState) -> None:
         """Raises a ValueError where a pass that begins like this cannot act at these positions."""
-        cached = self.select(progress, torch.arange(progress.first))
+        cached = self.select(progress, torch.arange(progress.n_cached))
         if cached.any():
             sample, position = cached.nonzero()[0].tolist()
             raise ValueError(
                 f"an intervention acts at position {position} of sample {sample}, which is in a cache that was made "
-                f"without it: the first {progress.first} positions are not computed again. Make the cache under the "
-                f"intervention, or choose later positions, e.g. positions='question'. {see('cached')}"
+                f"without it: the first {progress.n_cached} positions are not computed again. Make the cache under the "
+                f"intervention, or choose later positions, e.g. positions='question'. {docs_link('cached')}"
             )
 
-    def select(self, progress: Progress, positions: Int[Tensor, "position"]) -> Bool[Tensor, "sample position"]:
+    def select(self, progress: PassState, positions: Int[Tensor, "position"]) -> Bool[Tensor, "sample position"]:
         """Which of some positions of the sequence are meant, for every sample of the prompt."""
         in_prompt = (positions < progress.n_prompt).expand(progress.n_samples, -1)
         if self.phase == "decode":
@@ -138,18 +142,18 @@ class Intervention(Protocol):
         ...
 
     @property
-    def where(self) -> Where:
+    def where(self) -> PositionSelector:
         """The positions at which it acts; on scores and patterns, it is shown these rows alone."""
         ...
 
-    def check(self, progress: Progress) -> None:
+    def check(self, progress: PassState) -> None:
         """Raises a ValueError if a pass that begins like this cannot be intervened in."""
         ...
 
     def __call__(self, tensor: Tensor, hook: Any) -> Tensor | None: ...
 
 
-def shape_of(tensors: Mapping[str, Any]) -> tuple[int, int]:
+def batch_shape(tensors: Mapping[str, Any]) -> tuple[int, int]:
     """Batch and number of positions of the sequence, cached positions included."""
     given = tensors.get("decoder_input_ids")
     given = tensors.get("input_ids") if given is None else given
@@ -164,6 +168,6 @@ def shape_of(tensors: Mapping[str, Any]) -> tuple[int, int]:
     return given.shape[0], given.shape[1] + n_cached
 
 
-def per_row(chosen: Shaped[Tensor, "sample *rest"], tensor: Tensor) -> Shaped[Tensor, "batch *rest"]:
+def repeat_per_row(chosen: Shaped[Tensor, "sample *rest"], tensor: Tensor) -> Shaped[Tensor, "batch *rest"]:
     """Repeats what is said of samples for a batch in which each of them stands several times, one after another."""
     return chosen.repeat_interleave(len(tensor) // len(chosen), 0).to(tensor.device)

@@ -9,17 +9,17 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from corelens.heads import Head
-from corelens.hooks.positions import Where, per_row
+from corelens.hooks.positions import PositionSelector, repeat_per_row
 
 
-def chosen_rows(queries: Bool[Tensor, "batch position"]) -> Bool[Tensor, "batch query"]:
+def row_mask(queries: Bool[Tensor, "batch position"]) -> Bool[Tensor, "batch query"]:
     """Which rows of a pattern limited by `queries` are real.
 
     A pattern limited to chosen queries has as many rows as the sample with most of them; row r of a sample is its r-th
     chosen query. Samples with fewer have NaN in their last rows, where this mask is False.
 
     Examples:
-        >>> chosen_rows(torch.tensor([[True, False, True], [False, False, True]]))
+        >>> row_mask(torch.tensor([[True, False, True], [False, False, True]]))
         tensor([[ True,  True],
                 [ True, False]])
     """
@@ -28,7 +28,7 @@ def chosen_rows(queries: Bool[Tensor, "batch position"]) -> Bool[Tensor, "batch 
 
 
 @dataclass
-class Rows:
+class QueryRows:
     """The query positions, within one call, whose attention rows are wanted."""
 
     position: Int[Tensor, "batch query"]
@@ -37,8 +37,8 @@ class Rows:
     real: Bool[Tensor, "batch query"]
 
     @classmethod
-    def of(cls, queries: Bool[Tensor, "batch position"]) -> "Rows":
-        real = chosen_rows(queries)
+    def of(cls, queries: Bool[Tensor, "batch position"]) -> "QueryRows":
+        real = row_mask(queries)
         # Chosen positions come first in a stable sort, in their own order.
         order = queries.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)[:, : real.shape[1]]
         return cls(torch.where(real, order, 0), real)
@@ -57,11 +57,11 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
-class AtRows:
+class RowHook:
     """A hook function on scores or patterns that is shown the rows it asked for, whatever rows others ask for."""
 
     function: Callable[..., Any]
-    where: Where
+    where: PositionSelector
 
     @property
     def heads(self) -> Iterable[Head]:
@@ -69,22 +69,22 @@ class AtRows:
         return getattr(self.function, "heads", ())
 
     def __call__(self, tensor: Float[Tensor, "batch head row key"], hook: Any) -> Tensor | None:
-        shown: Rows | None = hook.ctx.get("rows")
+        shown: QueryRows | None = hook.ctx.get("rows")
         if shown is None:
             return self.function(tensor, hook=hook)
-        wanted = per_row(self.where.select(hook.ctx["progress"], hook.ctx["queries"]), tensor)
+        wanted = repeat_per_row(self.where.select(hook.ctx["progress"], hook.ctx["queries"]), tensor)
         mine = wanted.gather(1, shown.position) & shown.real
         if torch.equal(mine, shown.real):
             return self.function(tensor, hook=hook)
         if not mine.any():
             return None
-        rows = Rows.of(mine)
+        rows = QueryRows.of(mine)
         own = rows.take(tensor).masked_fill(~rows.real[:, None, :, None], torch.nan)
-        seen, edited = edited_by(lambda own: self.function(own, hook=hook), own)
+        seen, edited = call_detecting_edits(lambda own: self.function(own, hook=hook), own)
         return rows.put(tensor.transpose(1, 2), seen.transpose(1, 2)).transpose(1, 2) if edited else None
 
 
-def edited_by(function: Callable[[Tensor], Tensor | None], tensor: Tensor) -> tuple[Tensor, bool]:
+def call_detecting_edits(function: Callable[[Tensor], Tensor | None], tensor: Tensor) -> tuple[Tensor, bool]:
     """What a function makes of a tensor, and whether it differs: replaced, or changed in place."""
     if tensor.is_inference():
         # Inference tensors do not count changes made in place.

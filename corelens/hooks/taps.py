@@ -14,10 +14,10 @@ from transformer_lens.hook_points import HookPoint, LensHandle
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.masking_utils import sdpa_mask
 
-from corelens.errors import see
-from corelens.hooks.attention import AttentionCall, mix_values
-from corelens.hooks.positions import Progress, Where, per_row
-from corelens.hooks.rows import Rows, edited_by
+from corelens.errors import docs_link
+from corelens.hooks.attention import AttentionCall, weighted_values
+from corelens.hooks.positions import PassState, PositionSelector, repeat_per_row
+from corelens.hooks.rows import QueryRows, call_detecting_edits
 
 NAME = "corelens"
 """What Hugging Face knows the function and its mask as."""
@@ -33,7 +33,7 @@ SPARSE = "corelens_sparse"
 
 
 @dataclass
-class AttentionTap:
+class HookedAttentionCall:
     """The hook points of one layer's attention, and the queries whose rows they show."""
 
     hook_q: HookPoint
@@ -42,14 +42,14 @@ class AttentionTap:
     hook_attn_scores: HookPoint
     hook_pattern: HookPoint
     hook_z: HookPoint
-    progress: Progress
-    rows_of_all: bool = False
+    progress: PassState
+    ignore_queries: bool = False
     """Whether hooks see all rows, whatever they ask for."""
 
-    crossing: bool = False
+    is_cross_attention: bool = False
     """Whether keys are something else than the sequence."""
 
-    uneditable: str = ""
+    why_not_editable: str = ""
     """Why `z` may be seen but not edited; empty if it may."""
 
     def attend(self, call: AttentionCall) -> Float[Tensor, "batch query head d_head"]:
@@ -61,17 +61,17 @@ class AttentionTap:
             value=_by_position(self.hook_v, call.value),
         )
         if (hidden := self.hook_k.ctx.pop("hidden", None)) is not None:
-            call = call.without(hidden)
-        z = call.heads_outputs()
+            call = call.hide_keys(hidden)
+        z = call.head_outputs()
         if self.hook_attn_scores.has_hooks() or self.hook_pattern.has_hooks():
-            z = self._look(call, z)
-        z, edited = _watch(self.hook_z, z)
-        if edited and self.uneditable:
-            raise ValueError(f"{self.hook_z.name} was edited, and {self.uneditable}")
+            z = self._call_row_hooks(call, z)
+        z, edited = _call_hook_detecting_edits(self.hook_z, z)
+        if edited and self.why_not_editable:
+            raise ValueError(f"{self.hook_z.name} was edited, and {self.why_not_editable}")
         # Some layers view it in another shape.
         return z.contiguous()
 
-    def _look(
+    def _call_row_hooks(
         self, call: AttentionCall, z: Float[Tensor, "batch query head d_head"]
     ) -> Float[Tensor, "batch query head d_head"]:
         """Shows scores and pattern to their hooks; head outputs change only if the hooks changed them."""
@@ -82,30 +82,30 @@ class AttentionTap:
         if rows is not None and not rows.real.all():
             seen = seen.masked_fill(~rows.real[:, None, :, None], torch.nan)
         # Columns are positions of the sequence, also where a sliding cache has dropped the first keys.
-        dropped = 0 if self.crossing else int(self.progress.positions(seen.shape[-1])[0])
+        dropped = 0 if self.is_cross_attention else int(self.progress.positions(seen.shape[-1])[0])
         seen = pad(seen, (dropped, 0), value=torch.finfo(torch.float32).min)
-        scores, edited = _watch(self.hook_attn_scores, seen)
+        scores, edited = _call_hook_detecting_edits(self.hook_attn_scores, seen)
         seen = pad(call.pattern(scores[..., dropped:], rows), (dropped, 0))
-        pattern, pattern_edited = _watch(self.hook_pattern, seen)
+        pattern, pattern_edited = _call_hook_detecting_edits(self.hook_pattern, seen)
         if not (edited or pattern_edited):
             return z
         pattern = pattern[..., dropped:]
-        from_rows = mix_values(pattern, call.value).to(z)
+        from_rows = weighted_values(pattern, call.value).to(z)
         return from_rows if rows is None else rows.put(z, from_rows)
 
-    def _rows(self, call: AttentionCall) -> Rows | None:
+    def _rows(self, call: AttentionCall) -> QueryRows | None:
         """The rows that any hook asks for, among those that this call computes; None for all."""
-        if self.rows_of_all:
+        if self.ignore_queries:
             return None
         points = [point for point in (self.hook_attn_scores, self.hook_pattern) if point.has_hooks()]
         queries = self.progress.positions(call.query.shape[2])
 
         def asked(handle: LensHandle) -> Bool[Tensor, "batch query"]:
-            where = getattr(handle.user_hook, "where", None) or Where()
-            return per_row(where.select(self.progress, queries), call.query)
+            where = getattr(handle.user_hook, "where", None) or PositionSelector()
+            return repeat_per_row(where.select(self.progress, queries), call.query)
 
         here = torch.stack([asked(handle) for point in points for handle in (*point.fwd_hooks, *point.bwd_hooks)])
-        rows = Rows.of(here.any(0))
+        rows = QueryRows.of(here.any(0))
         for point in points:
             point.ctx |= {"rows": rows, "queries": queries}
             if not all(torch.equal(asked(handle), here.any(0)) for handle in point.bwd_hooks):
@@ -117,7 +117,9 @@ class AttentionTap:
 
 
 @contextmanager
-def tapped(taps: dict[nn.Module, AttentionTap], names: list[tuple[PreTrainedConfig, str]]) -> Iterator[None]:
+def route_attention(
+    taps: dict[nn.Module, HookedAttentionCall], names: list[tuple[PreTrainedConfig, str]]
+) -> Iterator[None]:
     """Leads the attention of the given modules through their taps until the block ends.
 
     Args:
@@ -128,17 +130,17 @@ def tapped(taps: dict[nn.Module, AttentionTap], names: list[tuple[PreTrainedConf
         RuntimeError: If heads follow a plan.
     """
     for name in (NAME, PACKED):
-        AttentionInterface.register(name, _attention)
+        AttentionInterface.register(name, _hooked_attention)
         AttentionMaskInterface.register(name, sdpa_mask)
     if any(config._attn_implementation_internal == SPARSE for config, _ in names):
         raise RuntimeError(
             f"heads follow a plan (corelens.sparse.apply), and their attention cannot be hooked then. "
-            f"{see('plan-hooks')}"
+            f"{docs_link('plan-hooks')}"
         )
     try:
         for module, tap in taps.items():
             module.__dict__["_corelens_tap"] = tap
-        with switched(names):
+        with attention_implementation(names):
             yield
     finally:
         for module in taps:
@@ -146,7 +148,7 @@ def tapped(taps: dict[nn.Module, AttentionTap], names: list[tuple[PreTrainedConf
 
 
 @contextmanager
-def switched(names: Sequence[tuple[PreTrainedConfig, str | None]]) -> Iterator[None]:
+def attention_implementation(names: Sequence[tuple[PreTrainedConfig, str | None]]) -> Iterator[None]:
     """Has modules ask for another attention function until the block ends.
 
     Args:
@@ -163,7 +165,7 @@ def switched(names: Sequence[tuple[PreTrainedConfig, str | None]]) -> Iterator[N
             config._attn_implementation_internal = implementation
 
 
-def _attention(
+def _hooked_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -174,8 +176,8 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """What Hugging Face calls. The module that calls leads to the state, so that models do not see one another."""
     call = AttentionCall(module, query, key, value, attention_mask, scaling, others)
-    tap: AttentionTap | None = module.__dict__.get("_corelens_tap")
-    return call.heads_outputs() if tap is None else tap.attend(call), None
+    tap: HookedAttentionCall | None = module.__dict__.get("_corelens_tap")
+    return call.head_outputs() if tap is None else tap.attend(call), None
 
 
 def _by_position(hook: HookPoint, heads_first: Tensor) -> Tensor:
@@ -194,9 +196,9 @@ def _call(hook: HookPoint, tensor: Tensor) -> Tensor:
     return seen
 
 
-def _watch(hook: HookPoint, tensor: Tensor) -> tuple[Tensor, bool]:
+def _call_hook_detecting_edits(hook: HookPoint, tensor: Tensor) -> tuple[Tensor, bool]:
     """What the hook returns, and whether it differs: replaced, changed in place, or in need of a gradient."""
     if not hook.has_hooks():
         return tensor, False
-    seen, edited = edited_by(partial(_call, hook), tensor)
+    seen, edited = call_detecting_edits(partial(_call, hook), tensor)
     return seen, edited or bool(hook.bwd_hooks)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from corelens.errors import see
+from corelens.errors import docs_link
 from corelens.inputs.media import Clip, Footage, Picture, load_clip, load_picture
 from corelens.tokens import Role
 
@@ -55,7 +55,7 @@ class Prompt(NamedTuple):
     text: str
     """For the processor, which may lay it out once more before it replaces pictures and videos."""
 
-    laid_out: str
+    template_text: str
     spans: list[Span]
     """Where the texts of the chat stand in `laid_out`."""
 
@@ -82,7 +82,7 @@ def _per_sample(given: Any, kind: str, n_samples: int) -> list[list[Any]]:
     if one or len(given) != n_samples:
         raise ValueError(
             f"{n_samples} questions came with {f'one {kind}' if one else f'{kind}s for {len(given)}'}: give one entry "
-            f"per question, each a {kind}, a list of {kind}s or None. {see('batch')}"
+            f"per question, each a {kind}, a list of {kind}s or None. {docs_link('batch')}"
         )
     return [[] if own is None else list(own) if isinstance(own, list | tuple) else [own] for own in given]
 
@@ -141,14 +141,14 @@ def render(chat: Chat, processor: Any) -> Prompt:
     if not getattr(processor, "chat_template", None):
         raise ValueError(
             f"{type(processor).__name__} has no chat template, so a question cannot be put to the model. Give it the "
-            f"one that the model was trained with, in Jinja: processor.chat_template = '...' {see('no-template')}"
+            f"one that the model was trained with, in Jinja: processor.chat_template = '...' {docs_link('no-template')}"
         )
     for kind in ("image", "video"):
         token = getattr(processor, f"{kind}_token", None)
         if token and any(str(token) in text for _, text in chat.texts):
             name = "picture" if kind == "image" else kind
             raise ValueError(
-                f"the text holds {str(token)!r}, which stands for a {name}; pass {name}s instead. {see('placeholder')}"
+                f"the text holds {str(token)!r}, which stands for a {name}; pass {name}s instead. {docs_link('placeholder')}"
             )
 
     def written(text_of: Callable[[int, str], str]) -> str:

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers.utils.import_utils import is_av_available, is_torchcodec_available, is_torchvision_available
 from transformers.video_utils import VideoMetadata, load_video
 
-from corelens.errors import see
+from corelens.errors import docs_link
 
 Picture = Image.Image | str | PathLike | Callable
 """A PIL image, the path of a file, or a function without arguments that returns a PIL image."""
@@ -132,7 +132,7 @@ def load_clip(video: object, processor: Any) -> Clip:
     if not is_torchvision_available():
         raise ImportError(
             "Hugging Face's video processors need torchvision, which is not installed: pip install 'corelens[video]', "
-            f"then load the model again. Pictures need none. {see('torchvision')}"
+            f"then load the model again. Pictures need none. {docs_link('torchvision')}"
         )
     if getattr(processor, "video_processor", None) is None:
         raise ValueError(
@@ -140,9 +140,9 @@ def load_clip(video: object, processor: Any) -> Clip:
             f"saved or loaded without torchvision and must be loaded again."
         )
     if not isinstance(video, Video):
-        return _decoded(Path(video), processor.video_processor)
+        return _decode_video(Path(video), processor.video_processor)
     metadata = VideoMetadata(total_num_frames=len(video.frames), fps=float(video.fps))
-    metadata.frames_indices = _sampled(metadata, processor.video_processor)
+    metadata.frames_indices = _sample_frames(metadata, processor.video_processor)
     if hasattr(video.frames, "shape"):
         return Clip(np.asarray(video.frames)[metadata.frames_indices], metadata)
     frames = [load_picture(video.frames[index]) for index in metadata.frames_indices]
@@ -151,7 +151,7 @@ def load_clip(video: object, processor: Any) -> Clip:
     return Clip(np.stack([np.asarray(frame) for frame in frames]), metadata)
 
 
-def _sampled(metadata: VideoMetadata, video_processor: Any) -> list[int]:
+def _sample_frames(metadata: VideoMetadata, video_processor: Any) -> list[int]:
     """Which frames of a video the processor samples."""
     if not video_processor.do_sample_frames:
         return list(range(metadata.total_num_frames))
@@ -167,7 +167,7 @@ def _sampled(metadata: VideoMetadata, video_processor: Any) -> list[int]:
         ) from cause
 
 
-def _decoded(path: Path, video_processor: Any) -> Clip:
+def _decode_video(path: Path, video_processor: Any) -> Clip:
     """The sampled frames of a file, by Hugging Face's own loading."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no video file {str(path)!r}.")
@@ -180,7 +180,7 @@ def _decoded(path: Path, video_processor: Any) -> Clip:
     chosen: list[int] = []
 
     def choose(metadata: VideoMetadata, **_: Any) -> list[int]:
-        chosen.extend(_sampled(metadata, video_processor))
+        chosen.extend(_sample_frames(metadata, video_processor))
         return chosen
 
     try:

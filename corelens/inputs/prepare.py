@@ -13,9 +13,9 @@ from transformers import BatchFeature
 
 from corelens.inputs.chats import Chat, Prompt, chats, render
 from corelens.inputs.media import Footage, Picture
-from corelens.inputs.processor import Written, encode
-from corelens.inputs.processor_probe import Measured
-from corelens.inputs.token_geometry import Seen, no_boxes, segments
+from corelens.inputs.processor import TokenizedPrompt, encode
+from corelens.inputs.processor_probe import ProcessorProbe
+from corelens.inputs.token_geometry import ProcessedImage, no_boxes, segments
 from corelens.tokens import Role, TokenMap, grid_boxes
 
 
@@ -52,13 +52,13 @@ def prepare(
     asked = chats(question, images, videos, processor)
     prompts = [render(chat, processor) for chat in asked]
     tensors, written = encode(processor, config, prompts, asked)
-    measured = cache(partial(Measured, processor))  # each size once
+    measured = cache(partial(ProcessorProbe, processor))  # each size once
     maps, sizes, number = [], [], {"image": count(), "video": count()}
     for chat, prompt, own in zip(asked, prompts, written, strict=True):
         columns = _roles(prompt, own)
-        media = _in_order([replacement.kind for replacement in own.replaced], chat)
-        for index, (medium, replacement) in enumerate(zip(media, own.replaced, strict=True)):
-            seen = Seen(
+        media = _media_segments([replacement.kind for replacement in own.placeholders], chat)
+        for index, (medium, replacement) in enumerate(zip(media, own.placeholders, strict=True)):
+            seen = ProcessedImage(
                 config, tensors, next(number[replacement.kind]), measured(medium.size, min(len(chat.pictures), 2)),
                 len(replacement.tokens), getattr(medium, "metadata", None),
             )  # fmt: skip
@@ -78,7 +78,7 @@ def unknown_words(tokenizer: Any, inputs: PreparedInputs) -> str:
     return f"The model does not know all of these words; it reads {tokenizer.unk_token} in their place."
 
 
-def copies(inputs: Mapping[str, Any], times: int) -> dict[str, Any]:
+def repeat_inputs(inputs: Mapping[str, Any], times: int) -> dict[str, Any]:
     """One prompt as a batch of several, each with media of its own.
 
     Raises:
@@ -93,7 +93,7 @@ def copies(inputs: Mapping[str, Any], times: int) -> dict[str, Any]:
     }
 
 
-def _in_order(kinds: list[str], chat: Chat) -> list[Any]:
+def _media_segments(kinds: list[str], chat: Chat) -> list[Any]:
     """Pictures and videos in the order of the prompt, which has places of these kinds.
 
     Templates may put pictures before videos, or both before the text, whatever the order of the chat.
@@ -109,14 +109,16 @@ def _in_order(kinds: list[str], chat: Chat) -> list[Any]:
     return [next(waiting[kind]) for kind in kinds]
 
 
-def _roles(prompt: Prompt, written: Written) -> dict[str, np.ndarray]:
+def _roles(prompt: Prompt, written: TokenizedPrompt) -> dict[str, np.ndarray]:
     """The columns of a token map for one sample, with the roles of its text."""
     n = len(written.tokens.visual)
     role = np.where(written.tokens.attention_mask == 1, Role.STRUCTURAL, Role.PADDING).astype(np.int64)
     start, end = written.tokens.offsets.T
     for span in prompt.spans:
-        moved = written.before + sum(
-            replacement.gained for replacement in written.replaced if replacement.end <= span.start + written.before
+        moved = written.tokens_before + sum(
+            replacement.n_added
+            for replacement in written.placeholders
+            if replacement.end <= span.start + written.tokens_before
         )
         role[(start < span.end + moved) & (end > span.start + moved) & (end > start)] = span.role
     return {
@@ -128,7 +130,7 @@ def _roles(prompt: Prompt, written: Written) -> dict[str, np.ndarray]:
     }
 
 
-def _address(columns: dict[str, np.ndarray], media: int, tokens: np.ndarray, seen: Seen) -> None:
+def _address(columns: dict[str, np.ndarray], media: int, tokens: np.ndarray, seen: ProcessedImage) -> None:
     """Writes the roles and addresses of the tokens of one picture or video."""
     role = Role.VIDEO if seen.kind == "video" else Role.IMAGE
     columns["media"][tokens] = media

@@ -13,7 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.import_utils import is_torchvision_available
 
-from corelens.errors import see
+from corelens.errors import docs_link
 from corelens.inputs.chats import Chat, Prompt
 from corelens.inputs.token_geometry import LEARNED_QUERIES
 
@@ -47,7 +47,7 @@ def load_processor(name_or_path: str, **kwargs: Any) -> Any:
             raise
         raise ImportError(
             f"the pictures of {model_type} need torchvision, which is not installed: transformers has no processor "
-            f"for them that works without it. pip install 'corelens[video]' {see('torchvision')}"
+            f"for them that works without it. pip install 'corelens[video]' {docs_link('torchvision')}"
         ) from cause
 
 
@@ -78,7 +78,9 @@ class _WithoutVideos(ProcessorMixin):
         super().__init__(*(part for part in parts if part is not None), **named)
 
 
-def call(processor: Any, prompts: list[Prompt], chats: list[Chat]) -> tuple[BatchFeature, list[list[dict[str, Any]]]]:
+def call_processor(
+    processor: Any, prompts: list[Prompt], chats: list[Chat]
+) -> tuple[BatchFeature, list[list[dict[str, Any]]]]:
     """What the processor makes of a batch, and what it says it wrote into each prompt; nothing if it says nothing."""
     listening, heard = _listening(processor)
     bos = processor.tokenizer.bos_token
@@ -150,7 +152,7 @@ class Tokenized(NamedTuple):
     """Whether the token stands for a part of a picture or video."""
 
 
-class Replacement(NamedTuple):
+class Placeholder(NamedTuple):
     """What stands in place of a picture or video."""
 
     kind: str
@@ -159,24 +161,26 @@ class Replacement(NamedTuple):
     end: int
     """Where its place in the prompt ends, in characters."""
 
-    gained: int
+    n_added: int
     """By how many characters the prompt became longer."""
 
     tokens: np.ndarray
     """The positions of its visual tokens."""
 
 
-class Written(NamedTuple):
+class TokenizedPrompt(NamedTuple):
     """What became of a prompt."""
 
     tokens: Tokenized
-    before: int
+    tokens_before: int
     """Characters that were put before it, such as the start of the text."""
 
-    replaced: list[Replacement]
+    placeholders: list[Placeholder]
 
 
-def encode(processor: Any, config: Any, prompts: list[Prompt], chats: list[Chat]) -> tuple[BatchFeature, list[Written]]:
+def encode(
+    processor: Any, config: Any, prompts: list[Prompt], chats: list[Chat]
+) -> tuple[BatchFeature, list[TokenizedPrompt]]:
     """The tensors of a batch, and what became of each prompt."""
     unsaid = ValueError(
         f"{type(processor).__name__} does not say what it writes in place of a picture, so visual tokens cannot be "
@@ -185,7 +189,7 @@ def encode(processor: Any, config: Any, prompts: list[Prompt], chats: list[Chat]
     learned = config.model_type in LEARNED_QUERIES
     if getattr(processor, "image_token", None) is None and not learned:
         raise unsaid
-    tensors, said = call(processor, prompts, chats)
+    tensors, said = call_processor(processor, prompts, chats)
     mask = tensors["attention_mask"].numpy()
     offsets, visual = _padded(tensors.pop("offset_mapping"), mask), _visual(tensors, config, processor)
     tokenized = [Tokenized(*arrays) for arrays in zip(mask, offsets, visual, strict=True)]
@@ -196,12 +200,13 @@ def encode(processor: Any, config: Any, prompts: list[Prompt], chats: list[Chat]
         name = type(processor).__name__
         token = str(getattr(processor, "image_token", ""))
         return tensors, [
-            _inferred(name, token, prompt.laid_out, tokens, len(chat.pictures))
+            _inferred_expansion(name, token, prompt.template_text, tokens, len(chat.pictures))
             for prompt, tokens, chat in zip(prompts, tokenized, chats, strict=True)
         ]
     said = said or [[] for _ in chats]
     return tensors, [
-        _said(prompt.laid_out, tokens, own) for prompt, tokens, own in zip(prompts, tokenized, said, strict=True)
+        _declared_expansion(prompt.template_text, tokens, own)
+        for prompt, tokens, own in zip(prompts, tokenized, said, strict=True)
     ]
 
 
@@ -226,18 +231,18 @@ def _padded(found: Any, mask: np.ndarray) -> np.ndarray:
     return offsets
 
 
-def _said(prompt: str, tokens: Tokenized, said: list[dict[str, Any]]) -> Written:
+def _declared_expansion(prompt: str, tokens: Tokenized, said: list[dict[str, Any]]) -> TokenizedPrompt:
     start, end = tokens.offsets.T
     replaced = []
     for one in said:
         (place_start, place_end), (first, last) = one["span"], one["new_span"]
         own = np.flatnonzero((start >= first) & (end <= last) & (end > start) & tokens.visual)
-        replaced.append(Replacement(one["type"], place_end, last - first - (place_end - place_start), own))
-    gained = sum(replacement.gained for replacement in replaced)
-    return Written(tokens, max(0, int(end.max()) - len(prompt) - gained), replaced)
+        replaced.append(Placeholder(one["type"], place_end, last - first - (place_end - place_start), own))
+    gained = sum(replacement.n_added for replacement in replaced)
+    return TokenizedPrompt(tokens, max(0, int(end.max()) - len(prompt) - gained), replaced)
 
 
-def _inferred(processor: str, token: str, prompt: str, tokens: Tokenized, n_pictures: int) -> Written:
+def _inferred_expansion(processor: str, token: str, prompt: str, tokens: Tokenized, n_pictures: int) -> TokenizedPrompt:
     """From where the visual tokens stand: in the places of a token in the prompt, or before it if there are none."""
     visual, length = np.flatnonzero(tokens.visual), int(tokens.offsets[~tokens.visual].max())
     places = [match.span() for match in re.finditer(re.escape(token), prompt)] if token else []
@@ -249,11 +254,11 @@ def _inferred(processor: str, token: str, prompt: str, tokens: Tokenized, n_pict
             )
         # In one text with the prompt, which is then stripped of space around it, or in a text of its own.
         before = length - len(prompt.rstrip()) if length > len(prompt) else 0
-        return Written(tokens, before, [Replacement("image", 0, 0, visual)] * n_pictures)
+        return TokenizedPrompt(tokens, before, [Placeholder("image", 0, 0, visual)] * n_pictures)
     runs = np.split(visual, len(places))
     # Delimiters come before the tokens, as many characters for every picture.
     starts = [int(tokens.offsets[run[0], 0]) - place for run, (place, _) in zip(runs, places, strict=True)]
     moved = np.diff([*starts, length - len(prompt) + starts[0]]).tolist()
-    return Written(
-        tokens, 0, [Replacement("image", end, n, run) for (_, end), n, run in zip(places, moved, runs, strict=True)]
+    return TokenizedPrompt(
+        tokens, 0, [Placeholder("image", end, n, run) for (_, end), n, run in zip(places, moved, runs, strict=True)]
     )

@@ -15,7 +15,7 @@ from PIL import Image
 
 from corelens.tokens import Box
 
-SHOWN = 170
+PROBE_SIZE = 170
 """Blue of a picture of coordinates; no processor pads with it."""
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -23,7 +23,7 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True)
-class Measured:
+class ProcessorProbe:
     """A processor's way with pictures or videos of one size."""
 
     processor: Any
@@ -38,7 +38,7 @@ class Measured:
         """What the processor makes of the picture of coordinates."""
         return self.processor(
             text=[self.processor.image_token * self.n_copies],
-            images=[[Image.fromarray(coordinates(*self.size))] * self.n_copies],
+            images=[[Image.fromarray(coordinate_image(*self.size))] * self.n_copies],
             do_normalize=False,
             do_rescale=False,
             return_tensors="pt",
@@ -55,14 +55,14 @@ class Measured:
     def frame(self) -> Box:
         """The region that every frame of a video shows."""
         output = self.processor.video_processor(
-            [coordinates(*self.size)[None]], do_normalize=False, do_rescale=False, do_sample_frames=False,
+            [coordinate_image(*self.size)[None]], do_normalize=False, do_rescale=False, do_sample_frames=False,
             input_data_format="channels_last", return_tensors="pt",
         )  # fmt: skip
         return self.regions(output["pixel_values_videos"][0][:1].double().numpy())[0]
 
     def regions(self, tiles: np.ndarray) -> list[Box]:
         """What part of the picture each tile [tile channel y x] of a picture of coordinates shows."""
-        off = np.abs(tiles[:, 2] - SHOWN)
+        off = np.abs(tiles[:, 2] - PROBE_SIZE)
         # Where resizing mixes in padding, the coordinates are off as well.
         shown = off < off.min() + 1
         lines = [
@@ -80,14 +80,14 @@ class Measured:
         return [Box(*corners) for corners in np.stack(ends, -1).reshape(len(tiles), 4).tolist()]
 
 
-def coordinates(width: int, height: int) -> np.ndarray:
+def coordinate_image(width: int, height: int) -> np.ndarray:
     """A picture whose red says x and whose green says y; its blue tells it from padding.
 
     The line through what a processor makes of it gives the region that is shown. Coordinates are dithered along the
     other axis, so that averages over rows and columns are finer than eight bits.
     """
     x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
-    picture = np.full((height, width, 3), SHOWN, np.uint8)
+    picture = np.full((height, width, 3), PROBE_SIZE, np.uint8)
     picture[..., 0] = (x + 0.5) / width * 255 + y * _GOLDEN % 1
     picture[..., 1] = (y + 0.5) / height * 255 + x * _GOLDEN % 1
     return picture

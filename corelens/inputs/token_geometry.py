@@ -16,8 +16,8 @@ from einops import rearrange
 from transformers.image_processing_utils import select_best_resolution
 from transformers.video_utils import VideoMetadata
 
-from corelens.errors import see
-from corelens.inputs.processor_probe import SHOWN, Measured
+from corelens.errors import docs_link
+from corelens.inputs.processor_probe import PROBE_SIZE, ProcessorProbe
 from corelens.tokens import Box
 
 
@@ -43,7 +43,7 @@ class Segment(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Seen:
+class ProcessedImage:
     """One picture or video as its processor made it into visual tokens."""
 
     config: Any
@@ -55,7 +55,7 @@ class Seen:
     index: int
     """Number of the picture among the pictures of the batch, or of the video among its videos."""
 
-    measured: Measured
+    probe: ProcessorProbe
     """Which parts of its size the processor shows."""
 
     n_tokens: int
@@ -72,19 +72,19 @@ class Seen:
     @property
     def processor(self) -> Any:
         """The model's own."""
-        return self.measured.processor
+        return self.probe.processor
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
-        return self.measured.size
+        return self.probe.size
 
     @property
-    def whole(self) -> Box:
+    def whole_view(self) -> Box:
         """All of the picture, as a region of it."""
         return Box(0, 0, *self.size)
 
-    def padded(self, x: float, y: float) -> Box:
+    def padded_view(self, x: float, y: float) -> Box:
         """The picture, padded on its right and below to so many times its width and height."""
         return Box(0, 0, self.size[0] * x, self.size[1] * y)
 
@@ -100,79 +100,81 @@ class Seen:
         return [(begin / video.fps, end / video.fps) for begin, end in zip(begins, ends, strict=True)]
 
 
-def whole_picture(seen: Seen) -> list[Segment]:
+def whole_picture(seen: ProcessedImage) -> list[Segment]:
     """`image_grid_thw` patches, merged, tile the whole picture."""
     merge = seen.processor.image_processor.merge_size
     _, rows, columns = seen.tensors["image_grid_thw"][seen.index].tolist()
-    return [Segment(rows // merge, columns // merge, seen.whole)]
+    return [Segment(rows // merge, columns // merge, seen.whole_view)]
 
 
-def resized_picture(seen: Seen) -> list[Segment]:
+def resized_picture(seen: ProcessedImage) -> list[Segment]:
     """Square patches of the picture as it was resized tile the whole picture."""
     height, width = (int(side) for side in seen.tensors["image_sizes"][seen.index])
     patch = math.isqrt(height * width // seen.n_tokens)
-    return [Segment(height // patch, width // patch, seen.whole)]
+    return [Segment(height // patch, width // patch, seen.whole_view)]
 
 
-def resized_picture_or_tiles(seen: Seen) -> list[Segment]:
+def resized_picture_or_tiles(seen: ProcessedImage) -> list[Segment]:
     """LLaVA takes any tower: Pixtral's processor says how it resized the picture, others make square tiles."""
     return (resized_picture if "image_sizes" in seen.tensors else square_tiles)(seen)
 
 
-def square_tiles(seen: Seen) -> list[Segment]:
+def square_tiles(seen: ProcessedImage) -> list[Segment]:
     """One or more tiles of equally many tokens; an overview among them is the one that shows the whole picture."""
-    tiles = seen.measured.tiles
+    tiles = seen.probe.tiles
     side = math.isqrt(seen.n_tokens // len(tiles))
-    parts = any(tile != seen.whole for tile in tiles)
-    return [Segment(side, side, tile, overview=parts and tile == seen.whole) for tile in tiles]
+    parts = any(tile != seen.whole_view for tile in tiles)
+    return [Segment(side, side, tile, overview=parts and tile == seen.whole_view) for tile in tiles]
 
 
-def padded_picture(seen: Seen) -> list[Segment]:
+def padded_picture(seen: ProcessedImage) -> list[Segment]:
     """`image_grid_thw` patches, merged, tile the picture and what was padded in black to its right and below."""
     merge = seen.processor.image_processor.merge_size
     _, rows, columns = seen.tensors["image_grid_thw"][seen.index].tolist()
-    shown = seen.measured.tensors["pixel_values"][: rows * columns, 2].double().mean((1, 2)).view(rows, columns) / SHOWN
-    canvas = seen.padded(columns / float(shown.sum(1).max()), rows / float(shown.sum(0).max()))
+    shown = (
+        seen.probe.tensors["pixel_values"][: rows * columns, 2].double().mean((1, 2)).view(rows, columns) / PROBE_SIZE
+    )
+    canvas = seen.padded_view(columns / float(shown.sum(1).max()), rows / float(shown.sum(0).max()))
     return [Segment(rows // merge, columns // merge, canvas)]
 
 
-def pooled_picture(seen: Seen) -> list[Segment]:
+def pooled_picture(seen: ProcessedImage) -> list[Segment]:
     """Patches with positions, pooled in squares, tile the whole picture."""
     columns, rows = (seen.tensors["image_position_ids"][seen.index].amax(0) + 1).tolist()
     pool = seen.processor.image_processor.pooling_kernel_size
-    return [Segment(rows // pool, columns // pool, seen.whole)]
+    return [Segment(rows // pool, columns // pool, seen.whole_view)]
 
 
-def patched_tiles(seen: Seen) -> list[Segment]:
+def patched_tiles(seen: ProcessedImage) -> list[Segment]:
     """Tiles as lists of patches; an overview is last."""
     patch, shrink = seen.processor.image_processor.encoder_patch_size, seen.config.downsample_factor
     found = []
-    shapes = seen.measured.tensors["spatial_shapes"].tolist()
+    shapes = seen.probe.tensors["spatial_shapes"].tolist()
     for patches, (rows, columns) in zip(
-        seen.measured.tensors["pixel_values"], shapes[: len(shapes) // seen.measured.n_copies], strict=False
+        seen.probe.tensors["pixel_values"], shapes[: len(shapes) // seen.probe.n_copies], strict=False
     ):
         tile = rearrange(
             patches[: rows * columns], "(row column) (y x c) -> c (row y) (column x)", row=rows, y=patch, x=patch
         )
-        found.append(Segment(rows // shrink, columns // shrink, seen.measured.regions(tile.double().numpy()[None])[0]))
-    return [s._replace(overview=len(found) > 1 and s.region == seen.whole) for s in found]
+        found.append(Segment(rows // shrink, columns // shrink, seen.probe.regions(tile.double().numpy()[None])[0]))
+    return [s._replace(overview=len(found) > 1 and s.region == seen.whole_view) for s in found]
 
 
-def overview_and_joined_crops(seen: Seen) -> list[Segment]:
+def overview_and_joined_crops(seen: ProcessedImage) -> list[Segment]:
     """An overview, then overlapping crops joined to one picture; patches are pooled, an odd one at the end alone."""
     *overview, rows, columns = seen.tensors["image_grids"][seen.index].tolist()
     pool_y, pool_x = seen.processor.image_processor.pooling_size
-    pooled = seen.measured.tensors["image_token_pooling"].unflatten(-1, (pool_y, pool_x)) >= 0
+    pooled = seen.probe.tensors["image_token_pooling"].unflatten(-1, (pool_y, pool_x)) >= 0
     segments = []
     for n_rows, n_columns in (overview, (rows, columns)):
         own, pooled = pooled[: n_rows * n_columns], pooled[n_rows * n_columns :]
         own = rearrange(own, "(row column) y x -> (row y) (column x)", row=n_rows)
-        canvas = seen.padded(own.shape[1] / int(own.any(0).sum()), own.shape[0] / int(own.any(1).sum()))
+        canvas = seen.padded_view(own.shape[1] / int(own.any(0).sum()), own.shape[0] / int(own.any(1).sum()))
         segments.append(Segment(n_rows, n_columns, canvas, overview=not segments))
     return segments
 
 
-def crops_and_overview(seen: Seen) -> list[Segment]:
+def crops_and_overview(seen: ProcessedImage) -> list[Segment]:
     """Crops joined to one picture without most of its padding, then an overview with it; newlines end rows."""
     crop, canvas = seen.config.vision_config.crop_size, seen.tensors["image_sizes"][seen.index].numpy()  # height, width
     down, across = (canvas // crop).tolist()
@@ -182,14 +184,14 @@ def crops_and_overview(seen: Seen) -> list[Segment]:
     rows, columns = int(mask[:, 0].sum()), int(mask[0].sum())
     size = np.array(seen.size[::-1])
     y, x = (canvas / size / (canvas / size).min()).tolist()
-    joined = seen.padded(x * columns / (across * side), y * rows / (down * side))
-    overview = Segment(side, side, seen.padded(x, y), overview=True, row_end=1)
+    joined = seen.padded_view(x * columns / (across * side), y * rows / (down * side))
+    overview = Segment(side, side, seen.padded_view(x, y), overview=True, row_end=1)
     return [Segment(rows, columns, joined, row_end=1, end=1), overview]
 
 
-def unpadded_canvas(seen: Seen) -> list[Segment]:
+def unpadded_canvas(seen: ProcessedImage) -> list[Segment]:
     """An overview, then tiles joined to one canvas without its padding; a newline after each row."""
-    vision, tiles, size = seen.config.vision_config, seen.measured.tiles, np.array(seen.size)
+    vision, tiles, size = seen.config.vision_config, seen.probe.tiles, np.array(seen.size)
     side = vision.image_size // vision.patch_size
     if len(tiles) == 1:
         return [Segment(side, side, tiles[0], end=1)]
@@ -204,29 +206,29 @@ def unpadded_canvas(seen: Seen) -> list[Segment]:
     shrink = math.sqrt(cells.prod() / (most * side**2))
     columns, rows = (cells // (shrink if shrink > 1.1 else 1)).astype(int).tolist()
     joined = Box(*(-margin).tolist(), *(size + margin).tolist())
-    return [Segment(side, side, seen.whole, overview=True), Segment(rows, columns, joined, row_end=1)]
+    return [Segment(side, side, seen.whole_view, overview=True), Segment(rows, columns, joined, row_end=1)]
 
 
-def frames_merged(seen: Seen) -> list[Segment]:
+def frames_merged(seen: ProcessedImage) -> list[Segment]:
     """`video_grid_thw` patches, merged, tile every whole frame; what patches span in time makes a view."""
     video = seen.processor.video_processor
     _, rows, columns = seen.tensors["video_grid_thw"][seen.index].tolist()
     rows, columns = rows // video.merge_size, columns // video.merge_size
     # An odd number of frames ends with the last one twice.
-    return [Segment(rows, columns, seen.whole, seconds=span) for span in seen.seconds(video.temporal_patch_size)]
+    return [Segment(rows, columns, seen.whole_view, seconds=span) for span in seen.seconds(video.temporal_patch_size)]
 
 
-def frames_pooled(seen: Seen) -> list[Segment]:
+def frames_pooled(seen: ProcessedImage) -> list[Segment]:
     """Two by two patches of a square frame are pooled into a token; one newline ends the video."""
     side = math.ceil(math.isqrt(seen.processor.num_image_tokens) / 2)
-    *views, last = [Segment(side, side, seen.measured.frame, seconds=span) for span in seen.seconds(1)]
+    *views, last = [Segment(side, side, seen.probe.frame, seconds=span) for span in seen.seconds(1)]
     return [*views, last._replace(end=1)]
 
 
-def frames_as_tiles(seen: Seen) -> list[Segment]:
+def frames_as_tiles(seen: ProcessedImage) -> list[Segment]:
     """Every frame is one square tile."""
     side = math.isqrt(seen.processor.image_seq_length)
-    return [Segment(side, side, seen.measured.frame, seconds=span) for span in seen.seconds(1)]
+    return [Segment(side, side, seen.probe.frame, seconds=span) for span in seen.seconds(1)]
 
 
 _WHOLE = (
@@ -235,7 +237,7 @@ _WHOLE = (
     "hyperclovax_vision_v2", "cohere_compass", "lfm3_vl", "video_llama_3", "minimax_m3_vl",
 )  # fmt: skip
 
-SEGMENTS: dict[str, Callable[[Seen], list[Segment]]] = {
+SEGMENTS: dict[str, Callable[[ProcessedImage], list[Segment]]] = {
     **dict.fromkeys(_WHOLE, whole_picture),
     "llava": resized_picture_or_tiles,
     **dict.fromkeys(["vipllava", "fast_vlm", "deepseek_vl", "janus", "paligemma"], square_tiles),
@@ -252,7 +254,7 @@ SEGMENTS: dict[str, Callable[[Seen], list[Segment]]] = {
 }
 """By model type."""
 
-VIDEO_SEGMENTS: dict[str, Callable[[Seen], list[Segment]]] = {
+VIDEO_SEGMENTS: dict[str, Callable[[ProcessedImage], list[Segment]]] = {
     **dict.fromkeys(["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"], frames_merged),
     "llava_onevision": frames_pooled,
     "internvl": frames_as_tiles,
@@ -270,16 +272,16 @@ def no_boxes(model_type: str, kind: str = "image") -> str:
     if model_type in LEARNED_QUERIES:
         return (
             f"the visual tokens of {model_type} are learned queries; each sees the whole picture and has no pixels. "
-            f"{see('no-rectangles')}"
+            f"{docs_link('no-rectangles')}"
         )
     table, medium = ("VIDEO_SEGMENTS", "video") if kind == "video" else ("SEGMENTS", "picture")
     return (
         f"how the visual tokens of {model_type} tile a {medium} is not known. To add it, put a function from a "
-        f"{medium} to its segments into corelens.inputs.token_geometry.{table}[{model_type!r}]. {see('no-rectangles')}"
+        f"{medium} to its segments into corelens.inputs.token_geometry.{table}[{model_type!r}]. {docs_link('no-rectangles')}"
     )
 
 
-def segments(seen: Seen) -> list[Segment]:
+def segments(seen: ProcessedImage) -> list[Segment]:
     """The segments of one picture or video, in the order of its tokens.
 
     Raises:

@@ -9,24 +9,28 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corelens.errors import see
+from corelens.errors import docs_link
 from corelens.heads import Head
-from corelens.hooks.attention import HIDDEN
-from corelens.hooks.positions import Phase, Positions, Progress, Where
-from corelens.interventions.reference import HeadOutputs
+from corelens.hooks.attention import MASKED_LOGIT
+from corelens.hooks.positions import PassState, Phase, Positions, PositionSelector
+from corelens.interventions.reference import ReferenceActivations
 from corelens.interventions.replace import FwdHooks, Replace, by_layer
 from corelens.model import HookedMLLM
 
-Ablation = Literal["zero", "mean", "resample", "zero_query", "mean_query", "uniform"]
+AblationMethod = Literal["zero", "mean", "resample", "zero_query", "mean_query", "uniform"]
 
-NEEDS: dict[str, str] = {"mean": "mean_outputs", "resample": "drawn_outputs", "mean_query": "mean_outputs"}
+REFERENCE_POINTS: dict[str, str] = {
+    "mean": "mean_activations",
+    "resample": "resample_activations",
+    "mean_query": "mean_activations",
+}
 """Which ablations put something measured in place, and what measures it."""
 
 
 def ablate(
     heads: Iterable[Head],
-    how: Ablation = "zero",
-    instead: HeadOutputs | None = None,
+    method: AblationMethod = "zero",
+    reference: ReferenceActivations | None = None,
     *,
     positions: Positions | None = None,
     phase: Phase = "both",
@@ -46,8 +50,8 @@ def ablate(
     Args:
         heads: Which heads; no head gives no hook and changes nothing.
         how: One of the above.
-        instead: For `mean` and `resample`, what `mean_outputs` and `drawn_outputs` measured; for `mean_query`, what
-            `mean_outputs(..., point="q")` did.
+        instead: For `mean` and `resample`, what `mean_activations` and `resample_activations` measured; for `mean_query`, what
+            `mean_activations(..., point="q")` did.
         positions: Of the prompt, by name (`question`, `last`) or as a mask such as a token map's; None for all.
         phase: Whether it acts in the prompt (`prefill`), at generated positions (`decode`) or in both.
         point: Of models that gate or norm what heads found: before (`z`) or after that (`o_in`). Zeros are the same.
@@ -59,52 +63,56 @@ def ablate(
     Raises:
         ValueError: If `how` is unknown, or `instead` is missing, not wanted, or measured in another way.
     """
-    if how not in ("zero", "mean", "resample", "zero_query", "mean_query", "uniform"):
+    if method not in ("zero", "mean", "resample", "zero_query", "mean_query", "uniform"):
         raise ValueError(
-            f"how={how!r} is not known; heads can be ablated by zero, mean, resample, zero_query, mean_query, uniform."
+            f"how={method!r} is not known; heads can be ablated by zero, mean, resample, zero_query, mean_query, uniform."
         )
-    of_queries = how in ("zero_query", "mean_query")
-    acts_at = "q" if of_queries else "attn_scores" if how == "uniform" else point
+    of_queries = method in ("zero_query", "mean_query")
+    acts_at = "q" if of_queries else "attn_scores" if method == "uniform" else point
     if point != "z" and acts_at != point:
-        raise ValueError(f"how={how!r} does not act on heads' outputs and takes no point.")
-    if how in NEEDS:
-        measured = NEEDS[how] + (f'(model, samples, point="{acts_at}")' if acts_at != "z" else "(model, samples)")
-        if instead is None:
-            raise ValueError(f"how={how!r} needs instead={measured}. {see('instead')}")
-        if (instead.point, instead.measured_by) != (acts_at, NEEDS[how]):
+        raise ValueError(f"how={method!r} does not act on heads' outputs and takes no point.")
+    if method in REFERENCE_POINTS:
+        measured = REFERENCE_POINTS[method] + (
+            f'(model, samples, point="{acts_at}")' if acts_at != "z" else "(model, samples)"
+        )
+        if reference is None:
+            raise ValueError(f"how={method!r} needs instead={measured}. {docs_link('instead')}")
+        if (reference.point, reference.measured_by) != (acts_at, REFERENCE_POINTS[method]):
             raise ValueError(
-                f"how={how!r} needs instead={measured}, and this was measured by {instead.measured_by} at "
-                f"{instead.point}. {see('instead')}"
+                f"how={method!r} needs instead={measured}, and this was measured by {reference.measured_by} at "
+                f"{reference.point}. {docs_link('instead')}"
             )
-    elif instead is not None:
-        raise ValueError(f"how={how!r} puts nothing measured in place and takes no `instead`.")
-    where = Where(positions, phase)
+    elif reference is not None:
+        raise ValueError(f"how={method!r} puts nothing measured in place and takes no `instead`.")
+    where = PositionSelector(positions, phase)
     hooks: FwdHooks = []
     for layer, chosen in by_layer(heads).items():
         name = f"blocks.{layer}.attn.hook_{acts_at}"
-        hooks.append((name, Even(chosen, where) if how == "uniform" else Replace(name, chosen, where, instead)))
+        hooks.append(
+            (name, UniformAttention(chosen, where) if method == "uniform" else Replace(name, chosen, where, reference))
+        )
     return hooks
 
 
 @dataclass(frozen=True, eq=False)
-class Even:
+class UniformAttention:
     """Makes heads look everywhere alike; a hook for attention logits."""
 
     heads: tuple[Head, ...]
-    where: Where
+    where: PositionSelector
 
-    def check(self, progress: Progress) -> None:
+    def check(self, progress: PassState) -> None:
         self.where.check(progress)
 
     def __call__(self, scores: Float[Tensor, "batch head row key"], hook: Any) -> Tensor:
         numbers = [number for _, number in self.heads]
         scores = scores.clone()
-        scores[:, numbers] = scores[:, numbers].masked_fill(scores[:, numbers] > HIDDEN, 0)
+        scores[:, numbers] = scores[:, numbers].masked_fill(scores[:, numbers] > MASKED_LOGIT, 0)
         return scores
 
 
 @contextmanager
-def removed(model: HookedMLLM, heads: Iterable[Head]) -> Iterator[None]:
+def zeroed_weights(model: HookedMLLM, heads: Iterable[Head]) -> Iterator[None]:
     """Zeroes the heads' columns of W_O until the block ends: what `ablate(heads, "zero")` does, without hooks.
 
     Args:

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformer_lens import ActivationCache
 
-from corelens.errors import see
+from corelens.errors import docs_link
 from corelens.heads import Head
-from corelens.hooks.positions import Named, Progress, Where
-from corelens.hooks.rows import chosen_rows
+from corelens.hooks.positions import PassState, PositionName, PositionSelector
+from corelens.hooks.rows import row_mask
 from corelens.inputs.prepare import PreparedInputs
 from corelens.interventions.replace import FwdHooks, Replace, by_layer
 from corelens.model import HookedMLLM
@@ -31,7 +31,7 @@ def patch(
     *,
     heads: Iterable[Head] = (),
     layers: Iterable[int] = (),
-    positions: Named | Bool[Tensor, "batch position"] | None = None,
+    positions: PositionName | Bool[Tensor, "batch position"] | None = None,
 ) -> FwdHooks:
     """Puts what one pass found into passes over other inputs, where positions have the same address.
 
@@ -69,7 +69,7 @@ def patch(
         model: Any = cache.model
         model.check_heads(heads)
     index = align(source, target, positions)
-    where = Where(index >= 0, "prefill")
+    where = PositionSelector(index >= 0, "prefill")
     chosen = by_layer(heads) if by_head else dict.fromkeys(layers, ())
     hooks: FwdHooks = []
     for layer, own in chosen.items():
@@ -89,12 +89,12 @@ def patch(
         for _, head in own:
             if head >= found.shape[2]:
                 raise ValueError(f"L{layer}H{head} has no {point} of its own: layer {layer} has {found.shape[2]}.")
-        hooks.append((name, Replace(name, own, where, Aligned(found, index))))
+        hooks.append((name, Replace(name, own, where, AlignedActivations(found, index))))
     return hooks
 
 
 def align(
-    source: TokenMap, target: TokenMap, positions: Named | Bool[Tensor, "batch position"] | None
+    source: TokenMap, target: TokenMap, positions: PositionName | Bool[Tensor, "batch position"] | None
 ) -> Int[Tensor, "batch position"]:
     """For every chosen position of the target the position of the same address in the source; -1 for all others.
 
@@ -112,36 +112,36 @@ def align(
     index = torch.full(target.role.shape, -1, device=target.role.device)
     for sample in range(len(target)):
         from_, to = there[sample].nonzero()[:, 0], here[sample].nonzero()[:, 0]
-        columns = [(getattr(source, c)[sample, from_], getattr(target, c)[sample, to]) for c in ADDRESS]
+        columns = [(getattr(source, c)[sample, from_], getattr(target, c)[sample, to]) for c in MATCHED_COLUMNS]
         if len(from_) != len(to) or not all(torch.equal(a.to(b), b) for a, b in columns):
             raise ValueError(
                 f"sample {sample}: {positions if isinstance(positions, str) else 'all'} positions of the source do "
                 f"not have the addresses of those of the target. Source: {source[sample]}. Target: {target[sample]}. "
-                f"Choose positions that both have, e.g. positions='last'. {see('alignment')}"
+                f"Choose positions that both have, e.g. positions='last'. {docs_link('alignment')}"
             )
         index[sample, to] = from_.to(index)
     return index if isinstance(chosen, str) else torch.where(chosen.to(index.device), index, -1)
 
 
-ADDRESS = ("role", "media", "view", "row", "column")
+MATCHED_COLUMNS = ("role", "media", "view", "row", "column")
 """Columns of a token map that say where a position is."""
 
 
 @dataclass(frozen=True, eq=False)
-class Aligned:
+class AlignedActivations:
     """Activations of one pass, by position of another."""
 
-    found: Float[Tensor, "batch source head d_head"]
+    activations: Float[Tensor, "batch source head d_head"]
     index: Int[Tensor, "batch position"]
 
-    def check(self, name: str, where: Where, progress: Progress) -> None:
+    def check(self, name: str, where: PositionSelector, progress: PassState) -> None:
         """Every position that is patched has its source; `align` saw to that."""
 
     def at(
-        self, name: str, progress: Progress, positions: Int[Tensor, "position"]
+        self, name: str, progress: PassState, positions: Int[Tensor, "position"]
     ) -> Float[Tensor, "sample position head d_head"]:
-        index = self.index.to(self.found.device)[:, positions.clamp(max=self.index.shape[1] - 1)].clamp(min=0)
-        return self.found[torch.arange(len(index))[:, None], index]
+        index = self.index.to(self.activations.device)[:, positions.clamp(max=self.index.shape[1] - 1)].clamp(min=0)
+        return self.activations[torch.arange(len(index))[:, None], index]
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,10 +149,10 @@ class ReplaceRows:
     """Replaces rows of attention patterns."""
 
     heads: tuple[Head, ...]
-    where: Where
+    where: PositionSelector
     rows: Float[Tensor, "batch head row key"] = field(repr=False)
 
-    def check(self, progress: Progress) -> None:
+    def check(self, progress: PassState) -> None:
         self.where.check(progress)
         progress.check_keys(self.heads[0].layer)
 
@@ -177,7 +177,7 @@ def _rows(
     keys: Int[Tensor, "batch key"],
 ) -> Float[Tensor, "batch head row key"]:
     """Rows of the source's patterns, their keys in the order of the target."""
-    wanted = (len(source), chosen_rows(index >= 0).shape[1], source.role.shape[1])
+    wanted = (len(source), row_mask(index >= 0).shape[1], source.role.shape[1])
     if (len(rows), *rows.shape[2:]) != wanted:
         raise ValueError(
             f"the cache holds patterns of (batch, row, key) = {(len(rows), *rows.shape[2:])}, and patching these "
@@ -197,7 +197,7 @@ def path_patch(
     receivers: Iterable[Head] = (),
     through: Literal["q", "k", "v"] = "q",
     *,
-    positions: Named | Bool[Tensor, "batch position"] | None = None,
+    positions: PositionName | Bool[Tensor, "batch position"] | None = None,
 ) -> FwdHooks:
     """Patches a head's output on its way to some later heads alone, or to the logits alone.
 

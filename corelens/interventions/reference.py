@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from corelens.data import Sample, prepared_batches
-from corelens.hooks.positions import Progress, Where
+from corelens.data import Sample, prepare_batches
+from corelens.hooks.positions import PassState, PositionSelector
 from corelens.model import HookedMLLM
 from corelens.tokens import Role, TokenMap
 
@@ -19,7 +19,7 @@ Point = Literal["z", "o_in", "q"]
 
 
 @dataclass(frozen=True, eq=False)
-class HeadOutputs:
+class ReferenceActivations:
     """What every head found on a sample set: means, or a number of draws."""
 
     values: dict[str, Float[Tensor, "draw role head d_head"]] = field(repr=False)
@@ -28,11 +28,11 @@ class HeadOutputs:
     point: Point
     """At which hook point it was measured."""
 
-    measured_by: Literal["mean_outputs", "drawn_outputs"]
+    measured_by: Literal["mean_activations", "resample_activations"]
     seed: int = 0
     """Of the choice among draws."""
 
-    def check(self, name: str, where: Where, progress: Progress) -> None:
+    def check(self, name: str, where: PositionSelector, progress: PassState) -> None:
         """Raises a ValueError if nothing was measured for that hook point, or for a role at those positions."""
         if name not in self.values:
             raise ValueError(f"nothing was measured at {name}, but at {', '.join(self.values)}: is it another model?")
@@ -44,7 +44,7 @@ class HeadOutputs:
             raise ValueError(f"nothing was measured for {role.name.lower()} positions: no sample of the set has any.")
 
     def at(
-        self, name: str, progress: Progress, positions: Int[Tensor, "position"]
+        self, name: str, progress: PassState, positions: Int[Tensor, "position"]
     ) -> Float[Tensor, "sample position head d_head"]:
         """What stands in at some positions of the sequence; the same draw every time for the same position."""
         values = self.values[name]
@@ -57,7 +57,7 @@ class HeadOutputs:
         draw = occurs.to(torch.uint8).argsort(dim=0, descending=True, stable=True)[nth, roles]
         return values[draw.to(values.device), roles.to(values.device)]
 
-    def _roles(self, progress: Progress, positions: Int[Tensor, "position"]) -> Int[Tensor, "sample position"]:
+    def _roles(self, progress: PassState, positions: Int[Tensor, "position"]) -> Int[Tensor, "sample position"]:
         """Indices into the role axis; generated positions count as the prompt's last one."""
         if all(values.shape[1] == 1 for values in self.values.values()):
             return torch.zeros(progress.n_samples, len(positions), dtype=torch.long)
@@ -67,9 +67,9 @@ class HeadOutputs:
 
 
 @torch.no_grad()
-def mean_outputs(
+def mean_activations(
     model: HookedMLLM, samples: Iterable[Sample], point: Point = "z", by_role: bool = False, batch_size: int = 16
-) -> HeadOutputs:
+) -> ReferenceActivations:
     """Every head's output, averaged in float32 over the positions of all samples that are not padding.
 
     Args:
@@ -94,24 +94,24 @@ def mean_outputs(
 
     _measure(model, samples, point, batch_size, begin)
     values = {name: (total / counts[:, None, None].to(total))[None] for name, total in sums.items()}
-    return HeadOutputs(values, point, "mean_outputs")
+    return ReferenceActivations(values, point, "mean_activations")
 
 
 @torch.no_grad()
-def drawn_outputs(
+def resample_activations(
     model: HookedMLLM,
     samples: Iterable[Sample],
     point: Point = "z",
     by_role: bool = False,
     batch_size: int = 16,
     seed: int = 0,
-) -> HeadOutputs:
+) -> ReferenceActivations:
     """Every head's output at one position of each sample, drawn at random; all heads share the position.
 
     Args:
         model: The model.
         samples: The sample set.
-        point: As for `mean_outputs`.
+        point: As for `mean_activations`.
         by_role: Whether one position of each `Role` is drawn, to stand in for positions of that role.
         batch_size: Samples a pass; for queries it is one.
         seed: Of the draws, and later of the choice among them.
@@ -132,7 +132,9 @@ def drawn_outputs(
         return keep
 
     _measure(model, samples, point, batch_size, begin)
-    return HeadOutputs({name: torch.cat(found) for name, found in draws.items()}, point, "drawn_outputs", seed)
+    return ReferenceActivations(
+        {name: torch.cat(found) for name, found in draws.items()}, point, "resample_activations", seed
+    )
 
 
 def _measure(
@@ -147,7 +149,7 @@ def _measure(
         raise ValueError(f"no layer has hook_{point}: nothing stands between what heads find (z) and their W_O.")
     # Queries are rotated by their positions, and some models count padding as such.
     batch_size = 1 if point == "q" else batch_size
-    for _, inputs in prepared_batches(model, samples, batch_size, f"outputs ({point})"):
+    for _, inputs in prepare_batches(model, samples, batch_size, f"outputs ({point})"):
         look = begin(inputs.tokens)
         with model.hooks(fwd_hooks=[(name, look) for name in names]):
             model(inputs)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from corelens.heads import Head, HeadSet
-from corelens.hooks.positions import Progress, Where, per_row
+from corelens.hooks.positions import PassState, PositionSelector, repeat_per_row
 
 FwdHooks = list[tuple[str, Callable[..., Any]]]
 """What `hooks(fwd_hooks=...)` and `run_with_hooks(fwd_hooks=...)` take; lists add up."""
@@ -22,15 +22,15 @@ def by_layer(heads: Iterable[Head]) -> dict[int, tuple[Head, ...]]:
 
 
 @runtime_checkable
-class Instead(Protocol):
+class Reference(Protocol):
     """What is put in place of what a pass found."""
 
-    def check(self, name: str, where: Where, progress: Progress) -> None:
+    def check(self, name: str, where: PositionSelector, progress: PassState) -> None:
         """Raises a ValueError if it has nothing for that hook point at those positions."""
         ...
 
     def at(
-        self, name: str, progress: Progress, positions: Int[Tensor, "position"]
+        self, name: str, progress: PassState, positions: Int[Tensor, "position"]
     ) -> Float[Tensor, "#sample #position head d_head"]:
         """What to put at some positions of a hook point; of no account where nothing is replaced."""
         ...
@@ -46,19 +46,19 @@ class Replace:
     heads: tuple[Head, ...]
     """All of its layer; none for a point of the residual stream."""
 
-    where: Where
-    instead: Instead | None = field(repr=False)
+    where: PositionSelector
+    reference: Reference | None = field(repr=False)
     """None writes zeros."""
 
-    def check(self, progress: Progress) -> None:
+    def check(self, progress: PassState) -> None:
         self.where.check(progress)
-        if self.instead is not None:
-            self.instead.check(self.name, self.where, progress)
+        if self.reference is not None:
+            self.reference.check(self.name, self.where, progress)
 
     def __call__(self, tensor: Float[Tensor, "batch position *rest"], hook: Any) -> Tensor | None:
-        progress: Progress = hook.ctx["progress"]
+        progress: PassState = hook.ctx["progress"]
         positions = progress.positions(tensor.shape[1])
-        chosen = per_row(self.where.select(progress, positions), tensor)
+        chosen = repeat_per_row(self.where.select(progress, positions), tensor)
         if not chosen.any():
             return None
         # A copy: caches keep what was really found.
@@ -66,7 +66,7 @@ class Replace:
         by_head = edited if self.heads else edited[:, :, None]
         numbers = [number for _, number in self.heads] or [0]
         new = torch.zeros((), device=tensor.device)
-        if self.instead is not None:
-            new = per_row(self.instead.at(self.name, progress, positions)[:, :, numbers], tensor).to(tensor)
+        if self.reference is not None:
+            new = repeat_per_row(self.reference.at(self.name, progress, positions)[:, :, numbers], tensor).to(tensor)
         by_head[:, :, numbers] = torch.where(chosen[..., None, None], new, by_head[:, :, numbers])
         return edited

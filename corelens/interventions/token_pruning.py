@@ -9,12 +9,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from corelens.inputs.prepare import PreparedInputs
-from corelens.interventions import FwdHooks, hide
+from corelens.interventions import FwdHooks, mask_keys
 from corelens.model import HookedMLLM
 
 
 @dataclass(frozen=True)
-class Pruning:
+class TokenPruning:
     """After a layer, the visual tokens that it attends to least are seen by no later layer.
 
     Source: FastV (Chen et al. 2024), which drops the tokens and so saves their work. Here they are hidden by masks, for
@@ -38,7 +38,7 @@ class Pruning:
 
 
 @torch.no_grad()
-def pruned(model: HookedMLLM, inputs: PreparedInputs, pruning: Pruning) -> FwdHooks:
+def prune_tokens(model: HookedMLLM, inputs: PreparedInputs, pruning: TokenPruning) -> FwdHooks:
     """Hooks that hide from later layers what a pruning drops of these inputs; a pass finds out what that is.
 
     Raises:
@@ -47,10 +47,10 @@ def pruned(model: HookedMLLM, inputs: PreparedInputs, pruning: Pruning) -> FwdHo
     dropped = _dropped(model, inputs, pruning)
     if not dropped.any():
         return []
-    return hide((head.layer for head in model.heads if head.layer > pruning.layer), dropped)
+    return mask_keys((head.layer for head in model.heads if head.layer > pruning.layer), dropped)
 
 
-def _dropped(model: HookedMLLM, inputs: PreparedInputs, pruning: Pruning) -> Bool[Tensor, "batch position"]:
+def _dropped(model: HookedMLLM, inputs: PreparedInputs, pruning: TokenPruning) -> Bool[Tensor, "batch position"]:
     seen: list[Float[Tensor, "batch position"]] = []
 
     def look(pattern: Float[Tensor, "batch head 1 position"], hook: Any) -> None:

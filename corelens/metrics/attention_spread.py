@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 from torch import Tensor
 
-from corelens.metrics.head_score import mean_over_queries, require_some
+from corelens.metrics.head_score import mean_over_queries, require_queries
 
 
 def attention_entropy(
@@ -33,7 +33,7 @@ def attention_entropy(
         >>> attention_entropy(torch.full((1, 1, 1, 4), 0.25), torch.tensor([[True]])).exp()
         tensor([[4.]])
     """
-    require_some(queries=queries)
+    require_queries(queries=queries)
     of_query = reduce(torch.special.entr(pattern), "batch head query key -> batch head query", "sum")
     return mean_over_queries(of_query, queries)
 
@@ -55,7 +55,7 @@ def concentration(
     Raises:
         ValueError: If a sample has no query token.
     """
-    require_some(queries=queries)
+    require_queries(queries=queries)
     return mean_over_queries(reduce(pattern**2, "batch head query key -> batch head query", "sum"), queries)
 
 
@@ -78,7 +78,7 @@ def attention_distance(
     Raises:
         ValueError: If a sample has no query token.
     """
-    require_some(queries=queries)
+    require_queries(queries=queries)
     back = positions[..., None] - torch.arange(pattern.shape[-1], device=pattern.device)
     of_query = reduce(pattern * back[:, None], "batch head query key -> batch head query", "sum")
     return mean_over_queries(of_query, queries)

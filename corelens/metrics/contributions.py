@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def write_sizes(
+def output_norms(
     values: Float[Tensor, "batch key kv_head d_head"], W_O: Float[Tensor, "head d_head d_model"]
 ) -> Float[Tensor, "batch head 1 key"]:
     r"""Length of what each head would add to the residual stream if it attended to one key alone.
@@ -14,7 +14,7 @@ def write_sizes(
     $$s_{h,k} = \lVert W_O^h v_{h,k} \rVert$$
 
     Times attention it is the size of what a head takes from each key: write-weighted retrieval attention mass is
-    `head_score(pattern * write_sizes(values, W_O), evidence, queries)`. A head whose W_O is zero looks, and scores
+    `head_score(pattern * output_norms(values, W_O), evidence, queries)`. A head whose W_O is zero looks, and scores
     zero.
 
     Args:
@@ -33,7 +33,7 @@ def write_sizes(
     return squares.clamp(min=0).sqrt()[:, :, None]
 
 
-def write_towards(
+def logit_contributions(
     values: Float[Tensor, "batch key kv_head d_head"],
     W_O: Float[Tensor, "head d_head d_model"],
     direction: Float[Tensor, "batch query d_model"],
@@ -60,7 +60,7 @@ def write_towards(
     return einsum(towards, values, "batch head query d_head, batch key head d_head -> batch head query key")
 
 
-def copy_score(
+def retrieval_score(
     pattern: Float[Tensor, "batch head query key"],
     evidence: Bool[Tensor, "batch key"],
     queries: Bool[Tensor, "batch query"],

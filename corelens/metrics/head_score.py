@@ -19,7 +19,7 @@ def mean_over_queries(
     )
 
 
-def require_some(**masks: Shaped[Tensor, "batch _"]) -> None:
+def require_queries(**masks: Shaped[Tensor, "batch _"]) -> None:
     """Raises a ValueError that names the first mask that marks nothing in some sample, and the samples."""
     for name, mask in masks.items():
         if empty := (~mask.bool().any(-1)).nonzero().flatten().tolist():
@@ -54,7 +54,7 @@ def head_score(
 
     Args:
         contributions: What each key contributes to each query: attention probabilities after softmax, or these times
-            what the head writes from there (`write_sizes`, `write_towards`).
+            what the head writes from there (`output_norms`, `logit_contributions`).
         evidence: Where the evidence is among the keys.
         queries: Which rows are query tokens. Rows that are not may hold anything, even NaN.
         visual: What the evidence is compared with, e.g. all visual tokens; for `share`, `lift` and `rest`.
@@ -87,7 +87,7 @@ def head_score(
     for axis, value, known in (("reduction", reduction, Reduction), ("normalisation", normalisation, Normalisation)):
         if value not in get_args(known):
             raise ValueError(f"{axis}={value!r} is not known; it is one of {', '.join(get_args(known))}.")
-    require_some(evidence=evidence, queries=queries)
+    require_queries(evidence=evidence, queries=queries)
     weights = evidence.to(contributions)
     if normalisation in ("share", "lift", "rest"):
         if visual is None:
@@ -198,7 +198,7 @@ def visual_share(
     return retrieval_attention_mass(pattern, image, queries)
 
 
-def attention_moved(
+def attention_shift(
     before: Float[Tensor, "batch head query key"],
     after: Float[Tensor, "batch head query key"],
     queries: Bool[Tensor, "batch query"],

@@ -13,7 +13,7 @@ greedy answer. `uncertain`: the one of these whose next-token distribution has t
 
 Contribution = Literal["attention", "write_size", "write_answer"]
 """What is summed over the evidence: attention, or attention times the length of what the head writes from there
-(`write_sizes`), or times its part towards the answer's token (`write_towards`)."""
+(`output_norms`), or times its part towards the answer's token (`logit_contributions`)."""
 
 Baseline = Literal["none", "minus_null", "over_generic"]
 """Which other question the score is compared with, about the same picture: minus the score under "N/A", or divided by
@@ -118,7 +118,7 @@ _ALL = (
         normalisation="size",
         source="Retrieval heads (arXiv 2404.15574), carried over to pictures as OCR heads (arXiv 2505.15865) do: "
         "visual tokens hold no word to copy, so a hit is a generated token whose strongest key lies in the evidence. "
-        "Theirs counts right answers alone. For needles of text there is `copy_score`.",
+        "Theirs counts right answers alone. For needles of text there is `retrieval_score`.",
     ),
     Metric(
         "locos",

@@ -33,10 +33,10 @@ def rho(scores: Float[Tensor, "layer head"], share: float = 0.5) -> float:
     Source:
         MMRetHeads (arXiv 2605.27243), there `rho_0.5` of calibrated scores: 0.04 to 0.10.
     """
-    return n_holding(scores, share) / int((~scores.isnan()).sum())
+    return n_heads_with_share(scores, share) / int((~scores.isnan()).sum())
 
 
-def n_holding(scores: Float[Tensor, "layer head"], share: float) -> int:
+def n_heads_with_share(scores: Float[Tensor, "layer head"], share: float) -> int:
     """Smallest number of heads that together hold a share of the positive scores."""
     if not 0 < share <= 1:
         raise ValueError(f"share={share} is outside (0, 1].")
@@ -91,7 +91,7 @@ def localization_heads(
     return chosen.view_as(entropy)
 
 
-def count_of(fraction: float, n_heads: int) -> int:
+def head_count(fraction: float, n_heads: int) -> int:
     """How many heads a fraction is, rounded up: five percent of 96 heads are five.
 
     Raises:
@@ -103,7 +103,7 @@ def count_of(fraction: float, n_heads: int) -> int:
     return math.ceil(round(fraction * n_heads, 9))
 
 
-class Division(NamedTuple):
+class Bimodality(NamedTuple):
     """Whether scores fall into two groups."""
 
     dip: float
@@ -119,7 +119,7 @@ class Division(NamedTuple):
     """Share of heads above the threshold."""
 
 
-def two_groups(scores: Float[Tensor, "layer head"]) -> Division:
+def bimodality_test(scores: Float[Tensor, "layer head"]) -> Bimodality:
     """Tests whether heads fall into a retrieving and a broad group, or form one continuum.
 
     Scores span orders of magnitude, so their logarithm is tested. The dip test asks whether the distribution has more
@@ -148,7 +148,7 @@ def two_groups(scores: Float[Tensor, "layer head"]) -> Division:
     grid = np.linspace(low, high, 1_000)
     chance = mixture.predict_proba(grid[:, None])[:, upper]
     threshold = float(grid[np.abs(chance - 0.5).argmin()])
-    return Division(float(tested[0]), float(tested[1]), float(np.exp(threshold)), float((logs > threshold).mean()))
+    return Bimodality(float(tested[0]), float(tested[1]), float(np.exp(threshold)), float((logs > threshold).mean()))
 
 
 class DepthProfile(NamedTuple):

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from scipy.stats import hypergeom, norm, rankdata
 from torch import Tensor
 
-from corelens.metrics.score_distribution import count_of
+from corelens.metrics.score_distribution import head_count
 
 
 class Interval(NamedTuple):
@@ -76,7 +76,7 @@ def stability_curve(
 
 def top_heads(scores: Float[Tensor, "layer head"], fraction: float) -> set[tuple[int, int]]:
     """Layer and number of the highest heads; ties in order of layer and head."""
-    n = count_of(fraction, int((~scores.isnan()).sum()))
+    n = head_count(fraction, int((~scores.isnan()).sum()))
     order = torch.where(scores.isnan(), -torch.inf, scores).flatten().argsort(descending=True, stable=True)[:n]
     return {divmod(index, scores.shape[1]) for index in order.tolist()}
 

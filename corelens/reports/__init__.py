@@ -4,11 +4,11 @@ from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 
-from corelens.experiments.run_folder import Run, write_whole
+from corelens.experiments.run_folder import RunFolder, atomic_write
 from corelens.reports import ablation, scan, sparse_eval, study, sweep
 from corelens.reports.page import Page
 
-PAGES: dict[str, tuple[str, Callable[[Run], Page]]] = {
+PAGES: dict[str, tuple[str, Callable[[RunFolder], Page]]] = {
     "scan": ("scan.html", scan.page),
     "sweep": ("sweep.html", sweep.page),
     "ablate": ("ablation.html", ablation.page),
@@ -36,7 +36,7 @@ def write_report(folder: str | PathLike[str]) -> Path:
     elif (folder / "demo.json").is_file():
         raise ValueError(f"{folder} holds a demo, whose report is {folder / 'report.html'}.")
     else:
-        run = Run.finished(folder)
+        run = RunFolder.load(folder)
         if run.manifest["work"] not in PAGES:
             raise ValueError(
                 f"{folder} holds a run of {run.manifest['work']!r}; there are reports of {', '.join(PAGES)} and study."
@@ -44,5 +44,5 @@ def write_report(folder: str | PathLike[str]) -> Path:
         file, make = PAGES[run.manifest["work"]]
         page = make(run)
     html = page.html()
-    write_whole(folder / file, lambda path: path.write_text(html, encoding="utf-8"))
+    atomic_write(folder / file, lambda path: path.write_text(html, encoding="utf-8"))
     return folder / file

@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from corelens.experiments.conditions import PLAIN, Conditions, read_conditions
-from corelens.experiments.run_folder import Run
+from corelens.experiments.conditions import BASELINE, ConditionResults, read_conditions
+from corelens.experiments.run_folder import RunFolder
 from corelens.heads import HeadSet
 from corelens.reports.common import close, percent
 from corelens.reports.page import Page
 from corelens.viz import accuracy_bars
 
 
-def page(run: Run) -> Page:
+def page(run: RunFolder) -> Page:
     """Accuracy without some heads and without others."""
     found = read_conditions(run)
     datasets = list(dict.fromkeys(found.datasets))
@@ -31,7 +31,7 @@ def page(run: Run) -> Page:
         {
             condition: str(sets[0]) if len(sets) == 1 else f"{len(sets)} draws of {len(sets[0])} heads"
             for condition, sets in found.conditions.items()
-            if condition != PLAIN
+            if condition != BASELINE
         }
     )
     return close(
@@ -42,12 +42,12 @@ def page(run: Run) -> Page:
     )  # fmt: skip
 
 
-def _lead(found: Conditions[HeadSet], of: dict[str, dict[str, dict[str, Any]]]) -> str:
+def _lead(found: ConditionResults[HeadSet], of: dict[str, dict[str, dict[str, Any]]]) -> str:
     """The first condition beside the plain one, and beside random heads if there are some."""
     _, first, *others = found.conditions
     heads = found.conditions[first][0]
     said = [
-        f"{percent(own[PLAIN]['accuracy'])} to {percent(own[first]['accuracy'])} percent on {name or 'the samples'}"
+        f"{percent(own[BASELINE]['accuracy'])} to {percent(own[first]['accuracy'])} percent on {name or 'the samples'}"
         for name, own in of.items()
     ]
     lead = f"With {len(heads)} heads removed ({first}), accuracy goes from {', '.join(said)}"
@@ -58,7 +58,7 @@ def _lead(found: Conditions[HeadSet], of: dict[str, dict[str, dict[str, Any]]]) 
 
 
 def _label(condition: str) -> str:
-    return "nothing" if condition == PLAIN else condition
+    return "nothing" if condition == BASELINE else condition
 
 
 def _row(condition: str, said: dict[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from corelens.experiments.run_folder import Run
+from corelens.experiments.run_folder import RunFolder
 from corelens.reports.page import Page
 
 _KNOWN = {
@@ -12,7 +12,7 @@ _KNOWN = {
 }  # fmt: skip
 
 
-def close(page: Page, run: Run, skipped: Mapping[str, str], limits: str) -> Page:
+def close(page: Page, run: RunFolder, skipped: Mapping[str, str], limits: str) -> Page:
     """Ends a page with what was run and what it does not show."""
     about = run.manifest
     page.heading("What was run")

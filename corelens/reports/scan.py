@@ -5,7 +5,7 @@ from typing import Any
 
 from corelens import metrics
 from corelens.experiments.comparison import mean_depth
-from corelens.experiments.run_folder import Run
+from corelens.experiments.run_folder import RunFolder
 from corelens.experiments.scan import summary
 from corelens.reports.common import close
 from corelens.reports.page import Page
@@ -16,7 +16,7 @@ SHOWN = 20
 """Heads in a table; figures show all."""
 
 
-def page(run: Run) -> Page:
+def page(run: RunFolder) -> Page:
     """Which heads score high, how sharply, where they lie, and how far measures and data sets agree.
 
     Raises:
@@ -82,7 +82,7 @@ def _lead(scores: HeadScores, found: Mapping[str, Any]) -> str:
     said = (
         f"The top {len(top)} of {scores.n_heads:,} heads by {scores.metric} are {_listed([str(head) for head in top])}"
     )
-    if "rho_0.5" in found and bool(scores.per_head[scores.exist].isfinite().all()):
+    if "rho_0.5" in found and bool(scores.per_head[scores.mask].isfinite().all()):
         held = float(metrics.lorenz_curve(scores.per_head)[len(top)])
         said += f"; they hold {held:.0%} of it, where {even:.0%} is an even share"
     if "split-half overlap" in found:
@@ -92,10 +92,10 @@ def _lead(scores: HeadScores, found: Mapping[str, Any]) -> str:
 
 def _agreements(made: Page, measures: Mapping[str, HeadScores], first: HeadScores) -> None:
     names = [name for name in dict.fromkeys(first.datasets) if len(set(first.datasets)) > 1]
-    scored = {name: one for name, one in measures.items() if bool((one.exist == first.exist).all())}
+    scored = {name: one for name, one in measures.items() if bool((one.mask == first.mask).all())}
     figures = [overlap_matrix(scored)] if len(scored) > 1 else []
     if names:
-        figures.append(overlap_matrix({name: first.of_dataset(name) for name in names}))
+        figures.append(overlap_matrix({name: first.for_dataset(name) for name in names}))
     if figures:
         made.heading("How far measures and data sets agree" if names else "How far measures agree")
         made.figures(*figures)

@@ -4,8 +4,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from corelens.experiments.conditions import PLAIN
-from corelens.experiments.run_folder import Run, read_numbers
+from corelens.experiments.conditions import BASELINE
+from corelens.experiments.run_folder import RunFolder, read_summary
 from corelens.reports.common import close, percent
 from corelens.reports.page import Page
 from corelens.viz import speed_against_accuracy
@@ -15,9 +15,9 @@ DRAWN = ("core", "best groups", "whole layers", "random", "random, same layers",
 """Ways to spend a budget that the figures show; the table has all."""
 
 
-def page(run: Run) -> Page:
+def page(run: RunFolder) -> Page:
     """Accuracy by speed, one line for each way to spend a budget, for every data set."""
-    found = read_numbers(run.folder / "acceleration.json", *NEEDED)
+    found = read_summary(run.folder / "acceleration.json", *NEEDED)
     made = Page(f"{found['model']} under plans", _lead(found))
     for dataset, of in found["data"].items():
         made.heading(f"{dataset or 'Samples'}: {of['samples']:,} samples")
@@ -46,10 +46,10 @@ def _lead(found: dict[str, Any]) -> str:
     core = next((name for name in found["plans"] if name.startswith("core ")), None)
     if core is None:
         return "Accuracy when some heads see everything and all others little."
-    plan, plain = found["plans"][core], found["plans"][PLAIN]
+    plan, plain = found["plans"][core], found["plans"][BASELINE]
     conditions = {name or "the samples": of["conditions"] for name, of in found["data"].items()}
     said = [
-        f"{percent(of[PLAIN]['accuracy'])} to {percent(of[core]['accuracy'])} percent on {name}"
+        f"{percent(of[BASELINE]['accuracy'])} to {percent(of[core]['accuracy'])} percent on {name}"
         for name, of in conditions.items()
     ]
     lead = (
@@ -67,7 +67,7 @@ def _lead(found: dict[str, Any]) -> str:
 
 def _figures(plans: dict[str, Any], conditions: dict[str, Any]) -> list[go.Figure]:
     gains = {
-        "times fewer bytes of keys and values": lambda plan: plans[PLAIN]["cache"] / plan["cache"],
+        "times fewer bytes of keys and values": lambda plan: plans[BASELINE]["cache"] / plan["cache"],
         "times as fast": lambda plan: plan["generation"],
     }
     figures = []
@@ -77,7 +77,7 @@ def _figures(plans: dict[str, Any], conditions: dict[str, Any]) -> list[go.Figur
             way, _, budget = condition.rpartition(" ")
             if way in DRAWN:
                 ways.setdefault(way, {})[budget] = of_plan(plans[condition]), said["accuracy"]
-        figures.append(speed_against_accuracy(ways, conditions[PLAIN]["accuracy"], gain))
+        figures.append(speed_against_accuracy(ways, conditions[BASELINE]["accuracy"], gain))
     return figures
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 
-from corelens.experiments.ablation import DoseCurve
-from corelens.experiments.conditions import PLAIN, Conditions, read_conditions
-from corelens.experiments.run_folder import Run, read_numbers, write_whole
+from corelens.experiments.ablation import AblationCurve
+from corelens.experiments.conditions import BASELINE, ConditionResults, read_conditions
+from corelens.experiments.run_folder import RunFolder, atomic_write, read_summary
 from corelens.heads import HeadSet
 from corelens.reports.common import identity
 from corelens.reports.page import Page
@@ -25,9 +25,9 @@ from corelens.study.run import Study, every_other
 from corelens.study.sparsity import EXCESS, shuffled
 from corelens.study.verdict import accuracy
 from corelens.viz import (
+    ablation_curves,
     accuracy_bars,
     depth_profiles,
-    dose_curves,
     group_distributions,
     heads_by_two,
     lorenz_curves,
@@ -38,32 +38,34 @@ from corelens.viz import (
 
 def save(study: Study, folder: Path, choices: Mapping[str, Any]) -> dict[str, Any]:
     """Writes `study.json` and `study.html` into the folder of the study, and returns what the former holds."""
-    about = Run.finished(folder / "scan").manifest
+    about = RunFolder.load(folder / "scan").manifest
     result = {
         "model": study.scores["ram"].model,
         "findings": [finding.to_json() for finding in study.findings],
         "core heads": [str(head) for head in study.core],
         "accuracy": {
-            "zero": {name: study.zeroed.summary(name) for name in dict.fromkeys(study.zeroed.datasets)},
+            "zero": {name: study.ablations.summary(name) for name in dict.fromkeys(study.ablations.datasets)},
             **{
                 how: {name: found.summary(name) for name in dict.fromkeys(found.datasets)}
                 for how, found in study.others.items()
             },
-            "plans": {name: study.accelerated.summary(name) for name in dict.fromkeys(study.accelerated.datasets)},
+            "plans": {
+                name: study.sparse_results.summary(name) for name in dict.fromkeys(study.sparse_results.datasets)
+            },
         },
-        "beside": {name: one.model for name, one in study.beside.items()},
+        "beside": {name: one.model for name, one in study.compared_models.items()},
         "times as fast": {
-            name: round(speed_up(study.timing, name).value, 4) for name in study.timing.rounds[0] if name != PLAIN
+            name: round(speed_up(study.timing, name).value, 4) for name in study.timing.rounds[0] if name != BASELINE
         },
         "text-only": list(study.texts),
         "choices": dict(choices) | study.scores["ram"].choices,
-        "skipped": dict(study.scores["ram"].skipped) | dict(study.zeroed.skipped),
+        "skipped": dict(study.scores["ram"].skipped) | dict(study.ablations.skipped),
         "run": {name: about[name] for name in ("model", "revision", "weights", "dtype", "heads", "versions")},
     }
     text = json.dumps(result, indent=1)
-    write_whole(folder / "study.json", lambda path: path.write_text(text))
+    atomic_write(folder / "study.json", lambda path: path.write_text(text))
     html = page(folder).html()
-    write_whole(folder / "study.html", lambda path: path.write_text(html, encoding="utf-8"))
+    atomic_write(folder / "study.html", lambda path: path.write_text(html, encoding="utf-8"))
     return result
 
 
@@ -74,7 +76,7 @@ def page(folder: Path) -> Page:
         ValueError: If a part of the study is missing or unfinished.
     """
     needed = ("model", "findings", "times as fast", "beside", "text-only", "choices", "run", "skipped")
-    result = read_numbers(folder / "study.json", *needed)
+    result = read_summary(folder / "study.json", *needed)
     findings = result["findings"]
     verdicts = [finding["verdict"] for finding in findings]
     made = Page(
@@ -87,7 +89,7 @@ def page(folder: Path) -> Page:
         ["claim", "verdict", "what would change it"],
         [[finding["claim"], finding["verdict"], finding["what would change the verdict"]] for finding in findings],
     )
-    scores, ablated = _scores(folder / "scan"), read_conditions(Run.finished(folder / "ablate"))
+    scores, ablated = _scores(folder / "scan"), read_conditions(RunFolder.load(folder / "ablate"))
     made.text(
         f"Heads were chosen on {_counted(scores['ram'].datasets)}, and tested on {_counted(ablated.datasets)}. A "
         "number meets its need if its whole interval does, and does not if none of the interval does; otherwise this "
@@ -98,7 +100,7 @@ def page(folder: Path) -> Page:
         [_generality(scores["ram"], result["beside"])],
         [_division(scores)],
         [[one] for one in _necessity(ablated, result["text-only"])],
-        [[_acceleration(read_conditions(Run.finished(folder / "accelerate")), result["times as fast"])]],
+        [[_acceleration(read_conditions(RunFolder.load(folder / "accelerate")), result["times as fast"])]],
     ]
     for finding, own in zip(findings, rows, strict=True):
         _section(made, finding, own)
@@ -121,7 +123,7 @@ def page(folder: Path) -> Page:
 
 def _scores(folder: Path) -> dict[str, HeadScores]:
     """Of a finished scan."""
-    return {path.stem: HeadScores.load(path) for path in Run.finished(folder).folder.glob("*.safetensors")}
+    return {path.stem: HeadScores.load(path) for path in RunFolder.load(folder).folder.glob("*.safetensors")}
 
 
 def _counted(datasets: Sequence[str]) -> str:
@@ -147,7 +149,7 @@ def _section(made: Page, finding: Mapping[str, Any], figures: Sequence[Sequence[
 def _sparsity(scores: Mapping[str, HeadScores], untrained: Mapping[str, HeadScores]) -> list[go.Figure]:
     own = scores[EXCESS.name]
     mixed = own.values.clone()
-    mixed[:, own.exist] = shuffled(own.values[:, None, own.exist], torch.Generator().manual_seed(0))[:, 0]
+    mixed[:, own.mask] = shuffled(own.values[:, None, own.mask], torch.Generator().manual_seed(0))[:, 0]
     every = {"this model": own, "heads shuffled": replace(own, values=mixed), "untrained": untrained[EXCESS.name]}
     # Where no head looks at the evidence more than at the rest, there is nothing to share out.
     shown = {name: one for name, one in every.items() if bool((one.per_head > 0).any())}
@@ -155,7 +157,7 @@ def _sparsity(scores: Mapping[str, HeadScores], untrained: Mapping[str, HeadScor
 
 
 def _generality(ram: HeadScores, beside: Mapping[str, str]) -> list[go.Figure]:
-    by_name: dict[str, HeadScores] = {name: ram.of_dataset(name) for name in dict.fromkeys(ram.datasets)}
+    by_name: dict[str, HeadScores] = {name: ram.for_dataset(name) for name in dict.fromkeys(ram.datasets)}
     matrix = [overlap_matrix(by_name, "shared", TOP)] if len(by_name) > 1 else []
     # Folders of other studies, as long as they stand where they stood.
     scans = {name: path for name in beside if (path := Path(name) / "scan" / "ram.safetensors").exists()}
@@ -171,7 +173,7 @@ def _division(scores: Mapping[str, HeadScores]) -> list[go.Figure]:
     return [heads_by_two(second["entropy"], second["vera"], core), apart]
 
 
-def _necessity(found: Conditions[HeadSet], texts: Sequence[str]) -> list[go.Figure]:
+def _necessity(found: ConditionResults[HeadSet], texts: Sequence[str]) -> list[go.Figure]:
     doses = sorted({float(name.split()[-1][:-1]) / 100 for name in found.conditions if name.endswith("%")} | {TOP})
     heads: dict[str, list[list[HeadSet]]] = {}
     measured: dict[str, list[list[float]]] = {}
@@ -186,12 +188,12 @@ def _necessity(found: Conditions[HeadSet], texts: Sequence[str]) -> list[go.Figu
         for name in dict.fromkeys(found.datasets)
     }
     n_samples = sum(found.datasets.count(name) for name in pictures)
-    return [dose_curves(DoseCurve(tuple(doses), heads, measured), n_samples), accuracy_bars(bars)]
+    return [ablation_curves(AblationCurve(tuple(doses), heads, measured), n_samples), accuracy_bars(bars)]
 
 
-def _acceleration(found: Conditions[Any], times_as_fast: Mapping[str, float]) -> go.Figure:
+def _acceleration(found: ConditionResults[Any], times_as_fast: Mapping[str, float]) -> go.Figure:
     ways: dict[str, dict[str, tuple[float, float]]] = {}
     for name, speed in times_as_fast.items():
         way, _, budget = name.rpartition(" ")
         ways.setdefault(way or name, {})[budget] = speed, accuracy(found, name, found.datasets)
-    return speed_against_accuracy(ways, accuracy(found, PLAIN, found.datasets))
+    return speed_against_accuracy(ways, accuracy(found, BASELINE, found.datasets))

@@ -1,6 +1,6 @@
 """The report of a sweep."""
 
-from corelens.experiments.run_folder import Run, read_numbers
+from corelens.experiments.run_folder import RunFolder, read_summary
 from corelens.reports.common import close
 from corelens.reports.page import Page
 from corelens.scores import HeadScores
@@ -10,9 +10,9 @@ SHOWN = 20
 """Units in the table."""
 
 
-def page(run: Run) -> Page:
+def page(run: RunFolder) -> Page:
     """What removing every head, layer or group by itself costs."""
-    found = read_numbers(run.folder / "sweep.json", "model", "per", "units", "skipped")
+    found = read_summary(run.folder / "sweep.json", "model", "per", "units", "skipped")
     units, per = found["units"], found["per"]
     first, above = units[0], [one for one in units if one["interval"][0] > 0]
     made = Page(

@@ -10,4 +10,4 @@ from corelens.sparse.plan import Off as Off
 from corelens.sparse.plan import Streaming as Streaming
 from corelens.sparse.plan import TopBlocks as TopBlocks
 from corelens.sparse.plan import hybrid as hybrid
-from corelens.sparse.resolve import place as place
+from corelens.sparse.resolve import resolve as resolve

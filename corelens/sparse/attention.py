@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from corelens.hooks.attention import AttentionCall
-from corelens.sparse.cache_layer import HeadSparseLayer, Held, KeysValues, on_device, some
+from corelens.sparse.cache_layer import HeadSparseLayer, KeyValues, PendingKeyValues, on_device, select_heads
 from corelens.sparse.kernels import block_attention, decode_attention, full_attention, streaming_attention
 from corelens.sparse.kernels.reference import visible_full
 from corelens.sparse.plan import LayerPlan, Streaming, TopBlocks
@@ -40,31 +40,31 @@ def head_sparse_mask(**kwargs: Any) -> Int[Tensor, "batch 1 1 1"] | Bool[Tensor,
     return rearrange(real.logical_not().sum(-1), "batch -> batch 1 1 1")
 
 
-class Causal:
+class CausalAttention:
     """Attention to all that came before, padding left out: by kernels that skip what is not seen."""
 
     def __init__(self, start: Int[Tensor, "batch 1 1 1"] | None, scaling: float) -> None:
         self.start = None if start is None else start.flatten()
         self.scaling = scaling
 
-    def full(self, query: Tensor, keys: KeysValues) -> Tensor:
+    def full(self, query: Tensor, keys: KeyValues) -> Tensor:
         return full_attention(query, *keys, scaling=self.scaling, start=self.start)
 
     def streaming(
-        self, query: Tensor, keys: KeysValues, kept: KeysValues, kept_position: Tensor, window: int, first: int
+        self, query: Tensor, keys: KeyValues, kept: KeyValues, kept_position: Tensor, window: int, first: int
     ) -> Tensor:
         return streaming_attention(
             query, *keys, *kept, kept_position, window=window, scaling=self.scaling, first=first, start=self.start
         )
 
-    def blocks(self, query: Tensor, keys: KeysValues, top_p: float) -> Tensor:
+    def blocks(self, query: Tensor, keys: KeyValues, top_p: float) -> Tensor:
         if query.shape[2] < keys.n:
             # The estimate is made for whole prompts.
             return self.full(query, keys)
         return block_attention(query, *keys, top_p, scaling=self.scaling, start=self.start)
 
 
-class Masked:
+class MaskedAttention:
     """Attention under a mask of the model's own, such as pictures that are seen whole; exact, and not faster."""
 
     def __init__(self, mask: Bool[Tensor, "batch 1 query key"], scaling: float) -> None:
@@ -73,11 +73,11 @@ class Masked:
         # A sample of which nothing is seen has not begun.
         self.start = torch.where(newest.any(-1), newest.int().argmax(-1), newest.shape[-1])
 
-    def full(self, query: Tensor, keys: KeysValues) -> Tensor:
+    def full(self, query: Tensor, keys: KeyValues) -> Tensor:
         return self._attention(query, keys, self.mask)
 
     def streaming(
-        self, query: Tensor, keys: KeysValues, kept: KeysValues, kept_position: Tensor, window: int, first: int
+        self, query: Tensor, keys: KeyValues, kept: KeyValues, kept_position: Tensor, window: int, first: int
     ) -> Tensor:
         batch, _, n, _ = query.shape
         position = torch.arange(first, first + keys.n, device=query.device)
@@ -86,12 +86,12 @@ class Masked:
         far = (kept_position >= 0)[:, None] & (kept_position[:, None] <= reach)
         place = torch.cat([kept_position.clamp(min=0), position.expand(batch, -1)], 1)
         seen = self.mask.gather(-1, place[:, None, None].expand(-1, 1, n, -1))
-        return self._attention(query, kept.then(keys), seen & torch.cat([far, near], -1)[:, None])
+        return self._attention(query, kept.concat(keys), seen & torch.cat([far, near], -1)[:, None])
 
-    def blocks(self, query: Tensor, keys: KeysValues, top_p: float) -> Tensor:
+    def blocks(self, query: Tensor, keys: KeyValues, top_p: float) -> Tensor:
         return self.full(query, keys)
 
-    def _attention(self, query: Tensor, keys: KeysValues, seen: Bool[Tensor, "batch 1 query key"]) -> Tensor:
+    def _attention(self, query: Tensor, keys: KeyValues, seen: Bool[Tensor, "batch 1 query key"]) -> Tensor:
         grouped = query.shape[1] != keys.key.shape[1]
         return scaled_dot_product_attention(query, *keys, seen, scale=self.scaling, enable_gqa=grouped)
 
@@ -110,7 +110,7 @@ class Tokens:
     """How many positions the prompt has; None outside of generate."""
 
 
-class Planned(NamedTuple):
+class PlannedAttention(NamedTuple):
     """What an attention module knows of its plan."""
 
     plan: LayerPlan
@@ -127,31 +127,31 @@ def head_sparse_attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """What Hugging Face calls. Modules without a plan get what they would without corelens."""
-    planned: Planned | None = module.__dict__.get("_corelens_planned")
+    planned: PlannedAttention | None = module.__dict__.get("_corelens_planned")
     mask = None if attention_mask is None else attention_mask.to(query.device)
     if planned is None:
         if mask is not None and not mask.is_floating_point() and mask.dtype != torch.bool:
             position = torch.arange(key.shape[2], device=key.device)
             mask = visible_full(position[-query.shape[2] :], position, start=mask[:, 0, 0, 0])
-        return AttentionCall(module, query, key, value, mask, scaling, others).heads_outputs(), None
+        return AttentionCall(module, query, key, value, mask, scaling, others).head_outputs(), None
     kind = type(module).__name__
     if beyond := next((name for name in BEYOND if others.get(name) is not None), None):
         raise ValueError(f"{kind} asks for `{beyond}`, which head-sparse attention does not compute.")
-    if not isinstance(key, Held) and key.shape[-1] != value.shape[-1]:
+    if not isinstance(key, PendingKeyValues) and key.shape[-1] != value.shape[-1]:
         raise ValueError(f"{kind} has keys and values of different widths, which head-sparse attention does not read.")
     if mask is not None and mask.is_floating_point():
         raise ValueError(f"{kind} brings a mask of numbers, and head-sparse attention takes yes or no.")
     if torch.is_grad_enabled() and query.requires_grad:
         raise RuntimeError("head-sparse attention is for inference: run the model under torch.no_grad().")
-    if not isinstance(key, Held):
+    if not isinstance(key, PendingKeyValues):
         key, _ = HeadSparseLayer(planned.plan).update(key, value)
     factor = float(query.shape[-1] ** -0.5) if scaling is None else scaling
-    return attend(query, key, mask, planned.tokens.text, factor).transpose(1, 2).contiguous(), None
+    return attend_by_plan(query, key, mask, planned.tokens.text, factor).transpose(1, 2).contiguous(), None
 
 
-def attend(
+def attend_by_plan(
     query: Float[Tensor, "batch head query d"],
-    held: Held,
+    held: PendingKeyValues,
     mask: Int[Tensor, "batch 1 1 1"] | Bool[Tensor, "batch 1 query key"] | None,
     text: Bool[Tensor, "batch new"] | None,
     scaling: float,
@@ -168,30 +168,34 @@ def attend(
     layer, plan, n = held.layer, held.layer.plan, query.shape[2]
     if text is not None and text.shape[1] != held.keys.n:
         raise ValueError("a plan that keeps text cannot continue from a cache that was filled without it.")
-    rows = Masked(mask, scaling) if mask is not None and mask.dtype == torch.bool else Causal(mask, scaling)
+    rows = (
+        MaskedAttention(mask, scaling)
+        if mask is not None and mask.dtype == torch.bool
+        else CausalAttention(mask, scaling)
+    )
     whole, window = layer.append(held.keys), held.keys.of(plan.window)
-    layer.keep(window, rows.start, text)
+    layer.retain(window, rows.start, text)
     z = query.new_zeros(*query.shape[:3], held.keys.value.shape[-1])
-    if n == 1 and isinstance(rows, Causal):
-        layer.close(window)
+    if n == 1 and isinstance(rows, CausalAttention):
+        layer.commit(window)
         # Each store is read once, whatever rules its heads follow.
         if heads := plan.readers(plan.whole):
             visible = layer.visible_of_whole(whole.n, rows.start)
-            found = decode_attention(some(query, heads), *whole, visible, scaling=scaling)
+            found = decode_attention(select_heads(query, heads), *whole, visible, scaling=scaling)
             z[:, on_device(heads, z.device)] = found
         if heads := plan.readers(plan.window):
             visible = layer.visible_of_window(rows.start)
-            found = decode_attention(some(query, heads), *layer.window, visible, scaling=scaling)
+            found = decode_attention(select_heads(query, heads), *layer.window, visible, scaling=scaling)
             z[:, on_device(heads, z.device)] = found
         if plan.off:
             z[:, on_device(plan.off, z.device)] = 0
         return z
     for part in plan.of_whole:
-        queries, keys = some(query, part.heads), whole.of(part.kv_heads)
+        queries, keys = select_heads(query, part.heads), whole.of(part.kv_heads)
         match part.rule:
             case Streaming(_, size, _):
                 first = max(0, whole.n - n - size + 1)
-                found = rows.streaming(queries, keys.since(first), keys.at(layer.kept), layer.kept, size, first)
+                found = rows.streaming(queries, keys.from_position(first), keys.at(layer.kept), layer.kept, size, first)
             case TopBlocks(top_p):
                 found = rows.blocks(queries, keys, top_p)
             case _:
@@ -200,8 +204,8 @@ def attend(
     for part in plan.of_window:
         assert isinstance(part.rule, Streaming)
         recent, first = layer.recent()
-        keys, kept = recent.then(window).of(part.kv_heads), layer.kept_keys().of(part.kv_heads)
-        found = rows.streaming(some(query, part.heads), keys, kept, layer.kept, part.rule.window, first)
+        keys, kept = recent.concat(window).of(part.kv_heads), layer.kept_keys().of(part.kv_heads)
+        found = rows.streaming(select_heads(query, part.heads), keys, kept, layer.kept, part.rule.window, first)
         z[:, on_device(part.heads, z.device)] = found
-    layer.close(window)
+    layer.commit(window)
     return z

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig, StaticCache
 from transformers.cache_utils import DynamicLayer
 
-from corelens.sparse.cache_layer import HeadSparseLayer, KeysValues, room
+from corelens.sparse.cache_layer import HeadSparseLayer, KeyValues, empty_key_values
 from corelens.sparse.plan import LayerPlan
 
 
@@ -22,7 +22,7 @@ class StaticHeadSparseLayer(HeadSparseLayer):
     def __init__(self, plan: LayerPlan, reserved: int) -> None:
         """An empty layer with room for `reserved` positions."""
         super().__init__(plan, reserved)
-        if plan.streaming is not None and plan.streaming.text:
+        if plan.streaming is not None and plan.streaming.keep_text:
             raise ValueError("a static cache has no room for the text of a prompt: use the growing one with text=True.")
         self.seen = torch.tensor(0)
 
@@ -33,14 +33,14 @@ class StaticHeadSparseLayer(HeadSparseLayer):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
         self.seen = self.seen.to(self.device)
-        self.whole = room(self.whole, self.reserved)
-        self.window = room(self.window, self._window + self._sink + 1)
+        self.whole = empty_key_values(self.whole, self.reserved)
+        self.window = empty_key_values(self.window, self._window + self._sink + 1)
         self.kept = torch.full((len(key_states), self._sink + 1), -1, device=self.device)
         if not torch.compiler.is_compiling():
             for tensor in (self.seen, self.kept, *self.whole, *self.window):
                 torch._dynamo.mark_static_address(tensor)
 
-    def append(self, new: KeysValues) -> KeysValues:
+    def append(self, new: KeyValues) -> KeyValues:
         if new.n > 1:
             if (needed := self.n_seen + new.n) > self.reserved:
                 raise ValueError(f"a static cache with room for {self.reserved} positions cannot hold {needed}.")
@@ -49,8 +49,8 @@ class StaticHeadSparseLayer(HeadSparseLayer):
             mine.index_copy_(2, self.seen[None], theirs)
         return self.whole
 
-    def keep(
-        self, new: KeysValues, start: Int[Tensor, "batch"] | None, text: Bool[Tensor, "batch position"] | None
+    def retain(
+        self, new: KeyValues, start: Int[Tensor, "batch"] | None, text: Bool[Tensor, "batch position"] | None
     ) -> None:
         position = (self.seen + torch.arange(new.n, device=self.device)).expand(len(self.kept), -1)
         rank = position if start is None else position - start[:, None]

@@ -8,36 +8,36 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from corelens.hooks.rows import Rows
+from corelens.hooks.rows import QueryRows
 from corelens.sparse.plan import LayerPlan
 
 
-class KeysValues(NamedTuple):
+class KeyValues(NamedTuple):
     """Keys and values of the same heads and positions."""
 
     key: Float[Tensor, "batch kv_head position d"]
     value: Float[Tensor, "batch kv_head position d_v"]
 
-    def of(self, kv_heads: tuple[int, ...]) -> "KeysValues":
+    def of(self, kv_heads: tuple[int, ...]) -> "KeyValues":
         """Of some heads, by number."""
-        return KeysValues(some(self.key, kv_heads), some(self.value, kv_heads))
+        return KeyValues(select_heads(self.key, kv_heads), select_heads(self.value, kv_heads))
 
-    def since(self, first: int) -> "KeysValues":
+    def from_position(self, first: int) -> "KeyValues":
         """From a position on."""
-        return KeysValues(self.key[:, :, first:], self.value[:, :, first:])
+        return KeyValues(self.key[:, :, first:], self.value[:, :, first:])
 
-    def at(self, position: Int[Tensor, "batch kept"]) -> "KeysValues":
+    def at(self, position: Int[Tensor, "batch kept"]) -> "KeyValues":
         """At some positions of each sample; anything where the position is negative."""
 
         def taken(tensor: Tensor) -> Tensor:
             index = position.clamp(min=0)[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[-1])
             return tensor.gather(2, index)
 
-        return KeysValues(taken(self.key), taken(self.value))
+        return KeyValues(taken(self.key), taken(self.value))
 
-    def then(self, other: "KeysValues") -> "KeysValues":
+    def concat(self, other: "KeyValues") -> "KeyValues":
         """These, and others after them."""
-        return KeysValues(torch.cat([self.key, other.key], 2), torch.cat([self.value, other.value], 2))
+        return KeyValues(torch.cat([self.key, other.key], 2), torch.cat([self.value, other.value], 2))
 
     @property
     def n(self) -> int:
@@ -45,7 +45,9 @@ class KeysValues(NamedTuple):
         return self.key.shape[2]
 
 
-def some(tensor: Float[Tensor, "batch head *rest"], heads: tuple[int, ...]) -> Float[Tensor, "batch chosen *rest"]:
+def select_heads(
+    tensor: Float[Tensor, "batch head *rest"], heads: tuple[int, ...]
+) -> Float[Tensor, "batch chosen *rest"]:
     """Some heads of a tensor: a view of it if they stand side by side."""
     first = heads[0] if heads else 0
     if heads == tuple(range(first, first + len(heads))):
@@ -63,10 +65,10 @@ GROWTH = 1.5
 """By how much the buffers of whole heads grow when they are full."""
 
 
-class Held:
+class PendingKeyValues:
     """New keys and values on their way from the cache to the attention function, which knows what to keep of them."""
 
-    def __init__(self, layer: "HeadSparseLayer", keys: KeysValues) -> None:
+    def __init__(self, layer: "HeadSparseLayer", keys: KeyValues) -> None:
         self.layer, self.keys = layer, keys
 
     def __getattr__(self, name: str) -> NoReturn:
@@ -108,9 +110,9 @@ class HeadSparseLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        new = KeysValues(key_states, value_states)
-        self.whole = room(new.of(self.plan.whole), 0)
-        self.window = room(new.of(self.plan.window), self._window)
+        new = KeyValues(key_states, value_states)
+        self.whole = empty_key_values(new.of(self.plan.whole), 0)
+        self.window = empty_key_values(new.of(self.plan.window), self._window)
         self.kept: Int[Tensor, "batch kept"] = torch.empty(len(key_states), 0, dtype=torch.long, device=self.device)
         """Positions of the kept tokens, -1 where a sample has fewer."""
         # Plain numbers that say, without a look at the device, when there is nothing to keep or to mask any more.
@@ -128,22 +130,25 @@ class HeadSparseLayer(CacheLayerMixin):
             )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        held = Held(self, KeysValues(key_states, value_states))
+        held = PendingKeyValues(self, KeyValues(key_states, value_states))
         return held, held
 
-    def append(self, new: KeysValues) -> KeysValues:
+    def append(self, new: KeyValues) -> KeyValues:
         """Adds new positions to the heads that are kept whole, and returns all of these."""
         needed = self.n_seen + new.n
         if needed > self.whole.n:
-            old, self.whole = self.whole, room(self.whole, max(needed, self.reserved, int(self.n_seen * GROWTH)))
+            old, self.whole = (
+                self.whole,
+                empty_key_values(self.whole, max(needed, self.reserved, int(self.n_seen * GROWTH))),
+            )
             for mine, theirs in zip(self.whole, old, strict=True):
                 mine[:, :, : self.n_seen] = theirs[:, :, : self.n_seen]
         for mine, theirs in zip(self.whole, new.of(self.plan.whole), strict=True):
             mine[:, :, self.n_seen : needed] = theirs
-        return KeysValues(self.whole.key[:, :, :needed], self.whole.value[:, :, :needed])
+        return KeyValues(self.whole.key[:, :, :needed], self.whole.value[:, :, :needed])
 
-    def keep(
-        self, new: KeysValues, start: Int[Tensor, "batch"] | None, text: Bool[Tensor, "batch position"] | None
+    def retain(
+        self, new: KeyValues, start: Int[Tensor, "batch"] | None, text: Bool[Tensor, "batch position"] | None
     ) -> None:
         """Keeps those of the new positions of streaming heads that are never forgotten.
 
@@ -163,23 +168,23 @@ class HeadSparseLayer(CacheLayerMixin):
         self.longest_padding = int(begin.max())
         self.sinks_until = self.longest_padding + max(rule.sink, 1)
         if kept.any():
-            rows = Rows.of(kept)
+            rows = QueryRows.of(kept)
             self.kept = torch.cat([self.kept, torch.where(rows.real, rows.position + self.n_seen, -1)], 1)
-            self.window = self.window.then(KeysValues(rows.take(new.key), rows.take(new.value)))
+            self.window = self.window.concat(KeyValues(rows.take(new.key), rows.take(new.value)))
             even = bool((self.kept >= 0).all())
             self.kept_leave = int(self.kept.max()) + rule.window if even else torch.iinfo(torch.long).max
 
-    def recent(self) -> tuple[KeysValues, int]:
+    def recent(self) -> tuple[KeyValues, int]:
         """The positions of streaming heads that a next token still sees, in order, and the number of the first."""
         first = max(0, self.n_seen - self._window + 1)
         slot = torch.arange(first, self.n_seen, device=self.device) % self._window
-        return KeysValues(self.window.key[:, :, slot], self.window.value[:, :, slot]), first
+        return KeyValues(self.window.key[:, :, slot], self.window.value[:, :, slot]), first
 
-    def kept_keys(self) -> KeysValues:
+    def kept_keys(self) -> KeyValues:
         """Keys and values of the kept tokens of streaming heads."""
-        return self.window.since(self._window)
+        return self.window.from_position(self._window)
 
-    def close(self, new: KeysValues) -> None:
+    def commit(self, new: KeyValues) -> None:
         """Ends a pass: new positions of streaming heads take the place of the oldest."""
         if self.plan.window:
             slot = (self.seen + torch.arange(new.n, device=self.device))[-self._window :] % self._window
@@ -241,9 +246,7 @@ class HeadSparseLayer(CacheLayerMixin):
         self.batch_select_indices(torch.arange(len(self.kept), device=self.device).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self.whole, self.window = (
-            KeysValues(*(tensor[indices] for tensor in own)) for own in (self.whole, self.window)
-        )
+        self.whole, self.window = (KeyValues(*(tensor[indices] for tensor in own)) for own in (self.whole, self.window))
         self.kept = self.kept[indices]
 
     @property
@@ -251,6 +254,6 @@ class HeadSparseLayer(CacheLayerMixin):
         return 0 if self.plan.streaming is None else self.plan.streaming.window
 
 
-def room(like: KeysValues, n: int) -> KeysValues:
+def empty_key_values(like: KeyValues, n: int) -> KeyValues:
     """Empty keys and values of as many heads, for n positions."""
-    return KeysValues(*(tensor.new_zeros(*tensor.shape[:2], n, tensor.shape[-1]) for tensor in like))
+    return KeyValues(*(tensor.new_zeros(*tensor.shape[:2], n, tensor.shape[-1]) for tensor in like))

@@ -98,9 +98,9 @@ def best_layers(scores: HeadScores, share: float | int) -> HeadSet:
         share: Share of the layers that have heads, in (0, 1].
     """
     ranked = scores.per_head.nanmean(1).nan_to_num(-torch.inf).argsort(descending=True).tolist()
-    existing = [layer for layer in ranked if scores.exist[layer].any()]
+    existing = [layer for layer in ranked if scores.mask[layer].any()]
     chosen = existing[: _count(share, len(existing))]
-    heads = [Head(layer, head) for layer in chosen for head in scores.exist[layer].nonzero().flatten().tolist()]
+    heads = [Head(layer, head) for layer in chosen for head in scores.mask[layer].nonzero().flatten().tolist()]
     return HeadSet(tuple(heads), f"best {len(chosen)} of {len(existing)} layers by {scores.metric}")
 
 

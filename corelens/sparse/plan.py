@@ -31,7 +31,7 @@ class Streaming:
     window: int = 2048
     """How many of the last tokens, the attending one among them."""
 
-    text: bool = False
+    keep_text: bool = False
     """Whether every token of the prompt that is not a part of a picture or video stays in sight."""
 
     def __post_init__(self) -> None:
@@ -61,12 +61,12 @@ class Off:
     """The head contributes nothing."""
 
 
-Rule = Full | Streaming | TopBlocks | Off
+HeadRule = Full | Streaming | TopBlocks | Off
 """What a head may attend to."""
 
 Granularity = Literal["kv_group", "query"]
 
-RULES: dict[str, type[Rule]] = {rule.__name__.lower(): rule for rule in (Full, TopBlocks, Streaming, Off)}
+RULES: dict[str, type[HeadRule]] = {rule.__name__.lower(): rule for rule in (Full, TopBlocks, Streaming, Off)}
 
 
 @dataclass(frozen=True)
@@ -79,17 +79,17 @@ class HeadPlan:
         (Full(), Streaming(sink=4, window=32, text=False))
     """
 
-    rules: Mapping[Head, Rule]
+    rules: Mapping[Head, HeadRule]
     """Of the heads that are named."""
 
-    others: Rule
+    default: HeadRule
     """Of all other heads."""
 
     granularity: Granularity = "kv_group"
     """`kv_group`: a head that sees more lifts the heads that share its keys, which costs no memory. `query`: heads
     follow their own rule, also where the keys are kept anyway for a neighbour; the paper's meaning (inferred)."""
 
-    untouched: frozenset[int] = field(default=frozenset())
+    dense_layers: frozenset[int] = field(default=frozenset())
     """Layers whose heads all attend to everything."""
 
     name: str = "by hand"
@@ -97,13 +97,13 @@ class HeadPlan:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", {Head(*head): rule for head, rule in self.rules.items()})
-        object.__setattr__(self, "untouched", frozenset(self.untouched))
+        object.__setattr__(self, "untouched", frozenset(self.dense_layers))
         if self.granularity not in get_args(Granularity):
             raise ValueError(f"granularity is 'kv_group' or 'query', not {self.granularity!r}.")
 
-    def rule(self, head: Head) -> Rule:
+    def rule(self, head: Head) -> HeadRule:
         """The rule of a head, before heads that share keys are lifted."""
-        return Full() if head.layer in self.untouched else self.rules.get(head, self.others)
+        return Full() if head.layer in self.dense_layers else self.rules.get(head, self.default)
 
     def layer(self, layer: int, n_heads: int, n_kv_heads: int) -> "LayerPlan":
         """What the plan means for a layer.
@@ -124,18 +124,18 @@ class HeadPlan:
     def __str__(self) -> str:
         named = Counter(self.rules.values())
         parts = [f"{n} heads {_said(rule)}" for rule, n in sorted(named.items(), key=lambda item: _sees(item[0]))]
-        return f"{self.name}: " + ", ".join([*parts, f"all others {_said(self.others)}"])
+        return f"{self.name}: " + ", ".join([*parts, f"all others {_said(self.default)}"])
 
     def to_json(self) -> dict[str, Any]:
         """The plan, ready for JSON."""
-        by_rule: dict[Rule, list[str]] = {}
+        by_rule: dict[HeadRule, list[str]] = {}
         for head, rule in self.rules.items():
             by_rule.setdefault(rule, []).append(str(head))
         return {
             "name": self.name,
             "granularity": self.granularity,
-            "untouched": sorted(self.untouched),
-            "others": _written(self.others),
+            "untouched": sorted(self.dense_layers),
+            "others": _written(self.default),
             "rules": [_written(rule) | {"heads": heads} for rule, heads in by_rule.items()],
         }
 
@@ -161,10 +161,10 @@ class HeadPlan:
 
 
 @dataclass(frozen=True)
-class Part:
+class RuleGroup:
     """Query heads of a layer that follow one rule, and which of the stored keys they read."""
 
-    rule: Rule
+    rule: HeadRule
     heads: tuple[int, ...]
     kv_heads: tuple[int, ...]
     """By number within their store; each serves equally many of the heads, in order."""
@@ -174,7 +174,7 @@ class Part:
 class LayerPlan:
     """What the heads of one layer may attend to, and which keys and values are therefore kept."""
 
-    rules: tuple[Rule, ...]
+    rules: tuple[HeadRule, ...]
     """By query head."""
 
     n_kv_heads: int
@@ -207,12 +207,12 @@ class LayerPlan:
         return tuple(sorted(set(self._keys_of(Streaming)) - set(self.whole)))
 
     @cached_property
-    def of_whole(self) -> tuple[Part, ...]:
+    def of_whole(self) -> tuple[RuleGroup, ...]:
         """The heads that read keys of all positions."""
         return self._parts(self.whole)
 
     @cached_property
-    def of_window(self) -> tuple[Part, ...]:
+    def of_window(self) -> tuple[RuleGroup, ...]:
         """The heads that read keys of the first and the last positions; one part or none."""
         return self._parts(self.window)
 
@@ -230,10 +230,10 @@ class LayerPlan:
         """The query heads that read some heads of keys, in order."""
         return tuple(kv * self.group + head for kv in store for head in range(self.group))
 
-    def _keys_of(self, *kinds: type[Rule]) -> tuple[int, ...]:
+    def _keys_of(self, *kinds: type[HeadRule]) -> tuple[int, ...]:
         return tuple(sorted({head // self.group for head, rule in enumerate(self.rules) if isinstance(rule, kinds)}))
 
-    def _parts(self, store: Sequence[int]) -> tuple[Part, ...]:
+    def _parts(self, store: Sequence[int]) -> tuple[RuleGroup, ...]:
         parts = []
         for rule in sorted(set(self.rules) - {Off()}, key=_sees):
             heads = [head for head, own in enumerate(self.rules) if own == rule and head // self.group in store]
@@ -241,7 +241,7 @@ class LayerPlan:
                 continue
             kv_heads = [store.index(head // self.group) for head in heads]
             even = len(set(Counter(kv_heads).values())) == 1
-            parts.append(Part(rule, tuple(heads), tuple(dict.fromkeys(kv_heads)) if even else tuple(kv_heads)))
+            parts.append(RuleGroup(rule, tuple(heads), tuple(dict.fromkeys(kv_heads)) if even else tuple(kv_heads)))
         return tuple(parts)
 
 
@@ -274,12 +274,12 @@ def hybrid(
     )
 
 
-def _sees(rule: Rule) -> tuple[float | int, ...]:
+def _sees(rule: HeadRule) -> tuple[float | int, ...]:
     """Sorts rules: those that see most come first."""
     return (list(RULES.values()).index(type(rule)), *(-setting for setting in astuple(rule)))
 
 
-def _said(rule: Rule) -> str:
+def _said(rule: HeadRule) -> str:
     match rule:
         case Full():
             return "full"
@@ -291,10 +291,10 @@ def _said(rule: Rule) -> str:
             return "off"
 
 
-def _written(rule: Rule) -> dict[str, Any]:
+def _written(rule: HeadRule) -> dict[str, Any]:
     return {"kind": type(rule).__name__.lower(), **asdict(rule)}
 
 
-def _read(saved: Mapping[str, Any]) -> Rule:
+def _read(saved: Mapping[str, Any]) -> HeadRule:
     settings = {name: value for name, value in saved.items() if name not in ("kind", "heads")}
     return RULES[saved["kind"]](**settings)

@@ -8,14 +8,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from corelens.heads import Head
-from corelens.hf.architecture import AttentionSite, layer_sites
+from corelens.hf.architecture import AttentionModule, decoder_layers
 from corelens.sparse.cache import plannable
 from corelens.sparse.cost_model import Shares
-from corelens.sparse.plan import Full, HeadPlan, LayerPlan, Rule, Streaming, TopBlocks
+from corelens.sparse.plan import Full, HeadPlan, HeadRule, LayerPlan, Streaming, TopBlocks
 
 
 @dataclass(frozen=True)
-class Placed:
+class ResolvedPlan:
     """A plan on a model.
 
     Layers that see a window only, or that are not made of softmax attention, follow no plan and do not count.
@@ -63,13 +63,13 @@ class Placed:
             total += self.bytes_per_position[number] * (len(plan.whole) * length + len(plan.window) * window)
         return total
 
-    def stock_bytes(self, length: int) -> int:
+    def full_cache_bytes(self, length: int) -> int:
         """The same without a plan."""
         return sum(self.bytes_per_position[number] * plan.n_kv_heads * length for number, plan in self.layers.items())
 
     def summary(self, length: int) -> str:
         """The plan in numbers, for sequences of a length in positions."""
-        kept, stock = self.bytes(length), self.stock_bytes(length)
+        kept, stock = self.bytes(length), self.full_cache_bytes(length)
         return (
             f"{self.share_of_full_heads:.1%} of query heads attend to everything, {self.share_of_whole_groups:.1%} of "
             f"key heads are kept whole; at {length:,} positions a sequence holds {kept / 1e6:.1f} MB of "
@@ -77,7 +77,7 @@ class Placed:
         )
 
 
-def place(plan: HeadPlan, hf_model: PreTrainedModel) -> Placed:
+def resolve(plan: HeadPlan, hf_model: PreTrainedModel) -> ResolvedPlan:
     """What a plan means for a model.
 
     Raises:
@@ -85,8 +85,10 @@ def place(plan: HeadPlan, hf_model: PreTrainedModel) -> Placed:
             the model can.
     """
     name = type(hf_model).__name__
-    layers = layer_sites(hf_model)
-    if hf_model.config.is_encoder_decoder or any(s.crossing for layer in layers for s in layer.attentions.values()):
+    layers = decoder_layers(hf_model)
+    if hf_model.config.is_encoder_decoder or any(
+        s.is_cross_attention for layer in layers for s in layer.attentions.values()
+    ):
         raise ValueError(f"{name} attends to an encoder, and plans are for decoders that attend to themselves alone.")
     able = set(plannable(hf_model.config))
     sites = {site.layer: site.attentions["attn"] for site in layers if "attn" in site.attentions}
@@ -95,14 +97,16 @@ def place(plan: HeadPlan, hf_model: PreTrainedModel) -> Placed:
         raise ValueError(f"no layer of {name} keeps keys and values of all positions of its own: nothing to plan.")
     for head, rule in plan.rules.items():
         _check(head, rule, sites, planned)
-    return Placed(
+    return ResolvedPlan(
         {layer: plan.layer(layer, site.n_heads, site.n_kv_heads) for layer, site in planned.items()},
         {layer: site.module for layer, site in planned.items()},
         {layer: _bytes_per_position(site, hf_model.dtype) for layer, site in planned.items()},
     )
 
 
-def _check(head: Head, rule: Rule, sites: Mapping[int, AttentionSite], planned: Mapping[int, AttentionSite]) -> None:
+def _check(
+    head: Head, rule: HeadRule, sites: Mapping[int, AttentionModule], planned: Mapping[int, AttentionModule]
+) -> None:
     if head.layer not in sites or not 0 <= head.head < sites[head.layer].n_heads:
         raise ValueError(f"the plan names {head}, and the model has no such head.")
     if head.layer not in planned and not isinstance(rule, Full):
@@ -112,7 +116,7 @@ def _check(head: Head, rule: Rule, sites: Mapping[int, AttentionSite], planned: 
         )
 
 
-def _bytes_per_position(site: AttentionSite, dtype: torch.dtype) -> int:
+def _bytes_per_position(site: AttentionModule, dtype: torch.dtype) -> int:
     # Where keys are compressed, they are wider than what heads write.
     d_qk = getattr(site.module, "qk_head_dim", site.d_head)
     return (d_qk + site.d_head) * dtype.itemsize

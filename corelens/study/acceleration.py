@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from corelens.experiments.conditions import PLAIN
-from corelens.experiments.run_folder import write_whole
-from corelens.experiments.sparse_eval import Accelerated, Plans, Speed, speeds
+from corelens.experiments.conditions import BASELINE
+from corelens.experiments.run_folder import atomic_write
+from corelens.experiments.sparse_eval import Plans, SparseResults, Speed, measure_speeds
 from corelens.inputs.prepare import PreparedInputs
 from corelens.model import HookedMLLM
 from corelens.progress import progress
-from corelens.study.verdict import Effect, Finding, estimate_mean, lowest_accuracy, per_sample, unknown
+from corelens.study.verdict import Finding, Measurement, estimate_mean, lowest_accuracy, not_measured, per_sample
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ def timing(
             found = Timing(rounds[:n_rounds], **kept)
     with progress(n_rounds, "speed", "round", len(found.rounds)) as advance:
         while len(found.rounds) < n_rounds:
-            found.rounds.append(speeds(model, inputs, plans, 4, 1))
+            found.rounds.append(measure_speeds(model, inputs, plans, 4, 1))
             text = json.dumps(asdict(found), indent=1)
-            write_whole(file, lambda path, text=text: path.write_text(text))
+            atomic_write(file, lambda path, text=text: path.write_text(text))
             advance(1)
     return found
 
@@ -76,7 +76,7 @@ RULE = (
 )
 
 
-def acceleration(found: Accelerated, measured: Timing) -> Finding:
+def acceleration(found: SparseResults, measured: Timing) -> Finding:
     """Whether the plan that follows the scores is faster and as good.
 
     Args:
@@ -86,29 +86,29 @@ def acceleration(found: Accelerated, measured: Timing) -> Finding:
     names = list(dict.fromkeys(found.datasets))
     control, change, above = PLAN.replace("core", "random"), "change of accuracy", "accuracy above random heads'"
 
-    def less(name: str, of: list[str], other: str, at_least: float | None = None) -> Effect:
+    def less(name: str, of: list[str], other: str, at_least: float | None = None) -> Measurement:
         return estimate_mean(name, *per_sample(found, of, PLAN, other), (-1, 1), at_least)
 
     effects = [
         speed_up(measured, PLAN, at_least=1.5),
         lowest_accuracy("accuracy with nothing changed, on the hardest data set", found, names, at_least=0.25),
-        less(change, names, PLAIN, at_least=-0.05),
-        less(above, names, control, at_least=0.0) if control in found.conditions else unknown(above, 0.0),
+        less(change, names, BASELINE, at_least=-0.05),
+        less(above, names, control, at_least=0.0) if control in found.conditions else not_measured(above, 0.0),
     ]
     # Where prompts are as short as what all heads see, a plan changes nothing.
     for name in names if len(names) > 1 else ():
-        effects.append(less(f"{change}, {name}", [name], PLAIN))
+        effects.append(less(f"{change}, {name}", [name], BASELINE))
         if control in found.conditions:
             effects.append(less(f"{above}, {name}", [name], control))
     notes = [
         f"Speed is that of reading a prompt of {measured.positions:,} positions, the longest, on {measured.device}; "
         f"short prompts leave little to save, so that a claim about long ones can only be tested on long ones.",
-        f"Of the attention of the prompt's last token, the plan keeps {found.kept_attention(PLAN):.0%}.",
+        f"Of the attention of the prompt's last token, the plan keeps {found.attention_recall(PLAN):.0%}.",
     ]
     return Finding("Acceleration: CoRe heads alone see everything", RULE, tuple(effects), tuple(notes))
 
 
-def speed_up(measured: Timing, plan: str, at_least: float | None = None) -> Effect:
+def speed_up(measured: Timing, plan: str, at_least: float | None = None) -> Measurement:
     """How many times as fast as the model as it is a prompt is read."""
-    ratios = [speeds[PLAIN].prefill / speeds[plan].prefill for speeds in measured.rounds]
-    return Effect("speed-up of reading", float(np.median(ratios)), min(ratios), max(ratios), at_least)
+    ratios = [speeds[BASELINE].prefill / speeds[plan].prefill for speeds in measured.rounds]
+    return Measurement("speed-up of reading", float(np.median(ratios)), min(ratios), max(ratios), at_least)

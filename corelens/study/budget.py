@@ -9,16 +9,16 @@ from pathlib import Path
 
 from corelens.data import BoxUnit, Sample
 from corelens.experiments import ablation, scan, sparse_eval
-from corelens.experiments.run_folder import write_whole
-from corelens.experiments.sweep import Removal
+from corelens.experiments.run_folder import atomic_write
+from corelens.experiments.sweep import ReferenceMethod
 from corelens.heads import HeadSet
 from corelens.hooks.positions import Phase
 from corelens.model import HookedMLLM
-from corelens.progress import whole
+from corelens.progress import total_progress
 from corelens.study.division import MEASURES
 from corelens.study.sparsity import EXCESS
 
-SCANNED = ("ram", EXCESS, *MEASURES)
+SAMPLES_SCANNED = ("ram", EXCESS, *MEASURES)
 """What is measured of every head."""
 
 N_TIMED = 16
@@ -28,12 +28,12 @@ Texts = Mapping[str, Sequence[Sample]]
 
 
 @dataclass(frozen=True)
-class Size:
+class StudyBudget:
     """How much is tried; the verdicts' rules are the same."""
 
     seeds: int
     doses: tuple[float, ...]
-    operations: tuple[tuple[Removal, Phase], ...]
+    operations: tuple[tuple[ReferenceMethod, Phase], ...]
     """Other ways to remove heads than zeroing them in prefill and decoding."""
 
     budgets: tuple[float, ...]
@@ -46,18 +46,18 @@ class Size:
         return 2 + 2 * len(self.budgets)
 
 
-FULL = Size(
+FULL = StudyBudget(
     5,
     (0.01, 0.02, 0.1, 0.2),
     (("mean", "both"), ("resample", "both"), ("zero", "prefill"), ("zero", "decode")),
     (0.05, 0.1, 0.25, 0.5),
     5,
 )
-QUICK = Size(2, (0.02, 0.2), (("mean", "both"),), (0.05, 0.25), 3)
+QUICK = StudyBudget(2, (0.02, 0.2), (("mean", "both"),), (0.05, 0.25), 3)
 
 
 @dataclass(frozen=True)
-class Work:
+class PlannedWork:
     """A piece of a study."""
 
     name: str
@@ -84,19 +84,19 @@ class Work:
         return self.conditions * sum(min(self.part, self.samples - start) for start in missing)
 
 
-def pieces(samples: Mapping[str, Sequence[Sample]], texts: Texts, size: Size) -> dict[str, Work]:
+def planned_work(samples: Mapping[str, Sequence[Sample]], texts: Texts, size: StudyBudget) -> dict[str, PlannedWork]:
     """The pieces of a study, by the folder that keeps each."""
     found, seen = (sum(len(own) for own in half.values()) for half in halves(samples))
     tested = seen + sum(len(own) for own in texts.values())
     controls, budgets = 3 + 2 * size.seeds, len(size.budgets)
-    part = ablation.PART
+    part = ablation.SHARD_SIZE
     every = (
-        Work("scan", found, 1, scan.PART, answers=False),
-        Work("untrained", found, 1, scan.PART, answers=False),
-        Work("ablate", tested, 1 + controls + (1 + size.seeds) * len(size.doses), part),
-        *(Work(f"ablate-{how}-{phase}", seen, 2, part) for how, phase in size.operations),
-        Work("blind", seen, 1 + (1 + size.seeds) * budgets, part),
-        Work("accelerate", seen, 2 + budgets * (5 + 2 * size.seeds), sparse_eval.PART),
+        PlannedWork("scan", found, 1, scan.SHARD_SIZE, answers=False),
+        PlannedWork("untrained", found, 1, scan.SHARD_SIZE, answers=False),
+        PlannedWork("ablate", tested, 1 + controls + (1 + size.seeds) * len(size.doses), part),
+        *(PlannedWork(f"ablate-{how}-{phase}", seen, 2, part) for how, phase in size.operations),
+        PlannedWork("blind", seen, 1 + (1 + size.seeds) * budgets, part),
+        PlannedWork("accelerate", seen, 2 + budgets * (5 + 2 * size.seeds), sparse_eval.SHARD_SIZE),
     )
     return {work.name: work for work in every}
 
@@ -110,42 +110,42 @@ def halves(samples: Mapping[str, Sequence[Sample]]) -> tuple[dict[str, list[Samp
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """Seconds that a sample takes."""
 
     scanned: float
     answered: float
 
-    def of(self, work: Work, out: str | PathLike[str]) -> float:
+    def of(self, work: PlannedWork, out: str | PathLike[str]) -> float:
         """Seconds that what is left of a piece takes."""
         return work.left(out) * (self.answered if work.answers else self.scanned)
 
 
-def pace(
+def measure_throughput(
     model: HookedMLLM,
     samples: Mapping[str, Sequence[Sample]],
     out: str | PathLike[str],
     max_new_tokens: int,
     box_unit: BoxUnit | None = None,
-) -> Pace:
+) -> Throughput:
     """How long samples take, timed on the first few of each data set, or as the folder of the study says."""
     file = Path(out) / "pace.json"
     if file.exists():
-        return Pace(**json.loads(file.read_text()))
+        return Throughput(**json.loads(file.read_text()))
     few = {name: list(own)[: -(-N_TIMED // len(samples))] for name, own in samples.items()}
     n = sum(map(len, few.values()))
     # Several answers to each, as in the study, since the vision tower runs once for all.
     again = {"nothing removed, again": [HeadSet(())] * 3}
-    with whole(6 * n, "timing a few samples", "pass") as bar:
+    with total_progress(6 * n, "timing a few samples", "pass") as bar:
         bar.begin("", 1)
-        scan.scan_all(model, few, SCANNED)  # what starting takes does not count
+        scan.scan_metrics(model, few, SAMPLES_SCANNED)  # what starting takes does not count
         began = time.perf_counter()
-        scan.scan_all(model, few, SCANNED)
+        scan.scan_metrics(model, few, SAMPLES_SCANNED)
         scanned = time.perf_counter()
         bar.begin("", 4)
-        ablation.ablate_all(model, few, again, max_new_tokens=max_new_tokens, box_unit=box_unit)
-        found = Pace((scanned - began) / n, (time.perf_counter() - scanned) / (4 * n))
+        ablation.run_ablation(model, few, again, max_new_tokens=max_new_tokens, box_unit=box_unit)
+        found = Throughput((scanned - began) / n, (time.perf_counter() - scanned) / (4 * n))
     text = json.dumps(asdict(found))
     Path(out).mkdir(parents=True, exist_ok=True)
-    write_whole(file, lambda path: path.write_text(text))
+    atomic_write(file, lambda path: path.write_text(text))
     return found

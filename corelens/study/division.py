@@ -10,7 +10,7 @@ from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from corelens.heads import HeadSet
-from corelens.metrics import two_groups
+from corelens.metrics import bimodality_test
 from corelens.scores import HeadScores
 from corelens.study.verdict import Finding, estimate, p_value
 
@@ -33,9 +33,9 @@ def division(scores: HeadScores, described: Mapping[str, HeadScores], core: Head
         described: `MEASURES` of the samples on which `core` was not chosen.
         core: The heads that retrieve.
     """
-    chosen = torch.zeros_like(scores.exist)
+    chosen = torch.zeros_like(scores.mask)
     chosen[[head.layer for head in core], [head.head for head in core]] = True
-    others = scores.exist & ~chosen
+    others = scores.mask & ~chosen
     entropy, located, visual = (described[name].values for name in MEASURES[:3])
     strata = described["entropy"].datasets or ("",) * len(entropy)
 
@@ -65,7 +65,7 @@ def division(scores: HeadScores, described: Mapping[str, HeadScores], core: Head
     means = entropy.nanmean(0)
     p = float(mannwhitneyu(means[chosen], means[others]).pvalue)
     mass = scores.per_head
-    peaks = two_groups(mass).p_value if scores.n_heads >= 4 and bool((mass > 0).any()) else math.nan
+    peaks = bimodality_test(mass).p_value if scores.n_heads >= 4 and bool((mass > 0).any()) else math.nan
     return Finding(
         "Division of labour: CoRe heads look narrowly, others broadly",
         RULE,

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corelens.metrics import depth_profile, overlap, spearman, stability_curve
-from corelens.metrics.score_distribution import count_of
+from corelens.metrics.score_distribution import head_count
 from corelens.metrics.stability import top_heads
 from corelens.scores import HeadScores
-from corelens.study.verdict import Effect, Finding, estimate, p_value
+from corelens.study.verdict import Finding, Measurement, estimate, p_value
 
 TOP = 0.05
 """Share of heads that are called CoRe heads."""
@@ -48,7 +48,7 @@ def generality(scores: HeadScores, untrained: HeadScores, beside: Mapping[str, H
     return Finding(claim, RULE, tuple(effects), tuple(notes))
 
 
-def _domains(scores: HeadScores, untrained: HeadScores, names: Sequence[str]) -> Iterator[Effect]:
+def _domains(scores: HeadScores, untrained: HeadScores, names: Sequence[str]) -> Iterator[Measurement]:
     """How far data sets agree."""
 
     def tops(one: HeadScores, chosen: np.ndarray) -> list[set[tuple[int, int]]]:
@@ -85,16 +85,16 @@ def _domains(scores: HeadScores, untrained: HeadScores, names: Sequence[str]) ->
 def _mass(scores: HeadScores, chosen: np.ndarray, names: Sequence[str]) -> float:
     """What the top heads of each data set put on the evidence, averaged."""
     best = [mean[~mean.isnan()].sort(descending=True).values for mean in _means(scores, chosen, names)]
-    return float(np.mean([own[: count_of(TOP, len(own))].mean() for own in best]))
+    return float(np.mean([own[: head_count(TOP, len(own))].mean() for own in best]))
 
 
 def _specific(scores: HeadScores, names: Sequence[str]) -> Iterator[str]:
     """Which heads all data sets have in their top sets, and which one alone has."""
-    tops = {name: set(scores.of_dataset(name).top(TOP)) for name in names}
+    tops = {name: set(scores.for_dataset(name).top(TOP)) for name in names}
     common = sorted(set.intersection(*tops.values()))
     yield f"In the top sets of all data sets: {', '.join(map(str, common)) or 'no head'}."
     for name in names:
-        own = scores.of_dataset(name)
+        own = scores.for_dataset(name)
         alone = sorted(tops[name].difference(*(tops[other] for other in names if other != name)))
         said = f"{name}: only in its top set: {', '.join(map(str, alone)) or 'no head'}"
         if len(own.samples) > 1:
@@ -106,10 +106,10 @@ def _specific(scores: HeadScores, names: Sequence[str]) -> Iterator[str]:
 
 
 def _chance(scores: HeadScores) -> float:
-    return count_of(TOP, scores.n_heads) / scores.n_heads
+    return head_count(TOP, scores.n_heads) / scores.n_heads
 
 
-def _model(scores: HeadScores, name: str, other: HeadScores) -> Iterator[Effect]:
+def _model(scores: HeadScores, name: str, other: HeadScores) -> Iterator[Measurement]:
     """How another model compares; only where the numbers of layers and heads are the same, head by head."""
     n = len(scores.values)
     # Samples of each model are drawn by themselves, data set by data set.
@@ -145,7 +145,7 @@ def _compared(scores: HeadScores, name: str, other: HeadScores) -> str:
 
 
 def _alike(scores: HeadScores, other: HeadScores) -> bool:
-    return scores.values.shape[1:] == other.values.shape[1:] and torch.equal(scores.exist, other.exist)
+    return scores.values.shape[1:] == other.values.shape[1:] and torch.equal(scores.mask, other.mask)
 
 
 def _means(scores: HeadScores, chosen: np.ndarray, names: Sequence[str]) -> list[Float[Tensor, "layer head"]]:

@@ -2,9 +2,9 @@
 
 from collections.abc import Collection, Mapping
 
-from corelens.experiments.conditions import PLAIN, Conditions
+from corelens.experiments.conditions import BASELINE, ConditionResults
 from corelens.heads import HeadSet
-from corelens.study.verdict import Effect, Finding, estimate_mean, lowest_accuracy, per_sample, unknown
+from corelens.study.verdict import Finding, Measurement, estimate_mean, lowest_accuracy, not_measured, per_sample
 
 CONTROLS = ("next-ranked", "random", "random, same layers")
 
@@ -21,7 +21,7 @@ RULE = (
 
 
 def necessity(
-    zeroed: Conditions[HeadSet], others: Mapping[str, Conditions[HeadSet]], texts: Collection[str]
+    zeroed: ConditionResults[HeadSet], others: Mapping[str, ConditionResults[HeadSet]], texts: Collection[str]
 ) -> Finding:
     """Whether the top heads are needed to see.
 
@@ -33,37 +33,37 @@ def necessity(
     own = [name for name in dict.fromkeys(zeroed.datasets) if name not in texts]
     asked = [name for name in dict.fromkeys(zeroed.datasets) if name in texts]
 
-    def cost(name: str, found: Conditions[HeadSet], condition: str, at_least: float | None = None) -> Effect:
-        costs, datasets = per_sample(found, own, PLAIN, condition)
+    def cost(name: str, found: ConditionResults[HeadSet], condition: str, at_least: float | None = None) -> Measurement:
+        costs, datasets = per_sample(found, own, BASELINE, condition)
         return estimate_mean(name, costs, datasets, (-1, 1), at_least)
 
     effects = [lowest_accuracy("accuracy with nothing changed, on the hardest data set", zeroed, own, at_least=0.25)]
     text = "accuracy on text with nothing changed, on the hardest task"
-    effects.append(lowest_accuracy(text, zeroed, asked, at_least=0.5) if asked else unknown(text, 0.5))
+    effects.append(lowest_accuracy(text, zeroed, asked, at_least=0.5) if asked else not_measured(text, 0.5))
     effects.append(cost("cost of zeroing the top heads", zeroed, "top", 0.1))
     mean = "cost of the mean in their place"
-    effects.append(cost(mean, others["mean"], "top", 0.1) if "mean" in others else unknown(mean, 0.1))
-    top, datasets = per_sample(zeroed, own, PLAIN, "top")
+    effects.append(cost(mean, others["mean"], "top", 0.1) if "mean" in others else not_measured(mean, 0.1))
+    top, datasets = per_sample(zeroed, own, BASELINE, "top")
     for control in CONTROLS:
         name = f"cost of top less twice that of {control}"
         if control not in zeroed.conditions:
-            effects.append(unknown(name, 0.0))
+            effects.append(not_measured(name, 0.0))
             continue
-        more = top - 2 * per_sample(zeroed, own, PLAIN, control)[0]
+        more = top - 2 * per_sample(zeroed, own, BASELINE, control)[0]
         effects.append(estimate_mean(name, more, datasets, (-2, 2), at_least=0.0))
     name = "cost of top less twice that on text"
     if asked:
-        both, datasets = per_sample(zeroed, [*own, *asked], PLAIN, "top")
+        both, datasets = per_sample(zeroed, [*own, *asked], BASELINE, "top")
         weights = dict.fromkeys(own, 1 / len(own)) | dict.fromkeys(asked, -2 / len(asked))
         effects.append(estimate_mean(name, both, datasets, (-1, 1), 0.0, weights))
     else:
-        effects.append(unknown(name, 0.0))
+        effects.append(not_measured(name, 0.0))
     if "bottom" in zeroed.conditions:
         effects.append(cost("cost of zeroing the bottom heads", zeroed, "bottom"))
     for how, found in others.items():
         if how == "mean":
             continue  # stands above
-        effects += [cost(f"{how}: cost of {one}", found, one) for one in found.conditions if one != PLAIN]
+        effects += [cost(f"{how}: cost of {one}", found, one) for one in found.conditions if one != BASELINE]
     notes = []
     if "sufficiency" in others:
         notes.append("Blinding heads hides all visual tokens from them: what is left to see goes through the others.")

@@ -12,19 +12,19 @@ import torch
 from accelerate import dispatch_model
 
 from corelens.data import BoxUnit, Sample
-from corelens.experiments.ablation import ablate_all, with_controls
-from corelens.experiments.conditions import Conditions, check_scoring
-from corelens.experiments.resumable import named
-from corelens.experiments.scan import scan_all
-from corelens.experiments.sparse_eval import Accelerated, accelerate_all, longest_prompt
+from corelens.experiments.ablation import head_controls, run_ablation
+from corelens.experiments.conditions import ConditionResults, check_scoring
+from corelens.experiments.resumable import flatten_datasets
+from corelens.experiments.scan import scan_metrics
+from corelens.experiments.sparse_eval import SparseResults, longest_prompt, run_sparse_eval
 from corelens.heads import Head, HeadSet
 from corelens.model import HookedMLLM
-from corelens.progress import whole
+from corelens.progress import total_progress
 from corelens.scores import HeadScores
 from corelens.sparse import Streaming
 from corelens.sparse.controls import plans_and_controls
 from corelens.study.acceleration import Timing, acceleration, timing
-from corelens.study.budget import FULL, SCANNED, Size, Texts, halves, pieces
+from corelens.study.budget import FULL, SAMPLES_SCANNED, StudyBudget, Texts, halves, planned_work
 from corelens.study.division import division
 from corelens.study.generality import TOP, generality
 from corelens.study.necessity import necessity
@@ -40,11 +40,11 @@ class Study:
     scores: Mapping[str, HeadScores]
     untrained: Mapping[str, HeadScores]
     core: HeadSet
-    zeroed: Conditions[HeadSet]
-    others: Mapping[str, Conditions[HeadSet]]
-    accelerated: Accelerated
+    ablations: ConditionResults[HeadSet]
+    others: Mapping[str, ConditionResults[HeadSet]]
+    sparse_results: SparseResults
     timing: Timing
-    beside: Mapping[str, HeadScores]
+    compared_models: Mapping[str, HeadScores]
     """Retrieval attention mass of other models."""
 
     texts: tuple[str, ...]
@@ -56,7 +56,7 @@ def run_study(
     samples: Mapping[str, Sequence[Sample]],
     texts: Texts,
     out: str | PathLike[str],
-    size: Size = FULL,
+    size: StudyBudget = FULL,
     max_new_tokens: int = 32,
     box_unit: BoxUnit | None = None,
     beside: Mapping[str, HeadScores] | None = None,
@@ -77,29 +77,29 @@ def run_study(
         time_again: Measures speed anew although `out` holds it.
 
     Raises:
-        ValueError: If a data set is too small, an answer cannot be scored, or anything that `scan_all`, `ablate_all`
-            and `accelerate_all` say.
+        ValueError: If a data set is too small, an answer cannot be scored, or anything that `scan_metrics`, `run_ablation`
+            and `run_sparse_eval` say.
     """
-    check_scoring(named({**samples, **texts}), box_unit)
-    folder, works = Path(out), pieces(samples, texts, size)
+    check_scoring(flatten_datasets({**samples, **texts}), box_unit)
+    folder, works = Path(out), planned_work(samples, texts, size)
     found, seen = halves(samples)
     total = sum(work.total for work in works.values()) + size.rounds * size.n_timed
-    with whole(total, "study", "pass") as bar:
+    with total_progress(total, "study", "pass") as bar:
 
         def begun(work: str) -> Path:
             bar.begin(work, works[work].conditions)
             return folder / work
 
-        scores = scan_all(model, found, SCANNED, out=begun("scan"))
-        null = scan_all(untrained(model), found, ("ram", EXCESS), out=begun("untrained"))
+        scores = scan_metrics(model, found, SAMPLES_SCANNED, out=begun("scan"))
+        null = scan_metrics(untrained(model), found, ("ram", EXCESS), out=begun("untrained"))
         ram = scores["ram"]
         core = ram.top(TOP)
 
-        conditions = with_controls(ram, TOP, range(size.seeds))
+        conditions = head_controls(ram, TOP, range(size.seeds))
         for dose in size.doses:
             for kind, sets in _top_and_random(ram, dose, size.seeds).items():
                 conditions[f"{kind} {dose:.0%}"] = sets
-        ask: Any = partial(ablate_all, model, max_new_tokens=max_new_tokens, box_unit=box_unit)
+        ask: Any = partial(run_ablation, model, max_new_tokens=max_new_tokens, box_unit=box_unit)
         zeroed = ask({**seen, **texts}, conditions, out=begun("ablate"))
         others = {
             how if phase == "both" else f"{how} in {phase}": ask(
@@ -108,7 +108,7 @@ def run_study(
             for how, phase in size.operations
         }
         kept = {
-            f"blinding all but {kind} {budget:.0%}": [all_but(ram, heads) for heads in sets]
+            f"blinding all but {kind} {budget:.0%}": [complement(ram, heads) for heads in sets]
             for budget in size.budgets
             for kind, sets in _top_and_random(ram, budget, size.seeds).items()
         }
@@ -118,7 +118,7 @@ def run_study(
         group_size = model.cfg.n_heads // model.cfg.n_key_value_heads
         cheap = streaming(longest["input_ids"].shape[1])
         plans = plans_and_controls(ram, group_size, cheap, size.budgets, range(size.seeds))
-        accelerated = accelerate_all(
+        accelerated = run_sparse_eval(
             model, seen, plans, max_new_tokens=max_new_tokens, box_unit=box_unit, out=begun("accelerate")
         )
         kinds = ("none", *(f"{kind} {100 * budget:g}%" for budget in size.budgets for kind in ("core", "random")))
@@ -163,9 +163,9 @@ def _top_and_random(scores: HeadScores, share: float, n_seeds: int) -> dict[str,
     return found
 
 
-def all_but(scores: HeadScores, kept: HeadSet) -> HeadSet:
+def complement(scores: HeadScores, kept: HeadSet) -> HeadSet:
     """All heads that have a score, without some."""
-    others = [Head(*head) for head in scores.exist.nonzero().tolist() if Head(*head) not in kept]
+    others = [Head(*head) for head in scores.mask.nonzero().tolist() if Head(*head) not in kept]
     return HeadSet(tuple(others), f"all but {kept.name}")
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corelens.metrics import Metric, lorenz_curve, rho
-from corelens.metrics.score_distribution import count_of
+from corelens.metrics.score_distribution import head_count
 from corelens.scores import HeadScores
 from corelens.study.verdict import Finding, estimate
 
@@ -38,7 +38,7 @@ def sparsity(scores: HeadScores, untrained: HeadScores) -> Finding:
         scores: By `EXCESS`.
         untrained: The same of a model of the same configuration with random weights.
     """
-    values, null = (one.values[:, one.exist] for one in (scores, untrained))
+    values, null = (one.values[:, one.mask] for one in (scores, untrained))
     flat, random = values[:, None], null[:, None]  # as one layer of all heads
     strata = scores.datasets or ("",) * len(values)
 
@@ -80,7 +80,7 @@ def shuffled(
 
 def _held(values: Float[Tensor, "sample layer head"]) -> float:
     mean = values.nanmean(0)
-    return float(lorenz_curve(mean)[count_of(0.05, mean.numel())]) if _any(mean) else math.nan
+    return float(lorenz_curve(mean)[head_count(0.05, mean.numel())]) if _any(mean) else math.nan
 
 
 def _rho(values: Float[Tensor, "sample layer head"]) -> float:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from corelens.experiments.conditions import PLAIN, Conditions
+from corelens.experiments.conditions import BASELINE, ConditionResults
 
 Verdict = Literal["supported", "not supported", "inconclusive"]
 
@@ -17,7 +17,7 @@ N_DRAWS = 500
 
 
 @dataclass(frozen=True)
-class Effect:
+class Measurement:
     """A measured number, its 95 % interval, and what a claim needs of it; nothing if it is only reported."""
 
     name: str
@@ -74,13 +74,13 @@ class Finding:
     rule: str
     """What was decided before the run: the numbers that count, and why these."""
 
-    effects: tuple[Effect, ...]
+    measurements: tuple[Measurement, ...]
     notes: tuple[str, ...] = ()
     """What else was seen, and what limits it."""
 
     @property
     def verdict(self) -> Verdict:
-        met = [effect.met for effect in self.effects if effect.needed]
+        met = [effect.met for effect in self.measurements if effect.needed]
         if False in met:
             return "not supported"
         return "inconclusive" if not met or None in met else "supported"
@@ -88,7 +88,7 @@ class Finding:
     @property
     def would_change(self) -> str:
         """Which numbers would have to be others for another verdict."""
-        needed = [effect for effect in self.effects if effect.needed]
+        needed = [effect for effect in self.measurements if effect.needed]
         if not needed:
             return "Data on which it can be measured."
         if self.verdict == "supported":
@@ -119,7 +119,7 @@ class Finding:
                     "needed": one.need,
                     "met": one.met,
                 }
-                for one in self.effects
+                for one in self.measurements
             ],
             "what would change the verdict": self.would_change,
             "notes": list(self.notes),
@@ -133,7 +133,7 @@ def estimate(
     at_least: float | None = None,
     at_most: float | None = None,
     within: tuple[float | int, float | int] = (-math.inf, math.inf),
-) -> Effect:
+) -> Measurement:
     """A number and its basic bootstrap interval over samples, both without what drawing samples adds.
 
     Having only so many samples adds noise, which lowers correlations and overlaps; drawing from these again lowers them
@@ -157,7 +157,7 @@ def estimate(
     value = statistic(every)
     mirrored = 2 * value - np.quantile(draws, [0.5, 0.975, 0.025])
     # Where a draw has no number, nothing is known.
-    return Effect(name, *_exact(*np.clip(mirrored, *within)), at_least, at_most)
+    return Measurement(name, *_exact(*np.clip(mirrored, *within)), at_least, at_most)
 
 
 def estimate_mean(
@@ -167,7 +167,7 @@ def estimate_mean(
     extremes: tuple[float | int, float | int],
     at_least: float | None = None,
     weights: Mapping[str, float] | None = None,
-) -> Effect:
+) -> Measurement:
     """The mean of the means of data sets, and its interval over samples and over heads drawn by chance.
 
     Samples are drawn from those that there are and two more of each data set, one at either extreme: if all of twenty
@@ -196,7 +196,7 @@ def estimate_mean(
     # Draws of so few vary less than the mean of so few does.
     shares = 1 / n_sets + (shares - 1 / n_sets) * math.sqrt(n_sets / max(1, n_sets - 1))
     low, high = np.quantile((drawn * shares).sum(1), [0.025, 0.975])
-    return Effect(name, *_exact(value, min(low, value), max(high, value)), at_least)
+    return Measurement(name, *_exact(value, min(low, value), max(high, value)), at_least)
 
 
 def _exact(value: float, low: float, high: float) -> tuple[float, float, float]:
@@ -205,18 +205,18 @@ def _exact(value: float, low: float, high: float) -> tuple[float, float, float]:
     return value, low, high
 
 
-def unknown(name: str, at_least: float) -> Effect:
+def not_measured(name: str, at_least: float) -> Measurement:
     """What a claim needs, where it could not be measured."""
-    return Effect(name, math.nan, math.nan, math.nan, at_least)
+    return Measurement(name, math.nan, math.nan, math.nan, at_least)
 
 
-def p_value(name: str, p: float, at_most: float | None = None) -> Effect:
+def p_value(name: str, p: float, at_most: float | None = None) -> Measurement:
     """The result of a test."""
-    return Effect(name, p, 0.0, p, at_most=at_most, of_test=True)
+    return Measurement(name, p, 0.0, p, at_most=at_most, of_test=True)
 
 
 def per_sample(
-    found: Conditions[Any], names: Sequence[str], condition: str, less: str | None = None
+    found: ConditionResults[Any], names: Sequence[str], condition: str, less: str | None = None
 ) -> tuple[Float[np.ndarray, "sample draw"], list[str]]:
     """Accuracy on each sample of some data sets, and the data set of each.
 
@@ -235,13 +235,13 @@ def per_sample(
     return values, [name for name in found.datasets if name in names]
 
 
-def accuracy(found: Conditions[Any], condition: str, names: Sequence[str]) -> float:
+def accuracy(found: ConditionResults[Any], condition: str, names: Sequence[str]) -> float:
     """The mean over data sets, which count alike."""
     values, datasets = per_sample(found, names, condition)
     return float(np.mean([values[np.array(datasets) == name].mean() for name in dict.fromkeys(datasets)]))
 
 
-def lowest_accuracy(name: str, found: Conditions[Any], names: Sequence[str], at_least: float) -> Effect:
+def lowest_accuracy(name: str, found: ConditionResults[Any], names: Sequence[str], at_least: float) -> Measurement:
     """Accuracy with nothing changed, on the data set where it is lowest."""
-    lowest = min(names, key=lambda one: accuracy(found, PLAIN, [one]))
-    return estimate_mean(name, *per_sample(found, [lowest], PLAIN), (0, 1), at_least)
+    lowest = min(names, key=lambda one: accuracy(found, BASELINE, [one]))
+    return estimate_mean(name, *per_sample(found, [lowest], BASELINE), (0, 1), at_least)

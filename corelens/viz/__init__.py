@@ -3,8 +3,8 @@ from corelens.viz.curves import group_distributions as group_distributions
 from corelens.viz.curves import heads_by_two as heads_by_two
 from corelens.viz.curves import lorenz_curves as lorenz_curves
 from corelens.viz.curves import score_curve as score_curve
+from corelens.viz.effects import ablation_curves as ablation_curves
 from corelens.viz.effects import accuracy_bars as accuracy_bars
-from corelens.viz.effects import dose_curves as dose_curves
 from corelens.viz.effects import speed_against_accuracy as speed_against_accuracy
 from corelens.viz.maps import depth_length_grid as depth_length_grid
 from corelens.viz.maps import head_map as head_map

@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 from corelens.heads import HeadSet
 from corelens.metrics import depth_profile, lorenz_curve, rho
 from corelens.scores import HeadScores
-from corelens.viz.style import ACCENT, QUIET, colours, styled
+from corelens.viz.style import ACCENT, QUIET, apply_style, colours
 
 
 def score_curve(scores: HeadScores, chosen: HeadSet) -> go.Figure:
@@ -34,7 +34,7 @@ def score_curve(scores: HeadScores, chosen: HeadSet) -> go.Figure:
     )
     figure.update_xaxes(title="rank of the head", showgrid=False)
     figure.update_yaxes(title=scores.metric, rangemode="tozero")
-    return styled(figure, f"Every head by {scores.metric}, best first", f"Coloured: {chosen.name}.")
+    return apply_style(figure, f"Every head by {scores.metric}, best first", f"Coloured: {chosen.name}.")
 
 
 def lorenz_curves(scores: Mapping[str, HeadScores]) -> go.Figure:
@@ -75,7 +75,7 @@ def lorenz_curves(scores: Mapping[str, HeadScores]) -> go.Figure:
     figure.add_shape(type="line", x0=0, y0=0, x1=1, y1=1, line=dict(color=QUIET, dash="dot"))
     figure.update_xaxes(title="share of heads, best first", range=[0, 1], tickformat=".0%")
     figure.update_yaxes(title="share of the score held", range=[0, 1.02], tickformat=".0%")
-    return styled(figure, "How few heads hold how much", "Dots: where half is reached. Dotted: all heads alike.")
+    return apply_style(figure, "How few heads hold how much", "Dots: where half is reached. Dotted: all heads alike.")
 
 
 def depth_profiles(scores: Mapping[str, HeadScores]) -> go.Figure:
@@ -118,7 +118,7 @@ def depth_profiles(scores: Mapping[str, HeadScores]) -> go.Figure:
     figure.add_hline(y=1, line=dict(color=QUIET, dash="dot"))
     figure.update_xaxes(title="depth in the model (first to last layer)", tickformat=".0%", range=[-0.02, 1.02])
     figure.update_yaxes(title="share, times an even share", rangemode="tozero")
-    return styled(
+    return apply_style(
         figure, "Where in the depth the score lies", "Dotted: all layers alike. Triangles: mean depth, by the score."
     )
 
@@ -138,7 +138,7 @@ def heads_by_two(across: HeadScores, up: HeadScores, chosen: HeadSet) -> go.Figu
             f"{tuple(up.per_head.shape)}: both must be of one model."
         )
     figure = go.Figure()
-    both = [head for head in across.ranked() if up.exist[head]]
+    both = [head for head in across.ranked() if up.mask[head]]
     for name, colour, heads in (
         ("others", QUIET, [head for head in both if head not in chosen]),
         (chosen.name, ACCENT, [head for head in both if head in chosen]),
@@ -154,7 +154,7 @@ def heads_by_two(across: HeadScores, up: HeadScores, chosen: HeadSet) -> go.Figu
         )
     figure.update_xaxes(title=across.metric)
     figure.update_yaxes(title=up.metric)
-    return styled(figure, f"Every head by {across.metric} and {up.metric}", f"Coloured: {chosen.name}.")
+    return apply_style(figure, f"Every head by {across.metric} and {up.metric}", f"Coloured: {chosen.name}.")
 
 
 def group_distributions(scores: Mapping[str, HeadScores], chosen: HeadSet) -> go.Figure:
@@ -182,7 +182,7 @@ def group_distributions(scores: Mapping[str, HeadScores], chosen: HeadSet) -> go
                 row=1 + number // 2,
                 col=1 + number % 2,
             )
-    return styled(figure, "Heads of two groups by each measure", f"Chosen: {chosen.name}.")
+    return apply_style(figure, "Heads of two groups by each measure", f"Chosen: {chosen.name}.")
 
 
 def _require_some(scores: Mapping[str, HeadScores]) -> None:

@@ -7,11 +7,11 @@ import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb
 from scipy.stats import binomtest
 
-from corelens.experiments.ablation import DoseCurve
-from corelens.viz.style import QUIET, colours, styled
+from corelens.experiments.ablation import AblationCurve
+from corelens.viz.style import QUIET, apply_style, colours
 
 
-def dose_curves(curve: DoseCurve, n_samples: int | None = None) -> go.Figure:
+def ablation_curves(curve: AblationCurve, n_samples: int | None = None) -> go.Figure:
     """Accuracy as more and more heads are ablated, for every way of choosing them.
 
     Marks: a line is a way of choosing heads, a dot on it the mean accuracy at a share of heads. The band of a choice
@@ -19,7 +19,7 @@ def dose_curves(curve: DoseCurve, n_samples: int | None = None) -> go.Figure:
     95 % interval (Wilson) of an accuracy over so many samples. Doses that a choice cannot have are left out.
 
     Args:
-        curve: From `corelens.dose_curve`.
+        curve: From `corelens.ablation_curve`.
         n_samples: On how many samples each accuracy was measured.
 
     Raises:
@@ -65,7 +65,7 @@ def dose_curves(curve: DoseCurve, n_samples: int | None = None) -> go.Figure:
     figure.update_yaxes(title="accuracy", range=[0, 1.02], tickformat=".0%")
     others = "" if n_samples is None else f", of others the 95 % interval over {n_samples} samples"
     below = f"Bands of random heads: lowest to highest seed{others}."
-    return styled(figure, "Accuracy without more and more heads", below)
+    return apply_style(figure, "Accuracy without more and more heads", below)
 
 
 def accuracy_bars(accuracies: Mapping[str, Mapping[str, Sequence[float]]], changed: str = "heads removed") -> go.Figure:
@@ -106,7 +106,7 @@ def accuracy_bars(accuracies: Mapping[str, Mapping[str, Sequence[float]]], chang
     figure.update_layout(barmode="group", scattermode="group", bargap=0.25)
     figure.update_xaxes(title=changed, showgrid=False)
     figure.update_yaxes(title="accuracy", range=[0, 1.02], tickformat=".0%")
-    return styled(figure, f"Accuracy by {changed}", "Bars are means, dots single seeds.")
+    return apply_style(figure, f"Accuracy by {changed}", "Bars are means, dots single seeds.")
 
 
 def speed_against_accuracy(
@@ -164,7 +164,7 @@ def speed_against_accuracy(
     figure.add_hline(y=float(plain), line=dict(color=QUIET, dash="dot"))
     figure.update_xaxes(title=gain, ticksuffix=" x")
     figure.update_yaxes(title="accuracy", range=[0, 1.05], tickformat=".0%")
-    return styled(figure, "What savings cost", "Better is up and to the right; 1 x is the model as it is.")
+    return apply_style(figure, "What savings cost", "Better is up and to the right; 1 x is the model as it is.")
 
 
 def _has_room(across: float, up: float, named: list[tuple[float, float]]) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from corelens.heads import Head, HeadSet
 from corelens.scores import HeadScores, agreement
-from corelens.viz.style import ACCENT, QUIET, cells, colour_bar, colour_range, require_names, styled
+from corelens.viz.style import ACCENT, QUIET, apply_style, cells, colour_bar, colour_range, require_names
 
 Measure = Literal["jaccard", "shared", "spearman", "rank_biased_overlap"]
 _MEASURES = {
@@ -71,7 +71,7 @@ def head_map(scores: HeadScores, marked: HeadSet) -> go.Figure:
     figure.update_xaxes(title="head", range=[-0.5, n_heads - 0.5], dtick=_step(n_heads, 16), showgrid=False)
     figure.update_yaxes(title="layer", range=[-0.5, n_layers - 0.5], dtick=_step(n_layers, 12), showgrid=False)
     outlined = f" Outlined: {marked.name}." if len(marked) else ""
-    return styled(
+    return apply_style(
         figure,
         f"{scores.metric[:1].upper()}{scores.metric[1:]} of every head",
         f"{_aggregated(scores)} over {len(scores.samples)} samples.{outlined}",
@@ -103,7 +103,7 @@ def overlap_matrix(scores: Mapping[str, HeadScores], measure: Measure = "jaccard
     )
     of_sets = measure in ("jaccard", "shared")
     below = f"Top sets: {scores[names[0]].top(n).name.rpartition(' by ')[0]}." if of_sets else ""
-    return styled(
+    return apply_style(
         _table(values, names, names, measure.replace("_", " "), ".2f", dict(zmin=min(0.0, *values.flat), zmax=1.0)),
         _MEASURES[measure],
         below,
@@ -138,7 +138,9 @@ def depth_length_grid(
     figure = _table(values, rows, columns, "accuracy", ".0%", dict(zmin=0, zmax=1))
     figure.update_xaxes(title=f"length of the prompt ({unit})")
     figure.update_yaxes(title="depth of the evidence", autorange="reversed")
-    return styled(figure, "Accuracy by length of the prompt and depth of the evidence", "Depth 0 % is the beginning.")
+    return apply_style(
+        figure, "Accuracy by length of the prompt and depth of the evidence", "Depth 0 % is the beginning."
+    )
 
 
 def patching_map(
@@ -173,7 +175,7 @@ def patching_map(
     )
     figure.update_xaxes(title="place in the prompt", type="category", showgrid=False)
     figure.update_yaxes(title="layer", dtick=_step(len(values), 12), showgrid=False)
-    return styled(figure, "What a patch does, by layer and place", f"Colour: {effect}.")
+    return apply_style(figure, "What a patch does, by layer and place", f"Colour: {effect}.")
 
 
 def _table(

@@ -14,8 +14,8 @@ from torch import Tensor
 from corelens.data import Evidence
 from corelens.inputs.media import Picture, Video, load_picture
 from corelens.tokens import Box, TokenMap
-from corelens.viz.panels import PIXELS, Grid, data_url, views_of
-from corelens.viz.style import colour_bar, styled
+from corelens.viz.panels import PIXELS, Grid, data_url, media_views
+from corelens.viz.style import apply_style, colour_bar
 
 HEAT = [[0, "rgba(255,214,10,0)"], [0.25, "rgba(255,190,11,0.45)"], [1, "rgba(255,0,84,0.8)"]]
 """Clear where there is no attention, so that the picture shows through."""
@@ -81,7 +81,7 @@ def attention_over_media(
         ValueError: If the map is of several samples, does not fit media or attention, or knows no pixels; says why.
     """
     _require_match(media, attention, tokens)
-    views = [view for view in views_of(media, tokens) if view.grids]
+    views = [view for view in media_views(media, tokens) if view.grids]
     n_panels = len(attention) * len(views)
     columns = len(views) if len(attention) > 1 and len(views) > 1 else min(n_panels, 4)
     panels = [
@@ -152,7 +152,7 @@ def _draw(
 
 def _heated(figure: go.Figure, highest: float, title: str, below: str = "") -> go.Figure:
     figure.update_layout(coloraxis=dict(colorscale=HEAT, cmin=0, cmax=highest or 1.0, colorbar=colour_bar("attention")))
-    return styled(figure, title, below).update_layout(margin_b=16)
+    return apply_style(figure, title, below).update_layout(margin_b=16)
 
 
 def _require_attention(name: str, attention: Float[Tensor, "*axes"]) -> None:

@@ -58,12 +58,12 @@ class View:
         return region.seconds[0] < self.seconds[1] and self.seconds[0] < region.seconds[1]
 
 
-def views_of(media: Sequence[Picture | Video | Clip], tokens: TokenMap) -> list[View]:
+def media_views(media: Sequence[Picture | Video | Clip], tokens: TokenMap) -> list[View]:
     """The panels of one prompt, in its order; `tokens` is the map of it alone."""
     return [view for number, one in enumerate(media) for view in _views(number, one, tokens, len(media) > 1)]
 
 
-def spread(tokens: TokenMap, views: Sequence[View], values: Float[Tensor, "position"]) -> Float[Tensor, "cell"]:
+def flatten_panels(tokens: TokenMap, views: Sequence[View], values: Float[Tensor, "position"]) -> Float[Tensor, "cell"]:
     """Values of all visual tokens in the order in which views, their grids and these grids' rows list them."""
     cells = [tokens.grid(values, view.media, grid.view).flatten() for view in views for grid in view.grids]
     return torch.cat(cells) if cells else values[:0]
@@ -80,7 +80,7 @@ def data_url(picture: Image.Image, n_pixels: int) -> str:
 
 
 def _views(number: int, one: Picture | Video | Clip, tokens: TokenMap, several: bool) -> Iterator[View]:
-    placed = tokens.of_media(number)[0] & (tokens.row[0] >= 0) & (not tokens.no_boxes)
+    placed = tokens.media_tokens(number)[0] & (tokens.row[0] >= 0) & (not tokens.no_boxes)
     if isinstance(one, Video | Clip):
         name = f"video {number}" if several else ""
         for view in tokens.view[0, placed].unique().tolist():

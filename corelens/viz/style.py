@@ -59,7 +59,7 @@ def colours(n: int) -> list[str]:
     return list(islice(cycle((BLUE, VERMILION, GREEN, PINK, ORANGE, SKY)), n))
 
 
-def styled(figure: go.Figure, title: str, below: str = "") -> go.Figure:
+def apply_style(figure: go.Figure, title: str, below: str = "") -> go.Figure:
     """A figure in this look.
 
     Args:

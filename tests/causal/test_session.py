@@ -14,8 +14,8 @@ from scipy import stats
 from torch.testing import assert_close
 
 import corelens as cl
-from corelens import HeadScores, HeadSet, HookedMLLM, Role, Session, causal, dose_curve, sweep, toy, with_answers
-from corelens.causal import Paired
+from corelens import HeadScores, HeadSet, HookedMLLM, Role, Session, ablation_curve, append_answers, causal, sweep, toy
+from corelens.causal import PairedDifference
 from corelens.causal import session as sessions
 from corelens.inputs.prepare import PreparedInputs
 from tests.helpers import processors, tiny
@@ -44,7 +44,7 @@ def batch(model: Any, questions: list[str] = QUESTIONS) -> Any:
 
 
 def answered(model: Any) -> Any:
-    return with_answers(model, batch(model), ["seven", "It is blue and red"])
+    return append_answers(model, batch(model), ["seven", "It is blue and red"])
 
 
 # --- prefixes --------------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def interventions(cl: Any, inputs: Any) -> dict[str, Any]:
         "zero, late": lambda heads: cl.ablate(heads, positions="from_question"),
         "zero, everywhere": lambda heads: cl.ablate(heads),
         "even, late": lambda heads: cl.ablate(heads, "uniform", positions=late),
-        "cut edges": lambda heads: cl.knock_out(heads, "from_question", "image"),
+        "cut edges": lambda heads: cl.attention_knockout(heads, "from_question", "image"),
         "by hand": lambda heads: [(f"blocks.{layer}.attn.hook_z", partial(halve, head=head)) for layer, head in heads],
     }
 
@@ -209,7 +209,7 @@ def test_hooks_of_every_kind_pack_and_leave_nothing(model: Any):
     session = cl.Session(model, inputs)
     kinds = [
         cl.ablate([cl.Head(1, 2), cl.Head(2, 0)], positions="last"),
-        cl.knock_out([cl.Head(1, 1)], "question", "image"),
+        cl.attention_knockout([cl.Head(1, 1)], "question", "image"),
         cl.ablate([cl.Head(2, 3)], "zero_query", positions="answer"),
         [],
     ]
@@ -243,11 +243,11 @@ def test_layers_that_an_intervention_does_not_change_do_not_run(model: Any):
 @torch.no_grad()
 def test_whole_prompts_of_a_batch_of_one_share_passes(model: Any, monkeypatch: pytest.MonkeyPatch):
     """One pass for each would run the last layer five times more; a hook of unknown kind runs by itself."""
-    inputs = cl.with_answers(model, model.prepare([[picture(0), picture(0)]], QUESTIONS[:1]), ["It is blue"])
+    inputs = cl.append_answers(model, model.prepare([[picture(0), picture(0)]], QUESTIONS[:1]), ["It is blue"])
     kinds = [
         cl.ablate([cl.Head(1, 2)]),
         cl.ablate([cl.Head(2, 1)]),
-        cl.knock_out([cl.Head(1, 1)], "image", "structural"),
+        cl.attention_knockout([cl.Head(1, 1)], "image", "structural"),
         cl.ablate([cl.Head(0, 3)], "zero_query", positions="image") + cl.ablate([cl.Head(2, 2)]),
         [],
     ]
@@ -330,7 +330,7 @@ def test_effects_in_loops(model: Any):
     inputs = answered(model)
     plain = model(inputs)
     other = model.run_with_hooks(inputs, fwd_hooks=[("blocks.0.hook_resid_post", lambda x, hook: x * 0.5)])
-    said, before = causal.Said.of(other, inputs), causal.Said.of(plain, inputs)
+    said, before = causal.AnswerLogProbs.of(other, inputs), causal.AnswerLogProbs.of(plain, inputs)
     p, q = plain.softmax(-1), other.softmax(-1)
     for sample in range(2):
         positions = inputs.tokens.answer[sample].nonzero().flatten().tolist()
@@ -339,19 +339,19 @@ def test_effects_in_loops(model: Any):
         divergence = sum(
             float((p[sample, i - 1] * (p[sample, i - 1] / q[sample, i - 1]).log()).sum()) for i in positions
         )
-        assert_close(causal.kl(said, before)[sample].item(), divergence, atol=1e-3, rtol=1e-3)
+        assert_close(causal.kl_div(said, before)[sample].item(), divergence, atol=1e-3, rtol=1e-3)
         first = other[sample, positions[0] - 1]
         assert causal.rank(said, before)[sample] == 1 + int((first > first[ids[positions[0]]]).sum())
-        difference = causal.logit_difference(torch.tensor([5, 6]))(said, before)[sample]
+        difference = causal.logit_diff(torch.tensor([5, 6]))(said, before)[sample]
         assert_close(difference, first[ids[positions[0]]] - first[5 + sample], atol=1e-4, rtol=1e-4)
-    assert_close(causal.kl(before, before), torch.zeros(2))
+    assert_close(causal.kl_div(before, before), torch.zeros(2))
 
 
 def test_answers_that_cannot_be_expected(model: Any):
     with pytest.raises(ValueError, match="1 answers were given for 2 prompts"):
-        with_answers(model, batch(model), ["seven"])
+        append_answers(model, batch(model), ["seven"])
     with pytest.raises(ValueError, match="the answer '' has no token"):
-        with_answers(model, batch(model), ["seven", ""])
+        append_answers(model, batch(model), ["seven", ""])
     with pytest.raises(ValueError, match="these prompts have no expected answers"):
         sweep(model, batch(model))
     with pytest.raises(ValueError, match="L7H0 does not exist"):
@@ -364,37 +364,37 @@ def test_answers_that_cannot_be_expected(model: Any):
 
 def test_answers_are_right_wrong_or_none(toy_model: Any):
     scenes = list(toy.scenes(4, seed=8))
-    batches = list(cl.prepared_batches(toy_model, scenes, 2, "prepare"))
-    found = cl.answers(toy_model, batches, choices={sample.answer for sample in scenes})
+    batches = list(cl.prepare_batches(toy_model, scenes, 2, "prepare"))
+    found = cl.evaluate(toy_model, batches, choices={sample.answer for sample in scenes})
     assert found.scores.tolist() == [
-        float(said == sample.answer) for said, sample in zip(found.said, scenes, strict=True)
+        float(said == sample.answer) for said, sample in zip(found.predictions, scenes, strict=True)
     ]
     assert found.accuracy == found.scores.sum().item() / 4
     everything = cl.ablate(toy_model.heads)
-    lost = cl.answers(toy_model, batches, everything, choices=["no such answer"])
+    lost = cl.evaluate(toy_model, batches, everything, choices=["no such answer"])
     assert not lost.parsed.any()
-    assert cl.answers(toy_model, batches, everything).parsed.all()
+    assert cl.evaluate(toy_model, batches, everything).parsed.all()
 
 
 def test_paired_differences_and_their_interval():
     rng = np.random.default_rng(0)
     before = torch.from_numpy(rng.normal(size=200))
     shifts = torch.from_numpy(rng.normal(0.3, 1, size=200))
-    pair = Paired(before, before + shifts)
+    pair = PairedDifference(before, before + shifts)
     low, high = pair.interval()
     normal = stats.norm.interval(0.95, float(shifts.mean()), float(shifts.std()) / 200**0.5)
     assert_close((low, high), normal, atol=0.03, rtol=0)
     assert_close(pair.p_value(), float(stats.ttest_1samp(shifts, 0).pvalue), atol=2e-3, rtol=0)
-    same = Paired(before > 0, before > 0)
+    same = PairedDifference(before > 0, before > 0)
     assert (same.mean, same.interval(), same.p_value()) == (0.0, (0.0, 0.0), 1.0)
     with pytest.raises(ValueError, match="at least two samples, and there is 1"):
-        Paired(before[:1], before[1:2]).interval()
+        PairedDifference(before[:1], before[1:2]).interval()
 
 
 def test_a_dose_curve_measures_every_set_of_heads():
     values = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(0))
     scores = HeadScores(values, "something", ("a", "b", "c"))
-    curve = dose_curve(scores, lambda heads: 1 - len(heads) / 20, fractions=(0.1, 0.5, 0.8), seeds=range(3))
+    curve = ablation_curve(scores, lambda heads: 1 - len(heads) / 20, fractions=(0.1, 0.5, 0.8), seeds=range(3))
     assert_close(curve.mean("top"), [0.9, 0.5, 0.2])
     assert curve.sd("random")[:2] == [0.0, 0.0]
     assert [len(sets) for sets in curve.heads["random"]] == [3, 3, 0]
@@ -402,4 +402,4 @@ def test_a_dose_curve_measures_every_set_of_heads():
     assert np.isnan(curve.mean("next")[2])
     assert curve.heads["top"][0][0].heads == tuple(scores.ranked()[:2])
     with pytest.raises(ValueError, match=r"fraction=0\.0 is outside"):
-        dose_curve(scores, lambda heads: 1 / 0, fractions=(0.1, 0.0))
+        ablation_curve(scores, lambda heads: 1 / 0, fractions=(0.1, 0.0))

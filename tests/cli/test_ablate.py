@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_scanning import content
 from torch.testing import assert_close
 from typer.testing import CliRunner
 
@@ -22,10 +21,11 @@ from corelens.cli import app
 from corelens.cli.options import texts
 from corelens.data import score
 from corelens.data.synthetic.text import plain_text
-from corelens.experiments.ablation import ablate_all
-from corelens.experiments.run_folder import Part, Run
-from corelens.experiments.sweep import sweep_all
+from corelens.experiments.ablation import run_ablation
+from corelens.experiments.run_folder import RunFolder, Shard
+from corelens.experiments.sweep import run_sweep
 from corelens.metrics import bootstrap_interval
+from tests.experiments.test_scan import content
 from tests.helpers import processors, tiny
 
 
@@ -101,11 +101,11 @@ def test_the_sweep_of_the_command_is_the_sweep(toy_model: Any, tmp_path: Path):
 @pytest.mark.parametrize("how", ["mean", "resample"])
 def test_groups_are_swept_with_what_the_samples_put_in_their_place(toy_model: Any, how: Any, tmp_path: Path):
     samples = list(toy.scenes(5, seed=0))
-    instead = {"mean": cl.mean_outputs, "resample": cl.drawn_outputs}[how](toy_model, samples)
+    instead = {"mean": cl.mean_activations, "resample": cl.resample_activations}[how](toy_model, samples)
     expected = cl.sweep(
-        toy_model, samples, partial(cl.ablate, how=how, instead=instead, positions="from_question"), per="group"
+        toy_model, samples, partial(cl.ablate, method=how, reference=instead, positions="from_question"), per="group"
     )
-    swept = sweep_all(toy_model, samples, how, "group", tmp_path / "run")
+    swept = run_sweep(toy_model, samples, how, "group", tmp_path / "run")
     assert [str(unit) for unit in swept.units] == [str(unit) for unit in expected.units]
     assert_close(swept.drop, expected.drop, atol=1e-5, rtol=1e-4)
     assert not (tmp_path / "run" / "sweep.safetensors").exists()
@@ -116,11 +116,11 @@ def test_samples_that_cannot_be_swept_are_left_out_with_their_reason(toy_model: 
     mixed = [replace(first, images=(tmp_path / "nowhere.png",)), second, replace(third, answer="")]
     for _ in range(2):  # the second time from the folder
         with pytest.warns(UserWarning, match="2 of 3 samples cannot be measured"):
-            swept = sweep_all(toy_model, mixed, per="layer", out=tmp_path / "run")
+            swept = run_sweep(toy_model, mixed, per="layer", out=tmp_path / "run")
         assert swept.samples == (second.id,)
         assert "there is no picture file" in swept.skipped[first.id]
         assert "has no token" in swept.skipped[third.id]
-        assert_close(swept.values, sweep_all(toy_model, [second], per="layer").values)
+        assert_close(swept.values, run_sweep(toy_model, [second], per="layer").values)
 
 
 # --- ablate ----------------------------------------------------------------------------------------------------------
@@ -141,14 +141,14 @@ def test_the_ablation_of_the_command_is_answers_without_each_set_of_heads(
     scores = cl.HeadScores.load(ranking)
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["chosen_by"] == result["chosen by"] == f"{scores.metric} of corelens/toy"
-    batches = list(cl.prepared_batches(toy_model, toy.scenes(12, seed=0), 12, "prepare"))
-    plain = cl.answers(toy_model, batches, max_new_tokens=32)
+    batches = list(cl.prepare_batches(toy_model, toy.scenes(12, seed=0), 12, "prepare"))
+    plain = cl.evaluate(toy_model, batches, max_new_tokens=32)
     conditions = result["data"]["scenes"]["conditions"]
     assert list(conditions) == ["plain", "top", "next-ranked", "random", "random, same layers", "bottom"]
     assert conditions["plain"] == {"accuracy": round(plain.accuracy, 4), "unreadable": 0.0}
     for name, heads in {"top": scores.top(), "next-ranked": scores.next(), "bottom": scores.bottom()}.items():
-        without = cl.answers(toy_model, batches, cl.ablate(heads), max_new_tokens=32)
-        pair = cl.causal.Paired(plain.scores, without.scores)
+        without = cl.evaluate(toy_model, batches, cl.ablate(heads), max_new_tokens=32)
+        pair = cl.causal.PairedDifference(plain.scores, without.scores)
         assert result["heads"][name] == [str(heads)]
         assert_close(conditions[name]["accuracy"], without.accuracy, atol=1e-4, rtol=0)
         assert_close(conditions[name]["change"], pair.mean, atol=1e-4, rtol=0)
@@ -156,7 +156,7 @@ def test_the_ablation_of_the_command_is_answers_without_each_set_of_heads(
         assert_close(conditions[name]["p"], pair.p_value(), atol=1e-4, rtol=0)
     for name, draw in {"random": scores.random, "random, same layers": scores.layer_matched_random}.items():
         expected = [
-            cl.answers(toy_model, batches, cl.ablate(draw(seed)), max_new_tokens=32).accuracy for seed in range(5)
+            cl.evaluate(toy_model, batches, cl.ablate(draw(seed)), max_new_tokens=32).accuracy for seed in range(5)
         ]
         assert_close(conditions[name]["of each draw"], expected, atol=1e-4, rtol=0)
     # It cannot see, and can answer.
@@ -178,23 +178,23 @@ def test_the_ablation_of_the_command_is_answers_without_each_set_of_heads(
 def test_answers_that_cannot_be_read_are_wrong_and_counted_apart(toy_model: Any, tmp_path: Path):
     asked = [replace(sample, scoring="numeric") for sample in toy.scenes(8, seed=0)]
     conditions = {"some": [cl.HeadSet.parse("L3H14"), cl.HeadSet.parse("L0H11")]}
-    ablated = ablate_all(toy_model, {"x": asked}, conditions, "mean", "decode", out=tmp_path / "run")
-    batches = list(cl.prepared_batches(toy_model, asked, 8, "prepare"))
-    plain = cl.answers(toy_model, batches, max_new_tokens=32)
+    ablated = run_ablation(toy_model, {"x": asked}, conditions, "mean", "decode", out=tmp_path / "run")
+    batches = list(cl.prepare_batches(toy_model, asked, 8, "prepare"))
+    plain = cl.evaluate(toy_model, batches, max_new_tokens=32)
     assert 0 < ablated.unreadable("plain", "x") == 1 - plain.parsed.float().mean().item() < 1
     assert ablated.accuracies("plain", "x") == [plain.accuracy]
-    instead = cl.mean_outputs(toy_model, asked)
+    instead = cl.mean_activations(toy_model, asked)
     for number, heads in enumerate(conditions["some"]):
         hooks = cl.ablate(heads, "mean", instead, phase="decode")
-        assert ablated.accuracies("some", "x")[number] == cl.answers(toy_model, batches, hooks, 32).accuracy
+        assert ablated.accuracies("some", "x")[number] == cl.evaluate(toy_model, batches, hooks, 32).accuracy
     before, after = ablated.values["plain"].nan_to_num()[:, 0], ablated.values["some"].nan_to_num().mean(1)
-    assert ablated.compared("some", "x").mean == pytest.approx(float((after - before).mean()))
+    assert ablated.paired_difference("some", "x").mean == pytest.approx(float((after - before).mean()))
 
 
 def test_pictures_and_plain_questions_share_a_run():
     model = cl.HookedMLLM(tiny.build("qwen3_vl"), processors.build("qwen3_vl"))
     sets = {"scenes": list(toy.scenes(3, seed=0)), "text": plain_text()[:3]}
-    ablated = ablate_all(model, sets, {"one": [cl.HeadSet.parse("L1H2")]}, max_new_tokens=3)
+    ablated = run_ablation(model, sets, {"one": [cl.HeadSet.parse("L1H2")]}, max_new_tokens=3)
     assert ablated.datasets == ("scenes",) * 3 + ("text",) * 3
     assert ablated.values["one"].shape == (6, 1)
     assert not ablated.skipped
@@ -281,23 +281,23 @@ def test_mistakes_are_named_before_anything_is_written(
 def test_samples_that_no_rule_can_score_are_refused_before_anything_runs(toy_model: Any, tmp_path: Path):
     (sample,) = toy.scenes(1, seed=0)
     with pytest.raises(ValueError, match="is scored by 'taste'; the rules that corelens has are"):
-        ablate_all(toy_model, [replace(sample, scoring="taste")], {}, out=tmp_path / "run")
+        run_ablation(toy_model, [replace(sample, scoring="taste")], {}, out=tmp_path / "run")
     with pytest.raises(ValueError, match="asks for a box: say in which unit the model answers, by box_unit="):
-        ablate_all(toy_model, [replace(sample, scoring="box")], {}, out=tmp_path / "run")
+        run_ablation(toy_model, [replace(sample, scoring="box")], {}, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     # The toy says no boxes.
-    assert ablate_all(toy_model, [replace(sample, scoring="box")], {}, box_unit="pixels").unreadable("plain", "") == 1
+    assert run_ablation(toy_model, [replace(sample, scoring="box")], {}, box_unit="pixels").unreadable("plain", "") == 1
 
 
 def test_parts_without_a_measured_sample_are_kept(tmp_path: Path):
-    empty = Part((), (), {}, {"a": "it is gone"})
-    full = Part(("b",), ("x",), {"drop": torch.tensor([[1.5, float("nan")]])})
-    with Run.opened(tmp_path / "run", {"work": "sweep"}) as run:
+    empty = Shard((), (), {}, {"a": "it is gone"})
+    full = Shard(("b",), ("x",), {"drop": torch.tensor([[1.5, float("nan")]])})
+    with RunFolder.open(tmp_path / "run", {"work": "sweep"}) as run:
         for number, part in enumerate((empty, full)):
             run.write(number, part)
         assert run.read(0) == empty
         again = run.read(1)
         assert again is not None
     assert_close(again.values["drop"], full.values["drop"], equal_nan=True)
-    whole = Part.joined([empty, again])
+    whole = Shard.concatenate([empty, again])
     assert (whole.samples, whole.datasets, whole.skipped) == (("b",), ("x",), {"a": "it is gone"})

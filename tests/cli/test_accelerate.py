@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_cli_causal import invoke, said
-from test_scanning import content
 
 from corelens.heads import HeadSet
 from corelens.reports import write_report
 from corelens.scores import HeadScores
 from corelens.sparse import hybrid
+from tests.cli.test_ablate import invoke, said
+from tests.experiments.test_scan import content
 
 
 def ranking(folder: Path) -> Path:
@@ -26,7 +26,7 @@ def ranking(folder: Path) -> Path:
 
 
 def test_the_command_compares_plans_and_goes_on_where_it_was(toy_model: Any, tmp_path: Path):
-    from corelens.sparse import place
+    from corelens.sparse import resolve
 
     options = ["--data", "scenes=18", "--scores", ranking(tmp_path), "--sink", 4, "--window", 16, "--budget", 0.05]
     options += ["--max-new-tokens", 4, "--out", tmp_path / "run"]
@@ -40,7 +40,7 @@ def test_the_command_compares_plans_and_goes_on_where_it_was(toy_model: Any, tmp
     assert conditions["plain"]["accuracy"] >= 0.9
     assert conditions["core 5%"]["change"] >= -0.1
     assert conditions["random 5%"]["change"] < -0.3
-    placed = place(
+    placed = resolve(
         hybrid(HeadSet.parse("L3H14, L3H0, L2H10, L2H4, L2H6"), 4, 16, granularity="query"), toy_model.hf_model
     )
     core = found["plans"]["core 5%"]
@@ -73,7 +73,7 @@ def test_plans_that_change_nothing_are_named_before_anything_runs(
     def stop(*_: Any, **__: Any) -> None:
         raise ValueError("enough")
 
-    monkeypatch.setattr("corelens.experiments.sparse_eval.accelerate_all", stop)
+    monkeypatch.setattr("corelens.experiments.sparse_eval.run_sparse_eval", stop)
     options = ["--data", "scenes=2", "--scores", ranking(tmp_path), "--sink", sink, "--window", window]
     ran = invoke("accelerate", *options, "--out", tmp_path / "run")
     assert "enough" in said(ran)

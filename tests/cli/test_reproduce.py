@@ -11,12 +11,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import test_data_readers as files
 from PIL import Image
 from typer.testing import CliRunner
 
 from corelens.cli import app
-from corelens.study import Size
+from corelens.study import StudyBudget
+from tests.data.readers import test_readers as files
 from tests.helpers import processors, tiny, verified, video_processors
 
 PAGE = (verified.ROOT / "docs" / "reproduce.md").read_text()
@@ -123,7 +123,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("corelens.study.verdict.N_DRAWS", 10)
-    monkeypatch.setattr("corelens.study.QUICK", Size(1, (0.2,), (("mean", "both"),), (0.05,), 1))
+    monkeypatch.setattr("corelens.study.QUICK", StudyBudget(1, (0.2,), (("mean", "both"),), (0.05,), 1))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bin").mkdir()
     return tmp_path

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from corelens import HookedMLLM, scan
-from corelens.data import Evidence, Sample, evidence_tokens, haystacks, prepared_batches
+from corelens.data import Evidence, Sample, evidence_tokens, haystacks, prepare_batches
 from corelens.tokens import Box, Role, TokenMap, grid_boxes
 from tests.helpers import processors, tiny
 
@@ -100,17 +100,17 @@ def test_a_batch_with_one_weighted_sample_is_weights_throughout(model: Any):
         Sample("a", "Which digit is red?", "7", (picture(),), (Evidence(box),)),
         Sample("b", "Red?", "7", (picture(1),), (Evidence(box, weight=0.25),)),
     ]
-    ((batch, inputs),) = prepared_batches(model, samples, 2, "test")
+    ((batch, inputs),) = prepare_batches(model, samples, 2, "test")
     mask = evidence_tokens(batch, inputs.tokens)
     assert mask.shape == inputs["input_ids"].shape
     assert mask[0].unique().tolist() == [0, 1]
     assert mask[1].unique().tolist() == [0, 0.25]
-    assert torch.equal(mask[:1] > 0, inputs.tokens[0].inside(box))
+    assert torch.equal(mask[:1] > 0, inputs.tokens[0].in_box(box))
 
 
 def test_all_of_a_picture_are_all_of_its_visual_tokens_and_of_no_other(model: Any):
     sample = Sample("s", "Which digit is red?", "7", (picture(), picture(1)), (Evidence(media=1),))
-    ((batch, inputs),) = prepared_batches(model, [sample], 1, "test")
+    ((batch, inputs),) = prepare_batches(model, [sample], 1, "test")
     tokens = inputs.tokens
     assert torch.equal(evidence_tokens(batch, tokens), tokens.image & (tokens.media == 1))
     assert torch.equal(evidence_tokens(batch, tokens, "fraction"), (tokens.image & (tokens.media == 1)).float())
@@ -129,7 +129,7 @@ def test_pictures_may_be_paths_or_functions_and_are_read_when_prepared(model: An
         for name, image in (("given", picture()), ("path", tmp_path / "a.png"), ("function", drawn))
     ]
     assert not read
-    ((_, inputs),) = prepared_batches(model, samples, 3, "test")
+    ((_, inputs),) = prepare_batches(model, samples, 3, "test")
     assert read == [True]
     pixels = inputs["pixel_values"].chunk(3)
     assert torch.equal(pixels[0], pixels[1])
@@ -141,7 +141,7 @@ def test_a_prompt_puts_media_between_texts(model: Any):
     prompt = ("Look at", 0, "and then at", 1, "Which digit is red?")
     sample = Sample("s", "Which digit is red?", "7", (picture(), picture(1)), prompt=prompt)
     plain = replace(sample, prompt=())
-    ((_, inputs), (_, other)) = prepared_batches(model, [sample, plain], 1, "test")
+    ((_, inputs), (_, other)) = prepare_batches(model, [sample, plain], 1, "test")
     first, second = (inputs.tokens.media[0] == media for media in (0, 1))
     between = inputs.tokens.question[0, int(first.nonzero()[-1]) : int(second.nonzero()[0])]
     assert between.any()
@@ -172,4 +172,4 @@ def test_values_that_are_no_evidence_and_samples_that_do_not_fit_together():
 def test_a_picture_that_cannot_be_read_is_named_with_its_samples(model: Any):
     sample = Sample("lost", "q?", "a", ("nowhere.png",))
     with pytest.raises(FileNotFoundError, match=r"samples lost to lost: there is no picture file 'nowhere\.png'"):
-        list(prepared_batches(model, [sample], 1, "test"))
+        list(prepare_batches(model, [sample], 1, "test"))

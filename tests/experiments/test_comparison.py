@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import corelens as cl
 from corelens import HeadScores, HeadSet, agreement, toy
 from corelens.cli import app
-from corelens.experiments.comparison import compared, in_thirds, mean_depth
+from corelens.experiments.comparison import compare_rankings, in_thirds, mean_depth
 from corelens.head_formats import load_head_score_list, load_published
 from corelens.metrics import overlap, spearman, spearman_interval
 
@@ -80,28 +80,28 @@ def test_the_interval_of_a_rank_correlation_holds_it_as_often_as_it_says():
 
 def test_a_list_without_scores_is_compared_with_as_many_heads(run: Any):
     listed = HeadSet.parse("L0H1, L5H5, L0H0")
-    found = compared(run, listed)
-    assert str(found.own) == "L0H0, L0H1, L0H2"
+    found = compare_rankings(run, listed)
+    assert str(found.top) == "L0H0, L0H1, L0H2"
     assert (found.overlap.shared, found.jaccard) == (2, 0.5)
     assert found.ranks is not None
     assert (found.ranks.spearman, found.ranks.n_heads) == (pytest.approx(-0.5), 3)  # of 3, 2, 1 beside 2, 1, 3
     assert found.overlap.expected == pytest.approx(9 / 72)
-    assert compared(run, listed, 1).overlap.shared == 0  # the best of the list is L0H1
+    assert compare_rankings(run, listed, 1).overlap.shared == 0  # the best of the list is L0H1
     with pytest.raises(ValueError, match="n=4 means 4 of 3 heads; it must be between 1 and 3"):
-        compared(run, listed, 4)
+        compare_rankings(run, listed, 4)
 
 
 def test_ranks_are_over_the_heads_that_both_score(run: Any):
     values = torch.full((9, 8), math.nan)
     values[0, :4] = torch.tensor([4.0, 3.0, 1.0, 2.0])
-    found = compared(run, scores(values))
-    assert len(found.own) == 4
+    found = compare_rankings(run, scores(values))
+    assert len(found.top) == 4
     assert found.ranks is not None
     assert found.ranks.n_heads == 4
     assert found.ranks.spearman == pytest.approx(1 - 6 * 2 / (4 * 15))  # 1 - 6 sum d² / (n (n² - 1))
-    assert compared(run, scores(values.clamp(max=1.0))).ranks is None  # all alike
-    whole = compared(run, replace(run, values=run.values.flip(2)))
-    assert len(whole.own) == 4  # 5 % of 72, rounded up
+    assert compare_rankings(run, scores(values.clamp(max=1.0))).ranks is None  # all alike
+    whole = compare_rankings(run, replace(run, values=run.values.flip(2)))
+    assert len(whole.top) == 4  # 5 % of 72, rounded up
     assert whole.overlap.shared == 0
     assert whole.ranks is not None
     assert whole.ranks.n_heads == 72
@@ -109,12 +109,12 @@ def test_ranks_are_over_the_heads_that_both_score(run: Any):
 
 def test_what_is_of_another_model_is_refused(run: Any):
     with pytest.raises(ValueError, match="the run has 9 layers of 8 heads, and the other 9 of 4"):
-        compared(run, scores(torch.ones(9, 4)))
+        compare_rankings(run, scores(torch.ones(9, 4)))
     hybrid = replace(run, values=run.values.clone())
     hybrid.values[:, 3] = math.nan
     for heads in ("L3H0", "L9H0", "L0H8"):
         with pytest.raises(ValueError, match=f"{heads} is listed and has no score in the run, which has 9 layers of 8"):
-            compared(hybrid, HeadSet.parse(heads))
+            compare_rankings(hybrid, HeadSet.parse(heads))
 
 
 def test_depth_is_relative_to_the_model():
@@ -193,9 +193,9 @@ def test_other_files_are_refused(written: str, message: str, tmp_path: Path):
 @pytest.fixture(scope="module")
 def scanned(toy_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    cl.scan_all(toy_model, toy.scenes(6, seed=0), ["vera", "ram"], out=folder / "scan")
-    cl.sweep_all(toy_model, toy.scenes(2, seed=0), out=folder / "sweep")
-    cl.sweep_all(toy_model, toy.scenes(2, seed=0), per="layer", out=folder / "layers")
+    cl.scan_metrics(toy_model, toy.scenes(6, seed=0), ["vera", "ram"], out=folder / "scan")
+    cl.run_sweep(toy_model, toy.scenes(2, seed=0), out=folder / "sweep")
+    cl.run_sweep(toy_model, toy.scenes(2, seed=0), per="layer", out=folder / "layers")
     return folder
 
 
@@ -213,7 +213,7 @@ def test_the_command_says_and_writes_the_comparison(scanned: Path, tmp_path: Pat
     listed.save(tmp_path / "list.json")
     ran = invoke(scanned / "scan", tmp_path / "list.json", "--metric", "ram", "--json", tmp_path / "both.json")
     assert ran.exit_code == 0, ran.output
-    expected = compared(ram, listed)
+    expected = compare_rankings(ram, listed)
     found = json.loads((tmp_path / "both.json").read_text())
     assert found["in both"] == [str(head) for head in ram.top(3)]
     assert found["only in the other"] == ["L0H0"]

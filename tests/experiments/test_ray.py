@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from test_scanning import content, invoke
 
 from corelens import HookedMLLM, toy
 from corelens.data.readers.vidstg import FileFrames
+from corelens.experiments import scan
 from corelens.experiments.ray import _Scanner, scan_on_ray
-from corelens.experiments.resumable import described
-from corelens.experiments.scan import scan_all
+from corelens.experiments.resumable import model_fingerprint
+from corelens.experiments.scan import scan_metrics
+from tests.experiments.test_scan import content, invoke
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ def cluster() -> Iterator[str]:
 def _small_parts_and_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As actors with one CPU compute: other numbers of threads may round differently."""
 
-    monkeypatch.setattr(scanning, "PART", 4)
+    monkeypatch.setattr(scan, "SHARD_SIZE", 4)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -100,7 +101,7 @@ def test_a_killed_actor_costs_nothing_and_either_scan_goes_on_with_the_other(clu
     assert (tmp_path / "pictures" / "killed").exists()
     assert not ray.is_initialized()
     with pytest.warns(UserWarning, match="1 of 14 samples cannot be measured"):
-        expected = scan_all(toy_model(), {"x": chosen}, measures, out=tmp_path / "serial", batch_size=3)
+        expected = scan_metrics(toy_model(), {"x": chosen}, measures, out=tmp_path / "serial", batch_size=3)
     whole = content(tmp_path / "serial")
     assert len(whole) == 1 + 4 + 2
     assert content(tmp_path / "ray") == whole
@@ -110,7 +111,7 @@ def test_a_killed_actor_costs_nothing_and_either_scan_goes_on_with_the_other(clu
 
     for folder, scan in {
         "serial": partial(scan_on_ray, toy_model, address=cluster, actors=1),
-        "ray": partial(scan_all, toy_model()),
+        "ray": partial(scan_metrics, toy_model()),
     }.items():
         for name in ("parts/00001.parquet", "parts/00003.parquet", "ram.safetensors", "entropy.safetensors"):
             (tmp_path / folder / name).unlink()
@@ -181,9 +182,9 @@ def test_mistakes_are_named_before_anything_starts(tmp_path: Path, monkeypatch: 
 
 
 def test_a_machine_without_a_file_of_the_first_is_named(tmp_path: Path):
-    from corelens.experiments.scan import chosen
+    from corelens.experiments.scan import scan_config
 
-    scanner = _Scanner(toy_model, described(toy_model()), chosen(["ram"]))
+    scanner = _Scanner(toy_model, model_fingerprint(toy_model()), scan_config(["ram"]))
     assert scanner({"number": 3, "samples": [], "files": [__file__]})["number"] == 3
     with pytest.raises(
         FileNotFoundError, match=r" has no file 'nowhere.png', which the machine that began the scan has"

@@ -18,11 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 from corelens import Box, Evidence, HeadScores, HookedMLLM, Role, TokenMap, metrics, scan
-from corelens.causal.answers import greedy_answers, saying, with_answers
+from corelens.causal.answers import answer_positions, append_answers, greedy_answers
 from corelens.cli import app
-from corelens.experiments.head_metrics import DESCRIPTIONS
-from corelens.experiments.run_folder import Run
-from corelens.experiments.scan import OTHER_QUESTIONS, scan_all
+from corelens.experiments import scan as scan_module
+from corelens.experiments.head_metrics import DESCRIPTIVE_METRICS
+from corelens.experiments.run_folder import RunFolder
+from corelens.experiments.scan import OTHER_QUESTIONS, scan_metrics
 from corelens.inputs.prepare import PreparedInputs
 from corelens.metrics import Metric, localization_heads
 from tests.helpers import processors, tiny
@@ -45,20 +46,20 @@ def whole(model: Any, inputs: Any) -> Any:
 
 def by_hand(model: Any, metric: Any, sample: Any, question: str | None = None) -> Tensor:
     """A metric of one sample from whole patterns, head by head: sums over the evidence, means over query tokens."""
-    from corelens.causal.answers import said
+    from corelens.causal.answers import answer_targets
 
     inputs = model.prepare(list(sample.images), question or sample.question)
-    covers = torch.stack([inputs.tokens.inside(region.box) for region in sample.evidence]).any(0)
+    covers = torch.stack([inputs.tokens.in_box(region.box) for region in sample.evidence]).any(0)
     queries, n = inputs.tokens.question if metric.queries == "question" else inputs.tokens.last, covers.shape[1]
     own = metric.queries in ("generated", "uncertain")
-    full = with_answers(model, inputs, greedy_answers(model, inputs, 4) if own else [sample.answer])
+    full = append_answers(model, inputs, greedy_answers(model, inputs, 4) if own else [sample.answer])
     logits, cache = whole(model, full)
     asked = torch.nn.functional.pad(queries, (0, full["input_ids"].shape[1] - n))
     if metric.queries in ("answer", "generated"):
-        asked = saying(full.tokens)
+        asked = answer_positions(full.tokens)
     if metric.queries == "uncertain":
         entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
-        asked = saying(full.tokens) & (entropy == entropy[saying(full.tokens)].max())
+        asked = answer_positions(full.tokens) & (entropy == entropy[answer_positions(full.tokens)].max())
     result = torch.zeros(3, 4)
     for layer in range(3):
         sinks = torch.zeros(1, covers.shape[1], dtype=torch.bool)
@@ -75,7 +76,11 @@ def by_hand(model: Any, metric: Any, sample: Any, question: str | None = None) -
                     if metric.contribution == "write_size":
                         one = one * written.norm()
                     if metric.contribution == "write_answer":
-                        token = said(full)[0, query] if said(full)[0, query] >= 0 else full["input_ids"][0, n]
+                        token = (
+                            answer_targets(full)[0, query]
+                            if answer_targets(full)[0, query] >= 0
+                            else full["input_ids"][0, n]
+                        )
                         one = one * (model.hf_model.get_output_embeddings().weight[token] @ written)
                     total = total + one
                 rows.append(total)
@@ -105,7 +110,7 @@ def test_every_axis_is_the_metric_on_whole_patterns(seeing: Any, monkeypatch: py
     find = metrics.attention_sinks
     monkeypatch.setattr(metrics, "attention_sinks", lambda resid: find(resid, 4))
     chosen = [Metric(f"m{number}", **axes) for number, axes in enumerate(AXES)]  # pyright: ignore
-    found = scan_all(seeing, samples(), chosen, batch_size=2, max_new_tokens=4)
+    found = scan_metrics(seeing, samples(), chosen, batch_size=2, max_new_tokens=4)
     for metric in chosen:
         assert found[metric.name].samples == ("s0", "s1", "s2", "s3", "s4")
         for index, sample in enumerate(samples()):
@@ -119,7 +124,7 @@ def test_every_axis_is_the_metric_on_whole_patterns(seeing: Any, monkeypatch: py
 
 @torch.no_grad()
 def test_descriptions_are_their_functions_on_whole_patterns(seeing: Any):
-    found = scan_all(seeing, samples(3), list(DESCRIPTIONS), batch_size=3)
+    found = scan_metrics(seeing, samples(3), list(DESCRIPTIVE_METRICS), batch_size=3)
     for index, sample in enumerate(samples(3)):
         inputs = seeing.prepare(list(sample.images), sample.question)
         _, cache = whole(seeing, inputs)
@@ -145,7 +150,7 @@ def test_evidence_in_fractions(seeing: Any):
     for index, sample in enumerate(samples(2)):
         inputs = seeing.prepare(list(sample.images), sample.question)
         _, cache = whole(seeing, inputs)
-        covers = torch.stack([inputs.tokens.inside(e.box, "fraction") for e in sample.evidence]).amax(0)
+        covers = torch.stack([inputs.tokens.in_box(e.box, "fraction") for e in sample.evidence]).amax(0)
         expected = metrics.retrieval_attention_mass(cache["pattern", 1], covers, inputs.tokens.last)
         assert_close(scores.values[index, 1], expected[0], atol=1e-5, rtol=1e-4)
 
@@ -166,14 +171,16 @@ def test_one_pass_serves_all_measures_and_nothing_square_is_made(seeing: Any, me
 
     passes = []
     with seeing.hf_model.register_forward_pre_hook(lambda *args: passes.append(1)), NoSquares():
-        scan_all(seeing, [sample], metrics)
+        scan_metrics(seeing, [sample], metrics)
     assert len(passes) == 1
 
 
 def test_localization_is_chosen_from_its_two_measures(seeing: Any):
-    found = scan_all(seeing, samples(), ["localization", "visual_share"])
+    found = scan_metrics(seeing, samples(), ["localization", "visual_share"])
     assert list(found) == ["localization", "visual_share"]
-    share, entropy = (scan_all(seeing, samples(), [name])[name].values for name in ("visual_share", "spatial_entropy"))
+    share, entropy = (
+        scan_metrics(seeing, samples(), [name])[name].values for name in ("visual_share", "spatial_entropy")
+    )
     assert torch.equal(found["localization"].values, localization_heads(share, entropy).float())
 
 
@@ -183,7 +190,7 @@ def test_localization_is_chosen_from_its_two_measures(seeing: Any):
 @torch.no_grad()
 @pytest.mark.parametrize("family", [*tiny.FAMILIES, "paligemma", "mllama", "qwen3_5", "idefics3", "llama4"])
 def test_positions_that_say_an_answer_attend_as_in_generation(family: str):
-    from corelens.causal.answers import said
+    from corelens.causal.answers import answer_targets
 
     model = HookedMLLM(tiny.build(family))
     tensors = tiny.batch(family)
@@ -202,10 +209,10 @@ def test_positions_that_say_an_answer_attend_as_in_generation(family: str):
         )
     answers = generated[:, n:].tolist()
     answers[1] = answers[1][:2]  # a shorter one, padded behind
-    inputs = with_answers(model, PreparedInputs(tensors, tokens), answers)
-    asked = saying(inputs.tokens)
+    inputs = append_answers(model, PreparedInputs(tensors, tokens), answers)
+    asked = answer_positions(inputs.tokens)
     assert asked.sum(-1).tolist() == inputs.tokens.answer.sum(-1).tolist() == [4, 2]
-    assert said(inputs)[asked].tolist() == answers[0] + answers[1]
+    assert answer_targets(inputs)[asked].tolist() == answers[0] + answers[1]
     assert inputs.tokens.last.nonzero().tolist() == [[0, n - 1], [1, n - 1]]
     _, cache = model.run_with_cache(inputs, queries=asked, names_filter=names)
     for name in names:
@@ -220,12 +227,12 @@ def test_answers_that_cannot_follow_are_named(seeing: Any):
     (sample,) = samples(1)
     inputs = seeing.prepare(list(sample.images), sample.question)
     with pytest.raises(ValueError, match="the answer '' has no token"):
-        with_answers(seeing, inputs, [""])
+        append_answers(seeing, inputs, [""])
     with pytest.raises(ValueError, match="2 answers were given for 1 prompts"):
-        with_answers(seeing, inputs, ["7", "8"])
+        append_answers(seeing, inputs, ["7", "8"])
     beside = HookedMLLM(tiny.build("florence2"))
     with pytest.raises(TypeError, match="has an encoder and a decoder: its answers do not follow the prompt"):
-        with_answers(beside, inputs, ["7"])
+        append_answers(beside, inputs, ["7"])
 
 
 def test_what_is_wrong_with_the_model_is_not_said_of_the_samples(seeing: Any, monkeypatch: pytest.MonkeyPatch):
@@ -271,16 +278,14 @@ def test_samples_that_cannot_be_measured_are_left_out_with_their_reason(
     with pytest.raises(ValueError, match="there is no measure 'rham'; there are ram, "):
         scan(seeing, good, "rham")
     with pytest.raises(ValueError, match="measures need different names, and these are called ram, ram"):
-        scan_all(seeing, good, ["ram", "ram"])
+        scan_metrics(seeing, good, ["ram", "ram"])
     with pytest.raises(ValueError, match="there is no measure; take"):
-        scan_all(seeing, good, [])
+        scan_metrics(seeing, good, [])
 
 
 def test_batches_shrink_when_memory_runs_out(seeing: Any, monkeypatch: pytest.MonkeyPatch):
-    from corelens.experiments import scan
-
     sizes = []
-    measure = scan.measure
+    measure = scan_module.score_heads
 
     def too_large(model: Any, inputs: Any, *args: Any) -> Any:
         sizes.append(len(inputs["input_ids"]))
@@ -289,7 +294,7 @@ def test_batches_shrink_when_memory_runs_out(seeing: Any, monkeypatch: pytest.Mo
         return measure(model, inputs, *args)
 
     expected = scan(seeing, samples(7), batch_size=1)
-    monkeypatch.setattr(asking, "measure", too_large)
+    monkeypatch.setattr(scan_module, "score_heads", too_large)
     scores = scan(seeing, samples(7), batch_size=7)
     assert sizes == [7, 4, 2, 2, 2, 1]
     assert scores.samples == expected.samples
@@ -309,7 +314,7 @@ def test_layers_may_be_offloaded():
 def test_data_sets_are_kept_apart(seeing: Any):
     scores = scan(seeing, {"odd": samples()[1::2], "even": samples()[::2]})
     assert scores.datasets == ("odd", "odd", "even", "even", "even")
-    assert scores.of_dataset("even").samples == ("s0", "s2", "s4")
+    assert scores.for_dataset("even").samples == ("s0", "s2", "s4")
 
 
 # --- run folders -----------------------------------------------------------------------------------------------------
@@ -317,10 +322,10 @@ def test_data_sets_are_kept_apart(seeing: Any):
 SCAN = """
 import sys
 from corelens import HookedMLLM
-from corelens.experiments.scan import scan_all
+from corelens.experiments.scan import scan_metrics
 from corelens import toy
 model = HookedMLLM.from_pretrained("corelens/toy")
-scan_all(model, toy.scenes(128, 3), ["ram", "write_ram"], out=sys.argv[1])
+scan_metrics(model, toy.scenes(128, 3), ["ram", "write_ram"], out=sys.argv[1])
 """
 
 
@@ -365,14 +370,14 @@ def test_a_scan_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Path):
 
 
 def test_finished_parts_are_read_and_give_the_same_scores(seeing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(scanning, "PART", 2)
+    monkeypatch.setattr(scan_module, "SHARD_SIZE", 2)
     bad = dataclasses.replace(samples(1)[0], id="bad", evidence=())
     everything = {"x": samples(), "y": [bad]}
     with pytest.warns(UserWarning, match="1 of 6 samples cannot be measured"):
-        first = scan_all(seeing, everything, ["ram", "entropy"], out=tmp_path / "run")
-    monkeypatch.setattr(scanning, "scan_part", None)
+        first = scan_metrics(seeing, everything, ["ram", "entropy"], out=tmp_path / "run")
+    monkeypatch.setattr(scan_module, "scan_part", None)
     with pytest.warns(UserWarning, match="1 of 6 samples cannot be measured"):
-        again = scan_all(seeing, everything, ["ram", "entropy"], out=tmp_path / "run")
+        again = scan_metrics(seeing, everything, ["ram", "entropy"], out=tmp_path / "run")
     for name in ("ram", "entropy"):
         assert torch.equal(first[name].values, again[name].values)
         assert dataclasses.replace(first[name], values=again[name].values) == again[name]
@@ -380,7 +385,7 @@ def test_finished_parts_are_read_and_give_the_same_scores(seeing: Any, tmp_path:
 
 
 def test_folders_refuse_other_scans_and_other_writers(seeing: Any, tmp_path: Path):
-    from corelens import scan_all
+    from corelens import scan_metrics
 
     folder = tmp_path / "run"
     scan(seeing, samples(), out=folder)
@@ -389,27 +394,27 @@ def test_folders_refuse_other_scans_and_other_writers(seeing: Any, tmp_path: Pat
     with pytest.raises(
         ValueError, match=r"run: measures\.vera was None and is \{'aggregation': 'mean', .*, \.\.\.\}\. Choose"
     ):
-        scan_all(seeing, samples(), ["ram", "vera"], out=folder)
+        scan_metrics(seeing, samples(), ["ram", "vera"], out=folder)
     with pytest.raises(ValueError, match=r"holds another run: samples was 5 and is 4; samples sha256 was"):
         scan(seeing, samples(4), out=folder)
     many = {str(number): "x" * 64 for number in range(9)}
-    with Run.opened(tmp_path / "many", {"work": "scan"} | many):
+    with RunFolder.open(tmp_path / "many", {"work": "scan"} | many):
         pass
     with (
         pytest.raises(ValueError, match=r"and 3 more\. Choose another folder") as refused,
-        Run.opened(tmp_path / "many", {"work": "scan"} | dict.fromkeys(many, "y" * 64)),
+        RunFolder.open(tmp_path / "many", {"work": "scan"} | dict.fromkeys(many, "y" * 64)),
     ):
         pass
     assert len(str(refused.value)) < 800
     with (
         pytest.raises(ValueError, match="holds a run of corelens scan, not of sweep"),
-        Run.opened(tmp_path / "many", {"work": "sweep"}),
+        RunFolder.open(tmp_path / "many", {"work": "sweep"}),
     ):
         pass
     with (
-        Run.opened(tmp_path / "held", {"work": "scan"}),
+        RunFolder.open(tmp_path / "held", {"work": "scan"}),
         pytest.raises(RuntimeError, match="another process is writing"),
-        Run.opened(tmp_path / "held", {"work": "scan"}),
+        RunFolder.open(tmp_path / "held", {"work": "scan"}),
     ):
         pass
     (tmp_path / "mine").mkdir()

@@ -16,7 +16,7 @@ from PIL import Image
 
 import corelens as cl
 from corelens import toy
-from corelens.experiments.head_metrics import Asked, measure
+from corelens.experiments.head_metrics import ScoringInputs, score_heads
 from corelens.explorer import Explorer, uploads
 from corelens.explorer.compute import MOST_UPLOADS, Cancelled
 from corelens.explorer.state import ExplorerState
@@ -24,7 +24,7 @@ from corelens.explorer.uploads import decoded
 from corelens.explorer.view import MOST_MAPS, _short
 from corelens.metrics import PRESETS
 from corelens.tokens import Role
-from corelens.viz.panels import spread, views_of
+from corelens.viz.panels import flatten_panels, media_views
 from tests.helpers import tiny
 
 CLOSE = {"rtol": 2e-3, "atol": 1e-5}
@@ -136,7 +136,7 @@ def test_the_map_is_the_attention_of_the_chosen_head_and_token(toy_model: Any, e
 
 def test_heads_are_coloured_by_what_a_scan_measures(toy_model: Any, explorer: Any, first: Any, scenes: Any):
     measures = ["ram", "write_ram", "vera", "visual_share", "entropy"]
-    scanned = cl.scan_all(toy_model, scenes[:1], measures)
+    scanned = cl.scan_metrics(toy_model, scenes[:1], measures)
     for name in measures:
         shown = np.array(explorer.look(replace(first, metric=name))["map"], float)
         assert np.allclose(shown, scanned[name].per_head, **CLOSE), name
@@ -144,7 +144,7 @@ def test_heads_are_coloured_by_what_a_scan_measures(toy_model: Any, explorer: An
 
 def test_effects_are_those_of_a_sweep(toy_model: Any, explorer: Any, first: Any, inputs: Any):
     shown = explorer.look(replace(first, metric="effect"))
-    swept = cl.sweep(toy_model, cl.with_answers(toy_model, inputs, [shown["before"]["text"]])).scores()
+    swept = cl.sweep(toy_model, cl.append_answers(toy_model, inputs, [shown["before"]["text"]])).scores()
     assert np.allclose(np.array(shown["map"], float), swept.values[0], rtol=2e-3, atol=1e-4)
 
 
@@ -159,7 +159,7 @@ def test_ablation_is_that_of_run_with_hooks(
 ):
     heads = cl.HeadSet.parse("L2H4, L2H6, L2H10, L3H0, L3H14")
     view = explorer.look(replace(first, ablated=heads.heads, how=how))
-    instead = cl.mean_outputs(toy_model, scenes) if how == "mean" else None
+    instead = cl.mean_activations(toy_model, scenes) if how == "mean" else None
     hooks = cl.ablate(heads, how, instead, positions="from_question")
     with torch.no_grad():
         plain, changed = (toy_model.run_with_hooks(inputs, fwd_hooks=own)[0, -1].softmax(-1) for own in ([], hooks))
@@ -185,7 +185,7 @@ def test_a_hidden_region_is_an_attention_knock_out(toy_model: Any, explorer: Any
     state = replace(first, heads=chosen, regions=(cl.Evidence(box),), blind=blind)
     view = explorer.look(state)
     heads = toy_model.heads if blind == "all" else chosen
-    hooks = cl.knock_out(heads, "from_question", inputs.tokens.inside(box))
+    hooks = cl.attention_knockout(heads, "from_question", inputs.tokens.in_box(box))
     with torch.no_grad():
         changed = toy_model.run_with_hooks(inputs, fwd_hooks=hooks)[0, -1].softmax(-1)
     token = toy_model.processor.tokenizer.convert_tokens_to_ids(view["alternatives"][0]["text"])
@@ -237,13 +237,13 @@ def test_tiles_an_overview_and_frames_are_views_of_their_own():
         seconds=torch.full((1, 5, 2), torch.nan), sizes=(((10, 8),),),
     )  # fmt: skip
     picture = Image.new("RGB", (10, 8))
-    tiles, overview = views_of([picture], tiled)
+    tiles, overview = media_views([picture], tiled)
     assert (tiles.name, overview.name) == ("tiles", "overview")
     assert [grid.x for grid in tiles.grids] == [[0, 5], [5, 10]]
     assert [grid.x for grid in overview.grids] == [[0, 3, 6, 10]]
-    assert spread(tiled, [tiles, overview], torch.arange(5.0)).tolist() == [0, 1, 2, 3, 4]
+    assert flatten_panels(tiled, [tiles, overview], torch.arange(5.0)).tolist() == [0, 1, 2, 3, 4]
     nowhere = replace(tiled, view=-torch.ones_like(tiled.view), row=-torch.ones_like(tiled.row), no_boxes="learned")
-    (view,) = views_of([picture], nowhere)
+    (view,) = media_views([picture], nowhere)
     assert view.grids == []
 
 
@@ -271,7 +271,7 @@ def test_evidence_is_marked_by_hand(toy_model: Any, explorer: Any, first: Any, i
     marked = explorer.look(replace(state, evidence=(cl.Evidence(box),)))
     other = toy_model.prepare(list(explorer.samples[first.sample].images), "which digit is red ?")
     _, cache = toy_model.run_with_cache(other, queries=other.tokens.last)
-    inside = other.tokens.inside(box)[0]
+    inside = other.tokens.in_box(box)[0]
     assert np.allclose(marked["map"][2], cache["pattern", 2][0, :, 0, inside].sum(-1), **CLOSE)
 
 
@@ -377,10 +377,10 @@ def test_measuring_after_a_prefix_is_measuring_a_whole_pass(name: str, metric: s
     rest = {column: -torch.ones_like(role) for column in ("media", "view", "row", "column")}
     nan = torch.full((*role.shape, 4), torch.nan)
     tokens = cl.TokenMap(role, overview=role < 0, box=nan, seconds=nan[..., :2], sizes=((), ()), **rest)
-    asked = Asked(tokens, role == Role.IMAGE, {"last": tokens.last}, -torch.ones_like(role))
+    asked = ScoringInputs(tokens, role == Role.IMAGE, {"last": tokens.last}, -torch.ones_like(role))
     one = PRESETS.get(metric, metric)
-    whole = measure(model, inputs, asked, [one])[metric]
-    after = measure(model, inputs, asked, [one], model.prefix(inputs, role.shape[1] - 4))[metric]
+    whole = score_heads(model, inputs, asked, [one])[metric]
+    after = score_heads(model, inputs, asked, [one], model.prefix(inputs, role.shape[1] - 4))[metric]
     print("largest difference", float((whole - after).abs().max()))
     torch.testing.assert_close(after, whole, rtol=1e-3, atol=1e-5)
 

@@ -56,7 +56,7 @@ def numbers() -> dict[str, Any]:
     scenes = list(toy.scenes(20, seed=1))
     inputs = model.prepare([list(sample.images) for sample in scenes[:4]], [sample.question for sample in scenes[:4]])
     with tempfile.TemporaryDirectory() as folder:
-        scores = cl.scan_all(model, scenes, ["ram", "write_ram", "entropy"], out=Path(folder, "run"))
+        scores = cl.scan_metrics(model, scenes, ["ram", "write_ram", "entropy"], out=Path(folder, "run"))
         files = {path.relative_to(folder).as_posix(): path for path in sorted(Path(folder, "run").rglob("*.*"))}
         run = {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in files.items()}
     core = scores["ram"].top(0.05)
@@ -64,7 +64,7 @@ def numbers() -> dict[str, Any]:
         logits, cache = model.run_with_cache(inputs, queries=inputs.tokens.last)
         with model.hooks(fwd_hooks=cl.ablate(core, "zero")):
             zeroed = model(inputs)
-        with model.hooks(fwd_hooks=cl.ablate(core, "mean", cl.mean_outputs(model, scenes[4:8]))):
+        with model.hooks(fwd_hooks=cl.ablate(core, "mean", cl.mean_activations(model, scenes[4:8]))):
             meaned = model(inputs)
         clean, corrupted = (
             model.prepare([list(scenes[0].images)], ["which digit is red ?"]),

@@ -23,13 +23,13 @@ import torch
 from transformers import AutoModelForImageTextToText, InternVLConfig, LlavaOnevisionConfig, Qwen3VLConfig
 
 from corelens.data import Sample
-from corelens.experiments.ablation import with_controls
-from corelens.hf.support import Known, known_types
+from corelens.experiments.ablation import head_controls
+from corelens.hf.support import TestedType, tested_types
 from corelens.inputs.token_geometry import SEGMENTS, VIDEO_SEGMENTS
 from corelens.metrics import PRESETS
 from corelens.scores import HeadScores
 from corelens.sparse.cost_model import DENSE, DEVICES, Shares, cache_bytes, decode_seconds, dimensions, prefill_seconds
-from corelens.study.budget import FULL, pieces
+from corelens.study.budget import FULL, planned_work
 from tests.helpers.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).parents[2]
@@ -95,7 +95,7 @@ def written(found: dict[str, dict[str, Any]]) -> str:
 @cache
 def tables() -> dict[str, list[list[Any]]]:
     """The tables of the docs by name, header first."""
-    known, titles = known_types(), [field.name.replace("_", " ") for field in fields(Known)]
+    known, titles = tested_types(), [field.name.replace("_", " ") for field in fields(TestedType)]
     functions = sorted({*SEGMENTS.values(), *VIDEO_SEGMENTS.values()}, key=lambda function: function.__name__)
     users = [
         [name for table in (SEGMENTS, VIDEO_SEGMENTS) for name, used in table.items() if used is function]
@@ -217,9 +217,9 @@ def _reproduction() -> Iterator[list[str]]:
     yield ["model", "command", "passes", "answers", "memory", "H100s a model", "time on these", "on eight"]
     h100, short, long = DEVICES["H100"], (400, 3600, 3000), {"all": (90_000, 32_000), "evidence": (3_000, 32_000)}
     any_scores = HeadScores(torch.rand(1, 8, 8), "ram", ("a",))
-    n_ablated = 1 + sum(map(len, with_controls(any_scores, 0.05).values()))
+    n_ablated = 1 + sum(map(len, head_controls(any_scores, 0.05).values()))
     hundred = [Sample("", "", "")] * 100
-    study = pieces(dict.fromkeys("abc", hundred), {"text": hundred[:20]}, FULL).values()
+    study = planned_work(dict.fromkeys("abc", hundred), {"text": hundred[:20]}, FULL).values()
     each = [sum(work.total for work in study if work.answers is answers) / 3 for answers in (False, True)]
     seen_by_study = sum(work.samples for work in study) / 3
     for name, pages, config, options in configs():

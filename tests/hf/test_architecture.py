@@ -285,7 +285,7 @@ def kinds_of_heads(model: Any) -> list[str]:
         "MLA": any("kv_b_proj" in dict(site.module.named_children()) for site in sites),
         "gated": any(site.gated and not site.mixing_norm for site in sites),
         "mixing norm": any(site.mixing_norm for site in sites),
-        "cross-attention": any(site.crossing for site in sites),
+        "cross-attention": any(site.is_cross_attention for site in sites),
     }
     return [kind for kind, true in found.items() if true]
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_architectures import SUPPORTED, build, wrap
 from torch import nn
 
 from corelens import Head, HookedMLLM, ablate
-from corelens.hf.module_outputs import seeing_once, towers
+from corelens.hf.module_outputs import cached_vision, vision_towers
 from tests.helpers import tiny
+from tests.hf.test_architecture import SUPPORTED, build, wrap
 
 
 def counted(module: nn.Module) -> list[int]:
@@ -38,10 +38,10 @@ def test_seeing_once_is_seeing_every_time_under_every_intervention(name: str):
 
     expected = [*logits()]
     assert not torch.equal(expected[0], expected[2]), "the intervention changes something"
-    with seeing_once(model.hf_model):
+    with cached_vision(model.hf_model):
         for _ in range(2):
             assert all(map(torch.equal, logits(), expected))
-    assert all("forward" not in vars(tower) for tower in towers(model.hf_model))
+    assert all("forward" not in vars(tower) for tower in vision_towers(model.hf_model))
 
 
 @torch.no_grad()
@@ -49,7 +49,7 @@ def test_seeing_once_is_seeing_every_time_under_every_intervention(name: str):
 def test_a_tower_runs_once_for_every_picture(family: str):
     model = HookedMLLM(tiny.build(family))
     one, other = (tiny.batch(family, seed=seed) for seed in (3, 4))
-    (calls,) = map(counted, towers(model.hf_model))
+    (calls,) = map(counted, vision_towers(model.hf_model))
 
     def told() -> Iterator[Any]:
         for heads in ([Head(0, 0)], [Head(1, 1)]):
@@ -59,6 +59,6 @@ def test_a_tower_runs_once_for_every_picture(family: str):
 
     expected = [*told()]
     every_time, calls[0] = calls[0], 0
-    with seeing_once(model.hf_model):
+    with cached_vision(model.hf_model):
         assert all(map(torch.equal, told(), expected))
     assert calls[0] == every_time / 2

@@ -53,7 +53,7 @@ def with_columns(model: Any, inputs: Any, head: Any, new: Tensor) -> Tensor:
 def test_zero_before_a_gate_is_zero_behind_it_and_in_the_weights(name: str):
     model, inputs = cl.HookedMLLM(tiny.build(name)), tiny.batch(name)
     heads = [model.heads[1], model.heads[-1]]
-    with cl.removed(model, heads):
+    with cl.zeroed_weights(model, heads):
         expected = model(inputs)
     for point in ("z", "o_in"):
         found = model.run_with_hooks(inputs, fwd_hooks=cl.ablate(heads, point=point))
@@ -85,7 +85,7 @@ def test_means_before_and_behind_a_gate_are_different_means(name: str):
     prompts = [model.prepare(list(sample.images), sample.question) for sample in samples()]
     head, logits = model.heads[-1], []
     for point in ("z", "o_in"):
-        means = cl.mean_outputs(model, samples(), point=point, batch_size=2)
+        means = cl.mean_activations(model, samples(), point=point, batch_size=2)
         shown = [model.run_with_cache(inputs)[1][point, head.layer, "attn"][0, :, head.head] for inputs in prompts]
         mean = torch.cat(shown).mean(0)
         assert_close(
@@ -95,14 +95,14 @@ def test_means_before_and_behind_a_gate_are_different_means(name: str):
     assert_close(logits[1], with_columns(model, prompts[0], head, mean.expand(prompts[0].shape[1], -1)))
     assert not torch.allclose(logits[0], logits[1], atol=1e-4)
     with pytest.raises(
-        ValueError, match=r"needs instead=mean_outputs\(model, samples\), and this was measured .* o_in"
+        ValueError, match=r"needs instead=mean_activations\(model, samples\), and this was measured .* o_in"
     ):
         cl.ablate([head], "mean", means)
 
 
 def test_a_norm_over_all_heads_lets_one_be_edited_behind_it_alone():
     model, inputs = cl.HookedMLLM(tiny.build("kosmos-2")), tiny.batch("kosmos-2")
-    with cl.removed(model, [cl.Head(1, 1)]):
+    with cl.zeroed_weights(model, [cl.Head(1, 1)]):
         expected = model(inputs)
     found = model.run_with_hooks(inputs, fwd_hooks=cl.ablate([cl.Head(1, 1)], point="o_in"))
     assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -119,7 +119,7 @@ def test_a_mean_query_meets_the_keys_as_they_are(name: str):
     model = cl.HookedMLLM(tiny.build(name), processors.build(name))
     inputs = model.prepare([list(s.images) for s in samples(2)], [s.question for s in samples(2)])
     head = model.heads[-1]
-    means = cl.mean_outputs(model, samples(), point="q")
+    means = cl.mean_activations(model, samples(), point="q")
     loop = [model.prepare(list(s.images), s.question) for s in samples()]
     shown = [model.run_with_cache(one)[1]["q", head.layer, "attn"][0, :, head.head] for one in loop]
     mean = torch.cat(shown).mean(0)
@@ -145,7 +145,7 @@ def test_a_mean_query_meets_the_keys_as_they_are(name: str):
 def test_heads_beside_or_at_an_encoder_are_ablated(name: str):
     model, inputs = cl.HookedMLLM(tiny.build(name)), tiny.batch(name)
     for head in (model.heads[1], model.heads[-1]):
-        with cl.removed(model, [head]):
+        with cl.zeroed_weights(model, [head]):
             expected = model(inputs)
         found = model.run_with_hooks(inputs, fwd_hooks=cl.ablate([head]))
         assert_close(found, expected, atol=2e-5, rtol=1e-4)
@@ -158,9 +158,12 @@ def test_what_needs_keys_of_the_sequence_is_refused_where_there_are_none():
     late[:, -2:], early[:, 4:6] = True, True
     before = model(inputs)
     assert not torch.allclose(
-        model.run_with_hooks(inputs, fwd_hooks=cl.knock_out([cl.Head(0, 0)], late, early)), before
+        model.run_with_hooks(inputs, fwd_hooks=cl.attention_knockout([cl.Head(0, 0)], late, early)), before
     )
-    for hooks in (cl.knock_out([cl.Head(1, 0)], late, early), cl.scale_attention([cl.Head(3, 0)], late, early, 2)):
+    for hooks in (
+        cl.attention_knockout([cl.Head(1, 0)], late, early),
+        cl.scale_attention([cl.Head(3, 0)], late, early, 2),
+    ):
         with pytest.raises(ValueError, match=r"layer [13] attends to the encoder, so that its keys are not positions"):
             model.run_with_hooks(inputs, fwd_hooks=hooks)
 
@@ -170,6 +173,6 @@ def test_answers_of_a_decoder_beside_an_encoder_do_not_follow_the_prompt(name: s
     model, tensors = cl.HookedMLLM(tiny.build(name)), tiny.batch(name)
     inputs = PreparedInputs(tensors, mapped(tensors | {"attention_mask": torch.ones_like(tensors["input_ids"])}))
     with pytest.raises(TypeError, match="has an encoder and a decoder: its answers do not follow the prompt"):
-        cl.with_answers(model, inputs, [[5], [6]])
+        cl.append_answers(model, inputs, [[5], [6]])
     with pytest.raises(ValueError, match="attends to an encoder: its prompts have no prefix"):
         model.prefix(inputs, 3)

@@ -117,7 +117,7 @@ def test_a_family_without_known_geometry_still_prepares_and_says_so(image: Image
     inputs = prepare(processors.build("llava"), config, image, "Which?")
     assert inputs.tokens.image.sum() == 16
     with pytest.raises(ValueError, match="how the visual tokens of some_other_model tile a picture is not known"):
-        inputs.tokens.inside((0, 0, 9, 9))
+        inputs.tokens.in_box((0, 0, 9, 9))
 
 
 def test_a_processor_that_does_not_belong_to_the_model(image: Image.Image):

@@ -64,13 +64,13 @@ def test_preparing_changes_nothing_of_the_processor():
 
 def test_each_size_is_measured_once(monkeypatch: pytest.MonkeyPatch):
     sizes: list[tuple[int, int]] = []
-    draw = processor_probe.coordinates
+    draw = processor_probe.coordinate_image
 
     def drawn(*size: int) -> Any:
         sizes.append(size)
         return draw(*size)
 
-    monkeypatch.setattr(coordinates, "coordinates", drawn)
+    monkeypatch.setattr(processor_probe, "coordinate_image", drawn)
     images = [picture(), picture(), picture().resize((60, 50))]
     prepare(processors.build("llava"), tiny.build("llava").config, images, ["Which?"] * 3)
     assert sorted(sizes) == [(60, 50), (112, 96)]

@@ -6,18 +6,18 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-import test_geometry
 import torch
 from PIL import Image
 
 from corelens.inputs.prepare import prepare
 from tests.helpers import processors, tiny
 from tests.helpers.architectures import ARCHITECTURES
+from tests.inputs import test_token_geometry
 
 # Processors of transformers 5.23 make arrays of tensors in a way that numpy deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
 
-FAMILIES = [name for name in processors.FAMILIES if name not in test_geometry.FAMILIES]
+FAMILIES = [name for name in processors.FAMILIES if name not in test_token_geometry.FAMILIES]
 SIZES = [(112, 96), (150, 100), (97, 180), (64, 64)]
 LARGER: dict[str, dict[str, Any]] = {
     "gemma4": dict(vision_config=dict(position_embedding_size=64)),
@@ -201,7 +201,7 @@ def test_learned_queries_have_positions_and_no_pixels(querying: Seeing):
     assert querying.processor.tokenizer.decode(inputs["input_ids"][tokens.question]) == "Which digit is red?"
     assert "without a grid" in repr(tokens)
     with pytest.raises(ValueError, match=f"visual tokens of {model_type} are learned queries.* has no pixels"):
-        tokens.inside((0, 0, 50, 50))
+        tokens.in_box((0, 0, 50, 50))
 
 
 def test_roles_in_a_batch_of_learned_queries(querying: Seeing):

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from corelens import HookedMLLM
-from corelens.inputs.processor_probe import Measured, coordinates
-from corelens.inputs.token_geometry import SEGMENTS, Seen, segments
+from corelens.inputs.processor_probe import ProcessorProbe, coordinate_image
+from corelens.inputs.token_geometry import SEGMENTS, ProcessedImage, segments
 from tests.helpers import processors, tiny
 from tests.helpers.architectures import ARCHITECTURES
 
@@ -30,7 +30,7 @@ FAMILIES = (
     "internvl", "gemma3", "gemma3_pan_and_scan", "idefics3", "smolvlm", "mistral3", "mistral_large4", "lighton_ocr",
     "deepseek_vl", "janus", "paligemma", "aya_vision", "cohere2_vision", "llama4", "perception_lm",
 )  # fmt: skip
-"""Those whose vision towers are asked here; `test_geometry_patches` sees what the decoders of the others get."""
+"""Those whose vision towers are asked here; `test_processor_probe` sees what the decoders of the others get."""
 VARIANTS = {"gemma3_pan_and_scan": "gemma3", "llava_pixtral": "llava"}
 """Of what they are variants."""
 CLIPPED = {"llava", "vipllava", "fast_vlm"}
@@ -83,7 +83,7 @@ def seeing(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 def test_every_family_with_rectangles_is_checked():
-    """Here or in `test_geometry_patches`, which takes all others of this table."""
+    """Here or in `test_processor_probe`, which takes all others of this table."""
     assert {VARIANTS.get(name, name) for name in processors.FAMILIES} == set(SEGMENTS)
 
 
@@ -237,7 +237,7 @@ def test_roles_and_views(seeing: Any):
 def test_regions_of_a_picture_that_is_seen_more_than_once(seeing: Any):
     tokens = seeing.model.prepare(picture((160, 96)), QUESTION).tokens
     box = (60, 20, 90, 50)
-    both, tiles, overview = (tokens.inside(box, views=views) for views in ("all", "tiles", "overview"))
+    both, tiles, overview = (tokens.in_box(box, views=views) for views in ("all", "tiles", "overview"))
     if tokens.overview.any():
         assert torch.equal(both, tiles | overview)
         assert not (tiles & overview).any()
@@ -276,7 +276,7 @@ def test_a_batch_is_its_samples_left_padded(seeing: Any):
 @pytest.mark.parametrize("size", [(6000, 400), (400, 5003), (333, 250)], ids=str)
 def test_tiles_of_large_pictures_are_exact(size: tuple[int, int]):
     """Eight bits of colour say where a tile ends, to a thousandth of its size."""
-    *tiles, whole = Measured(processors.build("internvl"), size).tiles
+    *tiles, whole = ProcessorProbe(processors.build("internvl"), size).tiles
     assert whole == (0, 0, *size)
     for extent, first, last in ((size[0], 0, 2), (size[1], 1, 3)):
         starts, ends = sorted({tile[first] for tile in tiles}), sorted({tile[last] for tile in tiles})
@@ -288,9 +288,9 @@ def test_tiles_of_large_pictures_are_exact(size: tuple[int, int]):
 def test_tiles_that_are_mostly_padding():
     """A picture of 230 x 25 pixels at the top left of four tiles of 112."""
     canvas = np.zeros((112, 4 * 112, 3))
-    canvas[:25, :230] = coordinates(230, 25)
+    canvas[:25, :230] = coordinate_image(230, 25)
     tiles = canvas.reshape(112, 4, 112, 3).transpose(1, 3, 0, 2)
-    seen = Measured(None, (230, 25))
+    seen = ProcessorProbe(None, (230, 25))
     regions = np.array(seen.regions(tiles[:3]))
     np.testing.assert_allclose(regions[:, 0], [0, 112, 224], atol=0.5)
     np.testing.assert_allclose(regions[:, 2], [112, 224, 336], atol=0.5)
@@ -302,7 +302,7 @@ def test_tiles_that_are_mostly_padding():
 def test_a_picture_that_another_follows_is_not_tiled_by_llava_onevision():
     """It is padded to a square instead."""
     config = SimpleNamespace(model_type="llava_onevision", vision_config=SimpleNamespace(image_size=56, patch_size=14))
-    measured = Measured(processors.build("llava_onevision"), (160, 96), 2)
-    (segment,) = segments(Seen(config, {}, 0, measured, 17))
+    measured = ProcessorProbe(processors.build("llava_onevision"), (160, 96), 2)
+    (segment,) = segments(ProcessedImage(config, {}, 0, measured, 17))
     assert (segment.rows, segment.columns, segment.end, segment.overview) == (4, 4, 1, False)
     np.testing.assert_allclose(segment.region, (0, -32, 160, 128), atol=0.5)

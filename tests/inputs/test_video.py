@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from transformers.video_utils import VideoMetadata
 
-from corelens import Box, Evidence, HookedMLLM, Role, Sample, Video, evidence_tokens, prepared_batches
+from corelens import Box, Evidence, HookedMLLM, Role, Sample, Video, evidence_tokens, prepare_batches
 from corelens.inputs import media, token_geometry
 from corelens.inputs.media import load_clip
 from corelens.viz import attention_over_media
-from corelens.viz.panels import spread, views_of
+from corelens.viz.panels import flatten_panels, media_views
 from tests.helpers import processors, tiny, video_processors
 
 needs_torchvision = pytest.mark.skipif(
@@ -214,7 +214,7 @@ def test_pictures_and_videos_are_numbered_as_in_the_prompt(family: str, taking_a
     assert set(tokens.role[tokens.media == film].tolist()) >= {Role.VIDEO}
     assert tokens.video[tokens.media == still].sum() == 0
     assert tokens.image[tokens.media == still].any()
-    assert tokens.inside((0, 0, WIDTH, HEIGHT), media=film).sum() == tokens.video.sum()
+    assert tokens.in_box((0, 0, WIDTH, HEIGHT), media=film).sum() == tokens.video.sum()
     alone = prepared(taking_all, noise(4)).tokens
     assert torch.equal(tokens.seconds[tokens.video], alone.seconds[alone.video])
     assert torch.equal(tokens.box[tokens.video], alone.box[alone.video])
@@ -222,7 +222,7 @@ def test_pictures_and_videos_are_numbered_as_in_the_prompt(family: str, taking_a
     assert first == 0
     if still == 1 and not tokens.box[tokens.image].isnan().any():
         with pytest.raises(ValueError, match=r"was given, but picture 1 of sample 0 is no video"):
-            tokens.inside((0, 0, 9, 9), media=1, seconds=(0, 0.1))
+            tokens.in_box((0, 0, 9, 9), media=1, seconds=(0, 0.1))
 
 
 @needs_torchvision
@@ -249,24 +249,24 @@ def test_a_batch_is_its_samples_left_padded(taking_all: Any):
 def test_evidence_in_space_and_time(family: str, sampling: Any):
     tokens = prepared(sampling, noise(12)).tokens
     box, corner = (0, 0, WIDTH, HEIGHT), (0, 0, 10, 10)
-    assert tokens.inside(box).sum() == tokens.video.sum()
-    assert tokens.inside(box, seconds=(0, 1.5)).sum() == tokens.video.sum()
-    chosen = tokens.inside(corner, seconds=(0.7, 0.74))
+    assert tokens.in_box(box).sum() == tokens.video.sum()
+    assert tokens.in_box(box, seconds=(0, 1.5)).sum() == tokens.video.sum()
+    chosen = tokens.in_box(corner, seconds=(0.7, 0.74))
     begins = [frames[0] / 8 for frames in views(family, SAMPLED[family])]
     showing = max(view for view, begin in enumerate(begins) if begin < 0.74)
     assert tokens.view[chosen].unique().tolist() == [showing]
     assert (tokens.row[chosen] == 0).all()
     # Half-open in time: a view that ends when the evidence begins shows none of it.
-    late = tokens.inside(box, seconds=(begins[1], 1.5))
+    late = tokens.in_box(box, seconds=(begins[1], 1.5))
     assert tokens.view[late].min() == 1
     for wrong in ((-0.1, 1), (0.5, 0.5), (1, 0.5), (0, 1.6), (0, float("nan"))):
         with pytest.raises(ValueError, match=r"is not a part of video 0 of sample 0, which lasts 1.5 seconds"):
-            tokens.inside(box, seconds=wrong)
+            tokens.in_box(box, seconds=wrong)
     with pytest.raises(ValueError, match=r"is not a region of video 0 of sample 0, which is 150 x 100 pixels"):
-        tokens.inside((0, 0, 151, 9))
+        tokens.in_box((0, 0, 151, 9))
     if family == "internvl":
         with pytest.raises(ValueError, match=r"or no sampled frame shows \(0, 0.1\) seconds"):
-            tokens.inside(box, seconds=(0, 0.1))
+            tokens.in_box(box, seconds=(0, 0.1))
 
 
 @needs_torchvision
@@ -313,7 +313,7 @@ def test_a_family_without_known_frames_still_prepares_and_says_so(monkeypatch: p
     tokens = prepared(model, noise(8)).tokens
     assert tokens.video.any()
     with pytest.raises(ValueError, match=r"tile a video is not known.*VIDEO_SEGMENTS\['qwen3_vl'\]"):
-        tokens.inside((0, 0, 9, 9))
+        tokens.in_box((0, 0, 9, 9))
 
 
 @needs_torchvision
@@ -388,10 +388,10 @@ def test_samples_with_videos_are_prepared_and_their_evidence_moves(sampling: Any
     left, right = Box(0, 0, 40, 40), Box(110, 60, 150, 100)
     moving = (Evidence(left, seconds=(0.25, 0.375)), Evidence(right, seconds=(1.25, 1.375)))
     sample = Sample("moving", QUESTION, "7", videos=(Video(noise(12), 8.0),), evidence=moving)
-    ((batch, inputs),) = prepared_batches(sampling, [sample], 1, "test")
+    ((batch, inputs),) = prepare_batches(sampling, [sample], 1, "test")
     tokens = inputs.tokens
     evidence = evidence_tokens(batch, tokens)
-    early, late = tokens.inside(left, seconds=(0.25, 0.375)), tokens.inside(right, seconds=(1.25, 1.375))
+    early, late = tokens.in_box(left, seconds=(0.25, 0.375)), tokens.in_box(right, seconds=(1.25, 1.375))
     assert torch.equal(evidence, early | late)
     assert not (early & late).any()
     for name, tensor in prepared(sampling, noise(12)).items():
@@ -402,11 +402,11 @@ def test_samples_with_videos_are_prepared_and_their_evidence_moves(sampling: Any
 def test_the_explorer_shows_the_frame_that_each_view_begins_with(family: str, sampling: Any):
     frames = np.stack([np.full((HEIGHT, WIDTH, 3), 20 * number, np.uint8) for number in range(12)])
     tokens = prepared(sampling, frames).tokens
-    panels = views_of([load_clip(Video(frames, 8.0), sampling.processor)], tokens)
+    panels = media_views([load_clip(Video(frames, 8.0), sampling.processor)], tokens)
     shown = [panel.picture.getpixel((9, 9)) for panel in panels]
     assert [colour[0] // 20 for colour in shown] == [view[0] for view in views(family, SAMPLED[family])]
     assert [list(panel.seconds or ()) for panel in panels] == tokens.seconds[tokens.video].unique(dim=0).tolist()
-    (n_visual,) = spread(tokens, panels, torch.ones(tokens.role.shape[1])).shape
+    (n_visual,) = flatten_panels(tokens, panels, torch.ones(tokens.role.shape[1])).shape
     assert n_visual == int((tokens.row >= 0).sum())
 
 

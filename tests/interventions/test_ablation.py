@@ -10,7 +10,17 @@ import torch
 from torch.testing import assert_close
 
 import corelens as cl
-from corelens import Head, HeadSet, HookedMLLM, Role, ablate, drawn_outputs, knock_out, mean_outputs, removed
+from corelens import (
+    Head,
+    HeadSet,
+    HookedMLLM,
+    Role,
+    ablate,
+    attention_knockout,
+    mean_activations,
+    resample_activations,
+    zeroed_weights,
+)
 from tests.helpers import processors, tiny
 from tests.helpers.questions import samples
 
@@ -57,7 +67,7 @@ def test_no_head_changes_nothing_and_lists_add_up():
 @torch.no_grad()
 @pytest.mark.parametrize("by_role", [False, True])
 def test_means_are_those_of_a_loop_over_samples(model: Any, by_role: bool):
-    means = mean_outputs(model, samples(), by_role=by_role, batch_size=2).values
+    means = mean_activations(model, samples(), by_role=by_role, batch_size=2).values
     for layer in range(3):
         found, roles = [], []
         for sample in samples():
@@ -72,7 +82,7 @@ def test_means_are_those_of_a_loop_over_samples(model: Any, by_role: bool):
 
 @torch.no_grad()
 def test_mean_ablation_writes_the_means(model: Any):
-    means, by_role = mean_outputs(model, samples()), mean_outputs(model, samples(), by_role=True)
+    means, by_role = mean_activations(model, samples()), mean_activations(model, samples(), by_role=True)
     inputs = model.prepare([list(s.images) for s in samples(2)], [s.question for s in samples(2)])
     _, plain = model.run_with_cache(inputs)
     for measured in (means, by_role):
@@ -92,7 +102,7 @@ def test_mean_ablation_writes_the_means(model: Any):
 
 @torch.no_grad()
 def test_resampled_outputs_are_outputs_of_the_same_role(model: Any):
-    drawn = drawn_outputs(model, samples(), by_role=True)
+    drawn = resample_activations(model, samples(), by_role=True)
     found: dict[int, list[torch.Tensor]] = {role: [] for role in Role}
     for sample in samples():
         inputs = model.prepare(list(sample.images), sample.question)
@@ -153,7 +163,7 @@ def test_every_way_of_generating_is_ablated(family: str, way: dict[str, Any]):
     settings = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None} | way
     weights = copy.deepcopy(model.hf_model.state_dict())
     torch.manual_seed(1)
-    with removed(model, heads):
+    with zeroed_weights(model, heads):
         expected = model.generate(inputs, **settings)
     torch.manual_seed(1)
     with model.hooks(fwd_hooks=ablate(heads)):
@@ -196,11 +206,11 @@ def some_positions(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-@pytest.mark.parametrize("kind", ["knock_out", "scale", "bias"])
+@pytest.mark.parametrize("kind", ["attention_knockout", "scale", "bias"])
 def test_edges_against_whole_patterns_written_by_hand(family: str, kind: str):
     model, inputs = cl.HookedMLLM(tiny.build(family)), tiny.batch(family)
     queries, keys = some_positions(inputs)
-    factor = {"knock_out": 0.0, "scale": 3.0, "bias": 0.25}[kind]
+    factor = {"attention_knockout": 0.0, "scale": 3.0, "bias": 0.25}[kind]
 
     def by_hand(pattern: torch.Tensor, hook: Any) -> torch.Tensor:
         edges = (queries[:, :, None] & keys[:, None])[:, None]
@@ -211,7 +221,7 @@ def test_edges_against_whole_patterns_written_by_hand(family: str, kind: str):
     expected = model.run_with_hooks(inputs, fwd_hooks=[("blocks.1.attn.hook_pattern", by_hand)])
     heads = [cl.Head(1, 1)]
     hooks = {
-        "knock_out": lambda: cl.knock_out(heads, queries, keys),
+        "attention_knockout": lambda: cl.attention_knockout(heads, queries, keys),
         "scale": lambda: cl.scale_attention(heads, queries, keys, factor),
         "bias": lambda: cl.bias_attention(heads, queries, keys, float(np.log(factor))),
     }[kind]()
@@ -228,12 +238,15 @@ def test_hidden_keys_are_those_that_no_head_and_no_query_sees(family: str):
     other = keys.roll(2, 1)
     heads = [head for head in model.heads if head.layer == 1]
     real = inputs["attention_mask"].bool()
-    for hooks, hidden in ((cl.hide([1], keys), keys), (cl.hide([1], keys) + cl.hide([1], other), keys | other)):
-        expected = model.run_with_hooks(inputs, fwd_hooks=cl.knock_out(heads, None, hidden))
+    for hooks, hidden in (
+        (cl.mask_keys([1], keys), keys),
+        (cl.mask_keys([1], keys) + cl.mask_keys([1], other), keys | other),
+    ):
+        expected = model.run_with_hooks(inputs, fwd_hooks=cl.attention_knockout(heads, None, hidden))
         assert_close(model.run_with_hooks(inputs, fwd_hooks=hooks)[real], expected[real], atol=2e-5, rtol=1e-4)
         assert not torch.allclose(model(inputs), expected, atol=1e-3)
     with pytest.raises(ValueError, match="queries of sample 0 would have nothing left to look at"):
-        model.run_with_hooks(inputs, fwd_hooks=cl.hide([1], real))
+        model.run_with_hooks(inputs, fwd_hooks=cl.mask_keys([1], real))
     assert not any(point.has_hooks() or point.ctx for point in model.hook_points())
 
 
@@ -242,9 +255,9 @@ def test_hidden_keys_are_those_that_no_head_and_no_query_sees(family: str):
 def test_hidden_keys_stay_hidden_in_generation(model: Any, way: dict[str, Any]):
     inputs = model.prepare([list(s.images) for s in samples(2)], [s.question for s in samples(2)])
     settings = {"max_new_tokens": 5, "do_sample": False, "output_logits": True, "return_dict_in_generate": True} | way
-    with model.hooks(fwd_hooks=cl.knock_out(model.heads, None, "image")):
+    with model.hooks(fwd_hooks=cl.attention_knockout(model.heads, None, "image")):
         expected = model.generate(inputs, **settings)
-    with model.hooks(fwd_hooks=cl.hide(range(3), "image")):
+    with model.hooks(fwd_hooks=cl.mask_keys(range(3), "image")):
         hidden = model.generate(inputs, **settings)
     assert torch.equal(hidden.sequences, expected.sequences)
     for logits, by_edges in zip(hidden.logits, expected.logits, strict=True):
@@ -268,7 +281,7 @@ def test_knock_outs_in_generation_hold_for_generated_queries(model: Any, way: di
     settings = {"max_new_tokens": 5, "do_sample": False, "output_logits": True, "return_dict_in_generate": True} | way
     with model.hooks(fwd_hooks=[(name, by_hand) for name in model.attn_names("attn_scores")]):
         expected = model.generate(inputs, **settings)
-    with model.hooks(fwd_hooks=cl.knock_out(heads, "question", "image")):
+    with model.hooks(fwd_hooks=cl.attention_knockout(heads, "question", "image")):
         cut = model.generate(inputs, **settings)
     assert torch.equal(cut.sequences, expected.sequences)
     for logits, by_hand_logits in zip(cut.logits, expected.logits, strict=True):
@@ -280,9 +293,9 @@ def test_functions_that_need_different_rows_nest(model: Any):
     """Each sees the rows it asked for, after the edits of those before it, and the edits add up."""
     inputs = model.prepare([list(s.images) for s in samples(2)], [s.question for s in samples(2)])
     tokens, name = inputs.tokens, "blocks.1.attn.hook_pattern"
-    first = cl.knock_out([cl.Head(1, 1)], "question", "image", phase="prefill")
-    second = cl.knock_out([cl.Head(1, 1)], tokens.last, "image", phase="prefill")
-    together = cl.knock_out([cl.Head(1, 1)], tokens.question | tokens.last, "image", phase="prefill")
+    first = cl.attention_knockout([cl.Head(1, 1)], "question", "image", phase="prefill")
+    second = cl.attention_knockout([cl.Head(1, 1)], tokens.last, "image", phase="prefill")
+    together = cl.attention_knockout([cl.Head(1, 1)], tokens.question | tokens.last, "image", phase="prefill")
     seen: list[torch.Tensor] = []
     with model.hooks(fwd_hooks=together):
         expected, whole = model.run_with_cache(inputs)
@@ -293,7 +306,7 @@ def test_functions_that_need_different_rows_nest(model: Any):
         logits, cache = model.run_with_cache(inputs, names_filter=name, queries=tokens.question)
     assert_close(logits[~tokens.padding], expected[~tokens.padding], atol=1e-5, rtol=1e-5)
     for mask, rows in ((tokens.last, seen[0]), (tokens.question, cache[name])):
-        real = cl.chosen_rows(mask)
+        real = cl.row_mask(mask)
         assert rows.shape[2] == real.shape[1]
         assert_close(rows.transpose(1, 2)[real], whole[name].transpose(1, 2)[mask], atol=1e-6, rtol=1e-5)
         assert rows.transpose(1, 2)[~real].isnan().all()
@@ -303,11 +316,11 @@ def test_functions_that_need_different_rows_nest(model: Any):
 def test_interventions_leave_nothing_behind(model: Any):
     inputs = model.prepare(None, "Which digit is red?")
     expected = model(inputs)
-    hooks = cl.ablate([cl.Head(0, 1)]) + cl.knock_out([cl.Head(1, 1)], "last", "structural", phase="prefill")
+    hooks = cl.ablate([cl.Head(0, 1)]) + cl.attention_knockout([cl.Head(1, 1)], "last", "structural", phase="prefill")
     model.run_with_hooks(inputs, fwd_hooks=hooks)
     everything = ~inputs.tokens.padding
     with pytest.raises(ValueError, match=r"L1H1 would have nothing left to look at in sample 0"):
-        model.run_with_hooks(inputs, fwd_hooks=hooks + cl.knock_out([cl.Head(1, 1)], "last", everything))
+        model.run_with_hooks(inputs, fwd_hooks=hooks + cl.attention_knockout([cl.Head(1, 1)], "last", everything))
     assert torch.equal(model(inputs), expected)
     assert not any(point.has_hooks() or point.ctx for point in model.hook_points())
 
@@ -316,7 +329,7 @@ def test_interventions_leave_nothing_behind(model: Any):
 
 
 def test_heads_that_do_not_exist(model: Any):
-    inputs, means = model.prepare(None, "Which?"), mean_outputs(model, samples(1))
+    inputs, means = model.prepare(None, "Which?"), mean_activations(model, samples(1))
     for heads, has in (("L3H0", "the model has 3 layers of 4 heads"), ("L0H4", "layer 0 has 4 heads")):
         message = f"{heads} does not exist: {has}, counted from zero"
         with pytest.raises(ValueError, match=message):
@@ -326,14 +339,14 @@ def test_heads_that_do_not_exist(model: Any):
 
 
 def test_what_an_ablation_needs_is_said_before_anything_runs(model: Any):
-    with pytest.raises(ValueError, match=r"how='mean' needs instead=mean_outputs\(model, samples\)"):
+    with pytest.raises(ValueError, match=r"how='mean' needs instead=mean_activations\(model, samples\)"):
         ablate([Head(0, 0)], "mean")
-    with pytest.raises(ValueError, match=r'needs instead=mean_outputs\(model, samples, point="q"\)'):
+    with pytest.raises(ValueError, match=r'needs instead=mean_activations\(model, samples, point="q"\)'):
         ablate([Head(0, 0)], "mean_query")
-    means, draws = mean_outputs(model, samples(2), by_role=True), drawn_outputs(model, samples(2))
+    means, draws = mean_activations(model, samples(2), by_role=True), resample_activations(model, samples(2))
     with pytest.raises(ValueError, match="takes no `instead`"):
         ablate([Head(0, 0)], "zero", means)
-    with pytest.raises(ValueError, match="measured by drawn_outputs at z"):
+    with pytest.raises(ValueError, match="measured by resample_activations at z"):
         ablate([Head(0, 0)], "mean", draws)
     with pytest.raises(ValueError, match="takes no positions of the prompt"):
         ablate([Head(0, 0)], positions="last", phase="decode")
@@ -347,8 +360,8 @@ def test_positions_of_another_prompt(model: Any):
     one, other = model.prepare(None, "Which?"), model.prepare(None, "Which digit is red?")
     for hooks in (
         ablate([Head(0, 0)], positions=other.tokens.question),
-        knock_out([Head(0, 0)], other.tokens.question, "structural"),
-        knock_out([Head(0, 0)], "last", other.tokens.question),
+        attention_knockout([Head(0, 0)], other.tokens.question, "structural"),
+        attention_knockout([Head(0, 0)], "last", other.tokens.question),
     ):
         with pytest.raises(ValueError, match="it belongs to another prompt"):
             model.run_with_hooks(one, fwd_hooks=hooks)
@@ -401,8 +414,8 @@ def test_mistakes_are_said_before_anything_runs(model: Any, monkeypatch: pytest.
         (cl.ablate(heads, positions=inputs.tokens.question[0]), "positions .* belongs to another prompt"),
         (cl.ablate(heads, positions=inputs.tokens.question.long()), r"a boolean mask, .* and is torch\.int64"),  # pyright: ignore[reportArgumentType]
         (cl.ablate(heads, positions="answers"), "positions='answers' is not known; the names are system, "),  # pyright: ignore[reportArgumentType]
-        (cl.knock_out(heads, "last", other.question), "keys .* belongs to another prompt"),
-        (cl.knock_out(heads, "last", "picture"), "keys='picture' is not known"),  # pyright: ignore[reportArgumentType]
+        (cl.attention_knockout(heads, "last", other.question), "keys .* belongs to another prompt"),
+        (cl.attention_knockout(heads, "last", "picture"), "keys='picture' is not known"),  # pyright: ignore[reportArgumentType]
     ):
         with pytest.raises(ValueError, match=message):
             model.run_with_hooks(inputs, fwd_hooks=hooks)

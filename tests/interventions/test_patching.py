@@ -81,7 +81,7 @@ def test_patched_rows_are_rows_of_the_source(model: Any):
     rows[:2] = source.tokens.question
     _, cache = model.run_with_cache(source, queries=rows)
     _, whole = model.run_with_cache(source)
-    real = cl.chosen_rows(rows[:2])
+    real = cl.row_mask(rows[:2])
     cache = {"blocks.2.attn.hook_pattern": cache["pattern", 2][:2, :, : real.shape[1]]}
     heads = [cl.Head(2, 1), cl.Head(2, 3)]
     hooks = cl.patch(cache, source.tokens, target.tokens, "pattern", heads=heads, positions="question")
@@ -205,16 +205,16 @@ def test_a_patched_path_against_passes_written_by_hand(model: Any, through: Any)
 
 def test_attribution_is_patching_to_first_order(model: Any):
     """Sources ever nearer to the target: the error falls faster than what is estimated."""
-    inputs = cl.with_answers(model, model.prepare(picture(1), "Which digit is red?"), ["seven"])
+    inputs = cl.append_answers(model, model.prepare(picture(1), "Which digit is red?"), ["seven"])
     with torch.no_grad():
-        far = cl.with_answers(model, model.prepare(picture(0), "Which digit is red?"), ["seven"])
+        far = cl.append_answers(model, model.prepare(picture(0), "Which digit is red?"), ["seven"])
         names = model.attn_names("z")
         _, there = model.run_with_cache(far, names_filter=names)
         _, here = model.run_with_cache(inputs, names_filter=names)
     errors = []
     for share in (1e-1, 1e-2):
         cache = {name: here[name] + share * (there[name] - here[name]) for name in names}
-        estimated = cl.attribute(model, cache, far.tokens, inputs)
+        estimated = cl.attribution_patch(model, cache, far.tokens, inputs)
         exact = -cl.sweep(
             model, inputs, lambda heads, c=cache: cl.patch(c, far.tokens, inputs.tokens, heads=heads)
         ).drop[0]

@@ -114,8 +114,8 @@ def test_attention_moved_is_what_left_its_keys(a: dict[str, Tensor], seed: int):
         asked = [row for row, chosen in zip(rows, queries[sample].tolist(), strict=True) if chosen]
         expected[sample, head] = sum(asked) / len(asked)
     after[~queries[:, None].expand(before.shape[:3])] = torch.nan
-    assert_close(metrics.attention_moved(before, after, queries), expected)
-    assert not metrics.attention_moved(before, before, queries).any()
+    assert_close(metrics.attention_shift(before, after, queries), expected)
+    assert not metrics.attention_shift(before, before, queries).any()
 
 
 @settings(deadline=None, max_examples=50)
@@ -126,10 +126,10 @@ def test_cut_edges_move_the_attention_they_carried(a: dict[str, Tensor]):
     cut[:, 0] = True
     left = a["pattern"].masked_fill(cut[:, None, None], 0)
     after = left / left.sum(-1, keepdim=True)
-    moved = metrics.attention_moved(a["pattern"], after, queries)
+    moved = metrics.attention_shift(a["pattern"], after, queries)
     assert_close(moved, metrics.retrieval_attention_mass(a["pattern"], cut, queries), atol=1e-5, rtol=1e-4)
     # What a sink takes has left the keys.
-    assert_close(metrics.attention_moved(a["pattern"], left, queries), moved, atol=1e-5, rtol=1e-4)
+    assert_close(metrics.attention_shift(a["pattern"], left, queries), moved, atol=1e-5, rtol=1e-4)
 
 
 @settings(deadline=None, max_examples=50)
@@ -231,8 +231,8 @@ def test_writes_are_what_w_o_makes_of_values(seed: int, n_kv: int, group: int):
     values = torch.randn(2, 5, n_kv, 4, generator=draw)
     W_O = torch.randn(n_kv * group, 4, 7, generator=draw)
     direction = torch.randn(2, 3, 7, generator=draw)
-    sizes = metrics.write_sizes(values, W_O)
-    towards = metrics.write_towards(values, W_O, direction)
+    sizes = metrics.output_norms(values, W_O)
+    towards = metrics.logit_contributions(values, W_O, direction)
     for sample in range(2):
         for head in range(n_kv * group):
             for key in range(5):
@@ -244,7 +244,7 @@ def test_writes_are_what_w_o_makes_of_values(seed: int, n_kv: int, group: int):
 def test_a_head_that_writes_nothing_scores_zero_wherever_it_looks():
     pattern = torch.full((1, 2, 1, 4), 0.25)
     W_O = torch.stack([torch.zeros(3, 5), torch.ones(3, 5)])
-    weighted = pattern * metrics.write_sizes(torch.ones(1, 4, 1, 3), W_O)
+    weighted = pattern * metrics.output_norms(torch.ones(1, 4, 1, 3), W_O)
     evidence, queries = torch.tensor([[True, False, False, True]]), torch.tensor([[True]])
     score = metrics.head_score(weighted, evidence, queries)
     assert_close(score, torch.tensor([[0.0, 0.5 * 3 * 5**0.5]]))
@@ -259,7 +259,7 @@ def test_copying_counts_each_token_of_the_evidence_once():
     keys, said = torch.tensor([[10, 11, 12, 13, 14]]), torch.tensor([[11, 11, 12, 13]])
     queries = torch.tensor([[True, True, True, False]])
     # Head 0 copies 11 twice and 12; head 1 copies 11, then looks at 12 while 11 is said.
-    assert_close(metrics.copy_score(pattern, evidence, queries, keys, said), torch.tensor([[2 / 3, 1 / 3]]))
+    assert_close(metrics.retrieval_score(pattern, evidence, queries, keys, said), torch.tensor([[2 / 3, 1 / 3]]))
 
 
 # --- sinks and places ------------------------------------------------------------------------------------------------

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from test_explorer_browser import CHROMIUM
 from typer.testing import CliRunner
 
 import corelens as cl
 from corelens import toy
 from corelens.cli import app
 from corelens.experiments.conditions import read_conditions
-from corelens.experiments.run_folder import Run
+from corelens.experiments.run_folder import RunFolder
+from tests.explorer.test_frontend import CHROMIUM
 
 
 def invoke(*arguments: object) -> Any:
@@ -48,10 +48,12 @@ def runs(toy_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of each kind."""
     folder = tmp_path_factory.mktemp("runs")
     sets = {"few": list(toy.scenes(6, 0, n_things=3)), "many": list(toy.scenes(6, 1))}
-    found = cl.scan_all(toy_model, sets, ["ram", "write_ram", "spatial_entropy"], out=folder / "scan")
+    found = cl.scan_metrics(toy_model, sets, ["ram", "write_ram", "spatial_entropy"], out=folder / "scan")
     texts = list(toy.texts(5, 0, "copy"))
-    conditions = cl.with_controls(found["ram"], 0.05, range(2))
-    cl.ablate_all(toy_model, {"many": sets["many"], "copy": texts}, conditions, max_new_tokens=4, out=folder / "ablate")
+    conditions = cl.head_controls(found["ram"], 0.05, range(2))
+    cl.run_ablation(
+        toy_model, {"many": sets["many"], "copy": texts}, conditions, max_new_tokens=4, out=folder / "ablate"
+    )
     ran = invoke("sweep", "--model", "corelens/toy", "--data", "scenes=2", "--out", folder / "sweep")
     assert ran.exit_code == 0, ran.output
     return folder
@@ -107,7 +109,7 @@ def test_the_report_of_a_sweep_holds_its_numbers(runs: Path):
 
 def test_the_report_of_an_ablation_holds_its_numbers(runs: Path):
     page = reported(runs / "ablate", "ablation.html")
-    found = read_conditions(Run.finished(runs / "ablate"))
+    found = read_conditions(RunFolder.load(runs / "ablate"))
     many, copy, heads, about = tables(page)
     for table, name in ((many, "many"), (copy, "copy")):
         assert [row[0] for row in table[1:]] == [
@@ -121,7 +123,7 @@ def test_the_report_of_an_ablation_holds_its_numbers(runs: Path):
         for row, condition in zip(table[1:], found.conditions, strict=True):
             accuracies = found.accuracies(condition, name)
             assert float(row[1]) == pytest.approx(100 * sum(accuracies) / len(accuracies), abs=0.051)
-        assert float(table[2][3]) == pytest.approx(100 * found.compared("top", name).mean, abs=0.051)
+        assert float(table[2][3]) == pytest.approx(100 * found.paired_difference("top", name).mean, abs=0.051)
     assert f"accuracy goes from {many[1][1]} to {many[2][1]} percent on many, {copy[1][1]} to {copy[2][1]}" in said(
         page
     )

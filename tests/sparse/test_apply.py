@@ -21,7 +21,7 @@ from corelens.heads import Head, HeadSet
 from corelens.hooks.attention import AttentionCall
 from corelens.sparse import Full, HeadPlan, Off, Streaming, apply, hybrid
 from corelens.sparse.cache import HeadSparseCache
-from corelens.sparse.resolve import place
+from corelens.sparse.resolve import resolve
 from tests.helpers.tiny import ARCHITECTURES, IMAGE, NO_GENERATION, PAD, VIDEO, batch, build, generation_inputs
 
 SINK, WINDOW = 2, 5
@@ -59,21 +59,21 @@ UNCACHED = {"kosmos-2.5": "its cached generation counts positions in another way
 
 def core_of(model: PreTrainedModel) -> HeadSet:
     """One head in each of the last two layers that can be planned."""
-    layers = sorted(place(HeadPlan({}, Full()), model).layers)
+    layers = sorted(resolve(HeadPlan({}, Full()), model).layers)
     return HeadSet(tuple(Head(layer, 1 + 2 * (layer == layers[0])) for layer in layers[-2:]))
 
 
 @contextmanager
 def under_masks(model: PreTrainedModel, plan: HeadPlan, text: Tensor | None = None) -> Iterator[None]:
     """Stock passes and caches of a model whose attention masks every head's row by its rule."""
-    placed = place(plan, model)
+    placed = resolve(plan, model)
     rules = {id(module): placed.layers[layer].rules for layer, module in placed.modules.items()}
 
     def attention(
         module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: Any = None, **others: Any
     ):
         if id(module) not in rules:
-            return AttentionCall(module, query, key, value, mask, scaling, others).heads_outputs(), None
+            return AttentionCall(module, query, key, value, mask, scaling, others).head_outputs(), None
         n_heads, n, total = query.shape[1], query.shape[2], key.shape[2]
         visible = mask.expand(len(query), n_heads, -1, -1).clone()
         q, p = torch.arange(total), torch.arange(total - n, total)
@@ -81,7 +81,7 @@ def under_masks(model: PreTrainedModel, plan: HeadPlan, text: Tensor | None = No
         for head, rule in enumerate(rules[id(module)]):
             if isinstance(rule, Streaming):
                 kept = q < begin[:, None] + rule.sink
-                if rule.text and text is not None:
+                if rule.keep_text and text is not None:
                     kept |= torch.nn.functional.pad(text, (0, total))[:, :total]
                 visible[:, head] &= (q > p[:, None] - rule.window) | kept[:, None]
         key, value = (repeat(t, "b kv k d -> b (kv group) k d", group=n_heads // t.shape[1]) for t in (key, value))
@@ -290,9 +290,9 @@ def test_the_cache_holds_as_many_bytes_as_the_plan_says(dtype: torch.dtype):
     plan = hybrid(core_of(model), SINK, WINDOW)
     with apply(model, plan, force=True) as applied:
         _, _, cache = generated(model, words(40))
-        assert cache.nbytes == 2 * applied.placed.bytes(48)
-        assert applied.placed.stock_bytes(48) == 48 * 3 * 2 * 2 * 16 * dtype.itemsize
-        assert f"a sequence holds {applied.placed.bytes(48) / 1e6:.1f} MB" in applied.placed.summary(48)
+        assert cache.nbytes == 2 * applied.plan.bytes(48)
+        assert applied.plan.full_cache_bytes(48) == 48 * 3 * 2 * 2 * 16 * dtype.itemsize
+        assert f"a sequence holds {applied.plan.bytes(48) / 1e6:.1f} MB" in applied.plan.summary(48)
 
 
 def test_heads_that_are_off_are_heads_that_are_ablated():

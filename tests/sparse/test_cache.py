@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from corelens.sparse.attention import attend
+from corelens.sparse.attention import attend_by_plan
 from corelens.sparse.cache import StaticHeadSparseLayer
 from corelens.sparse.cache_layer import HeadSparseLayer
-from corelens.sparse.plan import Full, LayerPlan, Off, Rule, Streaming
+from corelens.sparse.plan import Full, HeadRule, LayerPlan, Off, Streaming
 
 
 def masked(
-    query: Tensor, key: Tensor, value: Tensor, rules: tuple[Rule, ...], start: list[int], text: Tensor | None = None
+    query: Tensor, key: Tensor, value: Tensor, rules: tuple[HeadRule, ...], start: list[int], text: Tensor | None = None
 ) -> Tensor:
     """Every position of every head, pair by pair as the rules say, in float64."""
     batch, n_heads, length, _ = query.shape
@@ -51,7 +51,7 @@ def in_passes(
         begin = torch.tensor([min(one, last) for one in start])[:, None, None, None]
         mask = begin if any(start) else None
         new = None if text is None else text[:, first:last]
-        found.append(attend(query, held, mask, new, query.shape[-1] ** -0.5))
+        found.append(attend_by_plan(query, held, mask, new, query.shape[-1] ** -0.5))
     return torch.cat(found, 2)
 
 
@@ -81,7 +81,7 @@ def test_any_plan_in_any_passes_is_masked_attention_over_all_keys(case, seed: in
     qkv = [
         torch.randn(2, n, length, 8, generator=generator) for n in (len(plan.rules), plan.n_kv_heads, plan.n_kv_heads)
     ]
-    keeps = plan.streaming is not None and plan.streaming.text
+    keeps = plan.streaming is not None and plan.streaming.keep_text
     text = torch.rand(2, length, generator=generator) < 0.3 if keeps else None
     expected = masked(*qkv, plan.rules, start, text)
     found = in_passes(HeadSparseLayer(plan), qkv, start, spans, text)

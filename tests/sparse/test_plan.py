@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from corelens import toy
-from corelens.experiments.sparse_eval import accelerate_all, kept_attention
+from corelens.experiments.sparse_eval import attention_recall, run_sparse_eval
 from corelens.heads import Head, HeadSet
-from corelens.interventions.token_pruning import Pruning, pruned
+from corelens.interventions.token_pruning import TokenPruning, prune_tokens
 from corelens.scores import HeadScores
 from corelens.sparse import (
     Full,
@@ -25,8 +25,8 @@ from corelens.sparse import (
     best_groups,
     best_layers,
     hybrid,
-    place,
     plans_and_controls,
+    resolve,
 )
 from corelens.sparse.plan import LayerPlan
 from tests.helpers.tiny import batch, build
@@ -99,24 +99,24 @@ def test_what_is_no_plan_is_said(tmp_path: Path):
 
 def test_shares_and_bytes_of_a_plan_are_counted_by_hand():
     model = build("qwen3_vl")  # 3 layers of 4 heads, 2 heads of keys of width 16
-    placed = place(hybrid(CORE, 2, 5), model)
+    placed = resolve(hybrid(CORE, 2, 5), model)
     assert placed.share_of_full_heads == 4 / 12
     assert placed.share_of_whole_groups == 2 / 6
     one = 2 * 16 * 4
-    assert placed.stock_bytes(100) == 6 * 100 * one
+    assert placed.full_cache_bytes(100) == 6 * 100 * one
     assert placed.bytes(100) == (2 * 100 + 4 * 7) * one
-    alone = place(hybrid(CORE, 2, 5, granularity="query"), model)
+    alone = resolve(hybrid(CORE, 2, 5, granularity="query"), model)
     assert (alone.share_of_full_heads, alone.bytes(100)) == (3 / 12, placed.bytes(100))
 
 
 def test_heads_that_cannot_follow_a_rule_are_named():
     model = build("gemma3")  # two sliding layers and a full one
     with pytest.raises(ValueError, match="L0H1 cannot be streaming: layer 0 sees a window only"):
-        place(HeadPlan({Head(0, 1): Streaming(1, 2)}, Full()), model)
+        resolve(HeadPlan({Head(0, 1): Streaming(1, 2)}, Full()), model)
     with pytest.raises(ValueError, match="the plan names L2H9, and the model has no such head"):
-        place(HeadPlan({Head(2, 9): Full()}, Full()), model)
+        resolve(HeadPlan({Head(2, 9): Full()}, Full()), model)
     # That a head sees all that its layer lets it see asks for nothing.
-    assert list(place(HeadPlan({Head(0, 1): Full()}, Full()), model).layers) == [2]
+    assert list(resolve(HeadPlan({Head(0, 1): Full()}, Full()), model).layers) == [2]
 
 
 def ranking(values: list[list[float]]) -> HeadScores:
@@ -154,7 +154,7 @@ def test_kept_attention_is_what_a_loop_adds_up(toy_model: Any):
         inputs, queries=inputs.tokens.last, names_filter=toy_model.attn_names("pattern")
     )
     n = inputs["input_ids"].shape[1]
-    for plan, found in zip(plans, kept_attention(toy_model, inputs, plans), strict=True):
+    for plan, found in zip(plans, attention_recall(toy_model, inputs, plans), strict=True):
         for sample in range(2):
             masses = []
             real = [k for k in range(n) if not inputs.tokens.padding[sample, k]]
@@ -166,7 +166,7 @@ def test_kept_attention_is_what_a_loop_adds_up(toy_model: Any):
                     kept = [
                         k
                         for k in real
-                        if k >= n - rule.window or k in real[: rule.sink] or (rule.text and not visual[k])
+                        if k >= n - rule.window or k in real[: rule.sink] or (rule.keep_text and not visual[k])
                     ]
                     masses.append(sum(row[k].item() for k in kept))
                 else:
@@ -185,30 +185,30 @@ def test_blocks_that_hold_all_are_full_heads_and_few_are_less():
 
 def test_the_cost_of_a_plan_is_counted_at_most():
     model = build("llava")
-    blocks = place(HeadPlan({}, TopBlocks(0.5)), model).shares
+    blocks = resolve(HeadPlan({}, TopBlocks(0.5)), model).shares
     assert (blocks.full_heads, blocks.prefill_share(1_000)) == (1, 1)
     mixed = {Head(0, head): Streaming(1, 9) for head in range(4)} | {Head(1, 0): TopBlocks(0.5)}
-    found = place(HeadPlan(mixed, Streaming(2, 90), granularity="query"), model).shares
-    n_heads = sum(len(layer.rules) for layer in place(HeadPlan({}, Full()), model).layers.values())
+    found = resolve(HeadPlan(mixed, Streaming(2, 90), granularity="query"), model).shares
+    n_heads = sum(len(layer.rules) for layer in resolve(HeadPlan({}, Full()), model).layers.values())
     assert (found.sink, found.window, found.full_heads) == (2, 90, 1 / n_heads)
 
 
 def test_plans_are_compared_part_by_part_and_again(toy_model: Any, tmp_path: Path):
     samples, core = list(toy.scenes(18, seed=3)), HeadSet.parse("L3H14, L3H0, L2H10, L2H4, L2H6")
     plans = {"core": [hybrid(core, 4, 16, granularity="query")], "none": [hybrid([], 4, 16)]}
-    plans |= {"tokens": [Pruning(1, 0.05)]}
-    found = accelerate_all(toy_model, samples, plans, max_new_tokens=4, out=tmp_path)
+    plans |= {"tokens": [TokenPruning(1, 0.05)]}
+    found = run_sparse_eval(toy_model, samples, plans, max_new_tokens=4, out=tmp_path)
     plain, kept, none = (found.accuracies(name, "")[0] for name in ("plain", "core", "none"))
     assert plain >= 0.9
     assert kept >= plain - 0.1
     assert none < plain - 0.3
     assert found.accuracies("tokens", "")[0] < plain
-    assert found.kept_attention("plain") == 1
-    assert 0 < found.kept_attention("none") < found.kept_attention("core") < 1
-    again = accelerate_all(toy_model, samples, plans, max_new_tokens=4, out=tmp_path)
+    assert found.attention_recall("plain") == 1
+    assert 0 < found.attention_recall("none") < found.attention_recall("core") < 1
+    again = run_sparse_eval(toy_model, samples, plans, max_new_tokens=4, out=tmp_path)
     assert all(torch.equal(again.values[name], found.values[name]) for name in found.values)
     with pytest.raises(ValueError, match=r"holds another run: plans\.core was"):
-        accelerate_all(toy_model, samples, {"core": [hybrid(core, 4, 17)]}, max_new_tokens=4, out=tmp_path)
+        run_sparse_eval(toy_model, samples, {"core": [hybrid(core, 4, 17)]}, max_new_tokens=4, out=tmp_path)
 
 
 def test_pruned_tokens_are_those_that_a_layer_attends_to_least_and_nobody_sees_them_later(toy_model: Any):
@@ -216,7 +216,7 @@ def test_pruned_tokens_are_those_that_a_layer_attends_to_least_and_nobody_sees_t
     inputs = toy_model.prepare([sample.images for sample in samples], [sample.question for sample in samples])
     names = toy_model.attn_names("pattern")
     _, cache = toy_model.run_with_cache(inputs, names_filter=names)
-    with toy_model.hooks(fwd_hooks=pruned(toy_model, inputs, Pruning(1, 0.25))):
+    with toy_model.hooks(fwd_hooks=prune_tokens(toy_model, inputs, TokenPruning(1, 0.25))):
         _, hidden = toy_model.run_with_cache(inputs, names_filter=names)
     for sample in range(2):
         visual = inputs.tokens.visual[sample].nonzero().flatten()
@@ -226,8 +226,8 @@ def test_pruned_tokens_are_those_that_a_layer_attends_to_least_and_nobody_sees_t
         assert (hidden["pattern", 5][sample][:, -1, by_attention[16:]] == 0).all()
         assert (hidden["pattern", 5][sample][:, -1, by_attention[:16]] > 0).any(0).all()
     assert torch.equal(hidden["pattern", 1], cache["pattern", 1])
-    assert pruned(toy_model, inputs, Pruning(1, 1.0)) == []
+    assert prune_tokens(toy_model, inputs, TokenPruning(1, 1.0)) == []
     with pytest.raises(ValueError, match=r"share must lie in \(0, 1\], and is 1.2"):
-        Pruning(1, 1.2)
+        TokenPruning(1, 1.2)
     with pytest.raises(ValueError, match="no hook point"):
-        pruned(toy_model, inputs, Pruning(9, 0.5))
+        prune_tokens(toy_model, inputs, TokenPruning(9, 0.5))

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import corelens as cl
 import corelens.study
-from corelens import Accelerated, Conditions, HeadScores, HeadSet, toy
+from corelens import ConditionResults, HeadScores, HeadSet, SparseResults, toy
 from corelens.cli import app
 from corelens.cli.options import _separate
 from corelens.experiments.sparse_eval import Speed
@@ -27,9 +27,9 @@ from corelens.metrics import spearman
 from corelens.reports import write_report
 from corelens.reports.study import _sparsity, save
 from corelens.sparse import Full, HeadPlan
-from corelens.study import Effect, Finding, Size, acceleration, division, necessity, run_study, sparsity
+from corelens.study import Finding, Measurement, StudyBudget, acceleration, division, necessity, run_study, sparsity
 from corelens.study.acceleration import Timing, timing
-from corelens.study.budget import Pace, halves, pieces
+from corelens.study.budget import Throughput, halves, planned_work
 from corelens.study.division import MEASURES
 from corelens.study.sparsity import EXCESS, _gini
 from corelens.study.verdict import estimate, estimate_mean, p_value
@@ -40,7 +40,7 @@ def scores(values: torch.Tensor, datasets: tuple[str, ...] = ()) -> Any:
 
 
 def effect(low: float, high: float, **need: float) -> Any:
-    return Effect("number", (low + high) / 2, float(low), float(high), **need)
+    return Measurement("number", (low + high) / 2, float(low), float(high), **need)
 
 
 def verdict(*effects: Any) -> str:
@@ -225,7 +225,7 @@ def test_other_models_are_compared_by_depth_and_only_alike_ones_by_head():
 
     one, late, longer = peaked(5, 1), peaked(5, 4), peaked(9, 2)
     found = generality(one, one, {"late": late, "longer": longer, "itself": one})
-    effects = {effect.name: effect for effect in found.effects}
+    effects = {effect.name: effect for effect in found.measurements}
     deeper = "relative depth of top heads, less that in "
     assert [effects[deeper + name].value for name in ("late", "longer", "itself")] == [-0.75, 0, 0]
     assert effects[deeper + "late"].high < 0
@@ -250,7 +250,7 @@ def test_division_needs_core_heads_that_look_narrowly():
         zip(MEASURES, [measured(1, 4), measured(0.9, 0.1), measured(0.9, 0.5), measured(0, 2)], strict=True)
     )
     assert division(ram, narrow, core).verdict == "supported"
-    by_name = {one.name: one.value for one in division(ram, narrow, core).effects}
+    by_name = {one.name: one.value for one in division(ram, narrow, core).measurements}
     assert by_name["pairs in which the CoRe head's map is less scattered"] == 1
     assert division(ram, narrow | {"entropy": measured(3.9, 4)}, core).verdict == "not supported"
 
@@ -264,7 +264,7 @@ def conditions(**accuracy: float) -> Any:
         values[condition] = torch.cat([values[condition][:40, 0], right])[:, None] if of else right.repeat(2)[:, None]
     nobody = HeadSet(())
     datasets = ("scenes",) * 40 + ("copy",) * 40
-    return Conditions({name: [nobody] for name in values}, values, tuple(map(str, range(80))), datasets, {})
+    return ConditionResults({name: [nobody] for name in values}, values, tuple(map(str, range(80))), datasets, {})
 
 
 def test_necessity_needs_a_cost_that_neither_controls_nor_text_share():
@@ -293,7 +293,7 @@ def test_acceleration_needs_speed_and_accuracy():
         values = {name: (torch.arange(100) < 100 * own).float()[:, None] for name, own in right.items()}
         none: dict[str, Any] = {name: [] for name in values}
         kept = {name: torch.ones(100, 1) for name in values}
-        return Accelerated(none, values, tuple(map(str, range(100))), ("a",) * 100, {}, kept)
+        return SparseResults(none, values, tuple(map(str, range(100))), ("a",) * 100, {}, kept)
 
     def timing(ratio: float) -> Timing:
         rounds = [{"plain": Speed(one * ratio, 1.0, 1), "core 5%": Speed(one, 1.0, 1)} for one in (1.0, 1.1, 1.2)]
@@ -304,7 +304,7 @@ def test_acceleration_needs_speed_and_accuracy():
     assert acceleration(found(0.5), timing(2.0)).verdict == "not supported"
     assert "9 positions, the longest, on an abacus" in acceleration(found(0.9), timing(2.0)).notes[0]
     mixed = replace(found(0.5), datasets=("short",) * 50 + ("long",) * 50)
-    changes = {one.name: one.value for one in acceleration(mixed, timing(2.0)).effects}
+    changes = {one.name: one.value for one in acceleration(mixed, timing(2.0)).measurements}
     assert changes["change of accuracy"] == pytest.approx(-0.4)
     assert changes["change of accuracy, short"] == 0.0
     assert changes["change of accuracy, long"] == pytest.approx(-0.8)
@@ -321,7 +321,7 @@ def data(n: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def small() -> Any:
-    return Size(seeds=1, doses=(0.2,), operations=(("mean", "both"),), budgets=(0.05,), rounds=1)
+    return StudyBudget(seeds=1, doses=(0.2,), operations=(("mean", "both"),), budgets=(0.05,), rounds=1)
 
 
 @pytest.fixture
@@ -356,7 +356,7 @@ def test_the_shipped_organism_is_sparse_and_needs_its_top_heads_and_the_study_re
         assert html.escape(finding.rule) in page
         assert html.escape(finding.would_change) in page
         assert f"<h2>{html.escape(finding.claim)}: {finding.verdict}</h2>" in page
-        for one in finding.effects:
+        for one in finding.measurements:
             assert html.escape(one.name) in page
     (tmp_path / "study.html").unlink()
     assert write_report(tmp_path) == tmp_path / "study.html"
@@ -373,7 +373,7 @@ def test_the_shipped_organism_is_sparse_and_needs_its_top_heads_and_the_study_re
 def test_an_untrained_model_is_the_same_every_time_and_leaves_chance_alone(toy_model: Any):
     from corelens.study.run import untrained
 
-    assert untrained(toy_model).cfg.model_name == f"{toy.cfg.model_name}, untrained"
+    assert untrained(toy_model).cfg.model_name == f"{toy_model.cfg.model_name}, untrained"
     before = torch.random.get_rng_state()
     one, other = (dict(untrained(toy_model).hf_model.named_parameters()) for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -387,14 +387,14 @@ def test_halves_share_no_sample_and_pieces_count_them(tmp_path: Path):
     found, seen = halves(pictures)
     assert [(len(own), len(seen[name])) for name, own in found.items()] == [(5, 4), (5, 4)]
     assert not {sample.id for sample in found["few"]} & {sample.id for sample in seen["few"]}
-    works = pieces(pictures, texts, small())
+    works = planned_work(pictures, texts, small())
     assert (works["scan"].samples, works["scan"].conditions) == (10, 1)
     assert (works["ablate"].samples, works["ablate"].conditions) == (8 + 9, 1 + 5 + 2)
     assert works["ablate"].left(tmp_path) == works["ablate"].total == 17 * 8
-    assert Pace(2.0, 3.0).of(works["scan"], tmp_path) == 20
+    assert Throughput(2.0, 3.0).of(works["scan"], tmp_path) == 20
     (tmp_path / "ablate" / "parts").mkdir(parents=True)
     (tmp_path / "ablate" / "parts" / "00000.parquet").touch()
-    assert Pace(2.0, 3.0).of(works["ablate"], tmp_path) == 3 * 8  # the seventeenth sample
+    assert Throughput(2.0, 3.0).of(works["ablate"], tmp_path) == 3 * 8  # the seventeenth sample
     with pytest.raises(ValueError, match="few has 3 samples; a study needs four or more of each"):
         halves({"few": pictures["few"][:3]})
 
@@ -402,9 +402,9 @@ def test_halves_share_no_sample_and_pieces_count_them(tmp_path: Path):
 def test_all_but_some_heads_blinded_is_the_knock_out_of_the_others(toy_model: Any):
     pictures = list(toy.scenes(6, 0))
     heads = cl.HeadSet.parse("L3H14, L3H0, L2H10")
-    found = cl.ablate_all(toy_model, pictures, {"blind": [heads]}, "blind", max_new_tokens=2)
-    hooks = cl.knock_out(heads, "from_question", "image")
-    said = cl.answers(toy_model, list(cl.prepared_batches(toy_model, pictures, 6, "prepare")), hooks, 2)
+    found = cl.run_ablation(toy_model, pictures, {"blind": [heads]}, "blind", max_new_tokens=2)
+    hooks = cl.attention_knockout(heads, "from_question", "image")
+    said = cl.evaluate(toy_model, list(cl.prepare_batches(toy_model, pictures, 6, "prepare")), hooks, 2)
     assert found.values["blind"][:, 0].nan_to_num().tolist() == said.scores.tolist()
     assert found.accuracies("blind", "") < found.accuracies("plain", "")
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 from transformers import AutoModelForImageTextToText, Qwen3VLForConditionalGeneration
 
-from corelens import HeadSet, HookedMLLM, answers, prepared_batches, toy
+from corelens import HeadSet, HookedMLLM, evaluate, prepare_batches, toy
 from corelens.hf.loading import SHIPPED
 from corelens.toy import WORLDS, draw_mixture, pages
 from corelens.toy.digits import WORLD, draw_scene, glyphs
@@ -26,7 +26,7 @@ from corelens.toy.pages import TRAIN_FONTS, font, layout
 from corelens.toy.scene import COLOURS, SIDE, photographs
 from corelens.toy.texts import ask_text
 from training import build, run
-from training.batches import Batches, chat_words, collate
+from training.batches import Batches, chat_words, prepare_batch
 from training.gates import HeadGates
 
 NAMES = [
@@ -117,7 +117,7 @@ def test_splits_share_no_font_and_no_layout():
 
 
 def test_a_missing_training_font_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(printing, "_packaged", dict)
+    monkeypatch.setattr(pages, "_packaged", dict)
     monkeypatch.setitem(sys.modules, "pymupdf_fonts.NotoSans_Regular", None)
     for name in ("SourceSansPro", "NotoSans_Regular"):
         with pytest.raises(ImportError, match=rf"{name} is not installed.*corelens\[train\]"):
@@ -157,7 +157,7 @@ def test_what_a_haystack_is_asked_for_is_in_it_once(seed: int, n_pictures: int, 
 @pytest.mark.parametrize("world", ["scenes", "haystacks"])
 def test_a_longer_run_begins_with_the_shorter_one(world: str):
 
-    draw = getattr(worlds, world)
+    draw = getattr(toy, world)
     short, long = list(draw(2, seed=5)), list(draw(4, seed=5))
     assert [s.question for s in short] == [s.question for s in long[:2]]
     assert [s.images[0].tobytes() for s in short] == [s.images[0].tobytes() for s in long[:2]]  # pyright: ignore
@@ -167,15 +167,15 @@ def test_a_longer_run_begins_with_the_shorter_one(world: str):
 @pytest.mark.parametrize(
     ("draw", "said"),
     [
-        (lambda worlds: toy.scenes(-1, seed=0), "n=-1 and seed=0: a world draws one sample or more"),
-        (lambda worlds: toy.texts(2, -1, "copy"), "n=2 and seed=-1: a world draws one sample or more"),
-        (lambda worlds: toy.pictures("page", 1, seed=0), "no world 'page'; there are digits, shapes, pages, bars"),
+        (lambda: toy.scenes(-1, seed=0), "n=-1 and seed=0: a world draws one sample or more"),
+        (lambda: toy.texts(2, -1, "copy"), "n=2 and seed=-1: a world draws one sample or more"),
+        (lambda: toy.pictures("page", 1, seed=0), "no world 'page'; there are digits, shapes, pages, bars"),
     ],
 )
 def test_what_no_world_draws_is_refused_at_once(draw: Any, said: str):
 
     with pytest.raises(ValueError, match=said):
-        draw(worlds)
+        draw()
 
 
 @settings(deadline=None, max_examples=50)
@@ -204,7 +204,7 @@ def test_training_chats_are_what_the_processor_makes_of_the_question(shipped: An
     (scene,), (text,) = toy.scenes(1, seed=0), toy.texts(1, 0, "copy")
     for sample in (scene, text):
         n_visual = batches.n_visual if sample.images else 0
-        trained = collate(batches.tokenizer, [chat_words([(sample.question, sample.answer)], n_visual)])
+        trained = prepare_batch(batches.tokenizer, [chat_words([(sample.question, sample.answer)], n_visual)])
         inputs = shipped.prepare(list(sample.images), sample.question)
         n = inputs["input_ids"].shape[1]
         assert torch.equal(trained["input_ids"][:, :n], inputs["input_ids"])
@@ -388,7 +388,7 @@ def test_shipped_models_see_and_read(shipped: Any):
     assert record["accuracy on unseen samples"]["scenes"] >= 0.93
     tasks = {"scenes": toy.scenes(100, seed=9)} | {t: toy.texts(50, 9, t) for t in toy.TEXT_TASKS}
     for task, samples in tasks.items():
-        right = answers(shipped, list(prepared_batches(shipped, samples, 50, task))).scores
+        right = evaluate(shipped, list(prepare_batches(shipped, samples, 50, task))).scores
         assert right.float().mean() > record["accuracy on unseen samples"][task] - 0.08
 
 
@@ -401,13 +401,13 @@ def test_models_of_all_worlds_see_every_world(name: str):
     assert all(record[world] >= enough for world in ("scenes", "shapes", "pages", "bars"))
     for world in ("shapes", "pages", "bars"):
         samples = toy.pictures(world, 60, seed=9)
-        right = answers(model, list(prepared_batches(model, samples, 60, world))).accuracy
+        right = evaluate(model, list(prepare_batches(model, samples, 60, world))).accuracy
         assert right > record[world] - 0.1
 
 
 def test_the_haystack_model_finds_one_digit_among_32_pictures():
     model = HookedMLLM.from_pretrained("corelens/toy-haystack")
-    found = answers(model, list(prepared_batches(model, toy.haystacks(16, seed=9), 4, "haystacks")))
+    found = evaluate(model, list(prepare_batches(model, toy.haystacks(16, seed=9), 4, "haystacks")))
     assert found.scores.mean() >= 0.85
 
 

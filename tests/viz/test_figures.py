@@ -13,18 +13,18 @@ from PIL import Image
 
 import corelens
 from corelens import Box, Evidence, HeadScores, HeadSet, Video, agreement, viz
-from corelens.experiments.ablation import DoseCurve
+from corelens.experiments.ablation import AblationCurve
 from corelens.reports.page import Page
 from corelens.tokens import Role, TokenMap, grid_boxes
 from corelens.viz import (
     DARK,
     LIGHT,
+    ablation_curves,
     accuracy_bars,
     attention_over_media,
     attention_over_picture,
     depth_length_grid,
     depth_profiles,
-    dose_curves,
     group_distributions,
     head_map,
     heads_by_two,
@@ -207,7 +207,7 @@ def test_two_groups_hold_every_head_with_a_finite_score_once():
 
 def doses() -> Any:
     some = HeadSet.parse("L0H0, L0H1")
-    return DoseCurve(
+    return AblationCurve(
         (0.1, 0.2),
         {"top": [[some], [some]], "random": [[some, some], []]},
         {"top": [[0.5], [0.25]], "random": [[0.8, 1.0], []]},
@@ -215,12 +215,12 @@ def doses() -> Any:
 
 
 def test_dose_curves_show_means_seeds_and_intervals():
-    top, band, random = dose_curves(doses()).data
+    top, band, random = ablation_curves(doses()).data
     assert (list(top.x), list(top.y)) == ([0.1, 0.2], [0.5, 0.25])
     assert list(top.customdata) == [2, 2]
     assert (list(random.x), list(random.y)) == ([0.1], [0.9])  # no other heads for the larger dose
     assert list(band.y) == [0.8, 1.0]
-    interval, *_ = dose_curves(doses(), n_samples=100).data
+    interval, *_ = ablation_curves(doses(), n_samples=100).data
     assert list(interval.x) == [0.1, 0.2, 0.2, 0.1]
     # Wilson: (p + z² / 2n ± z sqrt(p (1 - p) / n + z² / 4n²)) / (1 + z² / n)
     p, n, z = 0.5, 100, 1.959964
@@ -356,7 +356,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("depth_length_grid", lambda viz, c: viz.depth_length_grid(torch.ones(2, 2), (0, 1), (5,)), "1 lengths were named"),
     ("depth_length_grid", lambda viz, c: viz.depth_length_grid(torch.full((1, 1), 70.0), (0,), (5,)), r"in \[0, 1\]"),
     ("patching_map", lambda viz, c: viz.patching_map(torch.ones(2, 2), ["the", "the"], "nats"), "'the' is there twice"),
-    ("dose_curves", lambda viz, c: viz.dose_curves(doses(), n_samples=0), "n_samples=0"),
+    ("ablation_curves", lambda viz, c: viz.ablation_curves(doses(), n_samples=0), "n_samples=0"),
     ("accuracy_bars", lambda viz, c: viz.accuracy_bars({"a": {"b": [97.0]}}), "a, b: 97"),
     ("accuracy_bars", lambda viz, c: viz.accuracy_bars({"a": {"b": [NAN]}}), "a, b: nan"),
     ("accuracy_bars", lambda viz, c: viz.accuracy_bars({"a": {"b": []}}), "a, b: there is no accuracy"),

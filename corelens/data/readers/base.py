@@ -87,7 +87,7 @@ class Samples:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def needed(package: str) -> Any:
+def require_path(package: str) -> Any:
     """A package of the extra `data`."""
     try:
         return import_module(package)
@@ -109,7 +109,7 @@ def folder_of(source: str | PathLike[str], patterns: Sequence[str], access: str 
         return folder
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(source)):
         raise FileNotFoundError(f"there is no folder {str(source)!r}, and it is no Hub id, which reads owner/name.")
-    hub = needed("huggingface_hub")
+    hub = require_path("huggingface_hub")
     try:
         return Path(hub.snapshot_download(str(source), repo_type="dataset", allow_patterns=list(patterns)))
     except hub.errors.GatedRepoError as cause:
@@ -124,9 +124,9 @@ def folder_of(source: str | PathLike[str], patterns: Sequence[str], access: str 
         ) from cause
 
 
-def unpacked(archives: Path, name: str) -> Path:
+def unpack_archives(archives: Path, name: str) -> Path:
     """What the .tar.gz archives of a downloaded folder hold, unpacked once, beside Hugging Face's cache."""
-    folder = Path(needed("huggingface_hub").constants.HF_HOME) / "corelens" / name
+    folder = Path(require_path("huggingface_hub").constants.HF_HOME) / "corelens" / name
     folder.mkdir(parents=True, exist_ok=True)
     for archive in sorted(archives.rglob("*.tar.gz")):
         # Its size tells a newer archive of the same name apart. The mark is made last: what was interrupted is redone.
@@ -184,13 +184,13 @@ def read_line(line: str) -> dict[str, Any]:
     return row
 
 
-def table(paths: Sequence[Path]) -> Any:
+def read_table(paths: Sequence[Path]) -> Any:
     """Parquet files as one table whose rows are read from disk one by one; pictures stay encoded.
 
     The `datasets` library writes them to its cache in Arrow form on first use, since a row of Parquet cannot be read
     alone.
     """
-    datasets = needed("datasets")
+    datasets = require_path("datasets")
     rows = datasets.Dataset.from_parquet([str(path) for path in paths])
     for name, feature in rows.features.items():
         if isinstance(feature, datasets.Image):
@@ -201,7 +201,7 @@ def table(paths: Sequence[Path]) -> Any:
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def get(row: Any, name: str, *kinds: type) -> Any:
+def get_field(row: Any, name: str, *kinds: type) -> Any:
     """A field of a row, or of an object in a row, of one of some types."""
     if not isinstance(row, Mapping):
         raise BadRow(f"{row!r:.80} is no object with a {name!r}")
@@ -212,16 +212,16 @@ def get(row: Any, name: str, *kinds: type) -> Any:
     return row[name]
 
 
-def text(row: Any, name: str) -> str:
+def text_field(row: Any, name: str) -> str:
     """A text of a row, which must not be empty."""
-    if not (found := get(row, name, str).strip()):
+    if not (found := get_field(row, name, str).strip()):
         raise BadRow(f"its {name!r} is empty")
     return found
 
 
-def listed(row: Any, name: str, kind: type) -> list[Any]:
+def list_field(row: Any, name: str, kind: type) -> list[Any]:
     """A list of a row that may be written as a string, such as `"['Chart']"` or `"[5]"`."""
-    found = get(row, name, list, str)
+    found = get_field(row, name, list, str)
     if isinstance(found, str):
         try:
             found = ast.literal_eval(found)
@@ -232,9 +232,9 @@ def listed(row: Any, name: str, kind: type) -> list[Any]:
     return found
 
 
-def numbers(row: Any, name: str, n: int) -> list[float | int]:
+def number_list(row: Any, name: str, n: int) -> list[float | int]:
     """So many numbers of a row."""
-    found = get(row, name, list)
+    found = get_field(row, name, list)
     if len(found) != n or not all(isinstance(number, int | float) and math.isfinite(number) for number in found):
         raise BadRow(f"its {name!r} is {found!r:.80}, not {n} numbers")
     return found

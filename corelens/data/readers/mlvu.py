@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from corelens.data.readers.base import BadRow, Row, Samples, folder_of, get, read_rows, text
+from corelens.data.readers.base import BadRow, Row, Samples, folder_of, get_field, read_rows, text_field
 from corelens.data.sample import Sample
 
 TASKS = ("plotQA", "needle", "ego", "count", "order", "anomaly_reco", "topic_reasoning", "sub_scene", "summary")
@@ -42,11 +42,11 @@ def mlvu(source: str | PathLike[str] = "MLVU/MVLU", task: str = "needle") -> Sam
 
 
 def _sample(name: str, row: Mapping[str, Any], videos: Path, task: str) -> Sample:
-    path = videos / text(row, "video")
+    path = videos / text_field(row, "video")
     if not path.is_file():
         raise BadRow(f"its video {str(path)!r} does not exist")
-    question, answer = text(row, "question"), text(row, "answer")
-    given = get(row, "candidates", list) if row.get("candidates") else []
+    question, answer = text_field(row, "question"), text_field(row, "answer")
+    given = get_field(row, "candidates", list) if row.get("candidates") else []
     choices = tuple(str(choice).strip() for choice in given)
     if choices:
         if answer not in choices:
@@ -60,5 +60,5 @@ def _sample(name: str, row: Mapping[str, Any], videos: Path, task: str) -> Sampl
         videos=(str(path),),
         choices=choices,
         scoring="choice" if choices else "judge",
-        about={"task": task, "duration": get(row, "duration", int, float), "points": row.get("scoring_points")},
+        about={"task": task, "duration": get_field(row, "duration", int, float), "points": row.get("scoring_points")},
     )

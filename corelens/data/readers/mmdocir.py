@@ -16,15 +16,15 @@ from corelens.data.readers.base import (
     box_in,
     files_in,
     folder_of,
-    get,
-    listed,
-    numbers,
+    get_field,
+    list_field,
+    number_list,
     picture_size,
     read_line,
     read_lines,
+    read_table,
     refuse,
-    table,
-    text,
+    text_field,
 )
 from corelens.data.sample import Evidence, Sample
 
@@ -46,7 +46,7 @@ def mmdocir(
         raise ValueError(f"pages={pages!r} is not known; pages are all or evidence.")
     folder = folder_of(source, ["*annotations.jsonl", "*pages.parquet"])
     annotations = files_in(folder, "*annotations.jsonl")[0]
-    stored = table(files_in(folder, "*pages.parquet"))
+    stored = read_table(files_in(folder, "*pages.parquet"))
     where: dict[str, dict[int, int]] = {}
     for row, (document, page) in enumerate(zip(stored["doc_name"], stored["passage_id"], strict=True)):
         if not str(page).isdigit():
@@ -57,7 +57,7 @@ def mmdocir(
         for number, line in read_lines(annotations):
             try:
                 document = read_line(line)
-                name, questions = text(document, "doc_name"), get(document, "questions", list)
+                name, questions = text_field(document, "doc_name"), get_field(document, "questions", list)
             except BadRow as cause:
                 yield f"line {number}", partial(refuse, cause)
                 continue
@@ -77,7 +77,7 @@ def _sample(row: str, asked: Any, document: Any, where: Any, stored: Any, pages:
     found = where.get(_name(document["doc_name"]))
     if found is None:
         raise BadRow(f"there are no pages of its document {document['doc_name']!r}")
-    holding = sorted({*listed(asked, "page_id", int)})
+    holding = sorted({*list_field(asked, "page_id", int)})
     if not holding:
         raise BadRow("its 'page_id' is empty")
     if missing := [page for page in holding if page not in found]:
@@ -85,29 +85,29 @@ def _sample(row: str, asked: Any, document: Any, where: Any, stored: Any, pages:
     shown = holding if pages == "evidence" else sorted(found)
     pictures = {page: StoredPicture(stored, found[page], "image_binary") for page in shown}
     evidence = []
-    for layout in get(asked, "layout_mapping", list):
-        page = get(layout, "page", int)
+    for layout in get_field(asked, "layout_mapping", list):
+        page = get_field(layout, "page", int)
         if page not in holding:
             raise BadRow(f"a layout is on page {page}, which is not among its evidence pages {holding}")
         size = picture_size(pictures[page])
-        width, height = numbers(layout, "page_size", 2)
+        width, height = number_list(layout, "page_size", 2)
         if min(width, height) <= 0:
             raise BadRow(f"its 'page_size' is {width} x {height}")
-        box = box_in(numbers(layout, "bbox", 4), size, (size[0] / width, size[1] / height))
+        box = box_in(number_list(layout, "bbox", 4), size, (size[0] / width, size[1] / height))
         evidence.append(Evidence(box, shown.index(page)))
     covered = {region.media for region in evidence}
     whole = [Evidence(media=shown.index(page)) for page in holding if shown.index(page) not in covered]
     return Sample(
         row,
-        text(asked, "Q"),
-        text(asked, "A"),
+        text_field(asked, "Q"),
+        text_field(asked, "A"),
         tuple(pictures.values()),
         (*evidence, *whole),
         scoring="anls",
         about={
             "document": _name(document["doc_name"]),
             "domain": document.get("domain"),
-            "kinds": listed(asked, "type", str),
+            "kinds": list_field(asked, "type", str),
             "pages": shown,
         },
     )

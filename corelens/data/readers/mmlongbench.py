@@ -18,15 +18,15 @@ from corelens.data.readers.base import (
     Row,
     Samples,
     folder_of,
-    get,
-    listed,
+    get_field,
+    list_field,
     picture_file,
     read_json,
     read_line,
     read_lines,
     refuse,
-    text,
-    unpacked,
+    text_field,
+    unpack_archives,
 )
 from corelens.data.sample import Evidence, Sample
 
@@ -65,7 +65,7 @@ def mmlongbench(source: str | PathLike[str], task: str, length: int = 8, seed: i
         raise ValueError(f"seed={seed} is negative.")
     folder = folder_of(source, ["*.tar.gz"])
     if not Path(source).expanduser().is_dir():
-        folder = unpacked(folder, "MMLongBench")
+        folder = unpack_archives(folder, "MMLongBench")
     if not (folder / "mmlb_data").is_dir():
         raise FileNotFoundError(
             f"there is no folder {str(folder / 'mmlb_data')!r}. MMLongBench comes in archives: give the Hub id "
@@ -98,7 +98,7 @@ def _examples(path: Path, seed: int) -> Iterator[tuple[str, Callable[[], Any]]]:
         raise ValueError(f"{str(path)!r} does not hold examples by domain.")
     for domain, content in domains.items():
         try:
-            sets, questions = get(content, "exemplar_list", list), get(content, "test_example", list)
+            sets, questions = get_field(content, "exemplar_list", list), get_field(content, "test_example", list)
         except BadRow as cause:
             yield f"{path.stem}-{domain}", partial(refuse, cause)
             continue
@@ -136,13 +136,13 @@ def _interleave(marked: str, n_pictures: int) -> tuple[str | int, ...]:
 
 
 def _pictures(row: Mapping[str, Any], names: list[str], folder: Path) -> tuple[str, ...]:
-    paths = [path for name in names for path in listed(row, name, str)]
+    paths = [path for name in names for path in list_field(row, name, str)]
     return tuple(picture_file(folder / path) for path in paths)
 
 
 def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
     """An answer, or several of which each is right."""
-    found = get(row, "answer", str, list, int)
+    found = get_field(row, "answer", str, list, int)
     found = tuple(str(answer).strip() for answer in (found if isinstance(found, list) else [found]))
     if not found or not all(found):
         raise BadRow("its 'answer' is empty")
@@ -150,7 +150,7 @@ def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _context(row: Mapping[str, Any]) -> str:
-    return "\n\n".join(text(part, "text") for part in get(row, "ctxs", list))
+    return "\n\n".join(text_field(part, "text") for part in get_field(row, "ctxs", list))
 
 
 def _needles(row: Mapping[str, Any]) -> tuple[Evidence, ...]:
@@ -168,14 +168,17 @@ def _needles(row: Mapping[str, Any]) -> tuple[Evidence, ...]:
 
 
 def _retrieval_augmented(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
-    passages = [f"Document (Title: {text(part, 'title')}): {text(part, 'text')}" for part in get(row, "ctxs", list)]
-    question, (answer, *others) = text(row, "question"), _answers(row)
+    passages = [
+        f"Document (Title: {text_field(part, 'title')}): {text_field(part, 'text')}"
+        for part in get_field(row, "ctxs", list)
+    ]
+    question, (answer, *others) = text_field(row, "question"), _answers(row)
     instruction = "Use the given documents to answer the question about the entity shown in the image.\n\n"
     return Sample(
         name,
         question,
         answer,
-        (picture_file(folder / text(row, "image")),),
+        (picture_file(folder / text_field(row, "image")),),
         prompt=(instruction + "\n\n".join(passages) + "\n\n", 0, f"Question: {question}"),
         also_accepted=tuple(others),
         scoring="contains",
@@ -184,12 +187,12 @@ def _retrieval_augmented(name: str, row: Mapping[str, Any], folder: Path) -> Sam
 
 def _visual_haystack(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
     answer = {"0": "No", "1": "Yes"}.get(_answers(row)[0], _answers(row)[0])
-    question = f"{text(row, 'question')} Answer Yes or No."
+    question = f"{text_field(row, 'question')} Answer Yes or No."
     return Sample(name, question, answer, _pictures(row, ["ctxs"], folder), scoring="yes-no")
 
 
 def _text_needle(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
-    pictures, question, answers = _pictures(row, ["image_list"], folder), text(row, "question"), _answers(row)
+    pictures, question, answers = _pictures(row, ["image_list"], folder), text_field(row, "question"), _answers(row)
     return Sample(
         name,
         question,
@@ -204,11 +207,11 @@ def _text_needle(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
 def _counting(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
     """How often does something occur? The answer is a list of numbers, of which the sum counts."""
     images = ["image_list", "needle_image_list"] if "needle_image_list" in row else ["image_list"]
-    pictures, question = _pictures(row, images, folder), text(row, "question")
+    pictures, question = _pictures(row, images, folder), text_field(row, "question")
     return Sample(
         name,
         question,
-        str(get(row, "answer", list)),
+        str(get_field(row, "answer", list)),
         pictures,
         _needles(row) if "needle_image_list" in row else (),
         prompt=_interleave(f"{INTERLEAVED}{_context(row)}\n\nQuestion: {question}", len(pictures)),
@@ -218,9 +221,9 @@ def _counting(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
 
 def _image_needle(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
     """Which of these pictures is somewhere in the document?"""
-    pictures, question = _pictures(row, ["image_list", "choices_image"], folder), text(row, "question")
+    pictures, question = _pictures(row, ["image_list", "choices_image"], folder), text_field(row, "question")
     letters = [chr(ord("A") + index) for index in range(len(row["choices_image"]))]
-    if not 0 <= (right := get(row, "answer", int)) < len(letters):
+    if not 0 <= (right := get_field(row, "answer", int)) < len(letters):
         raise BadRow(f"its 'answer' is {right}, and it has {len(letters)} choices")
     options = "".join(f"\n{letter}. <image>" for letter in letters)
     ask = f"\n\nQuestion: {question}{options}\nAnswer with the option's letter."
@@ -237,9 +240,9 @@ def _image_needle(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
 
 
 def _many_shot(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
-    examples = get(row, "examples", list)
-    pictures = tuple(picture_file(folder / text(part, "image")) for part in [*examples, row])
-    labels = "\n\n".join(f"<image>\nlabel: {get(part, 'id', int, str)}" for part in examples)
+    examples = get_field(row, "examples", list)
+    pictures = tuple(picture_file(folder / text_field(part, "image")) for part in [*examples, row])
+    labels = "\n\n".join(f"<image>\nlabel: {get_field(part, 'id', int, str)}" for part in examples)
     question = 'Now classify this image. Only output "label: {label}".'
     return Sample(
         name,
@@ -253,17 +256,18 @@ def _many_shot(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
 
 def _pages(row: Mapping[str, Any], name: str) -> str:
     """The pages of documents, each under its name and number, which are in its path: `.../{document}/page{n}.png`."""
-    paths = [Path(path) for path in listed(row, name, str)]
+    paths = [Path(path) for path in list_field(row, name, str)]
     return "\n\n".join(
         f"Document {path.parent.name[:15]} (page {path.stem.split('page')[-1]}): <image>" for path in paths
     )
 
 
 def _summary(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
-    summary, pictures = get(row, "summary", str, list), _pictures(row, ["image_list"], folder)
+    summary, pictures = get_field(row, "summary", str, list), _pictures(row, ["image_list"], folder)
     if isinstance(summary, list):
         summary = "\n\n".join(
-            f"{text(part, 'section_title')}:\n" + "\n".join(get(part, "paragraphs", list)) for part in summary
+            f"{text_field(part, 'section_title')}:\n" + "\n".join(get_field(part, "paragraphs", list))
+            for part in summary
         )
     question = "Summarize these documents."
     prompt = _interleave(f"{_pages(row, 'image_list')}\n\n{question}", len(pictures))
@@ -271,7 +275,11 @@ def _summary(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
 
 
 def _document(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
-    pictures, asked, document = _pictures(row, ["page_list"], folder), text(row, "question"), text(row, "doc_name")
+    pictures, asked, document = (
+        _pictures(row, ["page_list"], folder),
+        text_field(row, "question"),
+        text_field(row, "doc_name"),
+    )
     question = (
         f"Based on Document {document[:15]}, answer the following question as concisely as you can, or write 'Not "
         f"answerable'. {asked}"
@@ -279,11 +287,11 @@ def _document(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
     return Sample(
         name,
         asked,
-        str(get(row, "answer", str, int, float)),
+        str(get_field(row, "answer", str, int, float)),
         pictures,
         prompt=_interleave(f"{_pages(row, 'page_list')}\n\n{question}", len(pictures)),
         scoring="mmlongbench-docqa",
-        about={"document": document, "answer format": text(row, "answer_format")},
+        about={"document": document, "answer format": text_field(row, "answer_format")},
     )
 
 

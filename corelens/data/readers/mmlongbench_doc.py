@@ -12,7 +12,18 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from corelens.data.readers.base import BadRow, Row, Samples, files_in, folder_of, listed, needed, read_rows, table, text
+from corelens.data.readers.base import (
+    BadRow,
+    Row,
+    Samples,
+    files_in,
+    folder_of,
+    list_field,
+    read_rows,
+    read_table,
+    require_path,
+    text_field,
+)
 from corelens.data.sample import Evidence, Sample
 
 FORMATS = ("Str", "Int", "Float", "List", "None")
@@ -39,7 +50,7 @@ def mmlongbench_doc(
         raise ValueError(f"dots_per_inch={dots_per_inch} is less than one.")
     folder = folder_of(source, ["data/*.parquet", "samples.json", "documents/*.pdf"])
     found = files_in(folder, "samples.json", "*.parquet")
-    rows = read_rows(found[0]) if found[0].suffix == ".json" else table(found)
+    rows = read_rows(found[0]) if found[0].suffix == ".json" else read_table(found)
     documents = {path.name: path for path in folder.rglob("*.pdf")}
 
     def read() -> Iterator[Row]:
@@ -53,12 +64,12 @@ def mmlongbench_doc(
 def _sample(
     row: str, asked: Mapping[str, Any], documents: Mapping[str, Path], pages: str, dots_per_inch: int
 ) -> Sample:
-    document, answer_format = text(asked, "doc_id"), text(asked, "answer_format")
+    document, answer_format = text_field(asked, "doc_id"), text_field(asked, "answer_format")
     if answer_format not in FORMATS:
         raise BadRow(f"its 'answer_format' is {answer_format!r}, which is none of {', '.join(FORMATS)}")
     if document not in documents:
         raise BadRow(f"its document {document!r} is not there")
-    holding = sorted({page - 1 for page in listed(asked, "evidence_pages", int)})
+    holding = sorted({page - 1 for page in list_field(asked, "evidence_pages", int)})
     n_pages = _n_pages(documents[document])
     if wrong := [page + 1 for page in holding if not 0 <= page < n_pages]:
         raise BadRow(f"its document has no page {wrong}; it has 1 to {n_pages}")
@@ -67,15 +78,15 @@ def _sample(
     shown = holding if pages == "evidence" else list(range(n_pages))
     return Sample(
         row,
-        text(asked, "question"),
-        text(asked, "answer"),
+        text_field(asked, "question"),
+        text_field(asked, "answer"),
         tuple(PdfPage(documents[document], page, dots_per_inch) for page in shown),
         tuple(Evidence(media=shown.index(page)) for page in holding),
         scoring="mmlongbench-doc",
         about={
             "document": document,
             "domain": asked.get("doc_type"),
-            "kinds": listed(asked, "evidence_sources", str),
+            "kinds": list_field(asked, "evidence_sources", str),
             "answer format": answer_format,
             "pages": shown,
         },
@@ -89,7 +100,7 @@ def _n_pages(path: Path) -> int:
 
 
 def _opened(path: Path) -> Any:
-    pdfium = needed("pypdfium2")
+    pdfium = require_path("pypdfium2")
     try:
         return pdfium.PdfDocument(path)
     except pdfium.PdfiumError as cause:

@@ -13,10 +13,10 @@ from corelens.data.readers.base import (
     box_in,
     files_in,
     folder_of,
-    get,
-    numbers,
+    get_field,
+    number_list,
     picture_size,
-    table,
+    read_table,
 )
 from corelens.data.sample import Evidence, Sample
 
@@ -38,7 +38,7 @@ def refcocog(
     """
     if "{expression}" not in question:
         raise ValueError(f"question={question!r} has no place for the sentence: write {{expression}} in it.")
-    rows = table(files_in(folder_of(source, [f"data/{split}-*.parquet"]), f"{split}-*.parquet"))
+    rows = read_table(files_in(folder_of(source, [f"data/{split}-*.parquet"]), f"{split}-*.parquet"))
 
     def read() -> Iterator[Row]:
         ids, expressions = rows["question_id"], rows["answer"]
@@ -51,12 +51,12 @@ def refcocog(
 
 def _sample(rows: Any, index: int, number: int, question: str) -> Sample:
     row = rows[index]
-    expressions = get(row, "answer", list)
+    expressions = get_field(row, "answer", list)
     if not expressions or not (expression := (expressions[number] or "").strip()):
         raise BadRow("its 'answer' holds no referring expression")
     picture = StoredPicture(rows, index, "image")
     size = picture_size(picture)
-    left, top, width, height = numbers(row, "bbox", 4)
+    left, top, width, height = number_list(row, "bbox", 4)
     box = box_in([left, top, left + width, top + height], size)
     return Sample(
         f"{row['question_id']}-{number}",

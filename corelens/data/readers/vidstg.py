@@ -16,11 +16,11 @@ from corelens.data.readers.base import (
     box_in,
     files_in,
     folder_of,
-    get,
-    needed,
+    get_field,
     read_json,
     read_rows,
-    text,
+    require_path,
+    text_field,
 )
 from corelens.data.sample import Evidence, Sample
 from corelens.inputs.media import Video
@@ -61,7 +61,7 @@ class FileFrames(Sequence[Image.Image]):
         raise ValueError(f"{str(self.path)!r} has no frame {wanted}: it ends after {self._next}.")
 
     def _decode(self) -> Iterator[tuple[int, Any]]:
-        av = needed("av")
+        av = require_path("av")
         try:
             with av.open(str(self.path)) as container:
                 yield from enumerate(container.decode(video=0))
@@ -114,17 +114,17 @@ def _sample(
     boxes: Mapping[str, Path],
     videos: Mapping[str, Path],
 ) -> Sample:
-    video = text(row, "vid")
-    said = get(row, sentences, list)
+    video = text_field(row, "vid")
+    said = get_field(row, sentences, list)
     if not said:
         raise BadRow(f"its {sentences!r} are empty")
-    sentence, target = text(said[number], "description"), get(said[number], "target_id", int)
+    sentence, target = text_field(said[number], "description"), get_field(said[number], "target_id", int)
     if video not in boxes:
         raise BadRow(f"there is no trajectory file {video}.json of VidOR")
     if video not in videos:
         raise BadRow(f"there is no video file {video}.mp4 of VidOR")
-    n_frames, fps = get(row, "frame_count", int), get(row, "fps", int, float)
-    size = (get(row, "width", int), get(row, "height", int))
+    n_frames, fps = get_field(row, "frame_count", int), get_field(row, "fps", int, float)
+    size = (get_field(row, "width", int), get_field(row, "height", int))
     start, end = _span(row, "used_segment")
     if fps <= 0:
         raise BadRow(f"its 'fps' is {fps}")
@@ -139,7 +139,9 @@ def _sample(
         if target in course[frame]:
             seconds = ((frame - start) / fps, (frame + 1 - start) / fps)
             evidence.append(Evidence(box_in(course[frame][target], size), 0, seconds))
-    categories = {get(thing, "tid", int): text(thing, "category") for thing in get(row, "subject/objects", list)}
+    categories = {
+        get_field(thing, "tid", int): text_field(thing, "category") for thing in get_field(row, "subject/objects", list)
+    }
     if target not in categories:
         raise BadRow(f"its target {target} is none of its objects {sorted(categories)}")
     if not evidence:
@@ -156,8 +158,8 @@ def _sample(
 
 
 def _span(row: Mapping[str, Any], name: str) -> tuple[int, int]:
-    span = get(row, name, dict)
-    return get(span, "begin_fid", int), get(span, "end_fid", int)
+    span = get_field(row, name, dict)
+    return get_field(span, "begin_fid", int), get_field(span, "end_fid", int)
 
 
 @lru_cache(maxsize=4)

@@ -19,7 +19,7 @@ from corelens.data.scoring.rules import exact as exact
 from corelens.data.scoring.rules import label as label
 from corelens.data.scoring.rules import numeric as numeric
 from corelens.data.scoring.rules import yes_no as yes_no
-from corelens.errors import see
+from corelens.errors import docs_link
 from corelens.inputs.media import load_picture
 
 _SHORT = {
@@ -64,7 +64,7 @@ def _box(sample: Sample, said: str, unit: BoxUnit | None) -> float | None:
     if unit is None:
         raise ValueError(
             f"sample {sample.id} asks for a box: say in which unit the model answers, by box_unit='pixels', "
-            f"'thousandths', 'fractions' or the size of the picture as the model sees it. {see('box-unit')}"
+            f"'thousandths', 'fractions' or the size of the picture as the model sees it. {docs_link('box-unit')}"
         )
     (evidence,) = sample.evidence
     assert evidence.box is not None  # what readers promise with this rule

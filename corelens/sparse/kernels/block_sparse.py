@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 
-from corelens.sparse.kernels.partial import attend, merge
+from corelens.sparse.kernels.partial import merge, partial_attention
 from corelens.sparse.kernels.reference import check_heads, empty_output, rows_of
 
 
@@ -134,12 +134,12 @@ def _attend_blocks(
     for i, some in enumerate(column.split(block)):
         here = slice(int(some[0]), int(some[-1]) + 1)
         visible = (some <= some[:, None])[None, None]
-        own, lse = attend(query[:, :, here], key[:, :, here], value[:, :, here], scaling, visible)
+        own, lse = partial_attention(query[:, :, here], key[:, :, here], value[:, :, here], scaling, visible)
         out[:, :, here] = own
         for head in blocks[0, :, i, :i].any(-1).nonzero()[:, 0].tolist():
             seen = column[: here.start][blocks[0, head, i, :i].repeat_interleave(block)]
             mine, kv_head = slice(head, head + 1), slice(head // group, head // group + 1)
-            before = attend(query[:, mine, here], key[:, kv_head, seen], value[:, kv_head, seen], scaling)
+            before = partial_attention(query[:, mine, here], key[:, kv_head, seen], value[:, kv_head, seen], scaling)
             merge((own[:, mine], lse[:, mine]), before, out=out[:, mine, here])
 
 

@@ -7,11 +7,13 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-Found = tuple[Float[Tensor, "batch head query d_head"], Float[Tensor, "batch head query"]]
+PartialAttention = tuple[Float[Tensor, "batch head query d_head"], Float[Tensor, "batch head query"]]
 """What heads found among some keys, and the log-sum-exp of their scores: -inf where a query saw none of the keys."""
 
 
-def merge(some: Found, others: Found, out: Float[Tensor, "batch head query d_head"] | None = None) -> Tensor:
+def merge(
+    some: PartialAttention, others: PartialAttention, out: Float[Tensor, "batch head query d_head"] | None = None
+) -> Tensor:
     """What heads find among the keys of both, which must be different keys. Every query must see some of the first."""
     share = torch.sigmoid(others[1] - some[1])[..., None]
     return torch.lerp(some[0], others[0], share.to(some[0]), out=out)
@@ -28,7 +30,7 @@ def varlen_attention(
     value: Float[Tensor, "batch kv_head key d_head"],
     scaling: float,
     window: tuple[int, int] = (-1, 0),
-) -> Found:
+) -> PartialAttention:
     """Attention of the last queries of a sequence to the keys around their own.
 
     Args:
@@ -67,14 +69,14 @@ BLOCK = 32
 """Queries of a block, which reads `window + 31` keys: fewer waste less, more make larger matrix products. The fastest
 of 16, 32, 64 and 128 on a CPU, for windows of 256 and 512."""
 
-PIECE = 1024
+CHUNK = 1024
 """Queries computed together, so that what is between the steps stays in the cache of the processor."""
 
 
-def pieces(begin: int, end: int) -> Iterator[slice]:
+def chunks(begin: int, end: int) -> Iterator[slice]:
     """The queries from `begin` to `end` in slices of whole blocks, and one of what is left."""
     whole = end - (end - begin) % BLOCK
-    yield from (slice(some, min(some + PIECE, whole)) for some in range(begin, whole, PIECE))
+    yield from (slice(some, min(some + CHUNK, whole)) for some in range(begin, whole, CHUNK))
     if whole < end:
         yield slice(whole, end)
 
@@ -85,7 +87,7 @@ def window_attention(
     value: Float[Tensor, "1 kv_head key d_head"],
     scaling: float,
     window: int,
-) -> Found:
+) -> PartialAttention:
     """Attention of each query to itself and the `window - 1` keys before it, of one of the `pieces` of one row.
 
     Blocks are the batch of one call: their slices of the keys overlap and are read in place, under one small mask.
@@ -106,24 +108,24 @@ def window_attention(
         rearrange(tensor.unfold(2, length, size), "1 kv_head block d_head key -> block kv_head key d_head")
         for tensor in (key, value)
     )
-    found, lse = attend(blocks, keys, values, scaling, visible)
+    found, lse = partial_attention(blocks, keys, values, scaling, visible)
     together = "block head row ... -> 1 head (block row) ..."
     return rearrange(found, together), rearrange(lse, together)
 
 
-def attend(
+def partial_attention(
     query: Float[Tensor, "batch head query d_head"],
     key: Float[Tensor, "batch kv_head key d_head"],
     value: Float[Tensor, "batch kv_head key d_head"],
     scaling: float,
     visible: Bool[Tensor, "#batch 1 query key"] | None = None,
-) -> Found:
+) -> PartialAttention:
     """Attention over the given keys alone: all, or those that are visible."""
     if visible is None and has_varlen(query):
         return varlen_attention(query, key, value, scaling, window=(-1, -1))
     if query.device.type == "cpu":
         return flash_cpu(query, key, value, scaling, visible)
-    return by_hand(query, key, value, scaling, visible)
+    return eager_partial_attention(query, key, value, scaling, visible)
 
 
 def flash_cpu(
@@ -134,7 +136,7 @@ def flash_cpu(
     visible: Bool[Tensor, "#batch 1 query key"] | None = None,
     *,
     causal: bool = False,
-) -> Found:
+) -> PartialAttention:
     """The kernel that SDPA runs on CPUs, which reads the keys of groups in place; SDPA keeps its second result back.
 
     Args:
@@ -154,13 +156,13 @@ def flash_cpu(
     return found, lse.masked_fill(~visible.any(-1), -torch.inf)
 
 
-def by_hand(
+def eager_partial_attention(
     query: Float[Tensor, "batch head query d_head"],
     key: Float[Tensor, "batch kv_head key d_head"],
     value: Float[Tensor, "batch kv_head key d_head"],
     scaling: float,
     visible: Bool[Tensor, "#batch 1 query key"] | None = None,
-) -> Found:
+) -> PartialAttention:
     """The same with all scores at once, in float32, on any device."""
     group = query.float().unflatten(1, (key.shape[1], -1))
     scores = scaling * einsum(group, key.float(), "b kv g query d, b kv key d -> b kv g query key")

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from corelens.sparse.kernels.partial import (
-    attend,
+    chunks,
     flash_cpu,
     has_varlen,
     merge,
-    pieces,
+    partial_attention,
     varlen_attention,
     window_attention,
 )
@@ -78,7 +78,7 @@ def streaming(
     # No mask is needed where all that is kept is seen.
     cut = min(n, max(early, int(seen_from.max()))) if seen_from.shape[1] else early
     flash = has_varlen(query)
-    for some in (*pieces(early, cut), *([slice(cut, n)] if flash and cut < n else pieces(cut, n))):
+    for some in (*chunks(early, cut), *([slice(cut, n)] if flash and cut < n else chunks(cut, n))):
         near = slice(past + some.start - window + 1, past + some.stop)
         around = query[:, :, some], key[:, :, near], value[:, :, near]
         if flash:
@@ -90,7 +90,7 @@ def streaming(
             continue
         row = torch.arange(some.start, some.stop, device=query.device)
         visible = (seen_from[:, None] <= row[:, None])[:, None] if some.start < cut else None
-        kept = attend(query[:, :, some], kept_key, kept_value, scaling, visible)
+        kept = partial_attention(query[:, :, some], kept_key, kept_value, scaling, visible)
         merge(found, kept, out=out[:, :, some])
 
 

@@ -18,7 +18,7 @@ def heads(n: int, d_head: int) -> Any:
 
 def test_chosen_blocks_are_read_and_too_many_shapes_are_an_error(monkeypatch: pytest.MonkeyPatch):
     """One test, since each kind of shape takes seconds to compile."""
-    monkeypatch.setattr(antidiagonal, "has_flex", lambda query: True)
+    monkeypatch.setattr(block_sparse, "has_flex", lambda query: True)
     for n, top_p in ((300, 0.5), (128, 0.2), (200, 1.0)):
         query, key, value = heads(n, 32)
         shares = block_sparse.block_shares(query, key, 0.2, 64, 8)

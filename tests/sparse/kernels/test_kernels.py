@@ -18,12 +18,13 @@ from corelens.sparse.kernels import (
     full_attention,
     partial,
     reference,
+    streaming,
     streaming_attention,
     visible_full,
     visible_streaming,
 )
 from corelens.sparse.kernels.block_sparse import block_shares, chosen_blocks
-from corelens.sparse.kernels.partial import by_hand, flash_cpu
+from corelens.sparse.kernels.partial import eager_partial_attention, flash_cpu
 
 TOLERANCE = {torch.float32: dict(atol=2e-5, rtol=1e-5), torch.bfloat16: dict(atol=2e-2, rtol=2e-2)}
 
@@ -213,7 +214,7 @@ def test_parts_by_hand_are_those_of_the_kernel(case: Case):
     visible = torch.rand(len(case.query), 1, case.n, case.n, generator=torch.Generator().manual_seed(0)) < 0.3
     for mask in (None, visible):
         parts = case.query, case.key, case.value, case.scaling, mask
-        for found, expected in zip(by_hand(*parts), flash_cpu(*parts), strict=True):
+        for found, expected in zip(eager_partial_attention(*parts), flash_cpu(*parts), strict=True):
             assert_close(found, expected, **TOLERANCE[case.query.dtype])
 
 
@@ -237,7 +238,7 @@ def by_hand_varlen(
         behind = torch.arange(len(k)) - torch.arange(len(k) - len(q), len(k))[:, None]
         before, after = window_size
         visible = ((behind >= -before) | (before < 0)) & ((behind <= after) | (after < 0))
-        one, lse = by_hand(*(x.transpose(0, 1)[None] for x in (q, k, v)), scale, visible[None, None])
+        one, lse = eager_partial_attention(*(x.transpose(0, 1)[None] for x in (q, k, v)), scale, visible[None, None])
         found.append(one[0].transpose(0, 1)), lses.append(lse[0])
     return torch.cat(found), torch.cat(lses, -1)
 
@@ -248,7 +249,7 @@ def test_the_path_of_gpus_is_what_the_reference_finds(case: Case, data: st.DataO
     """With torch's kernel replaced by one of the same signature that runs on a CPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch_varlen, "varlen_attn", by_hand_varlen)
-        for module in (by_rule, unpadded, partial):
+        for module in (streaming, partial):
             patch.setattr(module, "has_varlen", lambda tensor: True)
         begin = data.draw(st.integers(0, case.n - 1))
         case.check(case.full(begin), False, begin)
