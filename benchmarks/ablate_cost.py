@@ -33,7 +33,7 @@ def main() -> None:
     results = {}
     for model_name, samples in asked.items():
         model = HookedMLLM.from_pretrained(model_name)
-        conditions = ablation.head_controls(scan(model, toy.scenes(20, seed=1)), 0.05)
+        conditions = scan(model, toy.scenes(20, seed=1)).controls(0.05)
         taken: dict[str, list[float]] = {"once": [], "every time": []}
         found = []
         for repetition in range(arguments.repetitions + 1):

@@ -13,7 +13,6 @@ from .data import Sample as Sample
 from .data import evidence_tokens as evidence_tokens
 from .data import prepare_batches as prepare_batches
 from .experiments.ablation import ablation_curve as ablation_curve
-from .experiments.ablation import head_controls as head_controls
 from .experiments.ablation import run_ablation as run_ablation
 from .experiments.conditions import ConditionResults as ConditionResults
 from .experiments.scan import scan as scan

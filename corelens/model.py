@@ -488,7 +488,7 @@ class HookedMLLM(HookedRootModule):
                     )
                 for function in hook_functions(hooked):
                     if isinstance(function, Intervention):
-                        function.check(replace(progress, first=0) if function in progress.prefix_hooks else progress)
+                        function.check(replace(progress, n_cached=0) if function in progress.prefix_hooks else progress)
                 for point in hooked:
                     point.ctx["progress"] = progress
                     connected.callback(clear_context, point)

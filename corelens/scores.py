@@ -1,7 +1,7 @@
 """Scores of heads: one number per sample and head, what the number means, and the sets that it chooses."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from os import PathLike
@@ -160,6 +160,28 @@ class HeadScores:
             drawn += [Head(layer, int(head)) for head in rng.choice(others, len(chosen), replace=False)]
         name = f"{len(top)} random heads in the layers of the top {len(top)}, seed {seed}"
         return HeadSet(tuple(drawn), name)
+
+    def controls(self, n: float | int = 0.05, seeds: Sequence[int] = range(5)) -> dict[str, list[HeadSet]]:
+        """The top heads, and as many heads of every kind that they are compared with.
+
+        Args:
+            n: Share of all heads, or their number.
+            seeds: Of the random draws.
+
+        Returns:
+            `top`, `next-ranked`, `random`, `random, same layers` and `bottom`; one set of heads each, and one for every
+            seed where heads are drawn. Kinds that need more heads than there are beside the top ones are left out.
+
+        Raises:
+            ValueError: If `n` is not a number of heads that the model has.
+        """
+        top = self.top(n)
+        sets = {"top": [top]}
+        if 2 * len(top) <= self.n_heads:
+            sets |= {"next-ranked": [self.next(n)], "random": [self.random(seed, n) for seed in seeds]}
+        if all(2 * len(heads) <= self.mask[layer].sum() for layer, heads in top.by_layer().items()):
+            sets["random, same layers"] = [self.layer_matched_random(seed, n) for seed in seeds]
+        return sets | {"bottom": [self.bottom(n)]}
 
     def _count(self, n: float | int, others: bool = False) -> int:
         """How many heads are meant; at most half of them, if as many others are needed."""

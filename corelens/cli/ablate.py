@@ -74,7 +74,6 @@ def ablate(
 
 def _conditions(heads: str | None, ranking: "HeadScores | None", top: float) -> "dict[str, list[HeadSet]]":
     """The sets of heads that the options mean."""
-    from corelens.experiments.ablation import head_controls
     from corelens.heads import HeadSet
 
     try:
@@ -86,7 +85,7 @@ def _conditions(heads: str | None, ranking: "HeadScores | None", top: float) -> 
         raise typer.BadParameter(str(cause), param_hint="--heads") from cause
     assert ranking is not None  # one of them is given
     try:
-        return head_controls(ranking, int(top) if top >= 1 and top == int(top) else top)
+        return ranking.controls(int(top) if top >= 1 and top == int(top) else top)
     except ValueError as cause:
         raise typer.BadParameter(str(cause), param_hint="--top") from cause
 

@@ -31,6 +31,9 @@ from corelens.interventions import ablate, attention_knockout
 from corelens.model import HookedMLLM
 from corelens.scores import HeadScores
 
+KINDS = ("top", "next-ranked", "random", "random, same layers", "bottom")
+"""Of sets of heads; see `HeadScores.controls`."""
+
 
 @dataclass(frozen=True)
 class AblationCurve:
@@ -69,58 +72,21 @@ def ablation_curve(
         fractions: Shares of all heads.
         seeds: Of the random draws.
     """
-    choices: dict[str, Callable[[float], list[HeadSet]]] = {
-        "top": lambda fraction: [scores.top(fraction)],
-        "next": lambda fraction: [scores.next(fraction)],
-        "bottom": lambda fraction: [scores.bottom(fraction)],
-        "random": lambda fraction: [scores.random(seed, fraction) for seed in seeds],
-        "random, same layers": lambda fraction: [scores.layer_matched_random(seed, fraction) for seed in seeds],
-    }
-    # Wrong fractions are said before anything runs.
-    for fraction in fractions:
-        scores.top(fraction)
-    heads = {name: [_if_possible(choose, fraction) for fraction in fractions] for name, choose in choices.items()}
-    measured: dict[str, list[list[float]]] = {name: [] for name in choices}
-    with tqdm(total=sum(len(sets) for by_fraction in heads.values() for sets in by_fraction), desc="doses") as bar:
-        for name, by_fraction in heads.items():
-            for sets in by_fraction:
-                measured[name].append([])
-                for some in sets:
-                    measured[name][-1].append(accuracy(some))
+    sets = [scores.controls(fraction, seeds) for fraction in fractions]
+    heads = {kind: [controls.get(kind, []) for controls in sets] for kind in KINDS}
+    accuracies: dict[str, list[list[float]]] = {kind: [] for kind in KINDS}
+    with tqdm(total=sum(len(draws) for controls in sets for draws in controls.values()), desc="ablate") as bar:
+        for kind, by_fraction in heads.items():
+            for draws in by_fraction:
+                accuracies[kind].append([])
+                for drawn in draws:
+                    accuracies[kind][-1].append(accuracy(drawn))
                     bar.update()
-    return AblationCurve(tuple(fractions), heads, measured)
-
-
-def _if_possible(choose: Callable[[float], list[HeadSet]], fraction: float) -> list[HeadSet]:
-    try:
-        return choose(fraction)
-    except ValueError:
-        # Too few other heads.
-        return []
+    return AblationCurve(tuple(fractions), heads, accuracies)
 
 
 SHARD_SIZE = 16
 """Samples that are kept or lost together when an ablation is interrupted: each is answered under every condition."""
-
-
-def head_controls(scores: HeadScores, top: float | int, seeds: Sequence[int] = range(5)) -> dict[str, list[HeadSet]]:
-    """The top heads, and as many of every kind that they are compared with.
-
-    Random heads of the same layers are left out where most heads of a layer are top heads.
-
-    Raises:
-        ValueError: If there are too few other heads.
-    """
-    chosen = scores.top(top)
-    crowded = any(2 * len(heads) > scores.mask[layer].sum() for layer, heads in chosen.by_layer().items())
-    matched = [] if crowded else [scores.layer_matched_random(seed, top) for seed in seeds]
-    return {
-        "top": [chosen],
-        "next-ranked": [scores.next(top)],
-        "random": [scores.random(seed, top) for seed in seeds],
-        **({"random, same layers": matched} if matched else {}),
-        "bottom": [scores.bottom(top)],
-    }
 
 
 def run_ablation(

@@ -12,7 +12,7 @@ import torch
 from accelerate import dispatch_model
 
 from corelens.data import BoxUnit, Sample
-from corelens.experiments.ablation import head_controls, run_ablation
+from corelens.experiments.ablation import run_ablation
 from corelens.experiments.conditions import ConditionResults, check_scoring
 from corelens.experiments.resumable import flatten_datasets
 from corelens.experiments.scan import scan_metrics
@@ -95,7 +95,7 @@ def run_study(
         ram = scores["ram"]
         core = ram.top(TOP)
 
-        conditions = head_controls(ram, TOP, range(size.seeds))
+        conditions = ram.controls(TOP, range(size.seeds))
         for dose in size.doses:
             for kind, sets in _top_and_random(ram, dose, size.seeds).items():
                 conditions[f"{kind} {dose:.0%}"] = sets

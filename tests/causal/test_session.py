@@ -398,8 +398,8 @@ def test_a_dose_curve_measures_every_set_of_heads():
     assert_close(curve.mean("top"), [0.9, 0.5, 0.2])
     assert curve.sd("random")[:2] == [0.0, 0.0]
     assert [len(sets) for sets in curve.heads["random"]] == [3, 3, 0]
-    assert [len(sets) for sets in curve.heads["next"]] == [1, 1, 0]
-    assert np.isnan(curve.mean("next")[2])
+    assert [len(sets) for sets in curve.heads["next-ranked"]] == [1, 1, 0]
+    assert np.isnan(curve.mean("next-ranked")[2])
     assert curve.heads["top"][0][0].heads == tuple(scores.ranked()[:2])
     with pytest.raises(ValueError, match=r"fraction=0\.0 is outside"):
         ablation_curve(scores, lambda heads: 1 / 0, fractions=(0.1, 0.0))

@@ -23,7 +23,6 @@ import torch
 from transformers import AutoModelForImageTextToText, InternVLConfig, LlavaOnevisionConfig, Qwen3VLConfig
 
 from corelens.data import Sample
-from corelens.experiments.ablation import head_controls
 from corelens.hf.support import TestedType, tested_types
 from corelens.inputs.token_geometry import SEGMENTS, VIDEO_SEGMENTS
 from corelens.metrics import PRESETS
@@ -217,7 +216,7 @@ def _reproduction() -> Iterator[list[str]]:
     yield ["model", "command", "passes", "answers", "memory", "H100s a model", "time on these", "on eight"]
     h100, short, long = DEVICES["H100"], (400, 3600, 3000), {"all": (90_000, 32_000), "evidence": (3_000, 32_000)}
     any_scores = HeadScores(torch.rand(1, 8, 8), "ram", ("a",))
-    n_ablated = 1 + sum(map(len, head_controls(any_scores, 0.05).values()))
+    n_ablated = 1 + sum(map(len, any_scores.controls(0.05).values()))
     hundred = [Sample("", "", "")] * 100
     study = planned_work(dict.fromkeys("abc", hundred), {"text": hundred[:20]}, FULL).values()
     each = [sum(work.total for work in study if work.answers is answers) / 3 for answers in (False, True)]

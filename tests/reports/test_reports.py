@@ -50,7 +50,7 @@ def runs(toy_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     sets = {"few": list(toy.scenes(6, 0, n_things=3)), "many": list(toy.scenes(6, 1))}
     found = cl.scan_metrics(toy_model, sets, ["ram", "write_ram", "spatial_entropy"], out=folder / "scan")
     texts = list(toy.texts(5, 0, "copy"))
-    conditions = cl.head_controls(found["ram"], 0.05, range(2))
+    conditions = found["ram"].controls(0.05, range(2))
     cl.run_ablation(
         toy_model, {"many": sets["many"], "copy": texts}, conditions, max_new_tokens=4, out=folder / "ablate"
     )
