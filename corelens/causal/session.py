@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from corelens.heads import Head
 from corelens.hf.module_outputs import RecordedOutputs, record_outputs, replay_outputs, vision_towers
+from corelens.hooks.connect import begin_pass
 from corelens.hooks.positions import Intervention, PassState, PositionSelector
 from corelens.inputs.prepare import PreparedInputs
 from corelens.interventions import FwdHooks
@@ -89,12 +90,12 @@ class Session:
 
     @property
     def _layers(self) -> list[Any]:
-        return [site.block for site in self.model._sites]
+        return [site.block for site in self.model.hf_layers]
 
     def _acts_later(self, hooks: FwdHooks) -> bool:
         """Whether an intervention acts at no position of the prefix."""
         assert self.prefix is not None
-        progress = self.model._beginning(self.inputs, self.inputs.tokens, self.prefix)
+        progress = begin_pass(self.model.hf_model, self.model.hf_layers, self.inputs, self.inputs.tokens, self.prefix)
         everywhere = torch.arange(progress.n_cached)
         return all(
             _in_decoder(name)

@@ -301,7 +301,7 @@ def stopping(model: HookedMLLM, cancelled: Callable[[], bool]) -> Iterator[None]
         if cancelled():
             raise Cancelled
 
-    handles = [site.block.register_forward_pre_hook(ask) for site in model._sites]
+    handles = [site.block.register_forward_pre_hook(ask) for site in model.hf_layers]
     try:
         yield
     finally:

@@ -230,7 +230,7 @@ def test_layers_that_an_intervention_does_not_change_do_not_run(model: Any):
     ran: list[int] = []
     handles = [
         site.attentions["attn"].module.register_forward_pre_hook(lambda *_, layer=site.layer: ran.append(layer))
-        for site in model._sites
+        for site in model.hf_layers
     ]
     session.logits(cl.ablate([cl.Head(2, 0)], positions="from_question"))
     session.logits(cl.ablate([cl.Head(1, 0)]))
@@ -257,7 +257,7 @@ def test_whole_prompts_of_a_batch_of_one_share_passes(model: Any, monkeypatch: p
     monkeypatch.setattr(sessions, "PACKED", 5 * inputs.shape[1])
     session = cl.Session(model, inputs)
     session.logits_of_each(kinds)
-    watch = model._sites[2].block.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    watch = model.hf_layers[2].block.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
     found = session.logits_of_each(kinds) + session.logits_of_each([by_hand, kinds[0]])
     watch.remove()
     assert batches == [5, 1, 1]
