@@ -57,8 +57,10 @@ class HeadSet:
     """Method of choice, as it appears in tables and files."""
 
     def __post_init__(self) -> None:
-        if texts := [head for head in self.heads if isinstance(head, str)]:
-            raise TypeError(f"heads are not texts: read {', '.join(texts)!r} by HeadSet.parse. {docs_link('head')}")
+        if strings := [head for head in self.heads if isinstance(head, str)]:
+            raise TypeError(
+                f"heads are not strings: parse {', '.join(strings)!r} by HeadSet.parse. {docs_link('head')}"
+            )
         object.__setattr__(self, "heads", tuple(Head(*head) for head in self.heads))
         if repeated := sorted({str(head) for head in self.heads if self.heads.count(head) > 1}):
             raise ValueError(f"{', '.join(repeated)} appears more than once; a head set holds each head once.")

@@ -200,7 +200,7 @@ class HeadScores:
     def _count(self, n: float | int, others: bool = False) -> int:
         """Number of heads that `n` stands for; at most half of all, if as many others are needed."""
         if isinstance(n, str):
-            raise TypeError(f"n={n!r} is a text; give a share of heads, such as 0.05, or their number.")
+            raise TypeError(f"n={n!r} is a string; give a share of heads, such as 0.05, or their number.")
         number = n if isinstance(n, int) else head_count(n, self.n_heads)
         maximum = self.n_heads // 2 if others else self.n_heads
         if not 0 < number <= maximum:

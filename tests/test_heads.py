@@ -35,9 +35,9 @@ def test_sets_keep_their_order_and_survive_saving(tmp_path: Path):
         HeadSet.load(tmp_path / "other.json")
 
 
-def test_texts_in_the_place_of_heads_raise_an_error_that_names_parse(monkeypatch: pytest.MonkeyPatch):
+def test_strings_in_the_place_of_heads_raise_an_error_that_names_parse(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # as it is for users
-    with pytest.raises(TypeError, match=r"read 'L2H10, L3H0' by HeadSet\.parse"):
+    with pytest.raises(TypeError, match=r"parse 'L2H10, L3H0' by HeadSet\.parse"):
         cl.ablate(["L2H10", "L3H0"])  # pyright: ignore[reportArgumentType]
 
 

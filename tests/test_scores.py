@@ -135,9 +135,9 @@ def test_scores_survive_saving(scores: HeadScores, tmp_path: Path):
         HeadScores.load(__file__)
 
 
-def test_a_share_in_percent_raises_an_error_about_texts(scores: HeadScores, monkeypatch: pytest.MonkeyPatch):
+def test_a_share_in_percent_raises_an_error_about_strings(scores: HeadScores, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # as it is for users
-    with pytest.raises(TypeError, match=r"n='5%' is a text; give a share of heads, such as 0\.05"):
+    with pytest.raises(TypeError, match=r"n='5%' is a string; give a share of heads, such as 0\.05"):
         scores.top("5%")
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from corelens import HookedMLLM
 from corelens.hf import loading
-from corelens.inputs.chats import chats
+from corelens.inputs.chats import build_chats
 from corelens.inputs.prepare import prepare
 from tests.helpers import processors, tiny
 
@@ -62,7 +62,7 @@ def test_damaged_missing_and_foreign_files(model: Any, image: Image.Image, tmp_p
 @pytest.mark.parametrize(("asked", "kind"), [(None, "NoneType"), (Image.new("RGB", (4, 4)), "Image")])
 def test_what_is_no_question_is_told_its_place(asked: Any, kind: str):
     with pytest.raises(TypeError, match=rf"not {kind}; the pictures come before it, as in prepare\(image, question\)"):
-        chats(asked, "Which?", None, None)
+        build_chats(question, "Which?", None, None)
 
 
 @pytest.mark.parametrize("n", [6, 12])

@@ -282,5 +282,5 @@ def test_template_that_ends_with_space():
 def test_processors_that_do_not_say_what_they_write():
     model = build("blip-2")
     model.hf_model.config.model_type = "another"
-    with pytest.raises(ValueError, match="Blip2Processor does not say what it writes in place of a picture"):
+    with pytest.raises(ValueError, match="Blip2Processor does not report what it writes in place of a picture"):
         model.prepare([picture((64, 64))])
