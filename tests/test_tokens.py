@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from corelens import Box, HookedMLLM, Role, TokenMap
 from corelens.tokens import BoxRule, grid_boxes
 from tests.helpers import processors, tiny
+from tests.helpers.pictures import random_picture
 
 PREPARED = ("qwen3_vl", "qwen2_5_vl", "llava")
 SIZES = [(112, 96), (150, 100), (97, 180), (64, 64)]
@@ -20,11 +20,6 @@ def model(request: pytest.FixtureRequest) -> HookedMLLM:
     return HookedMLLM(tiny.build(request.param), processors.build(request.param))
 
 
-def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
-    width, height = size
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
-
-
 def test_roles_spell_out_the_prompt(model: HookedMLLM):
     """The tokens of every role decode to the text that has this role."""
     chat = [
@@ -33,7 +28,7 @@ def test_roles_spell_out_the_prompt(model: HookedMLLM):
         {"role": "assistant", "content": [{"type": "text", "text": "user"}]},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": " a? "}]},
     ]
-    inputs = model.prepare(picture((64, 64)), chat)
+    inputs = model.prepare(random_picture((64, 64)), chat)
     decode = model.processor.tokenizer.decode
     ids, tokens = inputs["input_ids"], inputs.tokens
     assert decode(ids[tokens.system]) == "You are a helpful assistant."
@@ -44,28 +39,6 @@ def test_roles_spell_out_the_prompt(model: HookedMLLM):
     by_role = sum((tokens.role == role).sum() for role in Role)
     assert by_role == tokens.role.numel()
     assert "image" in repr(tokens)
-
-
-def test_prepared_inputs_show_themselves_in_a_line(model: HookedMLLM):
-    single = model.prepare(picture((64, 64)), "a?")
-    text = f"{model.prepare([picture((64, 64))] * 4, 'a?')!r}"
-    shape = repr(single.tokens).rpartition("(")[2].rstrip(")")
-    assert text.startswith("PreparedInputs(input_ids, ")
-    assert f"(4 media of {shape})" in text
-    assert "tensor" not in text
-    assert len(text) < 300
-
-
-def test_prepared_tensors_are_those_of_the_processor(model: HookedMLLM):
-    image, question = picture((97, 180)), "Which digit is red?"
-    chat = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
-    expected = model.processor.apply_chat_template(
-        chat, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-    )
-    for inputs in (model.prepare(image, question), model.prepare(question=chat), model.prepare([image], [question])):
-        assert set(inputs) >= {"input_ids", "attention_mask", "pixel_values"}
-        for name, tensor in inputs.items():
-            assert torch.equal(tensor, expected[name]), name
 
 
 @settings(deadline=None, max_examples=60)
@@ -139,7 +112,7 @@ def test_unknown_rules_pictures_and_samples(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_box_that_the_model_does_not_see():
     model = HookedMLLM(tiny.build("llava"), processors.build("llava"))
-    tokens = model.prepare(picture((300, 100)), "Which digit is red?").tokens
+    tokens = model.prepare(random_picture((300, 100)), "Which digit is red?").tokens
     with pytest.raises(ValueError, match="in a part of the picture that the model does not see"):
         tokens.in_box((0, 0, 50, 100))
     assert tokens.in_box((0, 0, 150, 100)).any()
