@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from corelens import HookedMLLM
-from corelens.inputs.processor_probe import ProcessorProbe, coordinate_image
+from corelens.inputs.processor_probe import ProcessorProbe
 from corelens.inputs.token_geometry import SEGMENTS, ProcessedImage, segments
 from tests.helpers import processors, tiny
 from tests.helpers.architectures import ARCHITECTURES
@@ -271,32 +271,6 @@ def test_a_batch_is_its_samples_left_padded(seeing: Any):
         if seeing.name in PADDING_SEEN:
             continue
         torch.testing.assert_close(logits[index, -1], seeing.model(alone)[0, -1], atol=2e-4, rtol=1e-3)
-
-
-@pytest.mark.parametrize("size", [(6000, 400), (400, 5003), (333, 250)], ids=str)
-def test_tiles_of_large_pictures_are_exact(size: tuple[int, int]):
-    """Eight bits of colour say where a tile ends, to a thousandth of its size."""
-    *tiles, whole = ProcessorProbe(processors.build("internvl"), size).tiles
-    assert whole == (0, 0, *size)
-    for extent, first, last in ((size[0], 0, 2), (size[1], 1, 3)):
-        starts, ends = sorted({tile[first] for tile in tiles}), sorted({tile[last] for tile in tiles})
-        assert starts[1:] == ends[:-1]
-        expected = np.linspace(0, extent, len(starts) + 1)
-        np.testing.assert_allclose([*starts, extent], expected, atol=expected[1] / 1000)
-
-
-def test_tiles_that_are_mostly_padding():
-    """A picture of 230 x 25 pixels at the top left of four tiles of 112."""
-    canvas = np.zeros((112, 4 * 112, 3))
-    canvas[:25, :230] = coordinate_image(230, 25)
-    tiles = canvas.reshape(112, 4, 112, 3).transpose(1, 3, 0, 2)
-    seen = ProcessorProbe(None, (230, 25))
-    regions = np.array(seen.regions(tiles[:3]))
-    np.testing.assert_allclose(regions[:, 0], [0, 112, 224], atol=0.5)
-    np.testing.assert_allclose(regions[:, 2], [112, 224, 336], atol=0.5)
-    np.testing.assert_allclose(regions[:, [1, 3]], [[0, 112]] * 3, atol=0.5)
-    # One without any pixel of the picture has no region.
-    assert np.isnan(seen.regions(tiles)[3][0])
 
 
 def test_a_picture_that_another_follows_is_not_tiled_by_llava_onevision():
