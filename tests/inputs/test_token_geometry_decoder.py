@@ -36,12 +36,9 @@ def token_hits(family: TinyFamily, images: list[Image.Image], boxes: torch.Tenso
     embeddings, hits = decoder_embeddings(family, images), []
     for media, image in enumerate(images):
         for overview in tokens.overview[tokens.media == media].unique():
-            view_tokens = (
-                (tokens.image & (tokens.media == media) & (tokens.overview == overview))[0].nonzero().flatten()
-            )
-            for token in np.random.default_rng(0).choice(
-                view_tokens, min(8 // len(images), len(view_tokens)), replace=False
-            ):
+            mask = tokens.image & (tokens.media == media) & (tokens.overview == overview)
+            rivals = mask[0].nonzero().flatten()
+            for token in np.random.default_rng(0).choice(rivals, min(8 // len(images), len(rivals)), replace=False):
                 left, top, right, bottom = boxes[token].tolist()
                 # The inner part: resizing mixes pixels across the edges of rectangles.
                 x, y = (right - left) / 4, (bottom - top) / 4
