@@ -52,14 +52,14 @@ def test_mmdocir_skips_what_is_broken(tmp_path: Path):
     reasons = {
         "report-1": "no page [7]; it has 0 to 2, counted from zero",
         "report-2": "'page_id' is empty",
-        "report-3": "does not read as a list",
-        "report-4": "is no list of str",
-        "report-5": "'A' is empty",
+        "report-3": "'type' is \"['Chart'\": Value error, it cannot be read as a list",
+        "report-4": "Input should be a valid list",
+        "report-5": "'A' is ' ': String should have at least 1 character",
         "report-6": "leaves the picture",
         "report-7": "a layout is on page 2, which is not among its evidence pages [1]",
         "report-8": "'page_size' is 0 x 792",
         "report-9": "no field 'page_id'",
-        "report-10": "is no object with a",
+        "report-10": "'no object' is not an object with a field 'page_id'",
         "other-0": "there are no pages of its document 'other.pdf'",
         "line 3": "not JSON",
     }

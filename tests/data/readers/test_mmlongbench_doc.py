@@ -60,8 +60,10 @@ def test_mmlongbench_doc_skips_what_is_broken(documents: Path):
     samples, skipped = read_with_skips(mmlongbench_doc(documents))
     assert [sample.id for sample in samples] == ["report.pdf-0"]
     reasons = [
-        "no page [4]; it has 1 to 3", "no page [0]", "does not read as a list", "no list of int",
-        "does not read as a list", "'answer' is empty", "none of Str, Int", "'absent.pdf' is not there",
+        "no page [4]; it has 1 to 3", "no page [0]", "cannot be read as a list",
+        "is \"['2']\": Input should be a valid integer",
+        "cannot be read as a list", "'answer' is '': String should have",
+        "none of Str, Int", "'absent.pdf' does not exist",
         "cannot be read as a PDF",
     ]  # fmt: skip
     assert len(skipped) == len(reasons)

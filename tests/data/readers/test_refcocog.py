@@ -43,7 +43,7 @@ def test_refcocog_skips_what_is_broken(tmp_path: Path):
         "blank-0": "no referring expression",
         "outside-0": "leaves the picture, which is 100 x 80 pixels",
         "flat-0": "is empty",
-        "short-0": "not 4 numbers",
+        "short-0": "'bbox' is [10.0, 20.0]: List should have at least 4 items",
         "missing-0": "holds no picture",
         "noise-0": "that Pillow can read",
     }

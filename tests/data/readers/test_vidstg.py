@@ -63,11 +63,11 @@ def test_vidstg_skips_what_is_broken(vidor: Path, tmp_path: Path):
     samples, skipped = read_with_skips(vidstg(tmp_path, vidor))
     assert len(samples) == 1
     reasons = [
-        "no trajectory file 1.json", "is not an annotation file of VidOR", "no trajectory file 88.json",
-        "4 to 99 is no part of its 20 frames", "time 2 to 9 is no part of the used segment 4 to 16",
+        "no annotation file 1.json", "is not an annotation file of VidOR", "no annotation file 88.json",
+        "4 to 99 is not within its 20 frames", "time 2 to 9 is not within the used segment 4 to 16",
         "no field 'end_fid'", "'questions' are empty", "'fps' is 0",
         "target 5 is none of its objects [0, 1]", "target 1 has no box in VidOR between frames 6 and 9",
-        "'description' is empty", "leaves the picture, which is 64 x 48",
+        "'description' is '': String should have", "leaves the picture, which is 64 x 48",
     ]  # fmt: skip
     assert len(skipped) == len(reasons)
     for message, reason in zip(skipped.values(), reasons, strict=True):
