@@ -160,7 +160,7 @@ def test_values_that_are_no_evidence_and_samples_that_do_not_fit_together():
         Evidence(weight=0)
     with pytest.raises(ValueError, match="media=-1 is negative"):
         Evidence(media=-1)
-    with pytest.raises(ValueError, match=r"seconds=\(2, 1\) is no time"):
+    with pytest.raises(ValueError, match=r"seconds=\(2, 1\) is not a time span"):
         Evidence(seconds=(2, 1))
     with pytest.raises(ValueError, match=r"sample s: evidence is in media \[1\], and there are 1"):
         Sample("s", "q", "a", (picture(),), (Evidence(media=1),))

@@ -74,7 +74,7 @@ class Samples:
         def make_with_evidence(make: Callable[[], Sample]) -> Sample:
             sample = make()
             if not sample.evidence:
-                raise BadRow("it does not say where its evidence is")
+                raise BadRow("it has no evidence")
             return sample
 
         def rows() -> Iterator[Row]:

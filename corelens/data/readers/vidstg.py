@@ -40,7 +40,7 @@ class FileFrames(Sequence[Image.Image]):
     path: Path
     start: int
     end: int
-    _decoder: Iterator[tuple[int, Any]] | None = field(default=None, repr=False)
+    _decoding: Iterator[tuple[int, Any]] | None = field(default=None, repr=False)
     _next: int = field(default=0, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -54,13 +54,13 @@ class FileFrames(Sequence[Image.Image]):
         if not 0 <= index < len(self):
             raise IndexError(f"there is no frame {index}: the clip has {len(self)}.")
         number = self.start + index
-        if self._decoder is None or number < self._next:
-            self._decoder, self._next = self._decode(), 0
-        for decoded, frame in self._decoder:
+        if self._decoding is None or number < self._next:
+            self._decoding, self._next = self._decode(), 0
+        for decoded, frame in self._decoding:
             self._next = decoded + 1
             if decoded == number:
                 return frame.to_image()
-        self._decoder = None
+        self._decoding = None
         raise ValueError(f"{str(self.path)!r} has no frame {number}: it ends after {self._next}.")
 
     def _decode(self) -> Iterator[tuple[int, Any]]:

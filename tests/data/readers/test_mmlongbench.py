@@ -135,7 +135,7 @@ def test_mmlongbench_summaries_are_left_to_a_judge(bench: Path):
     write_lines(bench / "mmlb_data" / "summ" / "gov-report_K8.jsonl", [row])
     (sample,) = mmlongbench(bench, "gov-report")
     assert sample.answer == "A:\nb\nc"
-    with pytest.raises(ValueError, match="is scored by 'judge'; the rules that corelens has are exact"):
+    with pytest.raises(ValueError, match="is scored by 'judge'; the rules of corelens are exact"):
         score(sample, "b")
 
 

@@ -35,7 +35,7 @@ def test_mmlongbench_doc_draws_pages_and_counts_them_from_one(documents: Path, f
     assert [(region.media, region.box) for region in answerable.evidence] == [(1, None), (2, None)]
     assert not_answerable.evidence == ()
     assert score(answerable, "8") == score(not_answerable, "Not answerable") == 1
-    with pytest.warns(UserWarning, match="1 of 2 rows .*does not say where its evidence is"):
+    with pytest.warns(UserWarning, match="1 of 2 rows .*it has no evidence"):
         assert [sample.id for sample in mmlongbench_doc(documents).with_evidence()] == ["report.pdf-0"]
     with pytest.warns(UserWarning, match="names no evidence page to show"):
         (shown,) = mmlongbench_doc(documents, pages="evidence", dots_per_inch=72)

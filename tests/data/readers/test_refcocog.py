@@ -20,7 +20,7 @@ def test_refcocog_has_one_sample_per_expression_and_its_box_is_left_top_width_he
     assert score(samples[0], "[10, 20, 40, 60]", box_unit="pixels") == 1
     assert score(samples[0], "[100, 250, 400, 750]", box_unit="thousandths") == 1
     assert score(samples[0], "somewhere", box_unit="pixels") is None
-    with pytest.raises(ValueError, match="say in which unit"):
+    with pytest.raises(ValueError, match="state the unit"):
         score(samples[0], "[10, 20, 40, 60]")
 
 

@@ -13,7 +13,7 @@ def test_unknown_formats_and_rules_are_errors():
         mmlongbench_doc("a", "b", "Date")
     with pytest.raises(ValueError, match="answer_format='Date' is not known"):
         mmlongbench_docqa("a", "b", "Date")
-    with pytest.raises(ValueError, match="sample s is scored by 'magic'; the rules that corelens has are exact, "):
+    with pytest.raises(ValueError, match="sample s is scored by 'magic'; the rules of corelens are exact, "):
         score(Sample("s", "q", "a", scoring="magic"), "a")
 
 
