@@ -14,7 +14,7 @@ from corelens.toy.bars import DAYS
 from corelens.toy.haystacks import draw_haystack, draw_mixture
 from corelens.toy.pages import COLUMNS, FIELDS, ITEMS
 from corelens.toy.scene import COLOURS, DIGITS, SIDE, Scene
-from corelens.toy.texts import TEXT_TASKS, ask_pairs, ask_text, draw_pairs, say_pairs
+from corelens.toy.texts import TEXT_TASKS, draw_pair_question, draw_pairs, draw_text_question, pairs_text
 from training import build
 
 NAMES = (*DIGITS, *SHAPES, *FIELDS, *ITEMS, *COLUMNS, *DAYS)
@@ -123,7 +123,7 @@ class Batches:
             scene = digits.draw_scene(rng, int(rng.integers(max(1, n_things - 1), n_things + 1)), "train")
             pictures.append(scene.image())
             pairs = [(thing.key, thing.value) for thing in scene.things]
-            seen.append(chat_words([ask_pairs(rng, pairs) for _ in range(TURNS)], self.n_visual))
+            seen.append(chat_words([draw_pair_question(rng, pairs) for _ in range(TURNS)], self.n_visual))
         return prepare_batch(self.tokenizer, seen) | self._pixels(pictures), self._reading(rng, TEXTS)
 
     def haystacks(self, rng: np.random.Generator, n_things: int) -> Chats:
@@ -134,7 +134,7 @@ class Batches:
             haystack = draw_haystack(rng, n_pictures, n_things, int(rng.integers(1, 5)), "train")
             pictures += [scene.image() for scene in haystack.scenes]
             pairs = [(needle.thing.key, needle.thing.value) for needle in haystack.needles]
-            turns = [ask_pairs(rng, pairs) for _ in range(TURNS)]
+            turns = [draw_pair_question(rng, pairs) for _ in range(TURNS)]
             seen.append(chat_words(turns, self.n_visual, n_pictures))
         batch = prepare_batch(self.tokenizer, seen) | self._pixels(pictures)
         return batch | {"stretch": self._stretch(rng, batch["input_ids"])}, self._reading(rng, TEXTS // 2)
@@ -178,10 +178,10 @@ class Batches:
             if task == "recall":
                 # As behind a picture: one list, many questions.
                 pairs = draw_pairs(rng)
-                turns = [ask_pairs(rng, pairs) for _ in range(TURNS)]
-                turns[0] = (f"{say_pairs(pairs)} . {turns[0][0]}", turns[0][1])
+                turns = [draw_pair_question(rng, pairs) for _ in range(TURNS)]
+                turns[0] = (f"{pairs_text(pairs)} . {turns[0][0]}", turns[0][1])
             else:
-                turns = [ask_text(rng, task) for _ in range(TURNS // 2)]
+                turns = [draw_text_question(rng, task) for _ in range(TURNS // 2)]
             read.append(chat_words(turns, 0))
         return prepare_batch(self.tokenizer, read)
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corelens.toy.digits import WORLD, draw_scene, glyphs
-from corelens.toy.scene import COLOURS, SIDE, Split, photographs
+from corelens.toy.scene import COLOURS, SIDE, Split, photograph_regions
 
 
 def test_splits_share_no_handwriting_and_no_photograph():
@@ -15,7 +15,7 @@ def test_splits_share_no_handwriting_and_no_photograph():
     assert len(train) > 1_300
     assert len(test) > 350
     assert not train & test
-    widths = [[photograph.shape[1] for photograph in photographs(split)] for split in ("train", "test")]
+    widths = [[photograph.shape[1] for photograph in photograph_regions(split)] for split in ("train", "test")]
     assert [left + right for left, right in zip(*widths, strict=True)] == [640, 640]
 
 

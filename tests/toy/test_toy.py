@@ -50,7 +50,10 @@ def test_a_longer_run_begins_with_the_shorter_one(world: str):
     [
         (lambda: toy.scenes(-1, seed=0), "n=-1 and seed=0: a world draws one sample or more"),
         (lambda: toy.texts(2, -1, "copy"), "n=2 and seed=-1: a world draws one sample or more"),
-        (lambda: toy.pictures("page", 1, seed=0), "no world 'page'; there are digits, shapes, pages, bars"),
+        (
+            lambda: toy.pictures("page", 1, seed=0),
+            "world='page' is not known; it is one of digits, shapes, pages",
+        ),
     ],
 )
 def test_arguments_that_no_world_can_draw_are_errors_at_once(draw: Callable[[], Iterator[Sample]], message: str):

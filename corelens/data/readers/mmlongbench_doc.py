@@ -26,10 +26,10 @@ from corelens.data.readers.base import (
     require_package,
 )
 from corelens.data.sample import Evidence, Sample
+from corelens.data.scoring.documents import DOC_FORMATS
 from corelens.errors import check_choice
 
 Pages = Literal["all", "evidence"]
-FORMATS = ("Str", "Int", "Float", "List", "None")
 
 
 def mmlongbench_doc(
@@ -66,8 +66,8 @@ def _sample(
     row: str, question: Mapping[str, Any], documents: Mapping[str, Path], pages: str, dots_per_inch: int
 ) -> Sample:
     document, answer_format = read_field(question, "doc_id", Text), read_field(question, "answer_format", Text)
-    if answer_format not in FORMATS:
-        raise BadRow(f"its 'answer_format' is {answer_format!r}, which is none of {', '.join(FORMATS)}")
+    if answer_format not in DOC_FORMATS:
+        raise BadRow(f"its 'answer_format' is {answer_format!r}, which is none of {', '.join(DOC_FORMATS)}")
     if document not in documents:
         raise BadRow(f"its document {document!r} does not exist")
     evidence_pages = sorted({page - 1 for page in read_field(question, "evidence_pages", ListOf[int])})

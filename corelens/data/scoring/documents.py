@@ -8,7 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from corelens.data.scoring.rules import anls, numbers_in, without_articles
+from corelens.errors import check_choice
 
+DOC_FORMATS = ("Str", "Int", "Float", "List", "None")
+DOCQA_FORMATS = ("Integer", "Int", "Float", "String", "Str", "List", "None")
 NOT_ANSWERABLE = "Not answerable"
 
 
@@ -20,6 +23,7 @@ def mmlongbench_doc(prediction: str, answer: str, answer_format: str) -> float |
         format; here `prediction` is used as it is, so the prompt must ask for a short answer. Lists are read as
         literals, never evaluated, and the score is None instead of 0 without a number where one is expected.
     """
+    check_choice("answer_format", answer_format, DOC_FORMATS)
     if answer_format == "Int":
         number = _number(prediction)
         return None if number is None else float(int(number) == int(float(_clean(answer))))
@@ -28,8 +32,6 @@ def mmlongbench_doc(prediction: str, answer: str, answer_format: str) -> float |
         return None if number is None else float(_same_number(number, float(_clean(answer))))
     if answer_format in ("Str", "None"):
         return _same_text(_clean(prediction), _clean(answer))
-    if answer_format != "List":
-        raise ValueError(f"answer_format={answer_format!r} is not known; formats are Int, Float, Str, List and None.")
     predicted, correct = (sorted(map(_clean, _items(text))) for text in (prediction, answer))
     if len(predicted) != len(correct):
         return 0.0
@@ -104,16 +106,13 @@ def mmlongbench_docqa(prediction: str, answer: str, answer_format: str) -> float
         `eval_docqa_score` of the benchmark, its version without a judge, except that the score is None instead of 0
         without a number where one is expected.
     """
+    check_choice("answer_format", answer_format, DOCQA_FORMATS)
     prediction = re.sub(r".*?answer:", "", prediction, count=1, flags=re.IGNORECASE | re.DOTALL).strip()
     if answer_format in ("Integer", "Int", "Float"):
         numbers = numbers_in(prediction)
         return float(_number_occurs(numbers, answer, answer_format)) if numbers else None
     if answer_format in ("String", "Str", "None"):
         return _text_occurs(prediction, answer)
-    if answer_format != "List":
-        raise ValueError(
-            f"answer_format={answer_format!r} is not known; formats are Integer, Float, String, List and None."
-        )
     items = [str(item) for item in json.loads(answer)]
     texts = [item for item in items if _number(_without_unit(item)) is None and not _must_occur(item)]
     others = [item for item in items if item not in texts]

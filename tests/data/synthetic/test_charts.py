@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from corelens.data.synthetic.charts import draw_chart, draw_values
+from corelens.data.synthetic.charts import draw_chart, draw_contents
 from tests.helpers.pictures import around, changed
 
 
 def test_changing_a_value_of_a_chart_changes_pixels_of_its_bar_alone():
-    chart = draw_values(np.random.default_rng(0))
+    chart = draw_contents(np.random.default_rng(0))
     before, boxes = draw_chart(chart)
     for label, value in chart.values.items():
         taller = 98 if value < 60 else 3
@@ -22,7 +22,7 @@ def test_changing_a_value_of_a_chart_changes_pixels_of_its_bar_alone():
 
 
 def test_bars_are_as_high_as_their_values():
-    chart = draw_values(np.random.default_rng(3))
+    chart = draw_contents(np.random.default_rng(3))
     _, boxes = draw_chart(chart)
     heights = {label: boxes[label].bottom - boxes[label].top for label in chart.values}
     per_unit = [heights[label] / value for label, value in chart.values.items()]
