@@ -36,7 +36,7 @@ def scenes(n: int, seed: int, n_things: int = 6, split: Split = "test") -> Itera
 
     Args:
         n: Number of samples.
-        seed: Seed of all random draws.
+        seed: Seed of all random draws; sample i depends on it and i alone.
         n_things: Number of digits in a scene, 1 to 8.
         split: Split of the handwritten digits and photograph regions.
     """
@@ -54,7 +54,7 @@ def pictures(world: str, n: int, seed: int, split: Split = "test") -> Iterator[S
     Args:
         world: A name of `WORLDS`.
         n: Number of samples.
-        seed: Seed of all random draws.
+        seed: Seed of all random draws; sample i depends on it and i alone.
         split: Split of the fonts, layouts, handwritten digits and photograph regions.
     """
     check_choice("world", world, WORLDS)
@@ -68,7 +68,7 @@ def mixtures(n: int, seed: int, n_pictures: int = 32, split: Split = "test") -> 
 
     Args:
         n: Number of samples.
-        seed: Seed of all random draws.
+        seed: Seed of all random draws; sample i depends on it and i alone.
         n_pictures: Number of pictures in a prompt.
         split: Split of the fonts, layouts, handwritten digits and photograph regions.
     """
@@ -83,7 +83,7 @@ def haystacks(n: int, seed: int, n_pictures: int = 32, n_things: int = 3, split:
 
     Args:
         n: Number of samples.
-        seed: Seed of all random draws.
+        seed: Seed of all random draws; sample i depends on it and i alone.
         n_pictures: Number of pictures in a prompt.
         n_things: Maximum number of digits in a picture; the minimum is two less, and at least one.
         split: Split of the handwritten digits and photograph regions.
@@ -114,7 +114,7 @@ def texts(n: int, seed: int, task: str) -> Iterator[Sample]:
 
     Args:
         n: Number of samples.
-        seed: Seed of all random draws.
+        seed: Seed of all random draws; sample i depends on it and i alone.
         task: A name of `TEXT_TASKS`: copy, recall or sum.
     """
     return _seeded_samples(task, n, seed, lambda sample_id, rng: Sample(sample_id, *draw_text_question(rng, task)))

@@ -34,4 +34,4 @@ def test_stretched_positions_keep_their_order_and_pictures_stay_whole():
         begins = factory.tokenizer.convert_tokens_to_ids([build.VISION_START, build.START])
         assert (increments >= 0).all()
         assert torch.isin(ids[increments > 0], torch.tensor(begins)).all()
-        assert 0 < stretch.max() <= batches.FURTHEST
+        assert 0 < stretch.max() <= batches.MAX_STRETCH

@@ -26,7 +26,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("short")
 def test_a_killed_run_ends_like_an_unbroken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(train, "ship", lambda *args: None)
+    monkeypatch.setattr(train, "export", lambda *args: None)
     train.main(tmp_path / "unbroken", until="natural")
 
     joint_loss, calls = train.joint_loss, 0
@@ -49,11 +49,11 @@ def test_a_killed_run_ends_like_an_unbroken_one(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.usefixtures("short")
 def test_every_stage_follows_from_the_one_before_at_every_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    shipped = []
-    monkeypatch.setattr(train, "ship", lambda run, model: shipped.append(run.progress.stage))
+    exported = []
+    monkeypatch.setattr(train, "export", lambda run, model: exported.append(run.progress.stage))
     train.main(tmp_path, until="worlds", size="small")
     train.main(tmp_path, until="worlds-organism", size="small")
-    assert shipped == ["natural", "worlds", "worlds-organism"]
+    assert exported == ["natural", "worlds", "worlds-organism"]
     progress = json.loads((tmp_path / "progress.json").read_text())
     assert list(progress["reached"]) == ["tower", "natural", "reading", "decoding", "worlds", "worlds-organism"]
     assert len(progress["log"]) == 18, "the second call trained only what was left"
@@ -61,7 +61,7 @@ def test_every_stage_follows_from_the_one_before_at_every_size(tmp_path: Path, m
     logged_shares = {entry["stage"]: {"name", "visual"} & {*entry} for entry in progress["log"]}
     assert {stage for stage, names in logged_shares.items() if "name" in names} == {"tower", "reading", "worlds"}
     assert {stage for stage, names in logged_shares.items() if "visual" not in names} == {"tower", "reading"}
-    with pytest.raises(typer.BadParameter, match="holds a run of the size 'small'"):
+    with pytest.raises(typer.BadParameter, match="contains a run of the size 'small'"):
         train.main(tmp_path, size="middle")
     with pytest.raises(typer.BadParameter, match="'huge' is none of small, middle, large"):
         train.main(tmp_path, size="huge")
@@ -101,7 +101,7 @@ def test_each_stage_trains_its_own_parameters():
 
 @pytest.mark.usefixtures("short")
 def test_heads_that_were_closed_stay_closed_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(train, "ship", lambda *args: None)
+    monkeypatch.setattr(train, "export", lambda *args: None)
     model = build.model(0)
     gates = HeadGates(model)
     gates.importance = torch.rand_like(gates.importance)
