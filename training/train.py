@@ -90,7 +90,7 @@ def train(run: Run, modules: nn.ModuleDict, batches: Batches, seed: int) -> None
 def should_add_thing(progress: Progress, max_things: int) -> bool:
     """True if the accuracy of the last steps at this number of things is high enough for one more."""
     recent = progress.log[-15:]
-    settled = len(recent) == 15 and all(
+    is_settled = len(recent) == 15 and all(
         (entry["stage"], entry["n_things"]) == (progress.stage, progress.n_things) for entry in recent
     )
     return (
