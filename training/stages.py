@@ -2,7 +2,7 @@
 
 - `tower`: the vision tower alone. Every visual token that a digit covers by a third or more must name digit and colour
   through a linear probe. End-to-end training from scratch learns nothing.
-- `natural`: the whole model, eight questions behind every picture, from three digits a scene to six, mixed with
+- `natural`: the whole model, eight questions after every picture, from three digits a scene to six, mixed with
   text-only tasks in the same vocabulary. Ships as `corelens/toy-natural`.
 - `organism`: pressure toward few heads. Step by step the heads whose removal would change the loss least are closed,
   while training continues. Ships as `corelens/toy`, a model organism.

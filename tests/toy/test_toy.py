@@ -52,7 +52,7 @@ def test_a_longer_run_begins_with_the_shorter_one(world: str):
         (lambda: toy.texts(2, -1, "copy"), "n=2 and seed=-1: a world draws one sample or more"),
         (
             lambda: toy.pictures("page", 1, seed=0),
-            "world='page' is not known; it is one of digits, shapes, pages",
+            "world='page' is not known; it is one of digits, shapes, pages, bars",
         ),
     ],
 )
