@@ -53,7 +53,7 @@ class Dimensions:
         return 2 * self.layers * self.kv_heads * self.d_head * self.value_bytes
 
     def attention_flops(self, n: int) -> int:
-        """FLOPs of dense causal attention over n positions: 4 d_head for each pair of query and key, per head and layer."""
+        """FLOPs of dense causal attention over n positions: 4 d_head for a pair of query and key, per head and layer."""
         return 4 * self.d_head * self.heads * self.layers * pairs_full(n)
 
 
@@ -151,7 +151,7 @@ def dimensions(
     if vision is not None and patches_per_token is None:
         if merge is None:
             raise ValueError(
-                f"{config.model_type} does not state how many patches become a token: give `patches_per_token`."
+                f"{config.model_type} does not state how many patches a token has: give `patches_per_token`."
             )
         patches_per_token = merge**2
     return Dimensions(
@@ -220,7 +220,7 @@ def pays_from(
     new_tokens: int = 256,
     efficiency: float = 0.8,
 ) -> int | None:
-    """Length of the shortest prompt for which prefill and decoding together are faster than dense; None if there is none.
+    """Length of the shortest prompt for which prefill and decoding are faster than dense; None if there is none.
 
     The vision tower costs the same either way. The time to launch kernels is not counted.
 

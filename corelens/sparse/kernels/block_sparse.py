@@ -102,7 +102,7 @@ def block_shares(
 def select_blocks(
     shares: Float[Tensor, "batch head query_block key_block"], top_p: float
 ) -> Bool[Tensor, "batch head query_block key_block"]:
-    """Mask of the fewest key blocks that hold `top_p` of each query block's share; always the first and the diagonal."""
+    """Mask of the fewest key blocks that hold `top_p` of each query block's share, with the first and the diagonal."""
     sorted_shares, order = shares.sort(dim=-1, descending=True, stable=True)
     before = pad(sorted_shares.cumsum(-1)[..., :-1], (1, 0))
     # Rounded sums may reach 1 before the last block.

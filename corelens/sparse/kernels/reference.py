@@ -76,7 +76,7 @@ def check_shapes(
 
 
 def rows_by_start(start: Int[Tensor, "batch"] | None, batch: int, *, together: bool) -> Iterator[tuple[slice, int]]:
-    """Yield slices of rows and their first real position: one for all if allowed and they start alike, else one each."""
+    """Yield slices of rows and their first real position: one for all if `together` and they start alike, else many."""
     starts = [0] * batch if start is None else start.tolist()
     if together and len(set(starts)) == 1:
         yield slice(None), starts[0]
