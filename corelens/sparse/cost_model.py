@@ -53,7 +53,7 @@ class Dimensions:
         return 2 * self.layers * self.kv_heads * self.d_head * self.value_bytes
 
     def attention_flops(self, n: int) -> int:
-        """FLOPs of dense causal attention over n positions: 4 d_head for a pair of query and key, per head and layer."""
+        """FLOPs of dense causal attention over n positions: 4 d_head a pair of query and key, per head and layer."""
         return 4 * self.d_head * self.heads * self.layers * pairs_full(n)
 
 
