@@ -49,18 +49,18 @@ def time_generation(model: Any, ids: torch.Tensor, plan: HeadPlan | None) -> tup
     n = ids.shape[1]
     with nullcontext() if plan is None else apply(model, plan, force=True) as active:
         cache = DynamicCache(config=model.config) if active is None else active.cache(n + TOKENS)
-        start = now(ids.device)
+        start = synchronized_time(ids.device)
         model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        prefilled = now(ids.device)
+        prefilled = synchronized_time(ids.device)
         for _ in range(TOKENS):
             model(ids[:, :1], past_key_values=cache, use_cache=True)
-        end = now(ids.device)
+        end = synchronized_time(ids.device)
     stock_bytes = (layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     n_bytes = sum(stock_bytes) if active is None else cache.nbytes
     return prefilled - start, (end - prefilled) / TOKENS, n_bytes
 
 
-def now(device: torch.device) -> float:
+def synchronized_time(device: torch.device) -> float:
     if device.type == "cpu":
         return time.process_time()
     torch.accelerator.synchronize()

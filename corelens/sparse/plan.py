@@ -1,8 +1,8 @@
 """Head plans: the tokens that each attention head may attend to, given by hand or derived from a ranking.
 
 If a few heads fetch the evidence, the others need not read the whole prompt. A `HeadPlan` gives every query head of a
-model one of four rules; `HeadPlan.layer` translates it into a `LayerPlan`, which also says how much of the KV cache a
-layer stores. A KV head is stored for all positions if one of the query heads that share it is full or reads top blocks:
+model one of four rules; `HeadPlan.layer` translates it into a `LayerPlan`, which also gives the part of the KV
+cache that the layer stores. A KV head is stored for all positions if one of the query heads that share it is full or reads top blocks:
 
     query heads        0     1        2          3           4         5
     rules             Full  Full  Streaming  Streaming   Streaming    Off

@@ -31,5 +31,5 @@ def test_budgets_are_spent_as_they_say():
     assert len(plans["core 100%"][0].rules) == 8
     small = plans_and_controls(scores, 2, Streaming(1, 4), [0.001, 0.0025])
     assert {"core 0.1%", "core 0.25%"} <= small.keys()
-    with pytest.raises(ValueError, match="fraction=1.5 is outside"):
+    with pytest.raises(ValueError, match=r"fraction=1\.5 is outside"):
         plans_and_controls(scores, 2, Streaming(1, 4), [1.5])

@@ -37,8 +37,8 @@ def shares(f: float, sink: int = 64, window: int = 512) -> Shares:
 def test_pairs_are_those_of_the_masks(n: int, sink: int, window: int):
     position = torch.arange(n)
     assert pairs_full(n) == visible_full(position, position).sum()
-    kept = (position < sink)[None]
-    assert pairs_streaming(n, sink + window) == visible_streaming(position, position, kept, window=window).sum()
+    sinks = (position < sink)[None]
+    assert pairs_streaming(n, sink + window) == visible_streaming(position, position, sinks, window=window).sum()
 
 
 def test_linear_and_vision_flops_are_those_that_torch_counts():

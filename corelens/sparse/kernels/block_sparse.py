@@ -76,7 +76,7 @@ def block_shares(
     block: int,
     stride: int,
 ) -> Float[Tensor, "batch head query_block key_block"]:
-    """Estimated share of each query block's attention that each key block holds; rows sum to one.
+    """Estimate the share of each query block's attention that each key block holds; rows sum to one.
 
     In every square of `stride` queries and keys, the scores on the antidiagonal stand for all: query r with key
     `stride - 1 - r`. Their means are the logits of a causal softmax over squares, which is averaged over the squares of
@@ -104,9 +104,9 @@ def select_blocks(
 ) -> Bool[Tensor, "batch head query_block key_block"]:
     """Mask of the fewest key blocks that hold `top_p` of each query block's share, with the first and the diagonal."""
     sorted_shares, order = shares.sort(dim=-1, descending=True, stable=True)
-    before = pad(sorted_shares.cumsum(-1)[..., :-1], (1, 0))
+    preceding = pad(sorted_shares.cumsum(-1)[..., :-1], (1, 0))
     # Rounded sums may reach 1 before the last block.
-    needed = before < (top_p if top_p < 1 else torch.inf)
+    needed = preceding < (top_p if top_p < 1 else torch.inf)
     selected = torch.zeros_like(needed).scatter(-1, order, needed)
     row = torch.arange(shares.shape[-1], device=shares.device)
     causal = row <= row[:, None]
@@ -135,10 +135,10 @@ def _attend_blocks(
         for index in blocks[0, :, i, :i].any(-1).nonzero()[:, 0].tolist():
             keys = column[: diagonal.start][blocks[0, index, i, :i].repeat_interleave(block)]
             head, kv_head = slice(index, index + 1), slice(index // group_size, index // group_size + 1)
-            before = partial_attention(
+            previous = partial_attention(
                 query[:, head, diagonal], key[:, kv_head, keys], value[:, kv_head, keys], scaling
             )
-            merge((outputs[:, head], lse[:, head]), before, out=out[:, head, diagonal])
+            merge((outputs[:, head], lse[:, head]), previous, out=out[:, head, diagonal])
 
 
 def flex_blocks(
