@@ -1,19 +1,18 @@
 """Head plans: the tokens that each attention head may attend to, given by hand or derived from a ranking.
 
 If a few heads fetch the evidence, the others need not read the whole prompt. A `HeadPlan` gives every query head of a
-model one of four rules; `HeadPlan.layer` translates it into a `LayerPlan`, which also gives the part of the KV
-cache that the layer stores. A KV head is stored for all positions if one of the query heads that share it is full or reads top blocks:
+model one of four rules. `HeadPlan.layer` translates it into a `LayerPlan`, which also gives the part of the KV cache
+that the layer stores: a KV head is stored for all positions if one of its query heads is full or reads top blocks.
 
-    query heads        0     1        2          3           4         5
-    rules             Full  Full  Streaming  Streaming   Streaming    Off
-                      +--------+  +------------------+   +--------------+
-    KV heads              0                1                    2
-    stored positions     all        first and last        first and last
+    query heads          0       1         2          3           4         5
+    rules              Full    Full    Streaming  Streaming   Streaming    Off
+    KV heads           [---- 0 ----]   [-------- 1 -------]   [------ 2 ------]
+    stored positions        all            first, last            first, last
 
-Here `full_kv_heads` is `(0,)` and `window_kv_heads` is `(1, 2)`.
-With `granularity="kv_group"` the rule of the group's most permissive head applies to all its heads that are not off.
-Read on in `resolve` (a plan on a model), `apply` (passes and `generate` under a plan), `attention` (head outputs by
-rule), `cache_layer` (the stored keys and values) and `cost_model` (from which prompt length a plan pays).
+Here `full_kv_heads` is `(0,)` and `window_kv_heads` is `(1, 2)`. With `granularity="kv_group"` the rule of the most
+permissive head of a group applies to all its heads that are not off. Read on in `resolve` (a plan on a model), `apply`
+(passes and `generate` under a plan), `attention` (head outputs by rule), `cache_layer` (stored keys and values) and
+`cost_model` (the prompt length from which a plan pays).
 """
 
 import json
