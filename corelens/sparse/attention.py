@@ -1,4 +1,4 @@
-"""The attention function of planned layers: head outputs by rule, from the cache or from plain keys."""
+"""Attention function of planned layers: head outputs by rule, from the cache or from plain keys."""
 
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ class PassTokens:
 
 
 class PlannedAttention(NamedTuple):
-    """The plan of an attention module, stored on the module."""
+    """Plan of an attention module, stored on the module."""
 
     plan: LayerPlan
     tokens: PassTokens

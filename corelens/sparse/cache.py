@@ -1,4 +1,4 @@
-"""The KV cache of a model under a plan, growing or static, and the layers that can be planned."""
+"""KV cache of a model under a plan, growing or static, and the layers that can be planned."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ def plannable_layers(config: PreTrainedConfig) -> list[int]:
 
 
 class HeadSparseCache(Cache):
-    """The KV cache of a model under a plan; layers that follow none have Hugging Face's."""
+    """KV cache of a model under a plan; layers that follow none have Hugging Face's."""
 
     def __init__(
         self, config: PreTrainedConfig, layers: Mapping[int, LayerPlan], reserved: int = 0, static: bool = False

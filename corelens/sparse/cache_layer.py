@@ -76,7 +76,7 @@ class HeadSparseLayer(CacheLayerMixin):
 
     @property
     def n_positions(self) -> int:
-        """The same as an int, for passes over prompts."""
+        """Number of positions so far as an int, for passes over prompts."""
         return self.cumulative_length
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:

@@ -30,12 +30,12 @@ from corelens.heads import Head, HeadSet
 
 @dataclass(frozen=True)
 class Full:
-    """The head attends to everything before it."""
+    """Rule of a head that attends to everything before it."""
 
 
 @dataclass(frozen=True)
 class Streaming:
-    """The head attends to the first tokens, to the last, and optionally to all text of the prompt.
+    """Rule of a head that attends to the first tokens, to the last, and optionally to all text of the prompt.
 
     Source: StreamingLLM (sinks and window); 128 and 2,048 are what Elastic Attention, of the authors' laboratory, uses.
     That the paper's own acceleration does the same is inferred.
@@ -59,7 +59,7 @@ class Streaming:
 
 @dataclass(frozen=True)
 class TopBlocks:
-    """In the prompt the head attends to the key blocks with most estimated attention; generated tokens, to everything.
+    """Rule of a head that, in the prompt, attends to the key blocks with most estimated attention; then to everything.
 
     Source: XAttention (antidiagonal scores).
     """
@@ -74,7 +74,7 @@ class TopBlocks:
 
 @dataclass(frozen=True)
 class Off:
-    """The output of the head is zero."""
+    """Rule of a head whose output is zero."""
 
 
 HeadRule = Full | Streaming | TopBlocks | Off
@@ -224,7 +224,7 @@ class RuleGroup:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """The rules of the heads of one layer, and the keys and values that are therefore stored."""
+    """Rules of the heads of one layer, and the keys and values that are therefore stored."""
 
     rules: tuple[HeadRule, ...]
     """By query head."""
