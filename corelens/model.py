@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from threading import RLock
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal, overload
 from weakref import WeakKeyDictionary
 
 import torch
@@ -291,8 +291,17 @@ class HookedMLLM(HookedRootModule):
             output = self.hf_model(**tensors)
         return output.logits if tensors.get("labels") is None else output.loss
 
-    @torch.no_grad()
-    def prefix(self, inputs: Mapping[str, Any], until: int | None = None) -> PrefixCache:
+    @overload
+    def prefix(
+        self, inputs: Mapping[str, Any], until: int | None = None, *, required: Literal[True] = True
+    ) -> PrefixCache: ...
+
+    @overload
+    def prefix(self, inputs: Mapping[str, Any], until: int | None = None, *, required: bool) -> PrefixCache | None: ...
+
+    def prefix(
+        self, inputs: Mapping[str, Any], until: int | None = None, *, required: bool = True
+    ) -> PrefixCache | None:
         """Computes what comes before the question once, for any number of passes, questions and interventions after it.
 
         Exact: `model(inputs, prefix=prefix)` gives the last of the logits of `model(inputs)`. Interventions that act
@@ -303,12 +312,22 @@ class HookedMLLM(HookedRootModule):
             inputs: What `prepare` returns, or any mapping of the tensors that the Hugging Face forward takes.
             until: How many positions, padding included; None for all before the first question of the batch. Pictures
                 and videos have to be among them.
+            required: False to return None, rather than raise a ValueError, if there is no prefix to share.
 
         Raises:
             ValueError: If nothing comes before the question, a picture comes after it, or the model does not compute
                 the same after a prefix as in a whole pass: its decoder attends to an encoder, say, or its prompts look
                 ahead.
         """
+        try:
+            return self._compute_prefix(inputs, until)
+        except ValueError:
+            if required:
+                raise
+            return None
+
+    @torch.no_grad()
+    def _compute_prefix(self, inputs: Mapping[str, Any], until: int | None) -> PrefixCache:
         if until is None:
             if (tokens := getattr(inputs, "tokens", None)) is None:
                 raise ValueError("these inputs have no token map: say how many positions, prefix(inputs, until).")

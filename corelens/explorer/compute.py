@@ -118,10 +118,7 @@ class PromptCache:
             if (sample := self._asked(state)) is None:
                 return None
             inputs = prepare_batch(self.model, [sample])
-            try:
-                prefix = self.model.prefix(inputs)
-            except ValueError:
-                prefix = None  # nothing before the question, or no cache to share: whole prompts it is
+            prefix = self.model.prefix(inputs, required=False)
             clips = [load_clip(video, self.model.processor) for video in sample.videos]
             views = media_views([*sample.images, *clips], inputs.tokens)
             files = [] if state.sample else [self.uploads[name][0] for name in state.pictures]
