@@ -91,8 +91,8 @@ def test_whole_prompts_of_a_batch_of_one_share_passes(model: HookedMLLM, monkeyp
     results = session.logits_of_each(interventions) + session.logits_of_each([plain_function, interventions[0]])
     handle.remove()
     assert batch_sizes == [5, 1, 1]
-    for logits, whole in zip(results, [*expected, expected[0]], strict=True):
-        assert_close(logits, whole[:, session.first :], atol=1e-5, rtol=1e-5)
+    for logits, expected_logits in zip(results, [*expected, expected[0]], strict=True):
+        assert_close(logits, expected_logits[:, session.first :], atol=1e-5, rtol=1e-5)
     monkeypatch.setattr(session_module, "POSITIONS_PER_PASS", 2 * inputs.shape[1] - 1)
     assert Session(model, inputs)._max_copies == 1
 

@@ -182,12 +182,12 @@ def test_a_cache_made_without_the_intervention(model: HookedMLLM):
     """In passes over later positions, and in generation, which takes the whole prompt again."""
     inputs = model.prepare(None, "Which digit is red?")
     n, next_token = inputs["input_ids"].shape[1], torch.full((1, 1), 5)
-    whole = {
+    all_inputs = {
         "input_ids": torch.cat([inputs["input_ids"], next_token], 1),
         "attention_mask": torch.ones(1, n + 1, dtype=torch.long),
         "position_ids": torch.arange(n + 1)[None],
     }
-    suffix = whole | {"input_ids": next_token, "position_ids": torch.full((1, 1), n)}
+    last_inputs = all_inputs | {"input_ids": next_token, "position_ids": torch.full((1, 1), n)}
 
     def cached() -> dict[str, Any]:
         return {"past_key_values": model.hf_model(**inputs, use_cache=True).past_key_values}
@@ -195,16 +195,16 @@ def test_a_cache_made_without_the_intervention(model: HookedMLLM):
     settings: dict[str, Any] = dict(max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True)
     late = torch.arange(n + 1)[None] == n
     message = f"which is in a cache that was made without it: the first {n} positions"
-    for run in (lambda: model(suffix | cached()), lambda: model.generate(whole | cached(), **settings)):
+    for run in (lambda: model(last_inputs | cached()), lambda: model.generate(all_inputs | cached(), **settings)):
         with model.hooks(fwd_hooks=ablate([Head(0, 0)])), pytest.raises(ValueError, match=message):
             run()
-    model.run_with_hooks(suffix | cached(), fwd_hooks=ablate([Head(0, 0)], positions=late))
+    model.run_with_hooks(last_inputs | cached(), fwd_hooks=ablate([Head(0, 0)], positions=late))
     for hooks in (ablate([Head(0, 0)], positions=late), ablate([Head(0, 0)], phase="decode")):
         with model.hooks(fwd_hooks=hooks):
-            expected, continued = (model.generate(whole | past, **settings) for past in ({}, cached()))
+            expected, continued = (model.generate(all_inputs | past, **settings) for past in ({}, cached()))
         for logits, expected_logits in zip(continued.logits, expected.logits, strict=True):
             assert_close(logits, expected_logits, atol=1e-5, rtol=1e-5)
-        plain = model.generate(whole | cached(), **settings)
+        plain = model.generate(all_inputs | cached(), **settings)
         assert not torch.allclose(continued.logits[1], plain.logits[1], atol=1e-4)
 
 

@@ -132,7 +132,7 @@ def test_functions_that_need_different_rows_nest(model: HookedMLLM):
     together = attention_knockout([Head(1, 1)], tokens.question | tokens.last, "image", phase="prefill")
     last_rows: list[Tensor] = []
     with model.hooks(fwd_hooks=together):
-        expected, whole = model.run_with_cache(inputs)
+        expected, full_cache = model.run_with_cache(inputs)
     with (
         model.hooks(fwd_hooks=first + second),
         model.hooks(fwd_hooks=[(name, lambda pattern, hook: last_rows.append(pattern))], queries=tokens.last),
@@ -142,7 +142,7 @@ def test_functions_that_need_different_rows_nest(model: HookedMLLM):
     for mask, rows in ((tokens.last, last_rows[0]), (tokens.question, cache[name])):
         real = row_mask(mask)
         assert rows.shape[2] == real.shape[1]
-        assert_close(rows.transpose(1, 2)[real], whole[name].transpose(1, 2)[mask], atol=1e-6, rtol=1e-5)
+        assert_close(rows.transpose(1, 2)[real], full_cache[name].transpose(1, 2)[mask], atol=1e-6, rtol=1e-5)
         assert rows.transpose(1, 2)[~real].isnan().all()
 
 

@@ -79,7 +79,7 @@ def test_patched_rows_are_rows_of_the_source(model: HookedMLLM):
     rows = torch.zeros(3, source["input_ids"].shape[1], dtype=torch.bool)
     rows[:2] = source.tokens.question
     _, cache = model.run_with_cache(source, queries=rows)
-    _, whole = model.run_with_cache(source)
+    _, full_cache = model.run_with_cache(source)
     real = row_mask(rows[:2])
     cache = {"blocks.2.attn.hook_pattern": cache["pattern", 2][:2, :, : real.shape[1]]}
     heads = [Head(2, 1), Head(2, 3)]
@@ -88,7 +88,7 @@ def test_patched_rows_are_rows_of_the_source(model: HookedMLLM):
         _, patched = model.run_with_cache(target)
     for sample in range(2):
         source_keys, target_keys = ~source.tokens.padding[sample], ~target.tokens.padding[sample]
-        expected = whole["pattern", 2][sample][:, source.tokens.question[sample]][..., source_keys]
+        expected = full_cache["pattern", 2][sample][:, source.tokens.question[sample]][..., source_keys]
         patched_rows = patched["pattern", 2][sample][:, target.tokens.question[sample]][..., target_keys]
         assert_close(patched_rows[[1, 3]], expected[[1, 3]], atol=1e-6, rtol=1e-5)
         assert not torch.allclose(patched_rows[[0, 2]], expected[[0, 2]], atol=1e-3)
