@@ -14,6 +14,7 @@ from torch import Tensor
 
 from corelens.causal import AnswerLogProbs, Session, log_prob
 from corelens.causal.answers import append_answers, greedy_answers
+from corelens.causal.session import prefix_if_possible
 from corelens.data import Evidence, Sample, evidence_tokens, prepare_batch
 from corelens.experiments.head_metrics import AnyMetric, ScoringInputs, score_heads
 from corelens.explorer.state import ExplorerState
@@ -118,10 +119,7 @@ class PromptCache:
             if (sample := self._asked(state)) is None:
                 return None
             inputs = prepare_batch(self.model, [sample])
-            try:
-                prefix = self.model.prefix(inputs)
-            except ValueError:
-                prefix = None  # nothing before the question, or no cache to share: whole prompts it is
+            prefix = prefix_if_possible(self.model, inputs)
             clips = [load_clip(video, self.model.processor) for video in sample.videos]
             views = media_views([*sample.images, *clips], inputs.tokens)
             files = [] if state.sample else [self.uploads[name][0] for name in state.pictures]

@@ -95,7 +95,7 @@ def test_means_before_and_behind_a_gate_are_different_means(name: str):
     assert_close(logits[1], with_columns(model, prompts[0], head, mean.expand(prompts[0].shape[1], -1)))
     assert not torch.allclose(logits[0], logits[1], atol=1e-4)
     with pytest.raises(
-        ValueError, match=r"needs instead=mean_activations\(model, samples\), and this was measured .* o_in"
+        ValueError, match=r"needs reference=mean_activations\(model, samples\), and this was measured .* o_in"
     ):
         cl.ablate([head], "mean", means)
 
