@@ -104,7 +104,7 @@ class Explorer:
         }
 
     def first(self) -> ExplorerState:
-        """Return the first state: the first sample, and the head that attends most to its evidence."""
+        """Return the initial state: the first sample, and the head that attends most to its evidence or pictures."""
         sample = next(iter(self.samples.values()), None)
         if sample is None:
             return ExplorerState(metric="visual_share")
