@@ -182,7 +182,7 @@ def group_distributions(scores: Mapping[str, HeadScores], chosen: HeadSet) -> go
                 row=1 + number // 2,
                 col=1 + number % 2,
             )
-    return apply_style(figure, "Heads of two groups by each measure", f"Chosen: {chosen.name}.")
+    return apply_style(figure, "Heads of two groups by each metric", f"Chosen: {chosen.name}.")
 
 
 def _require_scores(scores: Mapping[str, HeadScores]) -> None:
