@@ -1,3 +1,5 @@
+"""Figures of head scores, interventions and attention, made with plotly."""
+
 from corelens.viz.curves import depth_profiles as depth_profiles
 from corelens.viz.curves import group_distributions as group_distributions
 from corelens.viz.curves import heads_by_two as heads_by_two
