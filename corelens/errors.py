@@ -1,6 +1,7 @@
-"""Errors: the link to their section in the docs, and the check of a choice."""
+"""Errors: the link to their section in the docs, the check of a choice, and imports that need an extra."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, get_args
 
 PAGE = "docs/errors.md"
@@ -28,3 +29,20 @@ def check_choice(name: str, value: object, choices: Any) -> None:
     known: Iterable[object] = get_args(choices) or tuple(choices)
     if value not in known:
         raise ValueError(f"{name}={value!r} is not known; it is one of {', '.join(map(str, known))}.")
+
+
+@contextmanager
+def optional_import(extra: str) -> Iterator[None]:
+    """Name the extra to install if an import in the `with` block fails.
+
+    Args:
+        extra: One of the optional dependencies in pyproject.toml.
+
+    Raises:
+        ModuleNotFoundError: If the package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as cause:
+        message = f"{cause.name} is not installed: pip install 'corelens[{extra}]'."
+        raise ModuleNotFoundError(message, name=cause.name) from cause

@@ -1,4 +1,6 @@
-"""The explorer: what is asked, what the model computes for it, and how that is shown, in notebooks and on a page."""
+"""The explorer: interventions by mouse on a picture and a question, in notebooks and as a page."""
 
-from corelens.explorer.view import Explorer as Explorer
-from corelens.explorer.widget import explore as explore
+from corelens.errors import optional_import
+
+with optional_import("app"):
+    from corelens.explorer.view import Explorer as Explorer

@@ -4,10 +4,8 @@ import base64
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import anywidget
-import traitlets
-
 from corelens.data import Sample
+from corelens.errors import optional_import
 from corelens.explorer import frontend
 from corelens.explorer.state import ExplorerState
 from corelens.explorer.view import REFUSALS, Explorer
@@ -15,6 +13,10 @@ from corelens.heads import HeadSet
 from corelens.inputs.media import Picture
 from corelens.model import HookedMLLM
 from corelens.scores import HeadScores
+
+with optional_import("notebooks"):
+    import anywidget
+    import traitlets
 
 
 def explore(
@@ -37,17 +39,9 @@ def explore(
         are shown, and `code` is Python that reproduces the view.
 
     Raises:
-        ImportError: If anywidget is not installed.
         ValueError: If there are more than a hundred samples, or the scores are of another model's heads.
         TypeError: If the model's decoder stands beside an encoder.
     """
-    try:
-        from corelens.explorer.widget import ExplorerWidget
-    except ModuleNotFoundError as missing:
-        raise ImportError(
-            f"the explorer needs {missing.name} in notebooks: pip install 'corelens[notebooks]'. On the command line, "
-            f"`corelens explore` shows it in a browser."
-        ) from missing
     return ExplorerWidget(Explorer(model, gallery(asked, question), scores))
 
 

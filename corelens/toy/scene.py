@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from corelens.errors import optional_import
 from corelens.tokens import Box
 
 Split = Literal["train", "test"]
@@ -111,7 +112,8 @@ def clipped(box: Box) -> Box:
 @cache
 def photographs(split: Split) -> list[UInt8[np.ndarray, "row column 3"]]:
     """The part of scikit-learn's two photographs that belongs to one split: left of a column, or right of it."""
-    from sklearn.datasets import load_sample_images
+    with optional_import("app"):
+        from sklearn.datasets import load_sample_images
 
     columns = slice(None, _PHOTOGRAPH_SPLIT) if split == "train" else slice(_PHOTOGRAPH_SPLIT, None)
     return [photograph[:, columns] for photograph in load_sample_images().images]

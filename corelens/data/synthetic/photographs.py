@@ -14,6 +14,7 @@ from PIL import Image
 from corelens.data.readers.base import Samples
 from corelens.data.sample import Evidence, Sample
 from corelens.data.synthetic.drawing import Colour, drawn, shape
+from corelens.errors import optional_import
 from corelens.tokens import Box
 
 SIZE = (448, 336)
@@ -135,6 +136,7 @@ def _pasted(scene: Scene) -> tuple[Image.Image, list[Box]]:
 
 @cache
 def _stored() -> list[Any]:
-    from sklearn.datasets import load_sample_images
+    with optional_import("app"):
+        from sklearn.datasets import load_sample_images
 
     return [np.ascontiguousarray(picture) for picture in load_sample_images().images]
