@@ -44,5 +44,7 @@ def optional_import(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as cause:
-        message = f"{cause.name} is not installed: pip install 'corelens[{extra}]'."
-        raise ModuleNotFoundError(message, name=cause.name) from cause
+        package = str(cause.name).partition(".")[0]
+        raise ModuleNotFoundError(
+            f"{package} is not installed: pip install 'corelens[{extra}]'.", name=package
+        ) from cause
