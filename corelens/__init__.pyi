@@ -22,7 +22,7 @@ from .experiments.sparse_eval import run_sparse_eval as run_sparse_eval
 from .experiments.sweep import Sweep as Sweep
 from .experiments.sweep import run_sweep as run_sweep
 from .experiments.sweep import sweep as sweep
-from .explorer import explore as explore
+from .explorer.widget import explore as explore
 from .heads import Head as Head
 from .heads import HeadSet as HeadSet
 from .hf.prefix_cache import PrefixCache as PrefixCache

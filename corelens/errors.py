@@ -1,6 +1,7 @@
-"""Links from error messages to their section of the docs, and the check of arguments with a few choices."""
+"""Errors: links to their section of the docs, the check of a choice, and imports that need an extra."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, get_args
 
 PAGE = "docs/errors.md"
@@ -25,6 +26,25 @@ def check_choice(name: str, value: object, choices: Any) -> None:
         value: The argument.
         choices: A `Literal`, or the choices themselves.
     """
-    names: Iterable[object] = get_args(choices) or tuple(choices)
-    if value not in names:
-        raise ValueError(f"{name}={value!r} is not known; it is one of {', '.join(map(str, names))}.")
+    known: Iterable[object] = get_args(choices) or tuple(choices)
+    if value not in known:
+        raise ValueError(f"{name}={value!r} is not known; it is one of {', '.join(map(str, known))}.")
+
+
+@contextmanager
+def optional_import(extra: str) -> Iterator[None]:
+    """Name the extra to install if an import in the `with` block fails.
+
+    Args:
+        extra: One of the optional dependencies in pyproject.toml.
+
+    Raises:
+        ModuleNotFoundError: If the package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as cause:
+        package = str(cause.name).partition(".")[0]
+        raise ModuleNotFoundError(
+            f"{package} is not installed: pip install 'corelens[{extra}]'.", name=package
+        ) from cause

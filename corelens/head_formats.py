@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from einops import repeat
 
+from corelens.errors import optional_import
 from corelens.heads import Head, HeadSet
 from corelens.scores import HeadScores
 
@@ -19,8 +20,9 @@ def to_parquet(scores: Sequence[HeadScores], path: str | PathLike[str]) -> None:
 
     Columns: `model`, `metric`, `dataset`, `sample`, `layer`, `head`, `score`. Heads without a score have no row.
     """
-    import pyarrow as pa
-    from pyarrow import parquet
+    with optional_import("app"):
+        import pyarrow as pa
+        from pyarrow import parquet
 
     tables = []
     for head_scores in scores:

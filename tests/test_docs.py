@@ -110,7 +110,7 @@ def test_every_benchmark_is_explained():
 
 
 def test_the_citation_is_of_this_version():
-    cited = (verified.ROOT / "docs/CITATION.cff").read_text()
+    cited = (verified.ROOT / "CITATION.cff").read_text()
     project = tomllib.loads((verified.ROOT / "pyproject.toml").read_text())["project"]
     for field in ("version", "license", "description"):
         assert project[field] in cited

@@ -1,13 +1,19 @@
-"""The house: what may import what, and what importing costs."""
+"""Structure: which package imports which, what names and files look like, and what importing costs."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 import corelens
 
 PACKAGE = Path(corelens.__file__).parent
+TESTS = Path(__file__).parent
 ORDER = [
     "errors",
     "progress",
@@ -35,6 +41,40 @@ ORDER = [
     "__main__",
 ]
 """Top to bottom: a module imports only from those before it."""
+ARCHITECTURE = {"hf/architecture.py", "inputs/token_geometry.py"}
+"""The modules that know how Hugging Face's models differ."""
+SUBMODULES = {
+    *("self_attn", "self_attention", "input_layernorm", "post_attention_layernorm"),
+    *("q_proj", "k_proj", "v_proj", "qkv", "qkv_proj", "query_key_value", "wqkv", "c_attn", "in_proj"),
+    *("o_proj", "out_proj", "c_proj", "wo", "dense"),
+}
+"""What decoder layers and attention modules of transformers call their parts."""
+MAX_LINES = {"model.py": 430}
+"""Modules that may be longer than 350 lines: HookedMLLM is one class."""
+IN_SEVERAL_MODULES = {
+    "page": "the page of each kind of run, in its module of reports; the explorer's, in its server",
+    "RULE": "the rule of each claim, in its module of the study",
+    "WORLD": "each world of the toys",
+    "draw": "draws a sample of that world",
+    "SHARD_SIZE": "samples of a finished part, in each experiment",
+    "COLOURS": "the colours of each drawn data set",
+    "SIZE": "the picture size of each drawn data set",
+    "TASKS": "the tasks of each published data set",
+    "haystacks": "a drawn data set for large models, and one for the toys",
+    "mmlongbench_doc": "a data set's reader, and its rule of scoring",
+    "photographs": "a drawn data set, and scikit-learn's photographs",
+}
+"""Public names that more than one module defines, and why; and every command is named like what it runs."""
+WITHOUT_MODULE = {
+    "test_dependencies.py": "pyproject.toml",
+    "test_docs.py": "docs/",
+    "test_golden.py": "drawn samples",
+    "test_structure.py": "the tree of modules",
+    "test_transformerlens.py": "docs/transformerlens.md",
+    "cli/test_reproduce.py": "docs/reproduce.md",
+    "inputs/test_video.py": "videos through media, processor, token_geometry and prepare",
+}
+"""Test files that test no single module, and what they test."""
 
 
 def imported_siblings(path: Path) -> set[str]:
@@ -67,6 +107,84 @@ def test_imports_point_upwards():
 def test_metrics_import_nothing_from_corelens():
     for path in (PACKAGE / "metrics").glob("*.py"):
         assert imported_siblings(path) <= {"metrics"}
+
+
+def docstrings(node: ast.AST, public: bool = False) -> Iterator[ast.Constant]:
+    """Docstrings of a module, its classes and functions, and of attributes; or only of those that are public."""
+    for child in ast.iter_child_nodes(node):
+        match child:
+            case ast.Expr(ast.Constant(str()) as text):
+                yield text
+            case ast.FunctionDef(name) | ast.ClassDef(name) if public and name.startswith("_"):
+                continue
+        yield from docstrings(child, public)
+
+
+def test_only_two_modules_know_the_names_of_hugging_face():
+    model_types = set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    assert {"llava", "qwen3_vl", "gemma3"} <= model_types
+    users: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        texts = {id(text) for text in docstrings(tree)}
+        names = {
+            node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and id(node) not in texts and isinstance(node.value, str)
+        }
+        attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        if known := names & model_types | (names | attributes) & SUBMODULES:
+            users[str(path.relative_to(PACKAGE))] = known
+    assert users.keys() == ARCHITECTURE, users
+
+
+def test_modules_are_short():
+    for path in PACKAGE.rglob("*.py"):
+        name = str(path.relative_to(PACKAGE))
+        assert len(path.read_text().splitlines()) <= MAX_LINES.get(name, 350), f"{name} is too long"
+
+
+def test_a_public_name_is_defined_once():
+    modules: dict[str, set[str]] = defaultdict(set)
+    for path in PACKAGE.rglob("*.py"):
+        name = str(path.relative_to(PACKAGE))
+        for node in ast.parse(path.read_text()).body:
+            match node:
+                case ast.FunctionDef() | ast.ClassDef():
+                    defined = [node.name]
+                case ast.Assign():
+                    defined = [target.id for target in node.targets if isinstance(target, ast.Name)]
+                case ast.AnnAssign(ast.Name(target)):
+                    defined = [target]
+                case _:
+                    defined = []
+            for one in defined:
+                if not one.startswith("_") and name != f"cli/{one}.py":
+                    modules[one].add(name)
+    twice = {name: sorted(where) for name, where in modules.items() if len(where) > 1}
+    assert not {name: where for name, where in twice.items() if name not in IN_SEVERAL_MODULES}
+    assert IN_SEVERAL_MODULES.keys() <= twice.keys(), "names that are allowed twice stand in one module"
+
+
+def test_docstrings_begin_with_a_verb_or_a_noun():
+    riddle = re.compile(r"(What|Whether|Which|Of|How|Where)\b")
+    wrong = [
+        f"{path.relative_to(PACKAGE)}:{text.lineno}: {text.value.splitlines()[0]}"
+        for path in PACKAGE.rglob("*.py")
+        for text in docstrings(ast.parse(path.read_text()), public=True)
+        if riddle.match(text.value.strip())
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_test_file_is_named_after_a_module():
+    modules = {path.relative_to(root) for root in (PACKAGE, PACKAGE.parent / "training") for path in root.rglob("*.py")}
+    modules |= {Path("training", path) for path in modules}
+    for path in TESTS.rglob("test_*.py"):
+        file = path.relative_to(TESTS)
+        module = file.with_name(file.name.removeprefix("test_"))
+        package = module.with_suffix("") / "__init__.py"
+        assert str(file) in WITHOUT_MODULE or {module, package} & modules, f"tests/{file} tests no module {module}"
 
 
 def run(code: str) -> str:

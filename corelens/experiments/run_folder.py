@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float
 from torch import Tensor
 
-from corelens.errors import docs_link
+from corelens.errors import docs_link, optional_import
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class RunFolder:
 
     def read(self, number: int) -> Shard | None:
         """A finished part, or None if it is not there yet."""
-        from pyarrow import parquet
+        with optional_import("app"):
+            from pyarrow import parquet
 
         if not self.path(number).exists():
             return None
@@ -76,8 +77,9 @@ class RunFolder:
 
     def write(self, number: int, part: Shard) -> None:
         """Puts a finished part in its place."""
-        import pyarrow as pa
-        from pyarrow import parquet
+        with optional_import("app"):
+            import pyarrow as pa
+            from pyarrow import parquet
 
         n_left_out = len(part.skipped)
         columns = {

@@ -30,7 +30,6 @@ def explore(
         are shown, and `code` is Python that reproduces the view.
 
     Raises:
-        ImportError: If anywidget is not installed.
         ValueError: If there are more than a hundred samples, or the scores are of another model's heads.
         TypeError: If the model has an encoder and a decoder.
     """

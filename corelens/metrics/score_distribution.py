@@ -5,10 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from diptest import diptest
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 
@@ -140,6 +138,12 @@ def bimodality_test(scores: Float[Tensor, "layer head"]) -> Bimodality:
     if len(known) < 4 or not len(positive):
         raise ValueError(f"{len(positive)} of {len(known)} scores are positive: too few to look for groups.")
     logs = known.clamp(min=float(positive.min())).log().numpy()
+    try:
+        from diptest import diptest
+        from sklearn.mixture import GaussianMixture
+    except ModuleNotFoundError as cause:
+        message = f"{cause.name} is not installed: pip install 'corelens[app]'."
+        raise ModuleNotFoundError(message, name=cause.name) from cause
     # Any: the package does not say that it returns a pair.
     tested: Any = diptest(logs)
     mixture: Any = GaussianMixture(2, n_init=5, random_state=0).fit(logs[:, None])

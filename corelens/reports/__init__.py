@@ -4,9 +4,12 @@ from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 
+from corelens.errors import optional_import
 from corelens.experiments.run_folder import RunFolder, atomic_write
-from corelens.reports import ablation, scan, sparse_eval, study, sweep
-from corelens.reports.page import Page
+
+with optional_import("app"):
+    from corelens.reports import ablation, scan, sparse_eval, study, sweep
+    from corelens.reports.page import Page
 
 PAGES: dict[str, tuple[str, Callable[[RunFolder], Page]]] = {
     "scan": ("scan.html", scan.page),

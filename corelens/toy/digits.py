@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from corelens.errors import optional_import
 from corelens.tokens import Box
 from corelens.toy.scene import (
     COLOURS,
@@ -31,7 +32,8 @@ _TRAIN_DIGITS = 1_400
 @cache
 def glyphs(split: Split) -> dict[str, Float[np.ndarray, "glyph 8 8"]]:
     """The handwritten digits of one split, ink from 0 to 1, by digit."""
-    from sklearn.datasets import load_digits
+    with optional_import("app"):
+        from sklearn.datasets import load_digits
 
     data: Any = load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))

@@ -195,7 +195,9 @@ def test_cached_generation_shows_eager_rows(
 
 def attentions(model: Any) -> dict[str, Any]:
     """Every decoder attention by the name of its hook points."""
-    named = {f"blocks.{b.hf_layer.layer}.{kind}": getattr(b, kind) for b in model._blocks for kind in b.hf_layer.attentions}
+    named = {
+        f"blocks.{b.hf_layer.layer}.{kind}": getattr(b, kind) for b in model._blocks for kind in b.hf_layer.attentions
+    }
     assert {f"{name}.hook_pattern" for name in named} == {
         key for key in model.hook_dict if key.endswith("hook_pattern") and not key.startswith("vision.")
     }

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from corelens.data.readers.base import Row, Samples
 from corelens.data.sample import Sample
+from corelens.errors import optional_import
 from corelens.tokens import Box
 
 Colour = tuple[int, int, int]
@@ -46,7 +47,8 @@ def default_font(size: float | int) -> ImageFont.FreeTypeFont:
 @cache
 def sample_photographs() -> list[UInt8[np.ndarray, "row column 3"]]:
     """The two photographs that scikit-learn ships."""
-    from sklearn.datasets import load_sample_images
+    with optional_import("app"):
+        from sklearn.datasets import load_sample_images
 
     return [np.ascontiguousarray(photograph) for photograph in load_sample_images().images]
 
