@@ -37,7 +37,8 @@ from corelens.hooks.points import HookedBlock, HookedVision, NamesFilter, check_
 from corelens.hooks.positions import batch_shape
 from corelens.hooks.rows import Hooks, limit_rows
 from corelens.inputs.media import Footage, Picture
-from corelens.inputs.prepare import PreparedInputs, prepare, repeat_inputs, unknown_words
+from corelens.inputs.prepare import PreparedInputs, prepare, unknown_words
+from corelens.tokens import TokenMap
 
 LOCKS: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
 """One pass at a time through a Hugging Face model, also if it is wrapped twice: hooked passes switch its attention."""
@@ -244,7 +245,6 @@ class HookedMLLM(HookedRootModule):
         /,
         *,
         prefix: PrefixCache | None = None,
-        times: int = 1,
         **tensors: Any,
     ) -> Float[Tensor, "batch position vocabulary"] | Float[Tensor, ""]:
         """Logits of one pass, or the loss if `labels` are given.
@@ -253,21 +253,14 @@ class HookedMLLM(HookedRootModule):
             inputs: Result of `prepare`, or any mapping of the tensors that the Hugging Face forward takes.
             prefix: Result of `model.prefix` for these inputs, or for others that begin alike. Only the positions after
                 it are computed, and the logits are theirs.
-            times: Number of copies of every sample in the batch, one after another, so that hooks can treat each
-                differently. Without a prefix for a batch of one only.
             tensors: More tensors, or all of them.
 
         Raises:
-            ValueError: If the inputs do not begin as the prefix does, another model made it, or several samples are to
-                be repeated without a prefix.
+            ValueError: If the inputs do not begin as the prefix does, or another model made it.
         """
         tensors = {**_mapping(inputs), **tensors}
-        with self._connected(inputs, tensors, prefix):
-            if prefix is not None:
-                tensors = prefix.suffix_inputs(tensors, times)
-            elif times != 1:
-                tensors = repeat_inputs(tensors, times)
-            output = self.hf_model(**tensors)
+        with self.connected(tensors, getattr(inputs, "tokens", None), prefix):
+            output = self.hf_model(**(tensors if prefix is None else prefix.suffix_inputs(tensors)))
         return output.logits if tensors.get("labels") is None else output.loss
 
     @torch.no_grad()
@@ -296,7 +289,7 @@ class HookedMLLM(HookedRootModule):
             with self._lock:
                 check_prefix_is_exact(self.hf_model, stack, inputs, length)
             self._exact_prefixes.add(frozenset(inputs))
-        with self._connected(inputs, inputs):
+        with self.connected(inputs, getattr(inputs, "tokens", None)):
             return compute_prefix(self.hf_model, stack, inputs, length, tuple(hook_functions(self.hook_points())))
 
     def generate(
@@ -316,7 +309,7 @@ class HookedMLLM(HookedRootModule):
         if any(point.has_hooks() for point in self.hook_points()):
             # With a static cache on a GPU it would compile the model, and hooks need its Python code.
             kwargs = {"disable_compile": True} | kwargs
-        with self._connected(inputs, kwargs, prefix):
+        with self.connected(kwargs, getattr(inputs, "tokens", None), prefix):
             if prefix is not None:
                 settings = {name: value for name, value in kwargs.items() if name not in (inputs or {})}
                 kwargs = settings | prefix.generate_inputs(inputs or {}, settings)
@@ -397,12 +390,12 @@ class HookedMLLM(HookedRootModule):
             model_args: Arguments of `forward`.
             queries: Positions whose rows `attn_scores` and `pattern` hold, instead of all; see `hooks`.
             names_filter: Hook names to keep: one, a list, or a filter of names; None for all of the decoder.
-            device: Device of the cache; None for the model's.
+            device: Device of the cache; None for the model's. This and the following are TransformerLens's.
             remove_batch_dim: Drop the batch axis of a batch of one.
             incl_bwd: Call backward on the loss, and cache gradients too.
             reset_hooks_end: Remove the caching hooks at the end.
             clear_contexts: Clear the hook points' contexts with them.
-            pos_slice: Positions to keep; see TransformerLens.
+            pos_slice: Positions to keep.
             kwargs: Tensors, and other arguments of `forward`.
 
         Returns:
@@ -443,11 +436,11 @@ class HookedMLLM(HookedRootModule):
             check_hook_name(name, self.hook_dict, self.hf_layers, self._no_vision)
 
     @contextmanager
-    def _connected(
-        self, inputs: Mapping[str, Any] | None, tensors: Mapping[str, Any], prefix: PrefixCache | None = None
+    def connected(
+        self, tensors: Mapping[str, Any], tokens: TokenMap | None = None, prefix: PrefixCache | None = None
     ) -> Iterator[None]:
-        """Connect all hook points that have hooks to the Hugging Face model, for one pass or generation."""
-        state = begin_pass(self.hf_model, self.hf_layers, tensors, getattr(inputs, "tokens", None), prefix)
+        """Connect all hook points that have hooks to `hf_model`, for one pass or generation over these tensors."""
+        state = begin_pass(self.hf_model, self.hf_layers, tensors, tokens, prefix)
         with self._lock, connected(self.hf_model, self._blocks, self.vision, state):
             yield
 

@@ -22,7 +22,7 @@ Read on: `hf/prefix_cache.py` and `hf/module_outputs.py` for what is cached, `ex
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -37,7 +37,7 @@ from corelens.hf.module_outputs import RecordedOutputs, record_outputs, replay_o
 from corelens.hf.prefix_cache import PrefixCache
 from corelens.hooks.connect import begin_pass
 from corelens.hooks.positions import Intervention, PassState, PositionSelector
-from corelens.inputs.prepare import PreparedInputs
+from corelens.inputs.prepare import PreparedInputs, repeat_inputs
 from corelens.interventions import FwdHooks
 from corelens.interventions.replace import layer_of
 from corelens.model import HookedMLLM
@@ -160,12 +160,13 @@ class Session:
 
     def _run_suffix(self, hooks: FwdHooks, n_copies: int) -> Float[Tensor, "batch position vocabulary"]:
         """Logits of a pass after the prefix, over copies of every sample."""
+        assert self.prefix is not None
         replayed = {
             layer: [_repeat_samples(output, n_copies) for output in self._suffix_outputs[layer]]
             for layer in self._layers[: self._first_layer(hooks)]
         }
         with self.model.hooks(fwd_hooks=hooks), replay_outputs(replayed):
-            return self.model(self.inputs, prefix=self.prefix, times=n_copies)
+            return self._logits(self.prefix.suffix_inputs(self.inputs, n_copies), self.prefix)
 
     def _run_whole_prompt(self, hooks: FwdHooks, n_copies: int) -> Float[Tensor, "batch position vocabulary"]:
         """Logits of a pass over whole prompts, over copies of the batch."""
@@ -183,7 +184,15 @@ class Session:
         n_logits = self.inputs.shape[1] - self.first
         parameters = inspect.signature(self.model.hf_model.forward).parameters
         options = {"logits_to_keep": n_logits} if "logits_to_keep" in parameters else {}
-        return self.model(self.inputs, times=n_copies, **options)[:, -n_logits:]
+        copies = dict(self.inputs) if n_copies == 1 else repeat_inputs(self.inputs, n_copies)
+        return self._logits({**copies, **options})[:, -n_logits:]
+
+    def _logits(
+        self, tensors: Mapping[str, Any], prefix: PrefixCache | None = None
+    ) -> Float[Tensor, "batch position vocabulary"]:
+        """Logits of copies of the batch; hooks select positions of the batch itself."""
+        with self.model.connected(self.inputs, self.inputs.tokens, prefix):
+            return self.model.hf_model(**tensors).logits
 
     @cached_property
     def _whole_prompt_outputs(self) -> tuple[Tensor, RecordedOutputs]:

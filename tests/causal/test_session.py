@@ -10,7 +10,7 @@ from torch.testing import assert_close
 import corelens as cl
 from corelens import Head, HookedMLLM, Role, Session, TokenMap, ablate, attention_knockout
 from corelens.causal import session as session_module
-from corelens.inputs.prepare import PreparedInputs
+from corelens.inputs.prepare import PreparedInputs, repeat_inputs
 from tests.helpers import processors, tiny
 from tests.helpers.prompts import (
     LONG_QUESTION,
@@ -106,7 +106,7 @@ def test_what_does_not_come_in_copies_runs_one_by_one():
     expected = model.run_with_hooks(inputs, fwd_hooks=hooks)[:, session.first :]
     assert_close(session.logits_of_each([hooks, hooks])[1], expected, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="times=3 without a prefix needs a batch of one, and this one has 2 samples"):
-        model(model.prepare([uneven_picture(0)] * 2, [QUESTION] * 2), times=3)
+        repeat_inputs(model.prepare([uneven_picture(0)] * 2, [QUESTION] * 2), 3)
 
 
 @torch.no_grad()
