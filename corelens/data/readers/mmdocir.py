@@ -33,6 +33,7 @@ from corelens.data.sample import Evidence, Sample
 from corelens.errors import check_choice
 
 Pages = Literal["all", "evidence"]
+PageSize = Annotated[list[Number], Field(min_length=2, max_length=2)]
 
 
 def mmdocir(source: str | PathLike[str] = "MMDocIR/MMDocIR_Evaluation_Dataset", pages: Pages = "all") -> Samples:
@@ -96,7 +97,7 @@ def _sample(
         if page not in evidence_pages:
             raise BadRow(f"a layout is on page {page}, which is not among its evidence pages {evidence_pages}")
         size = picture_size(pictures[page])
-        width, height = read_field(layout, "page_size", Annotated[list[Number], Field(min_length=2, max_length=2)])
+        width, height = read_field(layout, "page_size", PageSize)
         if min(width, height) <= 0:
             raise BadRow(f"its 'page_size' is {width} x {height}")
         box = pixel_box(read_field(layout, "bbox", Corners), size, (size[0] / width, size[1] / height))
