@@ -272,6 +272,7 @@ def test_a_picture_and_a_question_of_the_user_are_shown(page: Page, tmp_path: Pa
     expect(page.locator(".prompt .note")).to_be_hidden()
     page.fill("input[type=text]", "what is on the sofa ?")
     page.keyboard.press("Enter")
+    settled(page)
     expect(page.locator(".prompt .note")).to_contain_text("does not know all of these words")
 
 
