@@ -50,7 +50,7 @@ def test_scores_after_a_prefix_are_those_of_a_whole_pass(name: str, metric: str)
     tokens = cl.TokenMap(role, overview=role < 0, box=nan, seconds=nan[..., :2], sizes=((), ()), **columns)
     scoring = ScoringInputs(tokens, role == Role.IMAGE, {"last": tokens.last}, -torch.ones_like(role))
     scored_metric = PRESETS.get(metric, metric)
-    whole = score_heads(model, inputs, scoring, [scored_metric])[metric]
-    after = score_heads(model, inputs, scoring, [scored_metric], model.prefix(inputs, role.shape[1] - 4))[metric]
-    print("largest difference", float((whole - after).abs().max()))
-    torch.testing.assert_close(after, whole, rtol=1e-3, atol=1e-5)
+    whole_pass = score_heads(model, inputs, scoring, [scored_metric])[metric]
+    after_prefix = score_heads(model, inputs, scoring, [scored_metric], model.prefix(inputs, role.shape[1] - 4))[metric]
+    print("largest difference", float((whole_pass - after_prefix).abs().max()))
+    torch.testing.assert_close(after_prefix, whole_pass, rtol=1e-3, atol=1e-5)

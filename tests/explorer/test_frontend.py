@@ -140,10 +140,10 @@ def test_choosing_a_head_changes_the_map(page: Page, explorer: Explorer):
 
 def test_attended_patches_are_lit_and_others_are_dark(page: Page, explorer: Explorer):
     picture = np.asarray(explorer.samples["scene-test-0-0"].images[0].resize((8, 8), Image.Resampling.BOX), float)
-    shown = np.asarray(Image.fromarray(drawn(page).astype(np.uint8)).resize((8, 8), Image.Resampling.BOX), float)
+    pixels = np.asarray(Image.fromarray(drawn(page).astype(np.uint8)).resize((8, 8), Image.Resampling.BOX), float)
     (attention,) = explorer.view(explorer.first())["maps"]
     cells = np.array(attention["cells"]).reshape(8, 8)
-    brighter = (shown - picture).sum(-1)
+    brighter = (pixels - picture).sum(-1)
     assert brighter[cells == cells.max()].mean() > 20
     assert brighter[cells < 0.01].mean() < 0
 
@@ -151,9 +151,11 @@ def test_attended_patches_are_lit_and_others_are_dark(page: Page, explorer: Expl
 def test_values_are_shown_under_the_pointer(page: Page, explorer: Explorer):
     drawn(page)
     page.locator(".panels canvas").first.hover(position=place(page, 104, 60))
-    (shown,) = explorer.view(explorer.first())["maps"]
+    (attention_map,) = explorer.view(explorer.first())["maps"]
     expect(page.locator(".pictures .readout")).to_contain_text("row 3, column 6 · pixels 96 to 112, 48 to 64")
-    expect(page.locator(".pictures .readout")).to_contain_text(f"attention {shown['cells'][3 * 8 + 6]:.3g}"[:14])
+    expect(page.locator(".pictures .readout")).to_contain_text(
+        f"attention {attention_map['cells'][3 * 8 + 6]:.3g}"[:14]
+    )
     page.hover("[data-head=L2H4]")
     expect(page.locator(".map .readout")).to_contain_text("L2H4 · 0.9")
     expect(page.locator(".map .readout")).to_contain_text("CoRe head")
@@ -270,6 +272,7 @@ def test_a_picture_and_a_question_of_the_user_are_shown(page: Page, tmp_path: Pa
     expect(page.locator(".prompt .note")).to_be_hidden()
     page.fill("input[type=text]", "what is on the sofa ?")
     page.keyboard.press("Enter")
+    settled(page)
     expect(page.locator(".prompt .note")).to_contain_text("does not know all of these words")
 
 
@@ -293,17 +296,17 @@ def test_a_file_that_is_no_picture_is_an_error_and_the_view_stays(browser: Brows
 def test_a_second_tab_has_a_state_of_its_own_and_links_restore_one(page: Page, browser: Browser, address: str):
     page.click("text=Ablate CoRe heads")
     settled(page)
-    other = opened(browser, address)
-    assert state(other)["ablated"] == []
-    other.click("[data-head=L0H0]")
-    settled(other)
+    second_tab = opened(browser, address)
+    assert state(second_tab)["ablated"] == []
+    second_tab.click("[data-head=L0H0]")
+    settled(second_tab)
     linked = opened(browser, page.url)
     assert state(linked) == state(page)
     assert after(linked) == after(page)
     page.reload()
     settled(page)
     assert len(state(page)["ablated"]) == 5
-    for tab in (other, linked):
+    for tab in (second_tab, linked):
         assert not tab.errors  # pyright: ignore
         tab.context.close()
 
@@ -337,12 +340,12 @@ def test_a_saved_view_restores_everything_with_its_pictures(
     view_file.write_bytes(saved(page, "View (JSON)").read_bytes())
     assert json.loads(view_file.read_text())["state"] == state(page)
     explorer.prompts.uploads.clear()  # as if corelens had been started anew
-    other = opened(browser, address)
-    other.set_input_files("input[type=file]", view_file)
-    settled(other)
-    expect(other.locator(".pictures .readout")).to_contain_text("L4H4")
-    assert state(other) == state(page)
-    other.context.close()
+    second_tab = opened(browser, address)
+    second_tab.set_input_files("input[type=file]", view_file)
+    settled(second_tab)
+    expect(second_tab.locator(".pictures .readout")).to_contain_text("L4H4")
+    assert state(second_tab) == state(page)
+    second_tab.context.close()
 
 
 def test_figures_code_and_pages_are_saved(page: Page, browser: Browser, tmp_path: Path):
@@ -392,18 +395,18 @@ CONTRAST = """() => {
     .map((value) => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
     .reduce((sum, value, index) => sum + value * [0.2126, 0.7152, 0.0722][index], 0);
   const behind = (element) => {
-    for (let one = element; one; one = one.parentElement) {
-      const colour = rgba(getComputedStyle(one).backgroundColor);
+    for (let ancestor = element; ancestor; ancestor = ancestor.parentElement) {
+      const colour = rgba(getComputedStyle(ancestor).backgroundColor);
       if (colour[3] === 255) return colour;
     }
     return [255, 255, 255];
   };
   const low = [];
   for (const element of document.querySelectorAll(".corelens *")) {
-    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
-    if (!own || element.disabled || !element.checkVisibility()) continue;
-    const [one, other] = [luminance(rgba(getComputedStyle(element).color)), luminance(behind(element))];
-    const contrast = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+    const hasText = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (!hasText || element.disabled || !element.checkVisibility()) continue;
+    const [text, background] = [luminance(rgba(getComputedStyle(element).color)), luminance(behind(element))];
+    const contrast = (Math.max(text, background) + 0.05) / (Math.min(text, background) + 0.05);
     if (contrast < 4.5) low.push(`${element.className} "${element.textContent}": ${contrast}`);
   }
   return low;

@@ -56,9 +56,9 @@ def test_the_page_and_its_modules_are_served(client: TestClient):
 def test_a_view_is_that_of_the_explorer(client: TestClient, explorer: Explorer):
     about = client.get("about").json()
     assert about == explorer.about()
-    shown = client.post("view", json={"state": about["first"]}).json()
-    assert shown == {"view": explorer.view(explorer.first()), "prompt": explorer.prompt(explorer.first())}
-    again = client.post("view", json={"state": about["first"], "prompt": shown["prompt"]["key"]}).json()
+    content = client.post("view", json={"state": about["first"]}).json()
+    assert content == {"view": explorer.view(explorer.first()), "prompt": explorer.prompt(explorer.first())}
+    again = client.post("view", json={"state": about["first"], "prompt": content["prompt"]["key"]}).json()
     assert set(again) == {"view"}
 
 
@@ -118,11 +118,11 @@ def test_requests_are_read_only_up_to_the_limit(client: TestClient, monkeypatch:
 def test_a_picture_is_uploaded_once(client: TestClient):
     state = {"sample": "", "pictures": ["k"], "question": "what is red ?", "metric": "visual_share", "heads": ["L2H4"]}
     upload = {"k": {"name": "mine.png", "data": base64.b64encode(png(32, 32)).decode()}}
-    shown = client.post("view", json={"state": state, "uploads": upload}).json()
-    (panel,) = shown["prompt"]["panels"]
+    content = client.post("view", json={"state": state, "uploads": upload}).json()
+    (panel,) = content["prompt"]["panels"]
     assert (panel["width"], panel["height"]) == (32, 32)
     again = client.post("view", json={"state": state}).json()
-    assert again == shown
+    assert again == content
     bad = {"x": {"name": "mine.png", "data": base64.b64encode(b"no picture").decode()}}
     answer = client.post("view", json={"state": state | {"pictures": ["x"]}, "uploads": bad})
     assert answer.status_code == 400

@@ -44,16 +44,16 @@ def test_heads_are_coloured_by_the_scores_of_a_scan(
     names = ["ram", "write_ram", "vera", "visual_share", "entropy"]
     scanned = cl.scan_metrics(toy_model, scenes[:1], names)
     for name in names:
-        shown = np.array(explorer.view(replace(first, metric=name))["map"], float)
-        assert np.allclose(shown, scanned[name].per_head, **CLOSE), name
+        values = np.array(explorer.view(replace(first, metric=name))["map"], float)
+        assert np.allclose(values, scanned[name].per_head, **CLOSE), name
 
 
 def test_effects_are_those_of_a_sweep(
     toy_model: HookedMLLM, explorer: Explorer, first: ExplorerState, inputs: PreparedInputs
 ):
-    shown = explorer.view(replace(first, metric="effect"))
-    swept = cl.sweep(toy_model, cl.append_answers(toy_model, inputs, [shown["before"]["text"]])).scores()
-    assert np.allclose(np.array(shown["map"], float), swept.values[0], rtol=2e-3, atol=1e-4)
+    view = explorer.view(replace(first, metric="effect"))
+    swept = cl.sweep(toy_model, cl.append_answers(toy_model, inputs, [view["before"]["text"]])).scores()
+    assert np.allclose(np.array(view["map"], float), swept.values[0], rtol=2e-3, atol=1e-4)
 
 
 def test_scores_of_a_scan_can_colour_the_heads(explorer: Explorer, first: ExplorerState, scores: HeadScores):
@@ -175,10 +175,10 @@ def test_marked_evidence_colours_the_heads(
     assert view["note"] == "Mark the evidence in the picture, or colour heads by another metric."
     box = cl.Box(16, 16, 32, 32)
     marked = explorer.view(replace(state, evidence=(cl.Evidence(box),)))
-    other = toy_model.prepare(list(explorer.samples[first.sample].images), "which digit is red ?")
-    _, cache = toy_model.run_with_cache(other, queries=other.tokens.last)
-    inside = other.tokens.in_box(box)[0]
-    assert np.allclose(marked["map"][2], cache["pattern", 2][0, :, 0, inside].sum(-1), **CLOSE)
+    other_inputs = toy_model.prepare(list(explorer.samples[first.sample].images), "which digit is red ?")
+    _, cache = toy_model.run_with_cache(other_inputs, queries=other_inputs.tokens.last)
+    in_box = other_inputs.tokens.in_box(box)[0]
+    assert np.allclose(marked["map"][2], cache["pattern", 2][0, :, 0, in_box].sum(-1), **CLOSE)
 
 
 def test_a_note_and_a_warning_name_unknown_words(explorer: Explorer, first: ExplorerState):

@@ -76,10 +76,6 @@ def test_the_patching_map_keeps_signs_and_places():
             lambda: overlap_matrix({"a": head_scores(torch.rand(1, 4)), "b": head_scores(torch.rand(2, 4))}, n=1),
             "same heads",
         ),
-        (
-            lambda: overlap_matrix({}, "cosine"),  # pyright: ignore[reportArgumentType]
-            "metric='cosine' is not known; it is one of jaccard, shared, spearman, rank_biased_overlap.",
-        ),
         (lambda: depth_length_grid(torch.ones(2, 2), (0, 1), (5,)), "1 lengths were named"),
         (lambda: depth_length_grid(torch.full((1, 1), 70.0), (0,), (5,)), r"in \[0, 1\]"),
         (lambda: patching_map(torch.ones(2, 2), ["the", "the"], "nats"), "'the' is there twice"),

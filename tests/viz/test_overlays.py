@@ -42,11 +42,11 @@ def test_tiles_lie_on_one_panel_and_the_overview_on_another():
     row = torch.arange(12.0) / 66
     evidence = [Evidence(Box(1, 1, 9, 9)), Evidence(None, media=1)]
     figure = attention_over_media([noise(80, 40), noise(30, 30)], {"L0H0": row}, tokens, "t", evidence)
-    first, second, overview, other = heatmaps(figure)
+    first, second, overview, second_picture = heatmaps(figure)
     assert (list(first.x), list(second.x)) == ([0, 20, 40], [40, 60, 80])
     assert first.xaxis == second.xaxis != overview.xaxis
     assert np.allclose(overview.z, row[4:8].view(2, 2))
-    assert list(other.y) == [-5, 15, 35]  # padded by the processor
+    assert list(second_picture.y) == [-5, 15, 35]  # padded by the processor
     shares = [row[:4].sum(), row[4:8].sum(), row[8:10].sum()]
     names = ["picture 0, tiles", "picture 0, overview", "picture 1"]
     assert panel_titles(figure) == [f"L0H0, {name}, {share:.1%}" for name, share in zip(names, shares, strict=True)]
