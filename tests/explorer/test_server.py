@@ -244,7 +244,7 @@ def test_the_command_asks_about_a_picture_of_ones_own(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--image", "a.png"], "say what is asked"),
+        (["--image", "a.png"], "the picture needs a question"),
         (["--image", "missing.png", "--question", "why ?"], "there is no picture file 'missing.png'"),
         (["--model", "./missing"], "there is no model folder './missing'"),
         (["--scores", "missing.safetensors"], "missing.safetensors"),
