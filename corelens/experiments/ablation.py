@@ -34,7 +34,7 @@ KINDS = ("top", "next-ranked", "random", "random, same layers", "bottom")
 """Kinds of head sets that `HeadScores.controls` returns."""
 
 ReferenceMethod = Literal["zero", "mean", "resample"]
-"""What a head's output is replaced by: zero, its mean over the samples, or its output on a random sample."""
+"""Replacement of a head's output: zero, its mean over the samples, or its output on a random sample."""
 
 AnswerMethod = Literal["zero", "mean", "resample", "blind"]
 """The same, or `blind`: heads keep their outputs, but do not attend to pictures and videos from the question on."""

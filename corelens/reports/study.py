@@ -154,7 +154,7 @@ def _sparsity(scores: Mapping[str, HeadScores], untrained: Mapping[str, HeadScor
         "untrained": untrained[EXCESS.name],
     }
     # If no head attends to the evidence more than to the rest, its curve has no total.
-    curves = {name: one for name, one in curves.items() if bool((one.per_head > 0).any())}
+    curves = {name: curve for name, curve in curves.items() if bool((curve.per_head > 0).any())}
     return [lorenz_curves(curves)] if curves else []
 
 

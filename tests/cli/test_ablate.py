@@ -114,7 +114,7 @@ def test_controls_that_need_more_heads_than_there_are_are_named(ranking: Path, t
         (("--scores", "nowhere.safetensors"), "there is no file nowhere.safetensors"),
         (("--scores", __file__), "holds no head scores"),
         (("--scores", str(Path(__file__).parent)), "is a folder; name one of its scores: none"),
-        (("--scores", "RANKING", "--top", "0.9"), "n=0.9 means 87 of 96 heads"),
+        (("--scores", "RANKING", "--top", "97"), "n=97 means 97 of 96 heads"),
         (("--scores", "RANKING", "--top", "0"), "fraction=0.0 is outside"),
     ],
 )
