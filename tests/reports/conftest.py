@@ -1,17 +1,18 @@
-"""Runs that the reports are of."""
+"""Runs that the reports are of. As in `tests/conftest.py`, nothing here imports corelens at module level."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import corelens as cl
-from corelens import HookedMLLM, toy
-from tests.helpers.cli import invoke
-
 
 @pytest.fixture(scope="package")
-def runs(toy_model: HookedMLLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(toy_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished scan, ablation and sweep."""
+    import corelens as cl
+    from corelens import toy
+    from tests.helpers.cli import invoke
+
     folder = tmp_path_factory.mktemp("runs")
     datasets = {"few": list(toy.scenes(6, 0, n_things=3)), "many": list(toy.scenes(6, 1))}
     scores = cl.scan_metrics(toy_model, datasets, ["ram", "write_ram", "spatial_entropy"], out=folder / "scan")
