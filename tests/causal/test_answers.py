@@ -39,17 +39,17 @@ def test_positions_that_say_an_answer_attend_as_in_generation(family: str):
     answers = generated[:, n:].tolist()
     answers[1] = answers[1][:2]  # a shorter one, padded behind
     inputs = append_answers(model, PreparedInputs(tensors, tokens), answers)
-    asked = answer_positions(inputs.tokens)
-    assert asked.sum(-1).tolist() == inputs.tokens.answer.sum(-1).tolist() == [4, 2]
-    assert answer_targets(inputs)[asked].tolist() == answers[0] + answers[1]
+    positions = answer_positions(inputs.tokens)
+    assert positions.sum(-1).tolist() == inputs.tokens.answer.sum(-1).tolist() == [4, 2]
+    assert answer_targets(inputs)[positions].tolist() == answers[0] + answers[1]
     assert inputs.tokens.last.nonzero().tolist() == [[0, n - 1], [1, n - 1]]
-    _, cache = model.run_with_cache(inputs, queries=asked, names_filter=names)
+    _, cache = model.run_with_cache(inputs, queries=positions, names_filter=names)
     for name in names:
         for step, row in enumerate(rows[name]):
             for sample in range(2):
                 if step < len(answers[sample]):
-                    found = cache[name][sample, :, step, : row.shape[-1]]
-                    assert_close(found, row[sample, :, 0], atol=1e-5, rtol=1e-4)
+                    rows_of_answer = cache[name][sample, :, step, : row.shape[-1]]
+                    assert_close(rows_of_answer, row[sample, :, 0], atol=1e-5, rtol=1e-4)
 
 
 def test_answers_that_cannot_follow_are_named(vlm: HookedMLLM):

@@ -69,7 +69,7 @@ def test_the_ablation_of_the_command_is_answers_without_each_set_of_heads(
 def test_scores_of_another_model_are_taken_with_a_warning(command: str, ranking: Path, tmp_path: Path):
     scores = cl.HeadScores.load(ranking)
     replace(scores, model="corelens/toy-worlds").save(tmp_path / "other.safetensors")
-    # Without samples: it is said before any work.
+    # Without samples: the message comes before any work.
     arguments = (command, "--data", "scenes=0", "--out", tmp_path / "run", "--scores")
     assert "Warning" not in text_of(invoke_on_toy(*arguments, ranking))
     assert "ranks the heads of 'corelens/toy-worlds', and the model is 'corelens/toy'." in text_of(
@@ -78,11 +78,11 @@ def test_scores_of_another_model_are_taken_with_a_warning(command: str, ranking:
 
 
 def test_heads_tested_on_the_samples_that_chose_them_are_warned_of(ranking: Path, tmp_path: Path):
-    (asked,) = cl.HeadScores.load(ranking).samples[:1]
+    (sample_id,) = cl.HeadScores.load(ranking).samples[:1]
     replace(cl.HeadScores.load(ranking), samples=("another", *cl.HeadScores.load(ranking).samples[1:])).save(
         tmp_path / "other.safetensors"
     )
-    arguments = ("ablate", "--data", "scenes=1", "--limit", "1", "--seed", asked.split("-")[2])
+    arguments = ("ablate", "--data", "scenes=1", "--limit", "1", "--seed", sample_id.split("-")[2])
     ran = text_of(invoke_on_toy(*arguments, "--out", tmp_path / "run", "--scores", ranking))
     assert "Warning: 1 of 1 samples also chose the heads" in ran
     assert "also chose" not in text_of(
@@ -91,7 +91,7 @@ def test_heads_tested_on_the_samples_that_chose_them_are_warned_of(ranking: Path
 
 
 def test_controls_that_need_more_heads_than_there_are_are_named(ranking: Path, tmp_path: Path):
-    # Without samples: it is said before any work.
+    # Without samples: the message comes before any work.
     arguments = ("ablate", "--data", "scenes=0", "--out", tmp_path / "run", "--scores", ranking, "--top")
     left_out = "Left out: next-ranked; random; random, same layers. There are too few heads"
     assert left_out in text_of(invoke_on_toy(*arguments, "0.9"))

@@ -31,9 +31,9 @@ def test_the_command_compares_plans_and_goes_on_where_it_was(toy_model: HookedML
     options += ["--max-new-tokens", 4, "--out", tmp_path / "run"]
     ran = invoke_on_toy("accelerate", *options, "--json")
     assert ran.exit_code == 0, ran.output
-    found = json.loads(ran.stdout)
-    assert json.loads((tmp_path / "run/acceleration.json").read_text()) == found
-    conditions = found["data"]["scenes"]["conditions"]
+    summary = json.loads(ran.stdout)
+    assert json.loads((tmp_path / "run/acceleration.json").read_text()) == summary
+    conditions = summary["data"]["scenes"]["conditions"]
     budgeted = ("core", "random", "random, same layers", "bottom", "best groups", "groups by mean", "whole layers")
     assert list(conditions) == ["plain", "none", *(f"{way} 5%" for way in budgeted), "visual tokens 5%"]
     assert conditions["plain"]["accuracy"] >= 0.9
@@ -42,15 +42,15 @@ def test_the_command_compares_plans_and_goes_on_where_it_was(toy_model: HookedML
     resolved = resolve(
         hybrid(HeadSet.parse("L3H14, L3H0, L2H10, L2H4, L2H6"), 4, 16, granularity="query"), toy_model.hf_model
     )
-    core = found["plans"]["core 5%"]
+    core = summary["plans"]["core 5%"]
     assert core["full heads"] == round(5 / 96, 4)
-    assert core["cache"] == resolved.bytes(found["positions"] + 17)
+    assert core["cache"] == resolved.bytes(summary["positions"] + 17)
     page = (tmp_path / "run/acceleration.html").read_text()
     assert "times fewer bytes of keys and values" in page
     accuracies = [100 * conditions[name]["accuracy"] for name in ("plain", "core 5%", "random 5%")]
-    told = "accuracy goes from {:.1f} to {:.1f} percent on scenes (as many random heads: {:.1f} on scenes)"
-    assert told.format(*accuracies) in page
-    assert f"{found['plans']['plain']['cache'] / core['cache']:.1f} times fewer bytes" in page
+    lead = "accuracy goes from {:.1f} to {:.1f} percent on scenes (as many random heads: {:.1f} on scenes)"
+    assert lead.format(*accuracies) in page
+    assert f"{summary['plans']['plain']['cache'] / core['cache']:.1f} times fewer bytes" in page
     for name, result in conditions.items():
         assert f'<td>{name}</td><td class="number">{100 * result["accuracy"]:.1f}</td>' in page
     (tmp_path / "run/acceleration.html").unlink()

@@ -45,7 +45,7 @@ def test_the_command_says_and_writes_the_comparison(scanned: Path, tmp_path: Pat
 def test_runs_are_compared_with_runs(scanned: Path, tmp_path: Path):
     with_itself = invoke("compare", scanned / "scan", scanned / "scan", "--json", tmp_path / "same.json")
     assert "5 (100%)" in text_of(with_itself)
-    assert "metric vera" in text_of(with_itself)  # which was asked for first
+    assert "metric vera" in text_of(with_itself)  # which was requested first
     ran = invoke(
         "compare", scanned / "scan", scanned / "sweep", "--metric", "ram", "--top", 0.1, "--json", tmp_path / "two.json"
     )

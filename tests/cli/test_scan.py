@@ -13,12 +13,12 @@ def test_the_command_scores_several_data_sets_and_goes_on(tmp_path: Path):
     command = ("--data", "scenes=6", "--data", "charts=3", "--metric", "ram, visual_share", "--out", tmp_path / "run")
     first = invoke_on_toy("scan", *command, "--limit", 4, "--json")
     assert first.exit_code == 0, first.output
-    found = json.loads(first.stdout)
-    assert list(found) == ["ram", "visual_share"]
-    assert (found["ram"]["samples"], found["ram"]["heads"], len(found["ram"]["top"])) == (7, 96, 5)
+    summaries = json.loads(first.stdout)
+    assert list(summaries) == ["ram", "visual_share"]
+    assert (summaries["ram"]["samples"], summaries["ram"]["heads"], len(summaries["ram"]["top"])) == (7, 96, 5)
     scores = HeadScores.load(tmp_path / "run" / "ram.safetensors")
     assert scores.datasets == ("scenes",) * 4 + ("charts",) * 3
-    best = found["ram"]["top"][0]
+    best = summaries["ram"]["top"][0]
     assert best["head"] == str(scores.ranked()[0])
     assert best["interval"][0] <= best["score"] <= best["interval"][1]
     again = invoke_on_toy("scan", *command, "--limit", 4)
@@ -30,11 +30,11 @@ def test_the_command_scores_several_data_sets_and_goes_on(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("metric", "said"),
+    ("metric", "message"),
     [("rams", "there is no metric 'rams'; there are ram, "), ("ram", "holds a run of corelens sweep, not of scan")],
 )
 def test_what_is_wrong_is_said_before_the_model_is_loaded(
-    metric: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    metric: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def loaded(*_: str) -> None:
         raise AssertionError("the model was loaded")
@@ -42,21 +42,21 @@ def test_what_is_wrong_is_said_before_the_model_is_loaded(
     monkeypatch.setattr(options, "loaded", loaded)
     if metric == "ram":
         (tmp_path / "manifest.json").write_text('{"work": "sweep"}')
-    found = invoke_on_toy("scan", "--data", "scenes=2", "--metric", metric, "--out", tmp_path)
-    assert found.exit_code == 2
-    assert said in " ".join(found.output.split())
+    result = invoke_on_toy("scan", "--data", "scenes=2", "--metric", metric, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert message in text_of(result)
 
 
 @pytest.mark.parametrize("manifest", ["[]", "no JSON", "{}"])
 def test_a_folder_whose_manifest_is_of_something_else_is_refused_by_name(manifest: str, tmp_path: Path):
     (tmp_path / "manifest.json").write_text(manifest)
-    found = invoke_on_toy("scan", "--data", "scenes=2", "--out", tmp_path)
-    assert found.exit_code == 2
-    assert "holds no run of corelens" in " ".join(found.output.split())
+    result = invoke_on_toy("scan", "--data", "scenes=2", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "holds no run of corelens" in text_of(result)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("--data", "scenes"), "has no place; write NAME=WHERE, as in scenes=200"),
         (("--data", "scenes=many"), "needs a number of samples, as in scenes=200"),
@@ -73,8 +73,8 @@ def test_a_folder_whose_manifest_is_of_something_else_is_refused_by_name(manifes
         (("--data", "scenes=2", "--batch", "0"), "is neither auto nor a number"),
     ],
 )
-def test_mistakes_in_the_command_are_named(arguments: tuple[str, ...], said: str, tmp_path: Path):
-    found = invoke_on_toy("scan", *arguments, "--out", tmp_path / "run")
-    assert found.exit_code == 2
-    assert said in " ".join(found.output.replace("│", "").split())
+def test_mistakes_in_the_command_are_named(arguments: tuple[str, ...], message: str, tmp_path: Path):
+    result = invoke_on_toy("scan", *arguments, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert message in text_of(result)
     assert not (tmp_path / "run").exists()

@@ -13,16 +13,16 @@ from tests.helpers import processors, tiny
 
 
 def test_answers_that_cannot_be_read_are_wrong_and_counted_apart(toy_model: HookedMLLM, tmp_path: Path):
-    asked = [replace(sample, scoring="numeric") for sample in toy.scenes(8, seed=0)]
+    scenes = [replace(sample, scoring="numeric") for sample in toy.scenes(8, seed=0)]
     conditions = {"some": [cl.HeadSet.parse("L3H14"), cl.HeadSet.parse("L0H11")]}
-    ablated = run_ablation(toy_model, {"x": asked}, conditions, "mean", "decode", out=tmp_path / "run")
-    batches = list(cl.prepare_batches(toy_model, asked, 8, "prepare"))
+    ablated = run_ablation(toy_model, {"x": scenes}, conditions, "mean", "decode", out=tmp_path / "run")
+    batches = list(cl.prepare_batches(toy_model, scenes, 8, "prepare"))
     plain = cl.evaluate(toy_model, batches, max_new_tokens=32)
     assert 0 < ablated.unreadable("plain", "x") == 1 - plain.parsed.float().mean().item() < 1
     assert ablated.accuracies("plain", "x") == [plain.accuracy]
-    instead = cl.mean_activations(toy_model, asked)
+    reference = cl.mean_activations(toy_model, scenes)
     for number, heads in enumerate(conditions["some"]):
-        hooks = cl.ablate(heads, "mean", instead, phase="decode")
+        hooks = cl.ablate(heads, "mean", reference, phase="decode")
         assert ablated.accuracies("some", "x")[number] == cl.evaluate(toy_model, batches, hooks, 32).accuracy
     before, after = ablated.values["plain"].nan_to_num()[:, 0], ablated.values["some"].nan_to_num().mean(1)
     assert ablated.paired_difference("some", "x").mean == pytest.approx(float((after - before).mean()))

@@ -36,17 +36,17 @@ def test_chance_is_the_hypergeometric_distribution_and_counts_what_draws_share(d
     size = data.draw(st.integers(0, n))
     draws = [len(one & set(drawn)) for drawn in combinations(range(n), size)]
     other = set(data.draw(st.permutations(range(n)))[:size])
-    found = overlap(one, other, n)
-    assert found.shared == len(one & other)
-    assert found.expected == pytest.approx(sum(draws) / len(draws)) == pytest.approx(len(one) * size / n)
-    assert found.p_value == pytest.approx(sum(shared >= found.shared for shared in draws) / len(draws))
+    shared_heads = overlap(one, other, n)
+    assert shared_heads.shared == len(one & other)
+    assert shared_heads.expected == pytest.approx(sum(draws) / len(draws)) == pytest.approx(len(one) * size / n)
+    assert shared_heads.p_value == pytest.approx(sum(shared >= shared_heads.shared for shared in draws) / len(draws))
     closed = sum(
         math.comb(len(one), shared) * math.comb(n - len(one), size - shared)
-        for shared in range(found.shared, min(len(one), size) + 1)
+        for shared in range(shared_heads.shared, min(len(one), size) + 1)
     )
-    assert found.p_value == pytest.approx(closed / math.comb(n, size))
-    assert sum(shared < found.low for shared in draws) <= 0.025 * len(draws)
-    assert sum(shared > found.high for shared in draws) <= 0.025 * len(draws)
+    assert shared_heads.p_value == pytest.approx(closed / math.comb(n, size))
+    assert sum(shared < shared_heads.low for shared in draws) <= 0.025 * len(draws)
+    assert sum(shared > shared_heads.high for shared in draws) <= 0.025 * len(draws)
 
 
 def test_sets_of_more_heads_than_there_are_have_no_chance():
@@ -93,11 +93,11 @@ def test_ranks_are_over_the_heads_that_both_score(run: HeadScores):
     assert comparison.ranks.n_heads == 4
     assert comparison.ranks.spearman == pytest.approx(1 - 6 * 2 / (4 * 15))  # 1 - 6 sum d² / (n (n² - 1))
     assert compare_rankings(run, scores(values.clamp(max=1.0))).ranks is None  # all alike
-    whole = compare_rankings(run, replace(run, values=run.values.flip(2)))
-    assert len(whole.top) == 4  # 5 % of 72, rounded up
-    assert whole.overlap.shared == 0
-    assert whole.ranks is not None
-    assert whole.ranks.n_heads == 72
+    all_heads = compare_rankings(run, replace(run, values=run.values.flip(2)))
+    assert len(all_heads.top) == 4  # 5 % of 72, rounded up
+    assert all_heads.overlap.shared == 0
+    assert all_heads.ranks is not None
+    assert all_heads.ranks.n_heads == 72
 
 
 def test_what_is_of_another_model_is_refused(run: HeadScores):
@@ -129,11 +129,11 @@ def test_depth_is_relative_to_the_model():
 )
 def test_published_scores_are_read_in_their_forms(written: Any, tmp_path: Path):
     (tmp_path / "list.json").write_text(json.dumps(written))
-    found = load_published(tmp_path / "list.json", 9, 8)
-    assert isinstance(found, HeadScores)
-    assert found.values.shape == (1, 9, 8)
-    assert found.n_heads == 2
-    assert (float(found.per_head[2, 1]), float(found.per_head[0, 3])) == (0.5, 0.25)
+    published = load_published(tmp_path / "list.json", 9, 8)
+    assert isinstance(published, HeadScores)
+    assert published.values.shape == (1, 9, 8)
+    assert published.n_heads == 2
+    assert (float(published.per_head[2, 1]), float(published.per_head[0, 3])) == (0.5, 0.25)
 
 
 @pytest.mark.parametrize(
@@ -141,9 +141,9 @@ def test_published_scores_are_read_in_their_forms(written: Any, tmp_path: Path):
 )
 def test_published_names_are_read_in_their_forms_and_order(written: Any, tmp_path: Path):
     (tmp_path / "list.json").write_text(json.dumps(written))
-    found = load_published(tmp_path / "list.json", 9, 8)
-    assert isinstance(found, HeadSet)
-    assert str(found) == "L2H1, L0H3"
+    published = load_published(tmp_path / "list.json", 9, 8)
+    assert isinstance(published, HeadSet)
+    assert str(published) == "L2H1, L0H3"
     with pytest.raises(ValueError, match="names heads without scores"):
         load_head_score_list(tmp_path / "list.json")
 

@@ -97,21 +97,21 @@ def test_every_axis_is_the_metric_on_whole_patterns(vlm: HookedMLLM, monkeypatch
     find = metrics.attention_sinks
     monkeypatch.setattr(metrics, "attention_sinks", lambda resid: find(resid, 4))
     chosen = [Metric(f"m{number}", **axes) for number, axes in enumerate(AXES)]  # pyright: ignore
-    found = scan_metrics(vlm, samples(), chosen, batch_size=2, max_new_tokens=4)
+    scores = scan_metrics(vlm, samples(), chosen, batch_size=2, max_new_tokens=4)
     for metric in chosen:
-        assert found[metric.name].samples == ("s0", "s1", "s2", "s3", "s4")
+        assert scores[metric.name].samples == ("s0", "s1", "s2", "s3", "s4")
         for index, sample in enumerate(samples()):
             expected = metric_by_loops(vlm, metric, sample)
             if metric.baseline == "minus_null":
                 expected = expected - metric_by_loops(vlm, metric, sample, OTHER_QUESTIONS["minus_null"])
             if metric.baseline == "over_generic":
                 expected = expected / metric_by_loops(vlm, metric, sample, OTHER_QUESTIONS["over_generic"])
-            assert_close(found[metric.name].values[index], expected, atol=1e-4, rtol=1e-3)
+            assert_close(scores[metric.name].values[index], expected, atol=1e-4, rtol=1e-3)
 
 
 @torch.no_grad()
 def test_descriptions_are_their_functions_on_whole_patterns(vlm: HookedMLLM):
-    found = scan_metrics(vlm, samples(3), list(DESCRIPTIVE_METRICS), batch_size=3)
+    scores = scan_metrics(vlm, samples(3), list(DESCRIPTIVE_METRICS), batch_size=3)
     for index, sample in enumerate(samples(3)):
         inputs = vlm.prepare(list(sample.images), sample.question)
         _, cache = full_pass(vlm, inputs)
@@ -127,7 +127,7 @@ def test_descriptions_are_their_functions_on_whole_patterns(vlm: HookedMLLM):
                 "spatial_entropy": metrics.spatial_entropy(tokens.grid(rows[0, :, -1]))[None],
             }
             for name, values in expected.items():
-                assert_close(found[name].values[index, layer], values[0], atol=1e-4, rtol=1e-4)
+                assert_close(scores[name].values[index, layer], values[0], atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()

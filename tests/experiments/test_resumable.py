@@ -105,12 +105,12 @@ def test_a_scan_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Path):
         "write_ram.safetensors",
         *(f"parts/0000{number}.parquet" for number in range(4)),
     }
-    rng, kills, seen = random.Random(0), 0, set()
+    rng, kills, finished = random.Random(0), 0, set()
     while True:
-        said = (tmp_path / "said").open("w")
-        process = subprocess.Popen([*command, tmp_path / "killed"], stdout=said, stderr=said)
-        said.close()
-        parts, started = tmp_path / "killed" / "parts", len(seen)
+        log = (tmp_path / "log").open("w")
+        process = subprocess.Popen([*command, tmp_path / "killed"], stdout=log, stderr=log)
+        log.close()
+        parts, started = tmp_path / "killed" / "parts", len(finished)
         # Wait until it works, then for a random moment of its work.
         while process.poll() is None and len(list(parts.glob("*.parquet"))) <= started:
             time.sleep(0.01)
@@ -120,9 +120,9 @@ def test_a_scan_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         kills += 1
-        seen = {path.name for path in parts.glob("*.parquet")}
-        assert all(expected[f"parts/{name}"] == (parts / name).read_bytes() for name in seen)
-    assert process.returncode == 0, (tmp_path / "said").read_text()
+        finished = {path.name for path in parts.glob("*.parquet")}
+        assert all(expected[f"parts/{name}"] == (parts / name).read_bytes() for name in finished)
+    assert process.returncode == 0, (tmp_path / "log").read_text()
     assert kills >= 2
     assert files_of(tmp_path / "killed") == expected
 
@@ -150,10 +150,10 @@ def test_a_killed_run_ends_with_the_same_bytes(command: tuple[str, ...], tmp_pat
         tmp_path / "killed",
     ]
     parts = tmp_path / "killed" / "parts"
-    with (tmp_path / "said").open("w") as log, subprocess.Popen(arguments, stdout=log, stderr=log) as running:
+    with (tmp_path / "log").open("w") as log, subprocess.Popen(arguments, stdout=log, stderr=log) as running:
         while running.poll() is None and not list(parts.glob("*.parquet")):
             time.sleep(0.01)
         running.send_signal(signal.SIGKILL)
-    assert 0 < len(list(parts.glob("*.parquet"))) < n_parts, (tmp_path / "said").read_text()
+    assert 0 < len(list(parts.glob("*.parquet"))) < n_parts, (tmp_path / "log").read_text()
     json_of(*command, "--out", tmp_path / "killed")
     assert files_of(tmp_path / "killed") == expected

@@ -67,5 +67,5 @@ def test_parts_without_a_measured_sample_are_kept(tmp_path: Path):
         again = run.read(1)
         assert again is not None
     assert_close(again.values["drop"], full.values["drop"], equal_nan=True)
-    whole = Shard.concatenate([empty, again])
-    assert (whole.samples, whole.datasets, whole.skipped) == (("b",), ("x",), {"a": "it is gone"})
+    joined = Shard.concatenate([empty, again])
+    assert (joined.samples, joined.datasets, joined.skipped) == (("b",), ("x",), {"a": "it is gone"})

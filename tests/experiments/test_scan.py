@@ -22,10 +22,10 @@ def vlm(request: pytest.FixtureRequest) -> HookedMLLM:
 
 
 def test_localization_is_chosen_from_its_two_measures(vlm: HookedMLLM):
-    found = scan_metrics(vlm, samples(), ["localization", "visual_share"])
-    assert list(found) == ["localization", "visual_share"]
+    scores = scan_metrics(vlm, samples(), ["localization", "visual_share"])
+    assert list(scores) == ["localization", "visual_share"]
     share, entropy = (scan_metrics(vlm, samples(), [name])[name].values for name in ("visual_share", "spatial_entropy"))
-    assert torch.equal(found["localization"].values, localization_heads(share, entropy).float())
+    assert torch.equal(scores["localization"].values, localization_heads(share, entropy).float())
 
 
 def test_layers_may_be_offloaded():

@@ -70,12 +70,12 @@ def test_a_report_follows_the_screen_and_fits_it(runs: Path, width: int):
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto((runs / "scan" / "scan.html").as_uri())
-        seen = {}
+        colours = {}
         for scheme in ("light", "dark", "light"):
             page.emulate_media(color_scheme=scheme)
             page.wait_for_function(f"{figures.format('paper_bgcolor')}.every((one) => one === '{PAPER[scheme]}')")
-            seen[scheme] = page.evaluate(background), set(page.evaluate(figures.format("font.color")))
-        assert seen == {
+            colours[scheme] = page.evaluate(background), set(page.evaluate(figures.format("font.color")))
+        assert colours == {
             "light": ("rgb(246, 247, 249)", {"#1f2430"}),
             "dark": ("rgb(12, 14, 19)", {"#e8eaed"}),
         }
