@@ -2,22 +2,21 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 import corelens.demo
 from corelens.cli import app
-from corelens.demo import expectations, run_demo
+from corelens.demo import Demo, expectations, run_demo
 
 
 @pytest.fixture(scope="module")
-def small() -> Any:
+def small() -> Demo:
     return run_demo("corelens/toy", n_scanned=12, n_tested=12, n_texts=4)
 
 
-def test_the_result_holds_every_number(small: Any, tmp_path: Path):
+def test_the_result_holds_every_number(small: Demo, tmp_path: Path):
     result = small.result
     assert json.loads(json.dumps(result)) == result
     assert set(result["accuracy"]) == {"scenes", "copy", "recall", "sum"}
@@ -40,14 +39,14 @@ def test_the_result_holds_every_number(small: Any, tmp_path: Path):
     assert small.rows[0][0] == "nothing removed"
 
 
-def test_the_same_seeds_give_the_same_numbers(small: Any):
+def test_the_same_seeds_give_the_same_numbers(small: Demo):
     again = run_demo("corelens/toy", n_scanned=12, n_tested=12, n_texts=4).result
     assert {k: v for k, v in again.items() if k != "seconds"} == {
         k: v for k, v in small.result.items() if k != "seconds"
     }
 
 
-def test_the_report_needs_no_network(small: Any, tmp_path: Path):
+def test_the_report_needs_no_network(small: Demo, tmp_path: Path):
     small.save(tmp_path / "out")
     html = (tmp_path / "out" / "report.html").read_text()
     assert json.loads((tmp_path / "out" / "demo.json").read_text()) == small.result
@@ -72,7 +71,7 @@ def test_expectations_are_read_off_the_numbers(drops: tuple[float, ...], held: l
     assert list(expectations({"scenes": scenes, "copy": text, "recall": text, "sum": text}).values()) == held
 
 
-def test_the_command_line(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_command_line(small: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(corelens.demo, "run_demo", lambda model: small)
     run = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "a")])
     assert run.exit_code == 0, run.output

@@ -29,11 +29,11 @@ EXAMPLES = {
     compare: "corelens compare runs/scan published.json",
     report: "corelens report runs/scan",
 }
-"""Every command, and how it is used; the help ends with it."""
+"""Example of each command, with which its help ends."""
 
 
 def example(command: str) -> str:
-    """The end of a help text; its lines stay as they are."""
+    """The end of a help text, whose lines are not wrapped."""
     return f"\b\nExample:\n  {command}"
 
 
@@ -51,5 +51,5 @@ def main() -> None:
     """See which attention heads of a multimodal LLM fetch the visual evidence, and prove it."""
 
 
-for command, use in EXAMPLES.items():
-    app.command(epilog=example(use))(command)
+for command, line in EXAMPLES.items():
+    app.command(epilog=example(line))(command)

@@ -1,6 +1,5 @@
 """`corelens ablate`."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,7 +11,6 @@ from rich.table import Table
 from corelens.cli import options
 
 if TYPE_CHECKING:
-    from corelens.experiments.conditions import ConditionResults
     from corelens.heads import HeadSet
     from corelens.scores import HeadScores
 
@@ -21,7 +19,7 @@ def ablate(
     model: options.Model,
     data: options.Data,
     out: options.Out,
-    heads: Annotated[str | None, typer.Option(help="The heads to remove, such as L2H4,L3H0.")] = None,
+    heads: Annotated[str | None, typer.Option(help="Heads to ablate, such as L2H4,L3H0.")] = None,
     scores: Annotated[
         Path | None, typer.Option(help="Or a .safetensors of a run, whose scores choose them and the controls.")
     ] = None,
@@ -30,7 +28,9 @@ def ablate(
         typer.Option(help="With --scores: share of all heads; from 1 on, their number.", show_default="0.05", min=0),
     ] = None,
     how: options.How = "zero",
-    phase: Annotated[Literal["prefill", "decode", "both"], typer.Option(help="When heads are removed.")] = "both",
+    phase: Annotated[
+        Literal["prefill", "decode", "both"], typer.Option(help="Phase in which heads are ablated.")
+    ] = "both",
     box_unit: options.BoxUnit = None,
     limit: options.Limit = None,
     seed: options.Seed = 0,
@@ -38,24 +38,24 @@ def ablate(
     device: options.Device = "auto",
     as_json: options.AsJson = False,
 ) -> None:
-    """Answer questions with and without some heads. With --scores, also without as many others."""
+    """Answer questions with and without some heads. With --scores, also without control heads."""
     if (heads is None) == (scores is None):
-        raise typer.BadParameter("give the heads themselves or what ranks them.", param_hint="--heads, --scores")
+        raise typer.BadParameter("give either heads or the scores that rank them.", param_hint="--heads, --scores")
     if scores is None and top is not None:
-        raise typer.BadParameter("it says how many heads of a ranking; give --scores.", param_hint="--top")
-    from corelens.experiments.ablation import run_ablation
-    from corelens.experiments.run_folder import atomic_write
+        raise typer.BadParameter("it is the number of top heads of a ranking; give --scores.", param_hint="--top")
+    from corelens.experiments.ablation import ablation_summary, run_ablation
+    from corelens.experiments.run_folder import atomic_write_json
 
     ranking = None if scores is None else options.ranking(scores, model)
     chosen_by = ranking and options.source(ranking)
-    conditions = _conditions(heads, ranking, 0.05 if top is None else top)
+    conditions = _parsed_heads(heads) if heads is not None else _top_and_controls(ranking, 0.05 if top is None else top)
     with options.resumable(out, "ablate"):
-        sets = {name: list(own) for name, own in options.samples(data, seed, limit).items()}
+        datasets = {name: list(samples) for name, samples in options.samples(data, seed, limit).items()}
         if ranking is not None:
-            options.warn_of_shared(ranking, sets)
-        found = run_ablation(
+            options.warn_of_shared(ranking, datasets)
+        results = run_ablation(
             options.loaded(model, dtype, device),
-            {**sets, **options.texts(model, limit)},
+            {**datasets, **options.texts(model, limit)},
             conditions,
             how,
             phase,
@@ -63,63 +63,60 @@ def ablate(
             chosen_by=chosen_by,
             out=out,
         )
-    summary = {"model": model, "how": how, "phase": phase, "chosen by": chosen_by, **_summary(found)}
-    text = json.dumps(summary, indent=1)
-    atomic_write(out / "ablation.json", lambda path: path.write_text(text))
+    summary = {"model": model, "how": how, "phase": phase, "chosen by": chosen_by, **ablation_summary(results)}
+    text = atomic_write_json(out / "ablation.json", summary)
     if as_json:
         print(text)
         return
-    _show(summary, out)
+    _print_summary(summary, out)
 
 
-def _conditions(heads: str | None, ranking: "HeadScores | None", top: float) -> "dict[str, list[HeadSet]]":
-    """The sets of heads that the options mean."""
+def _parsed_heads(heads: str) -> "dict[str, list[HeadSet]]":
+    """The condition that `--heads` names."""
     from corelens.heads import HeadSet
 
     try:
-        if heads is not None:
-            if not (chosen := HeadSet.parse(heads)):
-                raise ValueError(f"{heads!r} names no head; write e.g. L2H4,L3H0.")
-            return {"heads": [chosen]}
+        if not (head_set := HeadSet.parse(heads)):
+            raise ValueError(f"{heads!r} names no head; write e.g. L2H4,L3H0.")
     except ValueError as cause:
         raise typer.BadParameter(str(cause), param_hint="--heads") from cause
-    assert ranking is not None  # one of them is given
+    return {"heads": [head_set]}
+
+
+def _top_and_controls(ranking: "HeadScores | None", top: float) -> "dict[str, list[HeadSet]]":
+    """The conditions that `--scores` and `--top` name; says which controls are left out."""
+    from corelens.experiments.ablation import KINDS
+
+    assert ranking is not None  # as --heads is not given
     try:
-        return ranking.controls(int(top) if top >= 1 and top == int(top) else top)
+        conditions = ranking.controls(int(top) if top >= 1 and top == int(top) else top)
     except ValueError as cause:
         raise typer.BadParameter(str(cause), param_hint="--top") from cause
+    if missing := [kind for kind in KINDS if kind not in conditions]:
+        typer.echo(
+            f"Left out: {'; '.join(missing)}. There are too few heads beside the top ones for these controls.", err=True
+        )
+    return conditions
 
 
-def _summary(found: "ConditionResults[HeadSet]") -> dict[str, Any]:
-    return {
-        "heads": {name: [str(heads) for heads in sets] for name, sets in found.conditions.items()},
-        "data": {
-            dataset: {"samples": found.datasets.count(dataset), "conditions": found.summary(dataset)}
-            for dataset in dict.fromkeys(found.datasets)
-        },
-        "skipped": found.skipped,
-    }
-
-
-def _show(summary: dict[str, Any], out: Path) -> None:
+def _print_summary(summary: dict[str, Any], out: Path) -> None:
     console = Console(highlight=False, markup=False)
-    for dataset, of in summary["data"].items():
-        console.print(f"\n{dataset}: {of['samples']} samples, accuracy in percent")
-        table = Table("removed", box=box.SIMPLE)
+    for dataset, results in summary["data"].items():
+        console.print(f"\n{dataset}: {results['samples']} samples, accuracy in percent")
+        table = Table("ablated", box=box.SIMPLE)
         for title in ("accuracy", "unreadable", "change, with 95 % interval", "p"):
             table.add_column(title, justify="right")
-        for condition, said in of["conditions"].items():
-            change = f"{100 * said['change']:+.1f}" if "change" in said else ""
-            if "interval" in said:
-                change += " [{:+.1f}, {:+.1f}]".format(*(100 * bound for bound in said["interval"]))
+        for condition, result in results["conditions"].items():
+            change = f"{100 * result['change']:+.1f}" if "change" in result else ""
+            if "interval" in result:
+                change += " [{:+.1f}, {:+.1f}]".format(*(100 * bound for bound in result["interval"]))
             table.add_row(
-                condition, f"{100 * said['accuracy']:.1f}", f"{100 * said['unreadable']:.1f}", change,
-                f"{said['p']:.4f}" if "p" in said else "",
+                condition, f"{100 * result['accuracy']:.1f}", f"{100 * result['unreadable']:.1f}", change,
+                f"{result['p']:.4f}" if "p" in result else "",
             )  # fmt: skip
         console.print(table)
-    for condition, sets in summary["heads"].items():
-        if sets != [""]:
-            console.print(f"{condition}: {sets[0] if len(sets) == 1 else f'{len(sets)} draws'}")
-    if summary["skipped"]:
-        console.print(f"{len(summary['skipped'])} samples were left out; ablation.json says why.")
+    for condition, draws in summary["heads"].items():
+        if draws != [""]:
+            console.print(f"{condition}: {draws[0] if len(draws) == 1 else f'{len(draws)} draws'}")
+    options.print_skipped(console, summary["skipped"], "ablation.json")
     console.print(f"All numbers: {out / 'ablation.json'}\n")

@@ -1,6 +1,5 @@
 """`corelens compare`."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from corelens.experiments.comparison import Comparison
     from corelens.heads import HeadSet
     from corelens.scores import HeadScores
 
@@ -24,11 +22,11 @@ def compare(
             metavar="PUBLISHED", help="A published list of heads (JSON), or another run.", show_default=False
         ),
     ],
-    metric: Annotated[str | None, typer.Option(help="Which measure of the runs; the first if not given.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Metric of the runs; the first if not given.")] = None,
     top: Annotated[
         float | None,
         typer.Option(
-            help="Share of all heads, or from 1 on their number. If not given, as many as are listed; 0.05 if all are.",
+            help="Share of all heads, or from 1 on their number. By default as many as are listed; 0.05 if all are.",
             min=0,
         ),
     ] = None,
@@ -36,104 +34,75 @@ def compare(
 ) -> None:
     """Compare the top heads of a run with a published list, or with another run.
 
-    Lists are those of MMRetHeads, SparseMM and retrieval heads, or names as in ["L21H10", "L20H15"].
+    A list has the form of MMRetHeads, SparseMM or retrieval heads, or is one of names: ["L21H10", "L20H15"].
     """
-    from corelens.experiments.comparison import compare_rankings, load_other, load_scores
-    from corelens.experiments.run_folder import atomic_write
+    from corelens.experiments.comparison import compare_rankings, comparison_summary, load_other, load_scores
+    from corelens.experiments.run_folder import atomic_write_json
 
     try:
         scores = load_scores(run, metric)
-        others = load_other(other, scores, metric)
-        found = compare_rankings(scores, others, int(top) if top and top >= 1 and top == int(top) else top)
+        other_scores = load_other(other, scores, metric)
+        comparison = compare_rankings(scores, other_scores, int(top) if top and top >= 1 and top == int(top) else top)
     except (OSError, ValueError) as cause:
         raise typer.BadParameter(str(cause)) from cause
-    numbers = {"run": _named(run, scores), "other": _named(other, others), **_numbers(found, scores)}
+    summary = {
+        "run": _origin(run, scores),
+        "other": _origin(other, other_scores),
+        **comparison_summary(comparison, scores),
+    }
     if as_json is not None:
-        text = json.dumps(numbers, indent=1)
         try:
-            atomic_write(as_json, lambda path: path.write_text(text))
+            atomic_write_json(as_json, summary)
         except OSError as cause:
             raise typer.BadParameter(f"{as_json} cannot be written: {cause.strerror}.", param_hint="--json") from cause
-    _show(numbers)
+    _print_summary(summary)
 
 
-def _named(path: Path, one: "HeadScores | HeadSet") -> dict[str, Any]:
+def _origin(path: Path, scores: "HeadScores | HeadSet") -> dict[str, Any]:
+    """Path and size of one side of the comparison."""
     from corelens.heads import HeadSet
 
-    if isinstance(one, HeadSet):
-        return {"path": str(path), "heads listed": len(one)}
-    about = {"metric": one.metric, "heads scored": one.n_heads}
-    return {"path": str(path)} | ({"model": one.model, "samples": len(one.samples)} if one.model else {}) | about
+    if isinstance(scores, HeadSet):
+        return {"path": str(path), "heads listed": len(scores)}
+    model = {"model": scores.model, "samples": len(scores.samples)} if scores.model else {}
+    return {"path": str(path), **model, "metric": scores.metric, "heads scored": scores.n_heads}
 
 
-def _numbers(found: "Comparison", scores: "HeadScores") -> dict[str, Any]:
-    from corelens.experiments.comparison import in_thirds, mean_depth
-
-    own, others, layers = found.top, found.other, len(scores.per_head)
-    return {
-        "layers": layers,
-        "heads": scores.n_heads,
-        "top": len(own),
-        "overlap": {
-            "shared": found.overlap.shared,
-            "by chance": round(found.overlap.expected, 4),
-            "95 % of chance": [found.overlap.low, found.overlap.high],
-            "p": found.overlap.p_value,
-        },
-        "jaccard": round(found.jaccard, 4),
-        "rank correlation": found.ranks
-        and {
-            "spearman": round(found.ranks.spearman, 4),
-            "interval": [round(found.ranks.low, 4), round(found.ranks.high, 4)],
-            "heads": found.ranks.n_heads,
-        },
-        "depth": {
-            which: {"mean": round(mean_depth(heads, layers), 4), "thirds": list(in_thirds(heads, layers))}
-            for which, heads in {"run": own, "other": others}.items()
-        },
-        "in both": [str(head) for head in own & others],
-        "only in the run": [str(head) for head in own - others],
-        "only in the other": [str(head) for head in others - own],
-    }
-
-
-def _show(numbers: Mapping[str, Any]) -> None:
+def _print_summary(summary: Mapping[str, Any]) -> None:
     console = Console(highlight=False, markup=False)
-    for which in ("run", "other"):
-        path, *about = numbers[which].values()
-        said = ", ".join(f"{name} {value}" for name, value in zip(list(numbers[which])[1:], about, strict=True))
-        console.print(f"{which}: {path} ({said})", soft_wrap=True)
-    n, shared, low_high = numbers["top"], numbers["overlap"], "{} to {}"
-    table = Table(f"top {n} of {numbers['heads']:,} heads of each", "", box=box.SIMPLE)
-    table.add_row("in both", f"{shared['shared']} ({shared['shared'] / n:.0%})")
+    for side in ("run", "other"):
+        facts = ", ".join(f"{name} {value}" for name, value in summary[side].items() if name != "path")
+        console.print(f"{side}: {summary[side]['path']} ({facts})", soft_wrap=True)
+    n, overlap, chance = summary["top"], summary["overlap"], "{} to {}"
+    table = Table(f"top {n} of {summary['heads']:,} heads of each", "", box=box.SIMPLE)
+    table.add_row("in both", f"{overlap['shared']} ({overlap['shared'] / n:.0%})")
     table.add_row(
         "by chance",
-        f"{shared['by chance']:.2f}, in 95 % of draws {low_high.format(*shared['95 % of chance'])}; "
-        f"p {'=' if shared['p'] >= 1e-4 else '<'} {max(shared['p'], 1e-4):.4f}",
+        f"{overlap['by chance']:.2f}, in 95 % of draws {chance.format(*overlap['95 % of chance'])}; "
+        f"p {'=' if overlap['p'] >= 1e-4 else '<'} {max(overlap['p'], 1e-4):.4f}",
     )
-    table.add_row("Jaccard", f"{numbers['jaccard']:.2f}")
-    if ranks := numbers["rank correlation"]:
+    table.add_row("Jaccard", f"{summary['jaccard']:.2f}")
+    correlation = "unknown: fewer than three heads, or all score alike"
+    if ranks := summary["rank correlation"]:
         low, high = ranks["interval"]
-        said = f"{ranks['spearman']:.2f} [{low:.2f}, {high:.2f}] over {ranks['heads']:,} heads"
-    else:
-        said = "unknown: fewer than three heads, or all score alike"
-    table.add_row("rank correlation", said)
-    for which, depth in numbers["depth"].items():
-        table.add_row(f"depth, {which}", f"{depth['mean']:.2f} on average; {_thirds(depth['thirds'])}")
+        correlation = f"{ranks['spearman']:.2f} [{low:.2f}, {high:.2f}] over {ranks['heads']:,} heads"
+    table.add_row("rank correlation", correlation)
+    for side, depth in summary["depth"].items():
+        table.add_row(f"depth, {side}", f"{depth['mean']:.2f} on average; {_thirds_text(depth['thirds'])}")
     console.print(table)
-    for which in ("in both", "only in the run", "only in the other"):
-        heads = numbers[which]
+    for part in ("in both", "only in the run", "only in the other"):
+        heads = summary[part]
         more = f" and {len(heads) - 20} more" if len(heads) > 20 else ""
-        console.print(f"{which}: {', '.join(heads[:20]) or 'no head'}{more}")
+        console.print(f"{part}: {', '.join(heads[:20]) or 'no head'}{more}")
 
 
-def _thirds(counts: list[int]) -> str:
-    """Where in the depth heads lie, in words."""
+def _thirds_text(counts: list[int]) -> str:
+    """Distribution of heads over thirds of the layers, in words."""
     n = sum(counts)
-    where = dict(zip(("first", "middle", "last"), counts, strict=True))
-    most = max(where, key=lambda third: where[third])
-    if where[most] == n:
-        return f"all in the {most} third of the layers"
-    if where[most] > n / 2:
-        return f"mostly in the {most} third of the layers ({where[most]} of {n})"
-    return "spread: " + ", ".join(f"{count} in the {third} third" for third, count in where.items())
+    by_third = dict(zip(("first", "middle", "last"), counts, strict=True))
+    largest = max(by_third, key=lambda third: by_third[third])
+    if by_third[largest] == n:
+        return f"all in the {largest} third of the layers"
+    if by_third[largest] > n / 2:
+        return f"mostly in the {largest} third of the layers ({by_third[largest]} of {n})"
+    return "spread: " + ", ".join(f"{count} in the {third} third" for third, count in by_third.items())

@@ -14,26 +14,26 @@ if TYPE_CHECKING:
     from corelens.scores import HeadScores
 
 N_SCENES, N_SCANNED = 12, 60
-"""Of a toy: pictures of the gallery, and others that rank its heads."""
+"""For a toy: pictures of the gallery, and others whose scan ranks its heads."""
 
 
 def explore(
     model: options.Model = "corelens/toy",
     image: Annotated[
-        list[Path] | None, typer.Option(help="An own picture. Can be given several times.", metavar="FILE")
+        list[Path] | None, typer.Option(help="A picture of your own. Can be given several times.", metavar="FILE")
     ] = None,
-    question: Annotated[str, typer.Option(help="What is asked about it.")] = "",
+    question: Annotated[str, typer.Option(help="The question about it.")] = "",
     scores: Annotated[Path | None, typer.Option(help="A .safetensors of a scan; its top heads are marked.")] = None,
-    port: Annotated[int, typer.Option(help="Of the page; 0: any that is free.", min=0, max=65535)] = 0,
-    browser: Annotated[bool, typer.Option(help="Whether to open the page.")] = True,
+    port: Annotated[int, typer.Option(help="Port of the page; 0: any free one.", min=0, max=65535)] = 0,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
 ) -> None:
-    """Look at heads, and take them away, in a browser on this machine."""
+    """Explore the attention of heads, and ablate them, in a browser on this machine."""
     if image and not question:
-        raise typer.BadParameter("say what is asked about the picture.", param_hint="--question")
+        raise typer.BadParameter("the picture needs a question.", param_hint="--question")
     if question and not image:
-        raise typer.BadParameter("say which picture the question is about.", param_hint="--image")
+        raise typer.BadParameter("the question needs a picture.", param_hint="--image")
     import webbrowser
 
     from corelens.explorer import Explorer
@@ -47,16 +47,16 @@ def explore(
 
     try:
         for picture in image or ():
-            load_picture(picture)  # one that cannot be read is said before the model is loaded
+            load_picture(picture)  # one that cannot be read is an error before the model is loaded
         ranking = None if scores is None else options.ranking(scores, model)
         loaded = options.loaded(model, dtype, device)
-        samples, ranking, given = _asked(model, loaded, image or [], question, scores, ranking)
-        serve(Explorer(loaded, samples, ranking, given), port, ready)
+        samples, ranking, code = _gallery(model, loaded, image or [], question, scores, ranking)
+        serve(Explorer(loaded, samples, ranking, code), port, ready)
     except (OSError, ValueError, TypeError, ImportError) as cause:
         raise typer.BadParameter(str(cause)) from cause
 
 
-def _asked(
+def _gallery(
     name: str,
     model: "HookedMLLM",
     images: list[Path],
@@ -64,7 +64,7 @@ def _asked(
     scores: Path | None,
     ranking: "HeadScores | None",
 ) -> "tuple[list[Sample], HeadScores | None, str]":
-    """The gallery, what ranks the heads, and the code that makes both."""
+    """Samples of the gallery, scores that rank heads, and the code that makes both."""
     from corelens import toy
     from corelens.data import Sample
     from corelens.experiments.scan import scan
@@ -73,18 +73,18 @@ def _asked(
     draw, code = toy.scenes, "cl.toy.scenes({}, seed={})"
     if name.startswith("corelens/toy-worlds"):
         draw, code = partial(toy.mixtures, n_pictures=1), "cl.toy.mixtures({}, seed={}, n_pictures=1)"
-    given = [f"model = cl.HookedMLLM.from_pretrained({name!r})"]
+    lines = [f"model = cl.HookedMLLM.from_pretrained({name!r})"]
     samples: list[Sample] = []
     if scores is not None:
-        given.append(f"scores = cl.HeadScores.load({str(scores)!r})")
+        lines.append(f"scores = cl.HeadScores.load({str(scores)!r})")
     if question:
         paths = tuple(map(str, images))
         samples = [Sample("asked", question, "", paths)]
-        given.append(f"samples = [cl.Sample('asked', {question!r}, '', {paths!r})]")
+        lines.append(f"samples = [cl.Sample('asked', {question!r}, '', {paths!r})]")
     elif name in SHIPPED:
         samples = list(draw(N_SCENES, 0))
-        given += [f"samples = list({code.format(N_SCENES, 0)})"]
+        lines += [f"samples = list({code.format(N_SCENES, 0)})"]
     if name in SHIPPED and ranking is None:
         ranking = scan(model, draw(N_SCANNED, 1))
-        given += [f"scores = cl.scan(model, {code.format(N_SCANNED, 1)})"]
-    return samples, ranking, "\n".join(dict.fromkeys(given))
+        lines += [f"scores = cl.scan(model, {code.format(N_SCANNED, 1)})"]
+    return samples, ranking, "\n".join(dict.fromkeys(lines))

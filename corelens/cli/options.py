@@ -1,4 +1,4 @@
-"""What the commands that read a model and data share: their options, and how these are read."""
+"""Options that several commands share, and the functions that read them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +11,8 @@ import typer
 from corelens.errors import docs_link
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from corelens.data import Sample
     from corelens.model import HookedMLLM
     from corelens.scores import HeadScores
@@ -20,18 +22,18 @@ Data = Annotated[
     list[str],
     typer.Option(
         metavar="NAME=WHERE",
-        help="A data set and its folder or Hub id (refcocog=PATH, mmlongbench=PATH,task=infoseek), or a world and the "
-        "number of its samples (scenes=200). Several with commas between them, or given several times.",
+        help="A data set and its folder or Hub id (refcocog=PATH, mmlongbench=PATH,task=infoseek), or a synthetic one "
+        "and the number of its samples (scenes=200). Several with commas between them, or given several times.",
     ),
 ]
-Out = Annotated[Path, typer.Option(help="Folder of the run, where the same command goes on.", file_okay=False)]
+Out = Annotated[Path, typer.Option(help="Folder of the run, which the same command resumes.", file_okay=False)]
 Limit = Annotated[int | None, typer.Option(help="Most samples of each data set.", min=1)]
-How = Annotated[Literal["zero", "mean", "resample"], typer.Option(help="What takes the place of a head's output.")]
+How = Annotated[Literal["zero", "mean", "resample"], typer.Option(help="Replacement of a head's output.")]
 BoxUnit = Annotated[
     Literal["pixels", "thousandths", "fractions"] | None,
-    typer.Option(help="In which the model says boxes, for data that asks for them."),
+    typer.Option(help="Unit of the boxes that the model answers with, for data that asks for boxes."),
 ]
-Seed = Annotated[int, typer.Option(help="What worlds are drawn from.", min=0)]
+Seed = Annotated[int, typer.Option(help="Seed of synthetic data.", min=0)]
 Dtype = Annotated[str, typer.Option(help="Such as bfloat16; auto: the checkpoint's own.")]
 Device = Annotated[str, typer.Option(help="Such as cuda:1; auto: all GPUs together.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, no table.")]
@@ -44,30 +46,30 @@ N_TEXTS = 100
 def samples(
     arguments: Iterable[str], seed: int, limit: int | None, evidence: bool = False
 ) -> dict[str, "Iterable[Sample]"]:
-    """The samples that each `NAME=WHERE` means, by name; if `evidence` counts, only those that say where theirs is."""
-    found: dict[str, Iterable[Sample]] = {}
-    for one in _separate(arguments):
-        name, own = _samples(one, seed, limit, evidence)
-        if name in found:
+    """Samples of each `NAME=WHERE`, by name; with `evidence`, only those that have evidence regions."""
+    datasets: dict[str, Iterable[Sample]] = {}
+    for argument in _separate(arguments):
+        name, dataset = _samples(argument, seed, limit, evidence)
+        if name in datasets:
             raise typer.BadParameter(f"two data sets are {name}; give each once.", param_hint="--data")
-        found[name] = own
-    return found
+        datasets[name] = dataset
+    return datasets
 
 
 def _separate(arguments: Iterable[str]) -> list[str]:
-    """Data sets with commas between them; what has no name of its own is a setting of the one before."""
+    """Split data sets at commas; a piece that names no data set is a setting of the one before."""
     from corelens import toy
     from corelens.data import registry
 
-    known = {*toy.SAMPLES, *registry.READERS, *registry.WORLDS}
-    found: list[str] = []
+    names = {*toy.SAMPLES, *registry.READERS, *registry.WORLDS}
+    datasets: list[str] = []
     for argument in arguments:
-        for place, one in enumerate(argument.split(",")):
-            if place and one.partition("=")[0] not in known:
-                found[-1] += f",{one}"
+        for index, piece in enumerate(argument.split(",")):
+            if index and piece.partition("=")[0] not in names:
+                datasets[-1] += f",{piece}"
             else:
-                found.append(one)
-    return found
+                datasets.append(piece)
+    return datasets
 
 
 def _samples(argument: str, seed: int, limit: int | None, evidence: bool) -> tuple[str, "Iterable[Sample]"]:
@@ -78,52 +80,52 @@ def _samples(argument: str, seed: int, limit: int | None, evidence: bool) -> tup
     if not separator:
         raise typer.BadParameter(f"{argument!r} has no place; write NAME=WHERE, as in scenes=200.", param_hint="--data")
     try:
-        drawn: dict[str, Any] = {**toy.SAMPLES, **registry.WORLDS}
-        unknown = f"is no data set that corelens knows; it knows {', '.join([*registry.READERS, *drawn])}."
+        synthetic: dict[str, Any] = {**toy.SAMPLES, **registry.WORLDS}
+        unknown = f"is no data set that corelens knows; it knows {', '.join([*registry.READERS, *synthetic])}."
         place, *settings = where.split(",")
-        if name not in drawn and name not in registry.READERS:
+        if name not in synthetic and name not in registry.READERS:
             raise ValueError(f"{name!r} {unknown}")
-        if draw := drawn.get(name):
+        if draw := synthetic.get(name):
             if settings:
                 raise ValueError(f"{name} takes no settings, and {settings[0].partition('=')[0]!r} {unknown}")
             if not (place.isdecimal() and int(place)):
                 raise ValueError(f"{argument}: {name} needs a number of samples, as in {name}=200.")
             return name, islice(draw(int(place), seed), limit)
-        named = dict(setting.split("=", 1) for setting in settings if "=" in setting)
-        if len(named) < len(settings):
+        keywords = dict(setting.split("=", 1) for setting in settings if "=" in setting)
+        if len(keywords) < len(settings):
             raise ValueError(f"{argument!r}: after the place come settings, as in {name}=PATH,split=test.")
-        found = registry.load(name, place, **{key: int(v) if v.isdecimal() else v for key, v in named.items()})
-        found = found.with_evidence() if evidence else found
+        reader = registry.load(name, place, **{key: int(v) if v.isdecimal() else v for key, v in keywords.items()})
+        reader = reader.with_evidence() if evidence else reader
     except (OSError, ValueError, ImportError) as cause:
         raise typer.BadParameter(str(cause), param_hint="--data") from cause
-    return found.name, islice(found, limit)
+    return reader.name, islice(reader, limit)
 
 
 def texts(model: str, limit: int | None) -> dict[str, "Iterable[Sample]"]:
-    """Questions without a picture that the model can be expected to answer."""
+    """Questions without pictures that the model can be expected to answer."""
     from corelens import toy
     from corelens.data.synthetic.text import plain_text
     from corelens.hf.loading import checkpoint_folder
 
-    # The toys know few words, and are known by the record of their training.
+    # The toys know few words, and have a record of their training.
     if (Path(checkpoint_folder(model)) / "record.json").is_file():
         return {task: islice(toy.texts(N_TEXTS, 0, task), limit) for task in toy.TEXT_TASKS}
     return {"text": islice(plain_text(), limit)}
 
 
 def loaded(model: str, dtype: str, device: str) -> "HookedMLLM":
-    """The model, on the device of the machine that loads it."""
+    """Load the model."""
     import torch
 
     from corelens.model import HookedMLLM
 
-    placed: dict[str, Any] = {"device_map": device} if device != "auto" or torch.cuda.is_available() else {}
-    return HookedMLLM.from_pretrained(model, dtype=dtype, **placed)
+    device_map: dict[str, Any] = {"device_map": device} if device != "auto" or torch.cuda.is_available() else {}
+    return HookedMLLM.from_pretrained(model, dtype=dtype, **device_map)
 
 
 @contextmanager
 def resumable(out: Path, work: str) -> Iterator[None]:
-    """Says mistakes without a traceback, that `out` holds other work first, and after an interruption how to go on."""
+    """Print errors without a traceback, that of a folder with another run first, and how to resume after Ctrl-C."""
     from corelens.experiments.run_folder import check_work
 
     try:
@@ -132,42 +134,49 @@ def resumable(out: Path, work: str) -> Iterator[None]:
     except (OSError, ValueError, TypeError, RuntimeError, ImportError) as cause:
         raise typer.BadParameter(str(cause)) from cause
     except KeyboardInterrupt:
-        typer.echo(f"\nInterrupted. The same command goes on where {out} ends.", err=True)
+        typer.echo(f"\nInterrupted. The same command resumes {out}.", err=True)
         raise typer.Exit(130) from None
 
 
 def ranking(scores: Path, model: str | None = None, option: str = "--scores") -> "HeadScores":
-    """What a scan wrote, with a warning if it was of another model than the one that is meant."""
+    """Load head scores, with a warning if they are of another model than `model`."""
     if scores.is_dir():
-        inside = ", ".join(sorted(path.name for path in scores.glob("*.safetensors"))) or "none"
-        raise typer.BadParameter(f"{scores} is a folder; name one of its scores: {inside}.", param_hint=option)
+        files = ", ".join(sorted(path.name for path in scores.glob("*.safetensors"))) or "none"
+        raise typer.BadParameter(f"{scores} is a folder; name one of its scores: {files}.", param_hint=option)
     if not scores.is_file():
         raise typer.BadParameter(f"there is no file {scores}.", param_hint=option)
     from corelens.scores import HeadScores
 
     try:
-        found = HeadScores.load(scores)
+        loaded_scores = HeadScores.load(scores)
     except (OSError, ValueError) as cause:
         raise typer.BadParameter(str(cause), param_hint=option) from cause
-    if model is not None and found.model not in ("", model):
+    if model is not None and loaded_scores.model not in ("", model):
         typer.echo(
-            f"Warning: {scores} ranks the heads of {found.model!r}, and the model is {model!r}. {docs_link('other-scores')}",
+            f"Warning: {scores} ranks the heads of {loaded_scores.model!r}, and the model is {model!r}. "
+            f"{docs_link('other-scores')}",
             err=True,
         )
-    return found
+    return loaded_scores
 
 
 def warn_of_shared(ranking: "HeadScores", samples: Mapping[str, Sequence["Sample"]]) -> None:
-    """Says that heads are tested on samples that chose them, on which they look more needed than they are."""
-    tested = [sample.id for own in samples.values() for sample in own]
+    """Warn that heads are tested on samples that chose them, which overestimates their effect."""
+    tested = [sample.id for dataset in samples.values() for sample in dataset]
     if shared := len({*tested} & {*ranking.samples}):
         typer.echo(
-            f"Warning: {shared} of {len(tested)} samples also chose the heads, which look more needed on these than on "
-            f"others. Test them on others, which another --seed draws.",
+            f"Warning: {shared} of {len(tested)} samples also chose the heads, and overestimate their effect. Test on "
+            f"other samples, which another --seed draws.",
             err=True,
         )
 
 
 def source(ranking: "HeadScores") -> str:
-    """Whose scores these are."""
+    """Metric and model of the scores, in words."""
     return f"{ranking.metric} of {ranking.model or 'a model without a name'}"
+
+
+def print_skipped(console: "Console", skipped: Mapping[str, str], file: str) -> None:
+    """Print the number of skipped samples, and the file that has the reasons."""
+    if skipped:
+        console.print(f"{len(skipped)} samples were skipped; {file} has the reasons.")

@@ -14,10 +14,10 @@ def report(
         ),
     ],
 ) -> None:
-    """Write one HTML page about a finished run.
+    """Write the HTML report of a finished run.
 
-    It says what was run, its numbers, figures, and limits. The page needs no network and is light or dark as the
-    reader's screen. That of a study is written again.
+    It has the settings of the run, its numbers, figures and limits, needs no network, and is light or dark as the
+    reader's screen. The report of a study is written again.
     """
     from corelens.reports import write_report
 

@@ -20,11 +20,12 @@ def scan(
     model: options.Model,
     data: options.Data,
     out: options.Out,
-    metric: Annotated[str, typer.Option(help="Measures, with commas between them.")] = "ram,write_ram",
+    metric: Annotated[str, typer.Option(help="Metrics, with commas between them.")] = "ram,write_ram",
     limit: options.Limit = None,
     batch: Annotated[str, typer.Option(help="Most samples in a pass.")] = "auto",
     rule: Annotated[
-        Literal["overlap", "centre", "cover", "fraction"], typer.Option(help="Which tokens a box of evidence means.")
+        Literal["overlap", "centre", "cover", "fraction"],
+        typer.Option(help="Rule by which a box of evidence becomes tokens."),
     ] = "overlap",
     seed: options.Seed = 0,
     dtype: options.Dtype = "auto",
@@ -41,59 +42,60 @@ def scan(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Score every head of a model on data that says where its evidence is."""
+    """Score every head of a model on data with evidence regions."""
     if batch != "auto" and not (batch.isdecimal() and int(batch)):
         raise typer.BadParameter(f"{batch!r} is neither auto nor a number of samples.", param_hint="--batch")
     if ray is None and (actors is not None or gpus is not None):
-        raise typer.BadParameter("they are about Ray's actors; give --ray too.", param_hint="--actors, --gpus")
+        raise typer.BadParameter("they configure Ray actors; give --ray too.", param_hint="--actors, --gpus")
     from corelens.experiments.ray import scan_on_ray
-    from corelens.experiments.scan import resolve_metrics, scan_metrics, summary
+    from corelens.experiments.scan import resolve_metrics, scan_metrics, scan_summary
 
     names = [name.strip() for name in metric.split(",")]
-    sets = options.samples(data, seed, limit, evidence=True)
+    datasets = options.samples(data, seed, limit, evidence=True)
     load = partial(options.loaded, model, dtype, device)
     with options.resumable(out, "scan"):
-        resolve_metrics(names)  # a measure that is not known is said before the model is loaded
+        resolve_metrics(names)  # an unknown metric is an error before the model is loaded
         run = (
             partial(scan_on_ray, load, address=ray, actors=actors or 2, gpus=gpus)
             if ray
             else partial(scan_metrics, load())
         )
-        found = run(
-            sets,
+        scores = run(
+            datasets,
             names,
             rule=rule,  # pyright: ignore[reportArgumentType] checked by scan_metrics
             batch_size=16 if batch == "auto" else int(batch),
             out=out,
         )
-    summaries = {name: summary(scores) for name, scores in found.items()}
+    summaries = {name: scan_summary(of_metric) for name, of_metric in scores.items()}
     if as_json:
         print(json.dumps(summaries, indent=1))
         return
-    _show(summaries, next(iter(found.values())), out)
+    _print_summaries(summaries, next(iter(scores.values())), out)
 
 
-def _show(summaries: dict[str, Any], scores: "HeadScores", out: Path) -> None:
+def _print_summaries(summaries: dict[str, Any], scores: "HeadScores", out: Path) -> None:
     console = Console(highlight=False, markup=False)
     console.print(f"\n{scores.model}: {len(scores.samples)} samples, {scores.n_heads} heads")
-    table = Table("measure", "top 5 % of heads, with 95 % intervals of their means", box=box.SIMPLE)
+    table = Table("metric", "top 5 % of heads, with 95 % intervals of their means", box=box.SIMPLE)
     table.add_column("rho 0.5", justify="right")
     table.add_column("split-half overlap", justify="right")
-    for name, found in summaries.items():
-        top = [
-            f"{one['head']} {one['score']:.3g} [{one['interval'][0]:.3g}, {one['interval'][1]:.3g}]"
-            for one in found["top"]
+    for name, summary in summaries.items():
+        heads = [
+            f"{head['head']} {head['score']:.3g} [{head['interval'][0]:.3g}, {head['interval'][1]:.3g}]"
+            for head in summary["top"]
         ]
-        shown = [*top[:6], f"and {len(top) - 6} more"] if len(top) > 6 else top
-        table.add_row(name, "\n".join(shown), str(found.get("rho_0.5", "")), str(found.get("split-half overlap", "")))
+        lines = [*heads[:6], f"and {len(heads) - 6} more"] if len(heads) > 6 else heads
+        rho, overlap = (str(summary.get(key, "")) for key in ("rho_0.5", "split-half overlap"))
+        table.add_row(name, "\n".join(lines), rho, overlap)
     console.print(table)
     console.print(
-        "rho 0.5: the smallest share of heads that holds half of the measure. split-half overlap: how much of the top "
-        "5 % of heads two random halves of the samples share.",
+        "rho 0.5: the smallest share of heads that holds half of the score. split-half overlap: share of the top 5 % "
+        "of heads that two random halves of the samples have in common.",
         soft_wrap=True,
     )
-    for sample, why in list(scores.skipped.items())[:5]:
-        console.print(f"left out: {sample}: {why}")
+    for sample, reason in list(scores.skipped.items())[:5]:
+        console.print(f"skipped: {sample}: {reason}")
     if len(scores.skipped) > 5:
         console.print(f"and {len(scores.skipped) - 5} more, in .skipped of the scores")
     console.print(f"Scores: {', '.join(str(out / f'{name}.safetensors') for name in summaries)}\n")

@@ -1,6 +1,6 @@
-"""Accuracy without some heads and without others, over many samples, in parts that are complete or absent."""
+"""Accuracy of a model without some of its heads, over many samples."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from os import PathLike
@@ -14,45 +14,50 @@ from tqdm.auto import tqdm
 
 from corelens.causal import evaluate
 from corelens.data import BoxUnit, Sample
+from corelens.errors import check_choice
 from corelens.experiments.conditions import BASELINE, ConditionResults, check_scoring
 from corelens.experiments.resumable import (
     Samples,
     flatten_datasets,
     model_fingerprint,
     prepare_samples,
-    run_locally,
     run_resumable,
 )
-from corelens.experiments.sweep import ReferenceMethod, check_method, reference_for
 from corelens.heads import HeadSet
 from corelens.hf.module_outputs import cached_vision
 from corelens.hooks.positions import Phase
-from corelens.interventions import ablate, attention_knockout
+from corelens.interventions import FwdHooks, ablate, attention_knockout, mean_activations, resample_activations
 from corelens.model import HookedMLLM
 from corelens.scores import HeadScores
 
 KINDS = ("top", "next-ranked", "random", "random, same layers", "bottom")
-"""Of sets of heads; see `HeadScores.controls`."""
+"""Kinds of head sets that `HeadScores.controls` returns."""
+
+ReferenceMethod = Literal["zero", "mean", "resample"]
+"""Replacement of a head's output: zero, its mean over the samples, or its output on a random sample."""
+
+AnswerMethod = Literal["zero", "mean", "resample", "blind"]
+"""The same, or `blind`: heads keep their outputs, but do not attend to pictures and videos from the question on."""
 
 
 @dataclass(frozen=True)
 class AblationCurve:
-    """Accuracy by share of heads ablated, for every way of choosing them."""
+    """Accuracy by share of heads ablated, for every kind of head set."""
 
     fractions: tuple[float, ...]
     heads: dict[str, list[list[HeadSet]]]
-    """By choice, then fraction, then seed; choices without chance have one set, impossible ones none."""
+    """By kind, then fraction, then seed; kinds that are not random have one set, impossible ones none."""
 
     accuracy: dict[str, list[list[float]]]
     """In the same order."""
 
-    def mean(self, choice: str) -> list[float]:
-        """Over seeds, by fraction; NaN where the choice is impossible."""
-        return [float(np.mean(values)) if values else float("nan") for values in self.accuracy[choice]]
+    def mean(self, kind: str) -> list[float]:
+        """Mean over seeds, by fraction; NaN where the kind is impossible."""
+        return [float(np.mean(values)) if values else float("nan") for values in self.accuracy[kind]]
 
-    def sd(self, choice: str) -> list[float]:
-        """Over seeds, by fraction; zero for choices without chance."""
-        return [float(np.std(values)) if values else float("nan") for values in self.accuracy[choice]]
+    def sd(self, kind: str) -> list[float]:
+        """Standard deviation over seeds, by fraction; zero for kinds that are not random."""
+        return [float(np.std(values)) if values else float("nan") for values in self.accuracy[kind]]
 
 
 def ablation_curve(
@@ -61,26 +66,27 @@ def ablation_curve(
     fractions: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
     seeds: Sequence[int] = range(5),
 ) -> AblationCurve:
-    """Accuracy without more and more heads: the top, next and bottom ones, random ones, random ones of the same layers.
+    """Compute accuracy without a growing number of heads: top, next-ranked, bottom, random, layer-matched random ones.
 
-    Random heads are drawn outside the top ones, so that neither they nor the next ones exist beyond one half; of the
-    same layers there may be too few earlier.
+    Random heads are drawn outside the top ones, so that neither they nor the next-ranked ones exist beyond one half;
+    in the layers of the top heads there may be too few earlier.
 
     Args:
-        scores: What heads are ranked by.
-        accuracy: Measures it without some heads: `lambda heads: answers(model, batches, ablate(heads)).accuracy`.
+        scores: Scores that rank heads.
+        accuracy: Returns the accuracy without some heads: `lambda heads: evaluate(model, batches,
+            ablate(heads)).accuracy`.
         fractions: Shares of all heads.
-        seeds: Of the random draws.
+        seeds: Seeds of the random draws.
     """
-    sets = [scores.controls(fraction, seeds) for fraction in fractions]
-    heads = {kind: [controls.get(kind, []) for controls in sets] for kind in KINDS}
+    by_fraction = [scores.controls(fraction, seeds) for fraction in fractions]
+    heads = {kind: [controls.get(kind, []) for controls in by_fraction] for kind in KINDS}
     accuracies: dict[str, list[list[float]]] = {kind: [] for kind in KINDS}
-    with tqdm(total=sum(len(draws) for controls in sets for draws in controls.values()), desc="ablate") as bar:
-        for kind, by_fraction in heads.items():
-            for draws in by_fraction:
+    with tqdm(total=sum(len(draws) for controls in by_fraction for draws in controls.values()), desc="ablate") as bar:
+        for kind, of_kind in heads.items():
+            for draws in of_kind:
                 accuracies[kind].append([])
-                for drawn in draws:
-                    accuracies[kind][-1].append(accuracy(drawn))
+                for head_set in draws:
+                    accuracies[kind][-1].append(accuracy(head_set))
                     bar.update()
     return AblationCurve(tuple(fractions), heads, accuracies)
 
@@ -93,7 +99,7 @@ def run_ablation(
     model: HookedMLLM,
     samples: Samples,
     conditions: Mapping[str, Sequence[HeadSet]],
-    method: ReferenceMethod | Literal["blind"] = "zero",
+    method: AnswerMethod = "zero",
     phase: Phase = "both",
     batch_size: int = 16,
     max_new_tokens: int = 32,
@@ -101,52 +107,44 @@ def run_ablation(
     chosen_by: str | None = None,
     out: str | PathLike[str] | None = None,
 ) -> ConditionResults[HeadSet]:
-    """Greedy answers with nothing removed and with each set of heads removed, scored by the rule of their data set.
+    """Answer greedily with nothing ablated and with each set of heads ablated, and score by the data set's rule.
 
     Args:
         model: The model.
         samples: Questions with media, or without as a control; a mapping if there are several data sets.
-        conditions: The sets of heads by what they are; several where they are drawn by chance, one for each seed.
-        how: What is put in the place of what the heads found; measured on the samples that have media, all of which
-            must then be whole. `blind`: heads stay, and from the question on may not look at pictures.
-        phase: Whether heads are removed in the prompt (`prefill`), while an answer is generated (`decode`) or in both.
+        conditions: Sets of heads by condition; several where they are drawn at random, one for each seed.
+        method: What head outputs are replaced by; reference activations are taken from the samples that have media,
+            all of which must then be readable. `blind`: heads do not attend to pictures from the question on.
+        phase: Ablate in the prompt (`prefill`), while an answer is generated (`decode`) or in both.
         batch_size: Most samples a pass; fewer after running out of memory.
-        max_new_tokens: Where answers are cut off.
-        box_unit: The unit in which the model says boxes, for samples that ask for one.
-        chosen_by: Whose scores chose the heads, which `out` says too.
-        out: A folder that keeps finished parts. The same ablation into the same folder goes on where it was
-            interrupted.
+        max_new_tokens: Length at which answers are cut off.
+        box_unit: The unit of the boxes that the model answers with, for samples that ask for one.
+        chosen_by: Name of the scores that chose the heads, for the manifest of `out`.
+        out: A folder that keeps finished shards. The same ablation into the same folder resumes it.
 
     Raises:
-        ValueError: If a head does not exist, a choice is not known, there is no sample, none can be asked, one has no
-            rule that can score it, or `out` holds another run; names the difference.
+        ValueError: If a head does not exist, a choice is not known, there is no sample, every sample is skipped, one
+            has no rule that can score it, or `out` holds another run; the message names the difference.
         RuntimeError: If another process is writing to `out`.
     """
-    if method != "blind":
-        check_method(method)
+    check_choice("method", method, AnswerMethod)
     ablate([], phase=phase)
-    every = flatten_datasets(samples)
-    check_scoring(every, box_unit)
-    all_sets = {BASELINE: [HeadSet((), "nothing removed")]} | {name: list(sets) for name, sets in conditions.items()}
-    model.check_heads(head for sets in all_sets.values() for heads in sets for head in heads)
+    listed = flatten_datasets(samples)
+    check_scoring(listed, box_unit)
+    head_sets = {BASELINE: [HeadSet((), "nothing removed")]} | {name: list(sets) for name, sets in conditions.items()}
+    model.check_heads(head for sets in head_sets.values() for heads in sets for head in heads)
+    with_media = [sample for _, sample in listed if sample.images or sample.videos]
+    hooks = partial(_blind, phase=phase) if method == "blind" else lazy_ablation(method, model, with_media, phase=phase)
 
-    @cache
-    def remove() -> Callable[[HeadSet], Any]:
-        # Not before samples are missing: stand-ins cost a pass over all of them.
-        if method == "blind":
-            return partial(_blinded, phase=phase)
-        seen = (sample for _, sample in every if sample.images or sample.videos)
-        return partial(ablate, method=method, reference=reference_for(model, seen, method), phase=phase)
+    def answer_batch(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _draw"]]:
+        batches = [(batch, prepare_samples(model, batch))]
 
-    def measure(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _unit"]]:
-        asked = [(batch, prepare_samples(model, batch))]
-
-        def without(heads: HeadSet) -> Float[Tensor, "batch"]:
-            found = evaluate(model, asked, remove()(heads), max_new_tokens, box_unit=box_unit)
-            return found.scores.masked_fill(~found.parsed, torch.nan)
+        def scores(heads: HeadSet) -> Float[Tensor, "batch"]:
+            evaluation = evaluate(model, batches, hooks(heads), max_new_tokens, box_unit=box_unit)
+            return evaluation.scores.masked_fill(~evaluation.parsed, torch.nan)
 
         with cached_vision(model.hf_model):
-            return {name: torch.stack([without(heads) for heads in sets], 1) for name, sets in all_sets.items()}
+            return {name: torch.stack([scores(heads) for heads in sets], 1) for name, sets in head_sets.items()}
 
     choices = {
         "how": method,
@@ -155,16 +153,47 @@ def run_ablation(
         "max_new_tokens": max_new_tokens,
         "box_unit": box_unit,
         "chosen_by": chosen_by,
-        "conditions": {name: [str(heads) for heads in sets] for name, sets in all_sets.items()},
+        "conditions": {name: [str(heads) for heads in sets] for name, sets in head_sets.items()},
     }
-    whole = run_resumable(
-        "ablate", every, SHARD_SIZE, model_fingerprint(model), choices, out, run_locally(batch_size, measure)
+    results = run_resumable(
+        "ablate", listed, answer_batch, model_fingerprint(model), choices, SHARD_SIZE, batch_size, out
     )
-    return ConditionResults(all_sets, whole.values, whole.samples, whole.datasets, whole.skipped)
+    return ConditionResults(head_sets, results.values, results.samples, results.datasets, results.skipped)
 
 
-def _blinded(heads: HeadSet, phase: Phase) -> Any:
-    """Hooks that keep heads from looking at pictures and videos from the question on."""
+def ablation_summary(results: ConditionResults[HeadSet]) -> dict[str, Any]:
+    """Head sets, accuracies and skipped samples of an ablation, ready for JSON."""
+    return {
+        "heads": {name: [str(heads) for heads in sets] for name, sets in results.conditions.items()},
+        "data": results.summary_by_dataset(),
+        "skipped": dict(results.skipped),
+    }
+
+
+def lazy_ablation(
+    method: ReferenceMethod, model: HookedMLLM, samples: Iterable[Sample], **options: Any
+) -> Callable[[HeadSet], FwdHooks]:
+    """Return `ablate` with reference activations that are computed on first use.
+
+    They cost a pass over all samples, which a run that is resumed after its last shard does not need.
+
+    Args:
+        method: What head outputs are replaced by.
+        model: The model.
+        samples: The samples that reference activations are taken from.
+        options: Other arguments of `ablate`.
+    """
+    compute: Any = {"mean": mean_activations, "resample": resample_activations}.get(method)
+
+    @cache
+    def reference() -> Any:
+        return compute and compute(model, samples)
+
+    return lambda heads: ablate(heads, method=method, reference=reference(), **options)
+
+
+def _blind(heads: HeadSet, phase: Phase) -> FwdHooks:
+    """Hooks that mask pictures and videos from the attention of heads, from the question on."""
     return [
         hook for keys in ("image", "video") for hook in attention_knockout(heads, "from_question", keys, phase=phase)
     ]

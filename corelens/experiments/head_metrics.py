@@ -1,8 +1,11 @@
-"""Head scores in one pass over one batch: every layer is reduced to one number per head before the next one runs."""
+"""Head scores of one batch: each layer is reduced to one number per head before the next layer runs.
+
+`score_batch` chooses the passes that the metrics of a scan need; `score_heads` is one pass.
+"""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,96 +15,103 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from corelens import metrics
+from corelens import metrics as M
+from corelens.causal.answers import answer_positions, answer_targets, append_answers, greedy_answers
+from corelens.data import Sample, evidence_tokens
+from corelens.experiments.resumable import prepare_samples, sample_errors
 from corelens.hf.prefix_cache import PrefixCache
 from corelens.hooks.rows import QueryRows
+from corelens.inputs.prepare import PreparedInputs
 from corelens.metrics import Metric
 from corelens.metrics.head_score import mean_over_queries
 from corelens.model import HookedMLLM
-from corelens.tokens import TokenMap
+from corelens.tokens import BoxRule, TokenMap, Views
 
 Evidence = Bool[Tensor, "batch position"] | Float[Tensor, "batch position"]
-"""Which positions hold the evidence, as weights in [0, 1] if it covers tokens in part."""
+"""Positions of the evidence, as weights in [0, 1] if it covers tokens in part."""
 
 
 @dataclass(frozen=True)
 class ScoringInputs:
-    """What a pass is measured with."""
+    """Masks by which a pass is scored."""
 
     tokens: TokenMap
     evidence: Evidence
     queries: Mapping[str, Bool[Tensor, "batch position"]]
-    """The query tokens of each kind that the measures name."""
+    """Query tokens, by the kinds that the metrics name."""
 
     answer_tokens: Int[Tensor, "batch position"]
-    """The token that each position says, -1 where none is known; for measures that weigh writing."""
+    """Next token of each position, -1 where none is known; for metrics weighted by contribution to the answer."""
 
     @property
     def every_query(self) -> Bool[Tensor, "batch position"]:
-        """Query tokens of any kind: the rows that a pass has to show."""
+        """Query tokens of any kind: the rows of the pattern that a pass computes."""
         return torch.stack(list(self.queries.values())).any(0)
 
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """What one layer shows of the query tokens' attention."""
+    """Attention of the query tokens in one layer."""
 
     model: HookedMLLM
     inputs: ScoringInputs
     layer: int
     pattern: Float[Tensor, "batch head row key"]
     activations: Mapping[str, Tensor]
-    """What other hook points of the layer showed before, of those that the measures need."""
+    """Activations at earlier hook points of the layer, as far as the metrics need them."""
 
     @cached_property
     def rows(self) -> QueryRows:
-        """Which positions the rows of the pattern are."""
+        """Positions of the pattern's rows."""
         return QueryRows.of(self.inputs.every_query.to(self.pattern.device))
 
-    def of(self, mask: Tensor) -> Tensor:
+    def to_device(self, mask: Tensor) -> Tensor:
+        """The mask on the device of the pattern."""
         return mask.to(self.pattern.device)
 
-    def chosen(self, queries: str) -> Bool[Tensor, "batch row"]:
-        """Which rows are query tokens of a kind."""
-        return self.of(self.inputs.queries[queries]).gather(1, self.rows.position) & self.rows.real
+    def query_rows(self, queries: str) -> Bool[Tensor, "batch row"]:
+        """Mask of the rows that are query tokens of a kind."""
+        return self.to_device(self.inputs.queries[queries]).gather(1, self.rows.position) & self.rows.real
 
     @cached_property
     def sinks(self) -> Bool[Tensor, "batch position"]:
-        return metrics.attention_sinks(self.activations["resid_pre"]).to(self.pattern.device)
+        """Mask of the attention sinks."""
+        return M.attention_sinks(self.activations["resid_pre"]).to(self.pattern.device)
 
     def contributions(self, metric: Metric) -> Float[Tensor, "batch head row key"]:
-        """The pattern, times what the heads write if the metric weighs it."""
+        """The pattern, weighted by head outputs if the metric says so."""
         if metric.contribution == "attention":
             return self.pattern
-        # Only what counts is weighed, which is little if that is the evidence alone.
-        alone = metric.reduction in ("sum", "mean", "max") and metric.normalisation in ("none", "size")
-        counts = self.of(self.inputs.evidence).bool().any(0) if alone else slice(None)
-        weighed = torch.zeros_like(self.pattern)
-        weighed[..., counts] = self.pattern[..., counts] * self._weights(metric, self.activations["v"][:, counts])
-        return weighed
+        # Only keys that count are weighted, which are few if only the evidence does.
+        evidence_only = metric.reduction in ("sum", "mean", "max") and metric.normalisation in ("none", "size")
+        keys = self.to_device(self.inputs.evidence).bool().any(0) if evidence_only else slice(None)
+        weighted = torch.zeros_like(self.pattern)
+        weighted[..., keys] = self.pattern[..., keys] * self._weights(metric, self.activations["v"][:, keys])
+        return weighted
 
     def _weights(
         self, metric: Metric, values: Float[Tensor, "batch key kv_head d_head"]
     ) -> Float[Tensor, "batch head #row key"]:
-        """What the heads would write from some keys: how much, or how far towards the answer."""
+        """Norms or logit contributions of the head outputs from some keys."""
         W_O: Tensor = self.model.blocks[self.layer].attn.W_O  # pyright: ignore
         if metric.contribution == "write_size":
-            return metrics.output_norms(values, W_O)
-        said = self.of(self.inputs.answer_tokens)
-        # Tokens of the question say nothing: what they fetch is weighed for the answer's first token.
-        first = said.gather(1, (said >= 0).to(torch.uint8).argmax(-1, keepdim=True))
-        own = said.gather(1, self.rows.position)
+            return M.output_norms(values, W_O)
+        targets = self.to_device(self.inputs.answer_tokens)
+        # Question tokens have no target: their outputs are weighted by the answer's first token.
+        first = targets.gather(1, (targets >= 0).to(torch.uint8).argmax(-1, keepdim=True))
+        of_rows = targets.gather(1, self.rows.position)
         unembedding = self.model.W_U.T
-        direction = unembedding[torch.where(own >= 0, own, first).to(unembedding.device)].to(self.pattern.device)
-        return metrics.logit_contributions(values, W_O, direction)
+        tokens = torch.where(of_rows >= 0, of_rows, first).to(unembedding.device)
+        direction = unembedding[tokens].to(self.pattern.device)
+        return M.logit_contributions(values, W_O, direction)
 
     def score(self, metric: Metric) -> Float[Tensor, "batch head"]:
-        """A metric, before a baseline is taken off."""
-        visual = self.of(self.inputs.tokens.visual)
-        return metrics.head_score(
+        """A metric, without its baseline."""
+        visual = self.to_device(self.inputs.tokens.visual)
+        return M.head_score(
             self.contributions(metric),
-            self.of(self.inputs.evidence),
-            self.chosen(metric.queries),
+            self.to_device(self.inputs.evidence),
+            self.query_rows(metric.queries),
             visual,
             metric.reduction,
             metric.normalisation,
@@ -109,120 +119,226 @@ class LayerAttention:
         )
 
 
-def _sink_share(look: LayerAttention) -> Float[Tensor, "batch head"]:
+def _sink_share(layer: LayerAttention) -> Float[Tensor, "batch head"]:
     # A sequence may hold no sink, and then no attention goes to one.
-    to_sinks = reduce(look.pattern * look.sinks[:, None, None], "batch head row key -> batch head row", "sum")
-    return mean_over_queries(to_sinks, look.chosen("last"))
+    to_sinks = reduce(layer.pattern * layer.sinks[:, None, None], "batch head row key -> batch head row", "sum")
+    return mean_over_queries(to_sinks, layer.query_rows("last"))
 
 
-def _distance(look: LayerAttention) -> Float[Tensor, "batch head"]:
-    return metrics.attention_distance(look.pattern, look.chosen("last"), look.rows.position)
+def _distance(layer: LayerAttention) -> Float[Tensor, "batch head"]:
+    return M.attention_distance(layer.pattern, layer.query_rows("last"), layer.rows.position)
 
 
-def _spatial_entropy(look: LayerAttention) -> Float[Tensor, "batch head"]:
-    """Of the first picture with a grid: of its overview if it has one, else of its first view."""
-    found = []
-    for sample, row in enumerate(look.chosen("last")):
-        tokens = look.inputs.tokens[sample].to(look.pattern.device)
-        seen = (
-            (tokens.row >= 0) & (tokens.media == tokens.media[tokens.row >= 0].min()) if tokens.row.max() >= 0 else None
-        )
-        if seen is None:
-            found.append(look.pattern.new_full(look.pattern.shape[1:2], torch.nan))
+def _spatial_entropy(layer: LayerAttention) -> Float[Tensor, "batch head"]:
+    """Spatial entropy over the first picture with a grid: over its overview if it has one, else its first view."""
+    entropies = []
+    for sample, rows in enumerate(layer.query_rows("last")):
+        tokens = layer.inputs.tokens[sample].to(layer.pattern.device)
+        in_grid = tokens.row >= 0
+        if not in_grid.any():
+            entropies.append(layer.pattern.new_full(layer.pattern.shape[1:2], torch.nan))
             continue
-        first = (seen & tokens.overview if (seen & tokens.overview).any() else seen).nonzero()[0, 1]
-        of_key = reduce(look.pattern[sample, :, row], "head row key -> head key", "mean")
-        found.append(
-            metrics.spatial_entropy(tokens.grid(of_key, int(tokens.media[0, first]), int(tokens.view[0, first])))
-        )
-    return torch.stack(found)
+        picture = in_grid & (tokens.media == tokens.media[in_grid].min())
+        overview = picture & tokens.overview
+        first = (overview if overview.any() else picture).nonzero()[0, 1]
+        attention = reduce(layer.pattern[sample, :, rows], "head row key -> head key", "mean")
+        grid = tokens.grid(attention, int(tokens.media[0, first]), int(tokens.view[0, first]))
+        entropies.append(M.spatial_entropy(grid))
+    return torch.stack(entropies)
 
 
 DESCRIPTIVE_METRICS: dict[str, Callable[[LayerAttention], Float[Tensor, "batch head"]]] = {
-    "entropy": lambda look: metrics.attention_entropy(look.pattern, look.chosen("last")),
-    "concentration": lambda look: metrics.concentration(look.pattern, look.chosen("last")),
+    "entropy": lambda layer: M.attention_entropy(layer.pattern, layer.query_rows("last")),
+    "concentration": lambda layer: M.concentration(layer.pattern, layer.query_rows("last")),
     "distance": _distance,
-    "visual_share": lambda look: metrics.visual_share(look.pattern, look.inputs.tokens.visual, look.chosen("last")),
+    "visual_share": lambda layer: M.visual_share(layer.pattern, layer.inputs.tokens.visual, layer.query_rows("last")),
     "sink_share": _sink_share,
     "spatial_entropy": _spatial_entropy,
 }
-"""What heads do whatever the evidence is, by the last token of the prompt; see the functions of the same names in
+"""Metrics that need no evidence, over the attention of the last prompt token; see the functions of the same names in
 `corelens.metrics`."""
 
 AnyMetric = Metric | str
-"""A metric, or the name of a description."""
+"""A metric, or the name of one in `DESCRIPTIVE_METRICS`."""
 
 
 @torch.no_grad()
 def score_heads(
     model: HookedMLLM,
     inputs: Mapping[str, Any],
-    asked: ScoringInputs,
-    measures: Sequence[AnyMetric],
+    scoring: ScoringInputs,
+    metrics: Sequence[AnyMetric],
     prefix: PrefixCache | None = None,
 ) -> dict[str, Float[Tensor, "batch layer head"]]:
-    """Every measure of every head in one pass over one batch; nothing of the pass is kept.
+    """Score every head by every metric in one pass over one batch; no activation of the pass is kept.
 
     Args:
         model: The model.
         inputs: The tensors of the pass.
-        asked: What to measure with.
-        measures: Metrics, whose baseline is not taken off here, and names of descriptions.
-        prefix: What `model.prefix` computed of these inputs, if all query tokens come after it.
+        scoring: Query tokens, evidence and answer tokens.
+        metrics: Metrics, whose baselines are left out here, and names of `DESCRIPTIVE_METRICS`.
+        prefix: As returned by `model.prefix` for these inputs, if all query tokens come after it.
 
     Returns:
-        By name, on the CPU; NaN where there is no head: in layers without softmax attention, and in layers with fewer
-        heads than others.
+        Scores by metric name, on the CPU; NaN where there is no head: in layers without softmax attention, and in
+        layers with fewer heads than others.
     """
-    found: dict[str, dict[int, Tensor]] = {metric_name(one): {} for one in measures}
-    shown: dict[str, Tensor] = {}
-    if any(map(_needs_sinks, measures)):
-        prefix = None  # sinks are seen in the residual stream of all positions
+    scores: dict[str, dict[int, Tensor]] = {metric_name(metric): {} for metric in metrics}
+    activations: dict[str, Tensor] = {}
+    if any(map(_needs_sinks, metrics)):
+        prefix = None  # sinks are found in the residual stream of all positions
 
     def keep(tensor: Tensor, hook: Any) -> None:
         if prefix is not None:  # sliding caches drop the first keys
-            dropped = asked.tokens.role.shape[1] - tensor.shape[1]
-            tensor = pad(tensor, (0, 0, 0, 0, dropped, 0))
-        shown[hook.name.rpartition("hook_")[2]] = tensor
+            n_dropped = scoring.tokens.role.shape[1] - tensor.shape[1]
+            tensor = pad(tensor, (0, 0, 0, 0, n_dropped, 0))
+        activations[hook.name.rpartition("hook_")[2]] = tensor
 
-    def look(pattern: Tensor, hook: Any) -> None:
-        seen = LayerAttention(model, asked, hook.layer(), pattern, shown)
-        for one in measures:
-            score = seen.score(one) if isinstance(one, Metric) else DESCRIPTIVE_METRICS[one](seen)
-            found[metric_name(one)][hook.layer()] = score
-        shown.clear()
+    def score_layer(pattern: Tensor, hook: Any) -> None:
+        layer = LayerAttention(model, scoring, hook.layer(), pattern, activations)
+        for metric in metrics:
+            values = layer.score(metric) if isinstance(metric, Metric) else DESCRIPTIVE_METRICS[metric](layer)
+            scores[metric_name(metric)][hook.layer()] = values
+        activations.clear()
 
     patterns = model.attn_names("pattern")
-    hooks = [(name.replace("pattern", "v"), keep) for name in patterns if any(map(_weighs_writing, measures))]
-    if any(map(_needs_sinks, measures)):
+    hooks = [(name.replace("pattern", "v"), keep) for name in patterns if any(map(_needs_values, metrics))]
+    if any(map(_needs_sinks, metrics)):
         hooks += [(name.replace("attn.hook_pattern", "hook_resid_pre"), keep) for name in patterns]
-    hooks += [(name, look) for name in patterns]
-    takes = inspect.signature(model.hf_model.forward).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
-    # Nobody reads the logits or the cache of a scan.
-    savings = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-    savings |= {"use_cache": False} if prefix is None and (takes_any or "use_cache" in takes) else {}
-    with model.hooks(fwd_hooks=hooks, queries=asked.every_query):
+    hooks += [(name, score_layer) for name in patterns]
+    parameters = inspect.signature(model.hf_model.forward).parameters
+    any_keyword = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    # A scan uses neither logits nor cache.
+    savings = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+    savings |= {"use_cache": False} if prefix is None and (any_keyword or "use_cache" in parameters) else {}
+    with model.hooks(fwd_hooks=hooks, queries=scoring.every_query):
         model(inputs, prefix=prefix, **savings)
-    return {name: _by_layer(of_layer, model) for name, of_layer in found.items()}
+    return {name: _stack_layers(layers, model) for name, layers in scores.items()}
 
 
-def metric_name(one: AnyMetric) -> str:
-    return one.name if isinstance(one, Metric) else one
+def metric_name(metric: AnyMetric) -> str:
+    """The name of a metric, which is also that of its file."""
+    return metric.name if isinstance(metric, Metric) else metric
 
 
-def _weighs_writing(one: AnyMetric) -> bool:
-    return isinstance(one, Metric) and one.contribution != "attention"
+def _needs_values(metric: AnyMetric) -> bool:
+    return isinstance(metric, Metric) and metric.contribution != "attention"
 
 
-def _needs_sinks(one: AnyMetric) -> bool:
-    return one.sinks == "excluded" if isinstance(one, Metric) else one == "sink_share"
+def _needs_sinks(metric: AnyMetric) -> bool:
+    return metric.sinks == "excluded" if isinstance(metric, Metric) else metric == "sink_share"
 
 
-def _by_layer(found: Mapping[int, Float[Tensor, "batch head"]], model: HookedMLLM) -> Float[Tensor, "batch layer head"]:
-    """Layers in order; NaN where there is no head."""
-    batch = len(next(iter(found.values())))
-    whole = torch.full((batch, model.cfg.n_layers, model.cfg.n_heads), torch.nan)
-    for layer, values in found.items():
-        whole[:, layer, : values.shape[1]] = values
-    return whole
+def _stack_layers(
+    layers: Mapping[int, Float[Tensor, "batch head"]], model: HookedMLLM
+) -> Float[Tensor, "batch layer head"]:
+    """Stack layers in order; NaN where there is no head."""
+    batch = len(next(iter(layers.values())))
+    scores = torch.full((batch, model.cfg.n_layers, model.cfg.n_heads), torch.nan)
+    for layer, values in layers.items():
+        scores[:, layer, : values.shape[1]] = values
+    return scores
+
+
+OTHER_QUESTIONS = {"minus_null": "N/A", "over_generic": "Describe the image."}
+"""Questions that the baselines of metrics ask in place of the sample's own."""
+
+
+@dataclass(frozen=True)
+class ScanConfig:
+    """Settings of a scan that shape its scores."""
+
+    metrics: tuple[AnyMetric, ...]
+    rule: BoxRule = "overlap"
+    views: Views = "all"
+    batch_size: int = 16
+    max_new_tokens: int = 32
+
+
+def score_batch(
+    model: HookedMLLM, samples: Sequence[Sample], config: ScanConfig
+) -> dict[str, Float[Tensor, "batch layer head"]]:
+    """Score every head by all metrics of a scan on one batch.
+
+    Raises:
+        SampleError: If a sample cannot be scored.
+    """
+    by_sequence: dict[str, list[AnyMetric]] = {}
+    for metric in config.metrics:
+        by_sequence.setdefault(_sequence(metric), []).append(metric)
+    if len(by_sequence) > 1 and (of_prompt := by_sequence.pop("prompt", [])):
+        # Attention of the prompt does not change with what follows it: one pass serves both.
+        next(iter(by_sequence.values())).extend(of_prompt)
+    scores = {}
+    for sequence, metrics in by_sequence.items():
+        inputs, scoring = _scoring_inputs(model, samples, sequence, metrics, config)
+        scores |= score_heads(model, inputs, scoring, metrics)
+    # Baselines last: the same pass about another question.
+    for baseline in OTHER_QUESTIONS:
+        metrics = [metric for metric in config.metrics if isinstance(metric, Metric) and metric.baseline == baseline]
+        if metrics:
+            inputs, scoring = _scoring_inputs(model, _with_question(samples, baseline), "prompt", metrics, config)
+            for name, score in score_heads(model, inputs, scoring, metrics).items():
+                scores[name] = scores[name] - score if baseline == "minus_null" else scores[name] / score
+    return scores
+
+
+def _sequence(metric: AnyMetric) -> str:
+    """Sequence that a metric needs: `prompt`, or `answer` or `generated` if an answer follows it."""
+    if isinstance(metric, Metric):
+        if metric.queries in ("generated", "uncertain"):
+            return "generated"
+        if metric.queries == "answer" or metric.contribution == "write_answer":
+            return "answer"
+    return "prompt"
+
+
+def _scoring_inputs(
+    model: HookedMLLM, samples: Sequence[Sample], sequence: str, metrics: Sequence[AnyMetric], config: ScanConfig
+) -> tuple[PreparedInputs, ScoringInputs]:
+    """Tensors of a pass, and the masks by which it is scored."""
+    inputs = prepare_samples(model, samples)
+    tokens = inputs.tokens
+    n = tokens.role.shape[1]
+    needs_evidence = any(isinstance(metric, Metric) for metric in metrics)
+    with sample_errors():
+        evidence = evidence_tokens(samples, tokens, config.rule, config.views) if needs_evidence else tokens.visual
+    queries = {"last": tokens.last, "question": tokens.question}
+    if sequence != "prompt":
+        generated = sequence == "generated"
+        answers = greedy_answers(model, inputs, config.max_new_tokens) if generated else [s.answer for s in samples]
+        with sample_errors():
+            inputs = append_answers(model, inputs, answers)
+        padding = (0, inputs.tokens.role.shape[1] - n)
+        evidence = pad(evidence, padding)
+        queries = {name: pad(mask, padding) for name, mask in queries.items()}
+        queries[sequence] = answer_positions(inputs.tokens)
+        if any(isinstance(metric, Metric) and metric.queries == "uncertain" for metric in metrics):
+            queries["uncertain"] = _most_uncertain(model, inputs)
+    names = {metric.queries if isinstance(metric, Metric) else "last" for metric in metrics}
+    scoring = ScoringInputs(inputs.tokens, evidence, {name: queries[name] for name in names}, answer_targets(inputs))
+    return inputs, scoring
+
+
+def _with_question(samples: Sequence[Sample], baseline: str) -> list[Sample]:
+    """The samples with the question of a baseline in place of their own."""
+    question = OTHER_QUESTIONS[baseline]
+    return [
+        replace(
+            sample,
+            question=question,
+            prompt=tuple(
+                part.replace(sample.question, question) if isinstance(part, str) else part for part in sample.prompt
+            ),
+        )
+        for sample in samples
+    ]
+
+
+@torch.no_grad()
+def _most_uncertain(model: HookedMLLM, inputs: PreparedInputs) -> Bool[Tensor, "batch position"]:
+    """Mask of the answer position whose next-token distribution has the highest entropy."""
+    positions = answer_positions(inputs.tokens)
+    entropy = torch.distributions.Categorical(logits=model(inputs).float()).entropy()
+    highest = entropy.masked_fill(~positions, -torch.inf).argmax(-1, keepdim=True)
+    return torch.zeros_like(positions).scatter_(-1, highest, True)

@@ -1,12 +1,29 @@
-"""Long work on many samples in parts, each kept whole or not at all."""
+"""Resumable evaluation of many samples: every experiment is a function of a batch, and this module runs it.
+
+An experiment (`scan_metrics`, `run_sweep`, `run_ablation`, `run_sparse_eval`) passes `run_resumable` its samples and
+`evaluate`, which turns a batch into named tensors. Samples are cut into shards; a shard is the unit of disk writes, so
+that a run that is killed loses no more than the shards it was working on, and resumes to the same bytes.
+
+    samples  --shard_size-->  shards  --batch_size, by prompt length-->  batches
+                                |                                           | evaluate(batch)
+                                |                                           v
+    Shard.concatenate  <--  RunFolder.write  <--  evaluate_shard  <--  {name: (batch, *units)}
+
+A batch that runs out of memory is halved and so are all after it; a batch with an unusable sample (`SampleError`) is
+halved until the sample is alone, and this is recorded as skipped. All other errors end the run. `map` decides where
+shards are evaluated: in this process, or on a Ray cluster (`corelens.experiments.ray`).
+
+See `run_folder` for the files, and `scan` for the simplest experiment.
+"""
 
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib.metadata import version
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -20,162 +37,188 @@ from corelens.inputs.prepare import PreparedInputs
 from corelens.model import HookedMLLM
 from corelens.progress import progress
 
+Item = TypeVar("Item")
+
 Samples = Iterable[Sample] | Mapping[str, Iterable[Sample]]
 """Samples of one data set, or of several by name."""
 
-DatasetSample = Sequence[tuple[str, Sample]]
+DatasetSamples = Sequence[tuple[str, Sample]]
 """Samples, each with the name of its data set."""
+
+Evaluate = Callable[[list[Sample]], Mapping[str, Float[Tensor, "batch *units"]]]
+"""Computes the results of a batch, by name; raises `SampleError` if a sample of it cannot be evaluated."""
+
+ShardMap = Callable[[Callable[[DatasetSamples], Shard], Mapping[int, DatasetSamples]], Iterable[tuple[int, Shard]]]
+"""Applies a function to the samples of each shard and yields the results with their numbers, in any order."""
 
 
 class SampleError(ValueError):
-    """Something about a sample itself: a picture that cannot be read, evidence outside it, no answer."""
+    """An error of a sample itself: a picture that cannot be read, evidence outside it, no answer."""
 
 
-def flatten_datasets(samples: Samples) -> DatasetSample:
-    """Samples one after the other.
+def run_resumable(
+    work: str,
+    samples: DatasetSamples,
+    evaluate: Evaluate,
+    fingerprint: Mapping[str, Any],
+    choices: Mapping[str, Any],
+    shard_size: int,
+    batch_size: int,
+    out: str | PathLike[str] | None,
+    map: ShardMap | None = None,
+) -> Shard:
+    """Evaluate all samples, except those of shards that a run folder already holds.
+
+    Args:
+        work: Name of the experiment, for the progress bar and the run folder.
+        samples: As returned by `flatten_datasets`.
+        evaluate: Evaluates one batch.
+        fingerprint: As returned by `model_fingerprint`.
+        choices: All other settings that must be the same for shards to belong together, ready for JSON.
+        shard_size: Samples that are kept or lost together when the run is interrupted.
+        batch_size: Most samples of a batch; without a folder, batches may be larger than shards.
+        out: The run folder, or none.
+        map: Where shards are evaluated; in this process by default.
+
+    Returns:
+        The results of all samples, in order.
+
+    Raises:
+        ValueError: If every sample is skipped, or `out` holds another run; the message names the difference.
+        RuntimeError: If another process is writing to `out`.
+    """
+    shard_samples = dict(enumerate(split(samples, max(shard_size, batch_size) if out is None else shard_size)))
+    ids = hashlib.sha256("\n".join(f"{d}\t{s.id}\t{s.question}\t{s.answer}" for d, s in samples).encode())
+    manifest = {
+        "work": work,
+        **fingerprint,
+        "data sets": list(dict.fromkeys(name for name, _ in samples)),
+        "samples": len(samples),
+        "samples sha256": ids.hexdigest(),
+        "samples a part": shard_size,
+        **choices,
+    }
+    with nullcontext() if out is None else RunFolder.open(out, manifest) as folder:
+        shards = {number: shard for number in shard_samples if folder and (shard := folder.read(number))}
+        missing = {number: batch for number, batch in shard_samples.items() if number not in shards}
+        n_finished = len(samples) - sum(len(batch) for batch in missing.values())
+        function = partial(evaluate_shard, evaluate=evaluate, batch_size=batch_size)
+        with progress(len(samples), work, "sample", n_finished) as advance:
+            for number, shard in (map or map_locally)(function, missing):
+                if folder:
+                    folder.write(number, shard)
+                shards[number] = shard
+                advance(len(missing[number]))
+    results = Shard.concatenate([shards[number] for number in shard_samples])
+    _report_skipped(results, len(samples))
+    return results
+
+
+def map_locally(
+    function: Callable[[DatasetSamples], Shard], shard_samples: Mapping[int, DatasetSamples]
+) -> Iterator[tuple[int, Shard]]:
+    """Evaluate shards one after another in this process."""
+    for number, samples in shard_samples.items():
+        yield number, function(samples)
+
+
+def evaluate_shard(samples: DatasetSamples, evaluate: Evaluate, batch_size: int) -> Shard:
+    """Evaluate the samples of one shard, in batches that shrink when memory runs out.
+
+    Args:
+        samples: The samples.
+        evaluate: Evaluates one batch.
+        batch_size: Most samples of a batch.
+    """
+    # Prompts of similar length share a batch, which keeps padding short.
+    order = sorted(range(len(samples)), key=lambda index: prompt_length(samples[index][1]))
+    batches = split(order, batch_size)
+    values: dict[int, dict[str, Tensor]] = {}
+    skipped: dict[str, str] = {}
+    while batches:
+        batch = batches.pop(0)
+        half = -(-len(batch) // 2)
+        try:
+            results = evaluate([samples[index][1] for index in batch])
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            batches = split(sum(batches, batch), half)
+        except SampleError as error:
+            # Halves, to find which sample it is.
+            if len(batch) > 1:
+                batches[:0] = split(batch, half)
+            else:
+                skipped[samples[batch[0]][1].id] = str(error)
+        else:
+            for row, index in enumerate(batch):
+                values[index] = {name: tensor[row].flatten() for name, tensor in results.items()}
+    evaluated = sorted(values)
+    names = values[evaluated[0]] if evaluated else ()
+    return Shard(
+        tuple(samples[index][1].id for index in evaluated),
+        tuple(samples[index][0] for index in evaluated),
+        {name: torch.stack([values[index][name] for index in evaluated]) for name in names},
+        skipped,
+    )
+
+
+def _report_skipped(results: Shard, n_samples: int) -> None:
+    """Warn of skipped samples, or raise a ValueError if none is left."""
+    if not results.skipped:
+        return
+    sample, reason = next(iter(results.skipped.items()))
+    rest = " All are in .skipped." if results.samples else ""
+    message = (
+        f"{len(results.skipped)} of {n_samples} samples cannot be measured; the first, {sample}: "
+        f"{without_docs_link(reason)}{rest} {docs_link('skipped')}"
+    )
+    if not results.samples:
+        raise ValueError(message)
+    warnings.warn(message, stacklevel=4)
+
+
+def flatten_datasets(samples: Samples) -> DatasetSamples:
+    """List the samples of all data sets, one data set after the other.
 
     Raises:
         ValueError: If there are none, or a data set has none.
     """
-    one: Any = samples  # a type checker cannot know that a mapping is not an iterable of samples
-    sets = one if isinstance(samples, Mapping) else {getattr(samples, "name", ""): one}
-    if isinstance(one, Sample):
+    given: Any = samples  # a type checker cannot know that a mapping is not an iterable of samples
+    datasets = given if isinstance(samples, Mapping) else {getattr(samples, "name", ""): given}
+    if isinstance(given, Sample):
         raise TypeError("this is one sample; give a list of samples, such as [sample].")
-    listed = {name: list(own) for name, own in sets.items()}
-    if not all(listed.values()) or not listed:
-        empty = next((f" of {name}" for name, own in listed.items() if name and not own), "")
+    lists = {name: list(dataset) for name, dataset in datasets.items()}
+    if not all(lists.values()) or not lists:
+        empty = next((f" of {name}" for name, dataset in lists.items() if name and not dataset), "")
         raise ValueError(f"there are no samples{empty}.")
-    return [(name, sample) for name, own in listed.items() for sample in own]
+    return [(name, sample) for name, dataset in lists.items() for sample in dataset]
 
 
 def model_fingerprint(model: HookedMLLM) -> dict[str, Any]:
-    """What must be the same of a model, and of what runs it, for parts to belong together."""
+    """Fingerprint of model and software; shards with different ones are not mixed."""
     return {
         "model": model.cfg.model_name,
         "revision": getattr(model.hf_model.config, "_commit_hash", None),
-        "weights": _fingerprint(model),
+        "weights": _weights_hash(model),
         "dtype": str(model.hf_model.dtype).removeprefix("torch."),
         "heads": [model.cfg.n_layers, model.cfg.n_heads],
         "versions": {package: version(package) for package in ("corelens", "torch", "transformers")},
     }
 
 
-def run_resumable(
-    work: str,
-    samples: DatasetSample,
-    size: int,
-    model: Mapping[str, Any],
-    choices: Mapping[str, Any],
-    out: str | PathLike[str] | None,
-    do: Callable[[Mapping[int, DatasetSample]], Iterable[tuple[int, Shard]]],
-) -> Shard:
-    """What all parts found, in order, wherever they are computed.
-
-    Args:
-        work: Its name, as the progress bar and the run folder say it.
-        samples: What `named` returns.
-        size: Samples that are kept or lost together when the work is interrupted.
-        model: What `described` returns.
-        choices: All others that must be the same for parts to belong together, ready for JSON.
-        out: A folder that keeps finished parts, or none.
-        do: Takes the samples of the parts that `out` does not hold yet, by number, and yields finished parts with
-            their numbers, in any order.
-
-    Raises:
-        ValueError: If no sample can be measured, or `out` holds other work; names the difference.
-        RuntimeError: If another process is writing to `out`.
-    """
-    numbered = dict(enumerate(shrinking_batches(samples, size)))
-    ids = hashlib.sha256("\n".join(f"{d}\t{s.id}\t{s.question}\t{s.answer}" for d, s in samples).encode())
-    manifest = {
-        "work": work,
-        **model,
-        "data sets": list(dict.fromkeys(name for name, _ in samples)),
-        "samples": len(samples),
-        "samples sha256": ids.hexdigest(),
-        "samples a part": size,
-        **choices,
-    }
-    run = nullcontext() if out is None else RunFolder.open(out, manifest)
-    with run as kept:
-        parts = {number: part for number in numbered if kept and (part := kept.read(number))}
-        missing = {number: own for number, own in numbered.items() if number not in parts}
-        finished = len(samples) - sum(map(len, missing.values()))
-        with progress(len(samples), work, "sample", finished) as advance:
-            for number, part in do(missing):
-                if kept:
-                    kept.write(number, part)
-                parts[number] = part
-                advance(len(missing[number]))
-    whole = Shard.concatenate([parts[number] for number in numbered])
-    if whole.skipped:
-        first, why = next(iter(whole.skipped.items()))
-        rest = " All are in .skipped." if whole.samples else ""
-        said = (
-            f"{len(whole.skipped)} of {len(samples)} samples cannot be measured; the first, {first}: {without_docs_link(why)}"
-            f"{rest} {docs_link('skipped')}"
-        )
-        if not whole.samples:
-            raise ValueError(said)
-        warnings.warn(said, stacklevel=4)
-    return whole
-
-
-def run_locally(
-    batch_size: int, measure: Callable[[list[Sample]], Mapping[str, Float[Tensor, "batch _unit"]]]
-) -> Callable[[Mapping[int, DatasetSample]], Iterator[tuple[int, Shard]]]:
-    """What `in_parts` is to do where this process measures all samples itself; see `part_of`."""
-    return lambda missing: ((number, evaluate_shard(own, batch_size, measure)) for number, own in missing.items())
-
-
-def evaluate_shard(
-    samples: DatasetSample,
-    batch_size: int,
-    measure: Callable[[list[Sample]], Mapping[str, Float[Tensor, "batch _unit"]]],
-) -> Shard:
-    """What is measured of a few samples, in batches that shrink when memory runs out.
-
-    Args:
-        samples: Those of one part.
-        batch_size: Most samples a batch.
-        measure: Measures a batch, or raises `Unmeasurable` if some sample of it cannot be measured.
-    """
-    # Samples of like length are batched, so that little is computed for padding.
-    waiting = shrinking_batches(
-        sorted(range(len(samples)), key=lambda index: prompt_length(samples[index][1])), batch_size
-    )
-    values: dict[int, dict[str, Tensor]] = {}
-    skipped: dict[str, str] = {}
-    while waiting:
-        batch = waiting.pop(0)
-        half = -(-len(batch) // 2)
-        try:
-            found = measure([samples[index][1] for index in batch])
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-            waiting = shrinking_batches(sum(waiting, batch), half)
-        except SampleError as cause:
-            # Halves, to find which sample it is.
-            waiting[:0] = shrinking_batches(batch, half) if len(batch) > 1 else []
-            if len(batch) == 1:
-                skipped[samples[batch[0]][1].id] = str(cause)
-        else:
-            for position, index in enumerate(batch):
-                values[index] = {name: tensor[position] for name, tensor in found.items()}
-    measured = sorted(values)
-    names = values[measured[0]] if measured else ()
-    return Shard(
-        tuple(samples[index][1].id for index in measured),
-        tuple(samples[index][0] for index in measured),
-        {name: torch.stack([values[index][name] for index in measured]) for name in names},
-        skipped,
-    )
+def _weights_hash(model: HookedMLLM) -> str:
+    """Hash of the first numbers of every weight, which tells models of one name apart."""
+    digest = hashlib.sha256()
+    for _, parameter in model.named_parameters():
+        if not parameter.is_meta:  # offloaded: its numbers are elsewhere
+            digest.update(parameter.detach().flatten()[:4].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 @contextmanager
 def sample_errors() -> Iterator[None]:
-    """What goes wrong in here is said of the samples: they are `Unmeasurable`, and the work goes on without them."""
+    """Re-raise errors as `SampleError`, so that the sample is skipped and the run continues."""
     try:
         yield
     except (ValueError, OSError, IndexError) as cause:
@@ -183,30 +226,21 @@ def sample_errors() -> Iterator[None]:
 
 
 def prepare_samples(model: HookedMLLM, samples: Sequence[Sample]) -> PreparedInputs:
-    """The inputs of a few samples together.
+    """Prepare a batch of samples.
 
     Raises:
-        Unmeasurable: If one cannot be prepared.
+        SampleError: If one cannot be prepared.
     """
     with sample_errors():
         return prepare_batch(model, samples)
 
 
-def shrinking_batches(items: Sequence[Any], size: int) -> list[list[Any]]:
-    """Items in order, so many at a time."""
+def split(items: Sequence[Item], size: int) -> list[list[Item]]:
+    """Split into lists of `size` items, in order; the last may be shorter."""
     return [list(items[start : start + size]) for start in range(0, len(items), size)]
 
 
-def _fingerprint(model: HookedMLLM) -> str:
-    """Tells models of one name apart: a hash of the first numbers of every weight."""
-    digest = hashlib.sha256()
-    for _, parameter in model.named_parameters():
-        if not parameter.is_meta:  # as offloaded ones are, whose numbers are elsewhere
-            digest.update(parameter.detach().flatten()[:4].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def prompt_length(sample: Sample) -> tuple[int, int, int]:
-    """What makes a prompt long, as far as it is known before its media are read."""
+    """Sort key for prompt length, from what is known before media are read."""
     pixels = sum(image.width * image.height for image in sample.images if isinstance(image, Image.Image))
     return len(sample.videos), len(sample.images), pixels + len(sample.question)

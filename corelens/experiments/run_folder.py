@@ -1,9 +1,9 @@
-"""Run folders: the finished parts of long work on disk, each complete or absent."""
+"""Run folders: the finished shards of a run on disk, each complete or absent."""
 
 import json
 import os
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
@@ -20,36 +20,36 @@ from corelens.errors import docs_link, optional_import
 
 @dataclass(frozen=True)
 class Shard:
-    """What was measured on a few samples."""
+    """Results of a few samples."""
 
     samples: tuple[str, ...]
     datasets: tuple[str, ...]
     values: Mapping[str, Float[Tensor, "sample _unit"]]
-    """By measure, of every unit: all heads, layer by layer, in a scan. No measure if no sample could be measured."""
+    """By metric or condition, one number per unit: in a scan all heads, layer by layer. Empty if every sample was
+    skipped."""
 
     skipped: dict[str, str] = field(default_factory=dict)
-    """Samples that could not be measured, by id, and why."""
+    """Reasons of the samples that were skipped, by id."""
 
     @classmethod
-    def concatenate(cls, parts: Sequence["Shard"]) -> "Shard":
-        """Several parts as one."""
-        measured = [part for part in parts if part.samples]
+    def concatenate(cls, shards: Sequence["Shard"]) -> "Shard":
+        """Join shards, in order."""
+        nonempty = [shard for shard in shards if shard.samples]
+        names = nonempty[0].values if nonempty else ()
         return cls(
-            tuple(sample for part in measured for sample in part.samples),
-            tuple(dataset for part in measured for dataset in part.datasets),
-            {name: torch.cat([part.values[name] for part in measured]) for name in measured[0].values}
-            if measured
-            else {},
-            {sample: why for part in parts for sample, why in part.skipped.items()},
+            tuple(sample for shard in nonempty for sample in shard.samples),
+            tuple(dataset for shard in nonempty for dataset in shard.datasets),
+            {name: torch.cat([shard.values[name] for shard in nonempty]) for name in names},
+            {sample: reason for shard in shards for sample, reason in shard.skipped.items()},
         )
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run folder: `manifest.json`, and `parts/00000.parquet` and so on, written whole or not at all.
+    """A run folder: `manifest.json`, and `parts/00000.parquet` and so on, each written atomically.
 
-    A part is a table with the columns `sample`, `dataset`, `skipped` (the reason, or null) and one per measure: a list
-    of its numbers for all units, null for skipped samples.
+    A shard is a table with the columns `sample`, `dataset`, `skipped` (the reason, or null) and one per metric or
+    condition: a list of its numbers for all units, null for skipped samples.
     """
 
     folder: Path
@@ -59,7 +59,7 @@ class RunFolder:
         return self.folder / "parts" / f"{number:05d}.parquet"
 
     def read(self, number: int) -> Shard | None:
-        """A finished part, or None if it is not there yet."""
+        """Load a finished shard; None if it is not there yet."""
         with optional_import("app"):
             from pyarrow import parquet
 
@@ -67,36 +67,37 @@ class RunFolder:
             return None
         table = parquet.read_table(self.path(number))
         reasons = table["skipped"].to_pylist()
-        measured = table.filter([reason is None for reason in reasons])
+        evaluated = table.filter([reason is None for reason in reasons])
+        sample_reasons = zip(table["sample"].to_pylist(), reasons, strict=True)
         return Shard(
-            tuple(measured["sample"].to_pylist()),
-            tuple(measured["dataset"].to_pylist()),
-            {name: torch.tensor(measured[name].to_pylist()) for name in measured.column_names[3:]},
-            {s: why for s, why in zip(table["sample"].to_pylist(), reasons, strict=True) if why is not None},
+            tuple(evaluated["sample"].to_pylist()),
+            tuple(evaluated["dataset"].to_pylist()),
+            {name: torch.tensor(evaluated[name].to_pylist()) for name in evaluated.column_names[3:]},
+            {sample: reason for sample, reason in sample_reasons if reason is not None},
         )
 
-    def write(self, number: int, part: Shard) -> None:
-        """Puts a finished part in its place."""
+    def write(self, number: int, shard: Shard) -> None:
+        """Write a finished shard."""
         with optional_import("app"):
             import pyarrow as pa
             from pyarrow import parquet
 
-        n_left_out = len(part.skipped)
+        nulls = [None] * len(shard.skipped)
         columns = {
-            "sample": pa.array([*part.samples, *part.skipped]),
-            "dataset": pa.array([*part.datasets, *[None] * n_left_out], pa.string()),
-            "skipped": pa.array([*[None] * len(part.samples), *part.skipped.values()], pa.string()),
+            "sample": pa.array([*shard.samples, *shard.skipped]),
+            "dataset": pa.array([*shard.datasets, *nulls], pa.string()),
+            "skipped": pa.array([*[None] * len(shard.samples), *shard.skipped.values()], pa.string()),
         }
-        for name, values in part.values.items():
-            columns[name] = pa.array([*values.tolist(), *[None] * n_left_out], pa.list_(pa.float32()))
+        for name, values in shard.values.items():
+            columns[name] = pa.array([*values.tolist(), *nulls], pa.list_(pa.float32()))
         atomic_write(self.path(number), lambda path: parquet.write_table(pa.table(columns), path))
 
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> "RunFolder":
-        """A run folder to read from.
+        """Open a finished run to read from.
 
         Raises:
-            ValueError: If there is none, it holds no run, or some of its parts are not there yet.
+            ValueError: If there is no such folder, it holds no run, or some of its shards are missing.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -104,27 +105,30 @@ class RunFolder:
         if (folder / "scan" / "manifest.json").is_file():
             raise ValueError(f"{folder} is a study, which is several runs; take one of them, as {folder / 'scan'}.")
         manifest = _manifest(folder, "samples", "samples a part")
-        n_parts = -(-manifest["samples"] // manifest["samples a part"])
         run = cls(folder, manifest)
-        if missing := sum(not run.path(number).exists() for number in range(n_parts)):
+        if missing := sum(not run.path(number).exists() for number in range(run.n_shards)):
             raise ValueError(
-                f"{folder} is unfinished: {missing} of its {n_parts} parts are missing. The command that began it goes "
-                f"on where it ends."
+                f"{folder} is unfinished: {missing} of its {run.n_shards} parts are missing. The command that began it "
+                f"resumes it."
             )
         return run
 
+    @property
+    def n_shards(self) -> int:
+        """Number of shards of the finished run."""
+        return -(-self.manifest["samples"] // self.manifest["samples a part"])
+
     def read_all(self) -> Shard:
-        """All parts as one."""
-        numbers = range(-(-self.manifest["samples"] // self.manifest["samples a part"]))
-        return Shard.concatenate([part for number in numbers if (part := self.read(number))])
+        """Load all shards, joined."""
+        return Shard.concatenate([shard for number in range(self.n_shards) if (shard := self.read(number))])
 
     @classmethod
     @contextmanager
     def open(cls, folder: str | PathLike[str], manifest: Mapping[str, Any]) -> Iterator["RunFolder"]:
-        """A new run folder, or one of the same work; held until the block ends, so that no other process writes to it.
+        """Create a run folder or reopen one with the same manifest; locked for other processes until the block ends.
 
         Raises:
-            ValueError: If the folder holds another run, or something else; names the differences.
+            ValueError: If the folder holds another run, or something else; the message names the differences.
             RuntimeError: If another process is writing to it.
         """
         run = cls(Path(folder), manifest)
@@ -138,7 +142,7 @@ class RunFolder:
                 if file.exists():
                     _require_same(_manifest(run.folder), manifest, run.folder)
                 else:
-                    atomic_write(file, lambda path: path.write_text(json.dumps(manifest, indent=1)))
+                    atomic_write_json(file, manifest)
                 yield run
         except Timeout as cause:
             raise RuntimeError(
@@ -146,71 +150,83 @@ class RunFolder:
             ) from cause
 
 
-def atomic_write(path: Path, write: Any) -> None:
-    """Writes a file so that, whenever the process is killed, the whole file is there or none."""
-    unfinished = path.with_suffix(".unfinished")
-    write(unfinished)
-    with unfinished.open("rb") as written:
-        os.fsync(written.fileno())
-    unfinished.replace(path)
-
-
-def read_summary(path: Path, *needed: str) -> dict[str, Any]:
-    """What a command writes as JSON when it ends.
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file through a temporary one, so that a killed process leaves the whole file or none.
 
     Args:
         path: The file.
-        needed: What it must hold.
+        write: Writes the content to the path that it is given.
+    """
+    unfinished = path.with_suffix(".unfinished")
+    write(unfinished)
+    with unfinished.open("rb") as file:
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def atomic_write_json(path: Path, value: Any) -> str:
+    """Write a value as JSON, as `atomic_write` does, and return the text."""
+    text = json.dumps(value, indent=1)
+    atomic_write(path, lambda unfinished: unfinished.write_text(text))
+    return text
+
+
+def read_summary(path: Path, *required: str) -> dict[str, Any]:
+    """Load the summary that a command writes as JSON when it ends.
+
+    Args:
+        path: The file.
+        required: Keys that it must have.
 
     Raises:
-        ValueError: If it is not there, cannot be read, or lacks something.
+        ValueError: If the file is missing, cannot be read, or lacks a key.
     """
     try:
-        found = json.loads(path.read_text())
-        missing = [name for name in needed if name not in found]
+        summary = json.loads(path.read_text())
+        missing = [name for name in required if name not in summary]
     except (OSError, ValueError, TypeError) as cause:
         raise ValueError(
-            f"{path} is not there or cannot be read; the command that made the run writes it when it ends."
+            f"{path} is missing or cannot be read; the command that made the run writes it when it ends."
         ) from cause
     if missing:
-        raise ValueError(f"{path} lacks {missing[0]!r}; the command that made the run writes it anew.")
-    return found
+        raise ValueError(f"{path} lacks {missing[0]!r}; run the command that made it again to write it anew.")
+    return summary
 
 
 def check_work(folder: Path, work: str) -> None:
-    """Raises a ValueError if a folder holds a run of other work."""
-    if (folder / "manifest.json").exists() and (held := _manifest(folder)["work"]) != work:
+    """Raise a ValueError if a folder holds a run of another command."""
+    if (folder / "manifest.json").exists() and (other := _manifest(folder)["work"]) != work:
         raise ValueError(
-            f"{folder} holds a run of corelens {held}, not of {work}. Choose another folder. {docs_link('other-run')}"
+            f"{folder} holds a run of corelens {other}, not of {work}. Choose another folder. {docs_link('other-run')}"
         )
 
 
-def _manifest(folder: Path, *needed: str) -> dict[str, Any]:
-    """What a run says of itself; a ValueError if there is none, or it is of something else."""
+def _manifest(folder: Path, *required: str) -> dict[str, Any]:
+    """Load the manifest of a run; a ValueError if the folder has none, or one that lacks a key."""
     try:
-        found = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((folder / "manifest.json").read_text())
     except (OSError, ValueError):
-        found = None
-    if not (isinstance(found, dict) and {"work", *needed} <= found.keys()):
+        manifest = None
+    if not (isinstance(manifest, dict) and {"work", *required} <= manifest.keys()):
         raise ValueError(f"{folder} holds no run of corelens: it has no manifest.json of one.")
-    return found
+    return manifest
 
 
-def _require_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+def _require_same(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) -> None:
     # As JSON keeps it: tuples become lists.
-    if differences := list(_differences(before, json.loads(json.dumps(now)))):
-        said = [*differences[:6], f"and {len(differences) - 6} more"] if len(differences) > 6 else differences
+    if differences := list(_differences(old, json.loads(json.dumps(new)))):
+        more = [f"and {len(differences) - 6} more"] if len(differences) > 6 else []
         raise ValueError(
-            f"{folder} holds another run: {'; '.join(said)}. Choose another folder, or make the same choices. "
-            f"{docs_link('other-run')}"
+            f"{folder} holds another run: {'; '.join([*differences[:6], *more])}. Choose another folder, or make the "
+            f"same choices. {docs_link('other-run')}"
         )
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """Every value that differs, with the names that lead to it."""
-    for name in dict.fromkeys((*before, *now)):
-        was, is_now = before.get(name), now.get(name)
-        if isinstance(was, dict) and isinstance(is_now, dict):
-            yield from _differences(was, is_now, f"{path}{name}.")
-        elif was != is_now:
-            yield f"{path}{name} was {reprlib.repr(was)} and is {reprlib.repr(is_now)}"
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """Values that differ, each with the keys that lead to it."""
+    for name in dict.fromkeys((*old, *new)):
+        old_value, new_value = old.get(name), new.get(name)
+        if isinstance(old_value, dict) and isinstance(new_value, dict):
+            yield from _differences(old_value, new_value, f"{path}{name}.")
+        elif old_value != new_value:
+            yield f"{path}{name} was {reprlib.repr(old_value)} and is {reprlib.repr(new_value)}"

@@ -1,4 +1,4 @@
-"""Does a plan keep the answers? Accuracy and kept attention under plans and their controls, part by part."""
+"""Accuracy, attention recall and speed under sparse plans and their controls, over many samples."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,6 @@ from corelens.experiments.resumable import (
     model_fingerprint,
     prepare_samples,
     prompt_length,
-    run_locally,
     run_resumable,
 )
 from corelens.hf.module_outputs import cached_vision
@@ -41,46 +40,46 @@ from corelens.sparse.resolve import resolve
 def attention_recall(
     model: HookedMLLM, inputs: PreparedInputs, plans: Sequence[HeadPlan]
 ) -> list[Float[Tensor, "batch"]]:
-    """Share of the attention of the prompt's last token that each plan lets heads keep, in [0, 1].
+    """Share of the last prompt token's attention that falls on keys that heads keep under each plan, in [0, 1].
 
-    Measured in one pass without a plan. Heads count alike; layers that follow no plan do not count.
+    Computed in one pass without a plan. Heads count alike; layers that follow no plan do not count.
     """
-    placed = [resolve(plan, model.hf_model).layers for plan in plans]
-    rules = {layer.streaming for layers in placed for layer in layers.values() if layer.streaming}
-    in_sight = {rule: _in_sight(inputs, rule) for rule in rules}
-    found: list[list[Tensor]] = [[] for _ in plans]
+    resolved = [resolve(plan, model.hf_model).layers for plan in plans]
+    rules = {layer.streaming for layers in resolved for layer in layers.values() if layer.streaming}
+    visible = {rule: _visible_keys(inputs, rule) for rule in rules}
+    recalls: list[list[Tensor]] = [[] for _ in plans]
 
-    def look(pattern: Float[Tensor, "batch head 1 key"], hook: Any) -> None:
+    def add_layer(pattern: Float[Tensor, "batch head 1 key"], hook: Any) -> None:
         row = torch.ones(len(pattern), 1, dtype=torch.bool, device=pattern.device)
         mass = {
             rule: metrics.retrieval_attention_mass(pattern, keys.to(pattern.device), row).cpu()
-            for rule, keys in in_sight.items()
+            for rule, keys in visible.items()
         }
 
-        def kept(rule: HeadRule, head: int) -> Float[Tensor, "batch"]:
+        def recall(rule: HeadRule, head: int) -> Float[Tensor, "batch"]:
             return mass[rule][:, head] if rule in mass else torch.full((len(pattern),), float(isinstance(rule, Full)))
 
-        for own, layers in zip(found, placed, strict=True):
-            own += [kept(rule, head) for head, rule in enumerate(layers[hook.layer()].rules)]
+        for of_plan, layers in zip(recalls, resolved, strict=True):
+            of_plan += [recall(rule, head) for head, rule in enumerate(layers[hook.layer()].rules)]
 
-    hooks = [(f"blocks.{layer}.attn.hook_pattern", look) for layer in (placed[0] if placed else ())]
+    hooks = [(f"blocks.{layer}.attn.hook_pattern", add_layer) for layer in (resolved[0] if resolved else ())]
     with model.hooks(fwd_hooks=hooks, queries=inputs.tokens.last):
         model(inputs)
-    return [torch.stack(own, 1).mean(1) for own in found]
+    return [torch.stack(of_plan, 1).mean(1) for of_plan in recalls]
 
 
-def _in_sight(inputs: PreparedInputs, rule: Streaming) -> Bool[Tensor, "batch position"]:
-    """What the prompt's last token sees under a rule."""
+def _visible_keys(inputs: PreparedInputs, rule: Streaming) -> Bool[Tensor, "batch position"]:
+    """Mask of the keys that the last prompt token attends to under a rule."""
     tokens = inputs.tokens
     real = ~tokens.padding
-    near = torch.arange(real.shape[1], device=real.device) >= real.shape[1] - rule.window
-    kept = real.cumsum(-1) <= rule.sink
-    return real & (near | kept | (~tokens.visual if rule.keep_text else False))
+    window = torch.arange(real.shape[1], device=real.device) >= real.shape[1] - rule.window
+    sink = real.cumsum(-1) <= rule.sink
+    return real & (window | sink | (~tokens.visual if rule.keep_text else False))
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What one generation took."""
+    """Time and memory of one generation."""
 
     prefill: float
     """Seconds from the prompt to the first token."""
@@ -91,9 +90,9 @@ class Speed:
     cache: int
     """Bytes of keys and values at the end."""
 
-    def faster(self, plain: "Speed", n_tokens: int) -> float:
-        """How many times as fast as another a prompt is read and so many tokens are generated."""
-        return (plain.prefill + n_tokens * plain.token) / (self.prefill + n_tokens * self.token)
+    def speed_up(self, baseline: "Speed", n_tokens: int) -> float:
+        """Speed-up over another for prefill and the generation of so many tokens."""
+        return (baseline.prefill + n_tokens * baseline.token) / (self.prefill + n_tokens * self.token)
 
 
 @torch.no_grad()
@@ -104,33 +103,33 @@ def measure_speed(
     n_tokens: int = 16,
     repeats: int = 3,
 ) -> dict[str, Speed]:
-    """Greedy generation under each plan in turn, the fastest of several rounds.
+    """Measure greedy generation under each plan in turn, and keep the fastest of several rounds.
 
     Args:
         model: The model.
-        inputs: What `prepare` returned.
-        plans: By name; None for the model as it is, with Hugging Face's own cache.
-        n_tokens: How many tokens are generated after the first.
+        inputs: As returned by `prepare`.
+        plans: Plans by name; None for the unchanged model, with Hugging Face's own cache.
+        n_tokens: Number of tokens that are generated after the first.
         repeats: Rounds, each of which takes every plan once, so that a machine that slows down slows all.
     """
-    first: dict[str, list[float]] = {name: [] for name in plans}
-    others: dict[str, list[float]] = {name: [] for name in plans}
-    held: dict[str, int] = {}
+    prefills: dict[str, list[float]] = {name: [] for name in plans}
+    tokens: dict[str, list[float]] = {name: [] for name in plans}
+    cache_bytes: dict[str, int] = {}
     with tqdm(total=repeats * len(plans), desc="speed", unit="generation", disable=nested_progress()) as bar:
         for _ in range(repeats):
             for name, plan in plans.items():
                 clock = Clock(model)
                 with nullcontext() if plan is None else apply(model, plan, force=True):
-                    cache = _generated(model, inputs, 1 + n_tokens, clock)
-                first[name].append(clock.times[1] - clock.times[0])
-                others[name].append((clock.times[-1] - clock.times[1]) / n_tokens)
-                held[name] = _bytes(cache)
+                    cache = _generate(model, inputs, 1 + n_tokens, clock)
+                prefills[name].append(clock.times[1] - clock.times[0])
+                tokens[name].append((clock.times[-1] - clock.times[1]) / n_tokens)
+                cache_bytes[name] = _n_bytes(cache)
                 bar.update()
-    return {name: Speed(min(first[name]), min(others[name]), held[name]) for name in plans}
+    return {name: Speed(min(prefills[name]), min(tokens[name]), cache_bytes[name]) for name in plans}
 
 
 class Clock(StoppingCriteria):
-    """Stops nothing, and notes when each token was there."""
+    """Records the time of every token, and never stops generation."""
 
     def __init__(self, model: HookedMLLM) -> None:
         self.model = model
@@ -141,8 +140,8 @@ class Clock(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def _generated(model: HookedMLLM, inputs: Mapping[str, Any], n: int, clock: Clock) -> Any:
-    """The cache after exactly n tokens."""
+def _generate(model: HookedMLLM, inputs: Mapping[str, Any], n: int, clock: Clock) -> Any:
+    """Generate exactly n tokens, and return the cache."""
     settings: dict[str, Any] = dict(max_new_tokens=n, min_new_tokens=n, do_sample=False, return_dict_in_generate=True)
     return model.generate(inputs, stopping_criteria=StoppingCriteriaList([clock]), **settings).past_key_values
 
@@ -153,33 +152,36 @@ def _now(model: HookedMLLM) -> float:
     return time.perf_counter()
 
 
-def _bytes(cache: Any) -> int:
+def _n_bytes(cache: Any) -> int:
     if isinstance(cache, HeadSparseCache):
         return cache.nbytes
     return sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values) if isinstance(t, Tensor))
 
 
 SHARD_SIZE = 16
-"""Samples that are kept or lost together when the work is interrupted: each is answered under every plan."""
+"""Samples that are kept or lost together when a run is interrupted: each is answered under every plan."""
+
+N_GENERATED = 256
+"""Tokens of the generation whose speed-up the summary gives."""
 
 RECALL = "kept attention, "
-"""Begins the columns of run folders that hold it."""
+"""Prefix of its columns in run folders."""
 
 Plans = Mapping[str, Sequence[HeadPlan | TokenPruning]]
-"""Plans of heads, or prunings of visual tokens to compare them with, by what they are; several where heads are drawn by
-chance, one for each seed."""
+"""Plans of heads, or prunings of visual tokens as a comparison, by condition; several where heads are drawn at random,
+one for each seed."""
 
 
 @dataclass(frozen=True)
 class SparseResults(ConditionResults[HeadPlan | TokenPruning]):
-    """How good answers are under plans, and how much attention they keep."""
+    """Scores of answers under plans, and attention recall."""
 
     recall: Mapping[str, Float[Tensor, "sample _draw"]]
-    """Share of the attention of the prompt's last token, all heads together, that a plan lets heads keep, in [0, 1];
-    NaN for prunings, after which attention is another."""
+    """Share of the last prompt token's attention, all heads together, on keys that heads keep under a plan, in [0, 1];
+    NaN for prunings, which change attention itself."""
 
     def attention_recall(self, condition: str) -> float:
-        """Mean over samples and draws."""
+        """Mean attention recall over samples and draws."""
         return self.recall[condition].mean().item()
 
 
@@ -193,88 +195,122 @@ def run_sparse_eval(
     chosen_by: str | None = None,
     out: str | PathLike[str] | None = None,
 ) -> SparseResults:
-    """Greedy answers under no plan and under each plan, scored by the rule of their data set.
+    """Answer greedily under no plan and under each plan, and score by the data set's rule.
 
     Args:
         model: The model.
         samples: Questions with media, or without; a mapping if there are several data sets.
         plans: The plans.
         batch_size: Most samples a pass; fewer after running out of memory.
-        max_new_tokens: Where answers are cut off.
-        box_unit: The unit in which the model says boxes, for samples that ask for one.
-        chosen_by: Whose scores chose the heads, which `out` says too.
-        out: A folder that keeps finished parts. The same work into the same folder goes on where it was interrupted.
+        max_new_tokens: Length at which answers are cut off.
+        box_unit: The unit of the boxes that the model answers with, for samples that ask for one.
+        chosen_by: Name of the scores that chose the heads, for the manifest of `out`.
+        out: A folder that keeps finished shards. The same run into the same folder resumes it.
 
     Raises:
-        ValueError: If a plan does not fit the model, there is no sample, none can be asked, one has no rule that can
-            score it, or `out` holds another run; names the difference.
+        ValueError: If a plan does not fit the model, there is no sample, every sample is skipped, one has no rule that
+            can score it, or `out` holds another run; the message names the difference.
         RuntimeError: If another process is writing to `out`.
     """
-    every = flatten_datasets(samples)
-    check_scoring(every, box_unit)
+    listed = flatten_datasets(samples)
+    check_scoring(listed, box_unit)
     full = HeadPlan({}, Full(), name="no plan")
-    all_plans: dict[str, list[HeadPlan | TokenPruning]] = {
-        BASELINE: [full],
-        **{n: list(own) for n, own in plans.items()},
-    }
-    of_heads = [plan for own in all_plans.values() for plan in own if isinstance(plan, HeadPlan)]
-    for plan in of_heads:
+    conditions: dict[str, list[HeadPlan | TokenPruning]] = {BASELINE: [full]}
+    conditions |= {name: list(draws) for name, draws in plans.items()}
+    head_plans = [plan for draws in conditions.values() for plan in draws if isinstance(plan, HeadPlan)]
+    for plan in head_plans:
         resolve(plan, model.hf_model)
 
-    def measure(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _unit"]]:
+    def answer_batch(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _draw"]]:
         inputs = prepare_samples(model, batch)
-        asked = [(batch, inputs)]
+        batches = [(batch, inputs)]
 
-        def under(plan: HeadPlan | TokenPruning) -> Float[Tensor, "batch"]:
+        def scores(plan: HeadPlan | TokenPruning) -> Float[Tensor, "batch"]:
             if isinstance(plan, TokenPruning):
-                found = evaluate(model, asked, prune_tokens(model, inputs, plan), max_new_tokens, box_unit=box_unit)
+                hooks = prune_tokens(model, inputs, plan)
+                evaluation = evaluate(model, batches, hooks, max_new_tokens, box_unit=box_unit)
             else:
                 with nullcontext() if plan is full else apply(model, plan, force=True):
-                    found = evaluate(model, asked, None, max_new_tokens, box_unit=box_unit)
-            return found.scores.masked_fill(~found.parsed, torch.nan)
+                    evaluation = evaluate(model, batches, None, max_new_tokens, box_unit=box_unit)
+            return evaluation.scores.masked_fill(~evaluation.parsed, torch.nan)
 
         unknown = torch.full((len(batch),), torch.nan)
-        found = {}
+        results = {}
         with cached_vision(model.hf_model):
-            masses = iter(attention_recall(model, inputs, of_heads))
-            for name, own in all_plans.items():
-                found[name] = torch.stack([under(plan) for plan in own], 1)
-                kept = [next(masses) if isinstance(plan, HeadPlan) else unknown for plan in own]
-                found[RECALL + name] = torch.stack(kept, 1)
-        return found
+            recalls = iter(attention_recall(model, inputs, head_plans))
+            for name, draws in conditions.items():
+                results[name] = torch.stack([scores(plan) for plan in draws], 1)
+                recall = [next(recalls) if isinstance(plan, HeadPlan) else unknown for plan in draws]
+                results[RECALL + name] = torch.stack(recall, 1)
+        return results
 
     choices = {
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
         "box_unit": box_unit,
         "chosen_by": chosen_by,
-        "plans": {name: [_written(plan) for plan in own] for name, own in all_plans.items()},
+        "plans": {name: [_plan_json(plan) for plan in draws] for name, draws in conditions.items()},
     }
-    whole = run_resumable(
-        "accelerate", every, SHARD_SIZE, model_fingerprint(model), choices, out, run_locally(batch_size, measure)
+    results = run_resumable(
+        "accelerate", listed, answer_batch, model_fingerprint(model), choices, SHARD_SIZE, batch_size, out
     )
-    values = {name: whole.values[name] for name in all_plans}
-    kept = {name: whole.values[RECALL + name] for name in all_plans}
-    return SparseResults(all_plans, values, whole.samples, whole.datasets, whole.skipped, kept)
+    values = {name: results.values[name] for name in conditions}
+    recall = {name: results.values[RECALL + name] for name in conditions}
+    return SparseResults(conditions, values, results.samples, results.datasets, results.skipped, recall)
+
+
+def sparse_summary(
+    model: HookedMLLM, results: SparseResults, n_positions: int, speeds: Mapping[str, Speed]
+) -> dict[str, Any]:
+    """Plans, accuracies and skipped samples of a sparse evaluation, ready for JSON.
+
+    Args:
+        model: The model.
+        results: As returned by `run_sparse_eval`.
+        n_positions: Length of the prompt on which speeds were measured.
+        speeds: Speeds under the first draw of each plan, as returned by `measure_speeds`.
+    """
+    return {
+        "positions": n_positions,
+        "plans": {name: _plan_summary(model, results, name, speeds) for name in results.conditions},
+        "data": results.summary_by_dataset(),
+        "skipped": dict(results.skipped),
+    }
+
+
+def _plan_summary(model: HookedMLLM, results: SparseResults, name: str, speeds: Mapping[str, Speed]) -> dict[str, Any]:
+    draws = results.conditions[name]
+    summary: dict[str, Any] = {"heads": [plan.name for plan in draws]}
+    if not isinstance(draws[0], HeadPlan):
+        return summary
+    resolved, baseline = resolve(draws[0], model.hf_model), speeds[BASELINE]
+    return summary | {
+        "full heads": round(resolved.share_of_full_heads, 4),
+        "whole groups of keys": round(resolved.share_of_full_kv_heads, 4),
+        "kept attention": round(results.attention_recall(name), 4),
+        "cache": speeds[name].cache,
+        "prefill": round(baseline.prefill / speeds[name].prefill, 3),
+        "generation": round(speeds[name].speed_up(baseline, N_GENERATED), 3),
+    }
 
 
 def longest_prompt(model: HookedMLLM, samples: Samples) -> PreparedInputs:
-    """The longest prompt, as far as lengths are known before media are read."""
-    _, longest = max(flatten_datasets(samples), key=lambda own: prompt_length(own[1]))
+    """Prepare the longest prompt, as far as lengths are known before media are read."""
+    _, longest = max(flatten_datasets(samples), key=lambda named: prompt_length(named[1]))
     return prepare_samples(model, [longest])
 
 
 def measure_speeds(
     model: HookedMLLM, inputs: PreparedInputs, plans: Plans, n_tokens: int = 16, repeats: int = 3
 ) -> dict[str, Speed]:
-    """How fast a prompt is answered under the first draw of every plan.
+    """Measure the speed of a prompt under the first draw of every plan.
 
     Returns:
-        The speeds; `plain` is the model as it is. Prunings have none.
+        Speeds by plan; `plain` is the unchanged model. Prunings have none.
     """
-    first = {name: own[0] for name, own in plans.items() if isinstance(own[0], HeadPlan)} | {BASELINE: None}
+    first = {name: draws[0] for name, draws in plans.items() if isinstance(draws[0], HeadPlan)} | {BASELINE: None}
     return measure_speed(model, inputs, first, n_tokens, repeats)
 
 
-def _written(plan: HeadPlan | TokenPruning) -> dict[str, Any]:
+def _plan_json(plan: HeadPlan | TokenPruning) -> dict[str, Any]:
     return plan.to_json() if isinstance(plan, HeadPlan) else asdict(plan)

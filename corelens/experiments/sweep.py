@@ -1,11 +1,11 @@
-"""One intervention on every head, layer or group of heads in turn."""
+"""One intervention on each head, layer or group of heads by itself."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -13,22 +13,24 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from corelens.causal.answers import AnswerLogProbs, append_answers
-from corelens.causal.effects import PatchingMetric, log_prob
+from corelens.causal.effects import PatchingMetric, kl_div, log_prob
 from corelens.causal.session import Session
 from corelens.data import Sample, prepare_batches
+from corelens.errors import check_choice
+from corelens.experiments.ablation import ReferenceMethod, lazy_ablation
 from corelens.experiments.resumable import (
     Samples,
     flatten_datasets,
     model_fingerprint,
     prepare_samples,
-    run_locally,
     run_resumable,
     sample_errors,
 )
 from corelens.experiments.run_folder import atomic_write
 from corelens.heads import Head, HeadSet
 from corelens.inputs.prepare import PreparedInputs
-from corelens.interventions import FwdHooks, ReferenceActivations, ablate, mean_activations, resample_activations
+from corelens.interventions import FwdHooks, ablate
+from corelens.metrics import bootstrap_interval
 from corelens.model import HookedMLLM
 from corelens.scores import HeadScores
 
@@ -36,22 +38,25 @@ Unit = Literal["head", "layer", "group"]
 
 
 ZERO: Callable[[HeadSet], FwdHooks] = partial(ablate, positions="from_question")
-"""Zero-ablation from the question on: all that comes before is as without it."""
+"""Zero-ablation from the question on: earlier positions are as without it."""
+
+METRIC_LABELS: dict[PatchingMetric, str] = {log_prob: "log probability", kl_div: "kl"}
+"""Labels of metrics, as saved files have them, where they differ from the function's name."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What one intervention did to every sample, for each set of heads on its own."""
+    """Effect of one intervention on every sample, for each set of heads by itself."""
 
     units: tuple[HeadSet, ...]
     values: Float[Tensor, "sample unit"]
-    """The effect with the intervention on the unit's heads."""
+    """The metric with the intervention on the unit's heads."""
 
     baseline: Float[Tensor, "sample"]
-    """The same number without it."""
+    """The metric without it."""
 
-    effect: str
-    """What the numbers are."""
+    metric: str
+    """Label of the metric."""
 
     samples: tuple[str, ...]
     model: str = ""
@@ -60,15 +65,15 @@ class Sweep:
     """The data set of every sample, or nothing if there is one."""
 
     skipped: dict[str, str] = field(default_factory=dict)
-    """Samples that could not be measured, by id, and why."""
+    """Reasons of the samples that were skipped, by id."""
 
     @property
     def drop(self) -> Float[Tensor, "sample unit"]:
-        """By how much the intervention lowers the number, paired by sample."""
+        """Decrease of the metric by the intervention, paired by sample."""
         return self.baseline[:, None] - self.values
 
     def scores(self) -> HeadScores:
-        """The drop of each head as scores, to rank heads by what depends on them; NaN where there is no head.
+        """Drops as head scores, which rank heads by how much the answer depends on them; NaN where there is no head.
 
         Raises:
             ValueError: If the units are not single heads.
@@ -80,7 +85,7 @@ class Sweep:
         values = torch.full((len(self.baseline), int(layers.max()) + 1, int(numbers.max()) + 1), torch.nan)
         values[:, layers, numbers] = self.drop
         return HeadScores(
-            values, f"drop in {self.effect}", self.samples, self.model, self.datasets, choices=self.choices,
+            values, f"drop in {self.metric}", self.samples, self.model, self.datasets, choices=self.choices,
             skipped=self.skipped,
         )  # fmt: skip
 
@@ -95,21 +100,21 @@ def sweep(
     at_once: int = 4,
     progress: bool = True,
 ) -> Sweep:
-    """The effect of intervening on every head, layer or group of heads by itself.
+    """Intervene on each head, layer or group of heads by itself, and compute the effect on the answer.
 
-    Gives what one pass for each of them would give, but runs only what each changes: see `Session`.
+    The result is that of one pass for each unit, but only what the intervention changes is run again: see `Session`.
 
     Args:
         model: The model.
-        asked: Samples, or one batch of prompts with answers behind them (`append_answers`).
-        intervention: From heads to hooks. The default is zero-ablation from the question on, which shares all that
-            comes before.
-        effect: What is measured of each answer, from what is said with and without the intervention.
-        per: Every head; all heads of a layer; all heads that share a key and a value; or sets of heads.
+        samples: Samples, or one batch of prompts with answers behind them (`append_answers`).
+        intervention: From heads to hooks. The default is zero-ablation from the question on, which shares all earlier
+            positions.
+        metric: Computed for each answer, from its log-probabilities with and without the intervention.
+        per: Each head; all heads of a layer; all heads that share a key and a value; or sets of heads.
         batch_size: Samples a session. With left padding, questions of different lengths begin at different positions,
-            so that samples with pictures share no prefix, and run whole; one by one each has its own.
-        at_once: How many units share a pass, each acting on its own copy of the samples. Where whole prompts run, only
-            short ones of a session of one sample do; see `Session.logits_of_each`.
+            so that samples with pictures share no prefix, and whole prompts run; one by one each has its own prefix.
+        at_once: Number of units that share a pass, each acting on its own copy of the samples. Where whole prompts run,
+            only short ones of a session of one sample do; see `Session.logits_of_each`.
         progress: Show a progress bar for each batch.
 
     Raises:
@@ -117,39 +122,37 @@ def sweep(
     """
     if batch_size < 1 or at_once < 1:
         raise ValueError(f"batch_size={batch_size} and at_once={at_once} need to be at least one.")
-    values, plain, names = [], [], []
+    values, baselines, sample_ids = [], [], []
     units: tuple[HeadSet, ...] = ()
     for ids, inputs in _batches(model, samples, batch_size):
         session = Session(model, inputs)
-        said = partial(AnswerLogProbs.of, inputs=inputs, first=session.first)
-        before = said(session.plain)
+        log_probs = partial(AnswerLogProbs.of, inputs=inputs, first=session.first)
+        baseline = log_probs(session.plain)
         units = units or sweep_units(model, per, inputs)
-        found = []
+        effects = []
         unit_name = per if isinstance(per, str) else "set"
         with tqdm(total=len(units), desc="sweep", unit=unit_name, leave=False, disable=not progress) as bar:
             for start in range(0, len(units), at_once):
-                some = units[start : start + at_once]
-                for logits in session.logits_of_each([intervention(unit) for unit in some]):
-                    found.append(metric(said(logits), before))
-                bar.update(len(some))
-        values.append(torch.stack(found, -1).cpu())
-        plain.append(metric(before, before).cpu())
-        names += ids
-    return Sweep(
-        units, torch.cat(values), torch.cat(plain), getattr(metric, "__name__", "effect").replace("_", " "),
-        tuple(names), model.cfg.model_name,
-    )  # fmt: skip
+                group = units[start : start + at_once]
+                for logits in session.logits_of_each([intervention(unit) for unit in group]):
+                    effects.append(metric(log_probs(logits), baseline))
+                bar.update(len(group))
+        values.append(torch.stack(effects, -1).cpu())
+        baselines.append(metric(baseline, baseline).cpu())
+        sample_ids += ids
+    label = METRIC_LABELS.get(metric) or getattr(metric, "__name__", "effect").replace("_", " ")
+    return Sweep(units, torch.cat(values), torch.cat(baselines), label, tuple(sample_ids), model.cfg.model_name)
 
 
 def sweep_units(
     model: HookedMLLM, per: Unit | Sequence[HeadSet], inputs: PreparedInputs | None = None
 ) -> tuple[HeadSet, ...]:
-    """The sets of heads that are intervened on one after another.
+    """List the sets of heads of a sweep.
 
     Args:
         model: The model.
         per: As for `sweep`.
-        inputs: Any prompt, for groups: a pass over it shows which heads share a key.
+        inputs: Any prompt, for groups: a pass over it gives the number of keys of each layer.
 
     Raises:
         ValueError: If a head does not exist.
@@ -168,26 +171,24 @@ def sweep_units(
         with torch.no_grad(), model.hooks(fwd_hooks=[(name, count) for name in model.attn_names("k")]):
             model(inputs)
     units = []
-    for layer, numbers in HeadSet(model.heads).by_layer().items():
-        size = len(numbers) // n_groups[layer]
+    for layer, indices in HeadSet(model.heads).by_layer().items():
+        size = len(indices) // n_groups[layer]
         for group in range(n_groups[layer]):
-            heads = tuple(Head(layer, head) for head in numbers[group * size : (group + 1) * size])
+            heads = tuple(Head(layer, index) for index in indices[group * size : (group + 1) * size])
             units.append(HeadSet(heads, f"layer {layer}" + (f" group {group}" if per == "group" else "")))
     return tuple(units)
 
 
 def _batches(
-    model: HookedMLLM, asked: Iterable[Sample] | PreparedInputs, batch_size: int
+    model: HookedMLLM, samples: Iterable[Sample] | PreparedInputs, batch_size: int
 ) -> Iterable[tuple[list[str], PreparedInputs]]:
-    if isinstance(asked, PreparedInputs):
-        yield [str(number) for number in range(len(asked.tokens))], asked
+    """Sample ids and inputs of each batch, with answers appended."""
+    if isinstance(samples, PreparedInputs):
+        yield [str(number) for number in range(len(samples.tokens))], samples
         return
-    for batch, inputs in prepare_batches(model, asked, batch_size, "sweep"):
+    for batch, inputs in prepare_batches(model, samples, batch_size, "sweep"):
         yield [sample.id for sample in batch], append_answers(model, inputs, [sample.answer for sample in batch])
 
-
-ReferenceMethod = Literal["zero", "mean", "resample"]
-"""What stands in for what a head found: nothing, its mean over the samples, or what it found in a random one."""
 
 SHARD_SIZE = 4
 """Samples that are kept or lost together when a sweep is interrupted: each costs about a pass for every layer."""
@@ -200,64 +201,70 @@ def run_sweep(
     per: Unit = "head",
     out: str | PathLike[str] | None = None,
 ) -> Sweep:
-    """What removing every head, layer or group of heads by itself, from the question on, does to every sample.
+    """Ablate each head, layer or group of heads by itself, from the question on, for every sample.
 
     Args:
         model: The model.
         samples: Questions with media and answers; a mapping if there are several data sets.
-        how: What is put in the place of what the heads found.
-        per: Every head; all heads of a layer; or all heads that share a key and a value.
-        out: A folder that keeps finished parts, and for single heads in the end `sweep.safetensors`: the drops, for
-            `HeadScores.load`. The same sweep into the same folder goes on where it was interrupted.
+        method: What head outputs are replaced by.
+        per: Each head; all heads of a layer; or all heads that share a key and a value.
+        out: A folder that keeps finished shards, and for single heads in the end `sweep.safetensors`: the drops, for
+            `HeadScores.load`. The same sweep into the same folder resumes it.
 
     Returns:
-        Log-probabilities of the answers. Samples that cannot be measured are left out: `Sweep.skipped` says which and
-        why, and a warning how many.
+        Log-probabilities of the answers. Samples that cannot be evaluated are skipped: `Sweep.skipped` has the reason
+        of each, and a warning their number.
 
     Raises:
-        ValueError: If a choice is not known, there is no sample, none can be measured, one from which a mean is to be
-            taken or drawn cannot be prepared, or `out` holds another run; names the difference.
+        ValueError: If a choice is not known, there is no sample, every sample is skipped, one that reference
+            activations are taken from cannot be prepared, or `out` holds another run; the message names the difference.
         RuntimeError: If another process is writing to `out`.
     """
-    check_method(method)
-    if per not in get_args(Unit):
-        raise ValueError(f"per={per!r} is not known; heads are swept by {', '.join(get_args(Unit))}.")
-    every = flatten_datasets(samples)
-    # Which heads share a key shows in a pass over any prompt.
-    units = sweep_units(model, per, prepare_samples(model, [every[0][1]]) if per == "group" else None)
+    check_choice("method", method, ReferenceMethod)
+    check_choice("per", per, Unit)
+    listed = flatten_datasets(samples)
+    # A pass over any prompt gives the number of heads that share a key.
+    units = sweep_units(model, per, prepare_samples(model, [listed[0][1]]) if per == "group" else None)
+    intervention = lazy_ablation(method, model, [sample for _, sample in listed], positions="from_question")
 
-    @cache
-    def remove() -> Callable[..., Any]:
-        # Not before samples are missing: stand-ins cost a pass over all of them.
-        instead = reference_for(model, (sample for _, sample in every), method)
-        return partial(ablate, method=method, reference=instead, positions="from_question")
-
-    def measure(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _unit"]]:
+    def sweep_batch(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _unit"]]:
         inputs = prepare_samples(model, batch)
         with sample_errors():
-            answered = append_answers(model, inputs, [sample.answer for sample in batch])
-        found = sweep(model, answered, remove(), per=units)
-        return {"values": found.values, "plain": found.baseline[:, None]}
+            inputs = append_answers(model, inputs, [sample.answer for sample in batch])
+        effects = sweep(model, inputs, intervention, per=units)
+        return {"values": effects.values, "plain": effects.baseline[:, None]}
 
-    choices = {"how": method, "per": per, "effect": "log probability", "positions": "from_question"}
+    label = METRIC_LABELS[log_prob]
+    choices = {"how": method, "per": per, "effect": label, "positions": "from_question"}
     # One by one: samples whose questions differ in length share no prefix.
-    whole = run_resumable("sweep", every, SHARD_SIZE, model_fingerprint(model), choices, out, run_locally(1, measure))
-    found = Sweep(
-        units, whole.values["values"], whole.values["plain"][:, 0], "log probability", whole.samples,
-        model.cfg.model_name, choices, whole.datasets, whole.skipped,
+    results = run_resumable(
+        "sweep", listed, sweep_batch, model_fingerprint(model), choices, SHARD_SIZE, batch_size=1, out=out
+    )
+    swept = Sweep(
+        units, results.values["values"], results.values["plain"][:, 0], label, results.samples,
+        model.cfg.model_name, choices, results.datasets, results.skipped,
     )  # fmt: skip
     if out is not None and per == "head":
-        atomic_write(Path(out) / "sweep.safetensors", found.scores().save)
-    return found
+        atomic_write(Path(out) / "sweep.safetensors", swept.scores().save)
+    return swept
 
 
-def check_method(how: str) -> None:
-    """Raises a ValueError if heads cannot be removed in this way."""
-    if how not in get_args(ReferenceMethod):
-        raise ValueError(f"how={how!r} is not known; heads can be removed by {', '.join(get_args(ReferenceMethod))}.")
-
-
-def reference_for(model: HookedMLLM, samples: Iterable[Sample], how: ReferenceMethod) -> ReferenceActivations | None:
-    """What is put in the place of heads' outputs, measured on the samples themselves."""
-    measured: dict[str, Callable[..., Any]] = {"mean": mean_activations, "resample": resample_activations}
-    return measured[how](model, samples) if how in measured else None
+def sweep_summary(swept: Sweep) -> dict[str, Any]:
+    """Drops of all units with 95 % bootstrap intervals, largest first, ready for JSON."""
+    drops = swept.drop.mean(0)
+    low, high = bootstrap_interval(swept.drop[:, None])
+    return {
+        "model": swept.model,
+        "samples": len(swept.samples),
+        **swept.choices,
+        "units": [
+            {
+                "name": swept.units[index].name,
+                "heads": str(swept.units[index]),
+                "drop": round(float(drops[index]), 5),
+                "interval": [round(float(bound[0, index]), 5) for bound in (low, high)],
+            }
+            for index in drops.argsort(descending=True, stable=True).tolist()
+        ],
+        "skipped": swept.skipped,
+    }

@@ -1,4 +1,4 @@
-"""Reports of finished runs: one page each, with the settings, numbers, figures and limits."""
+"""Reports of finished runs: an HTML page with the settings, numbers, figures and limits."""
 
 from collections.abc import Callable
 from os import PathLike
@@ -17,24 +17,24 @@ PAGES: dict[str, tuple[str, Callable[[RunFolder], Page]]] = {
     "ablate": ("ablation.html", ablation.page),
     "accelerate": ("acceleration.html", sparse_eval.page),
 }
-"""By the work of a run folder: the file, and what is in it."""
+"""File and page by the work of a run folder."""
 
 
 def write_report(folder: str | PathLike[str]) -> Path:
-    """Writes the report of a finished run into its folder, beside its numbers, and says where it is.
+    """Write the report of a finished run into its folder, and return its path.
 
     Args:
-        folder: Of a scan, sweep, ablation, acceleration or study.
+        folder: Folder of a scan, sweep, ablation, acceleration or study.
 
     Raises:
-        ValueError: If it holds no such run, or one that is unfinished.
+        ValueError: If it holds no such run, or an unfinished one.
     """
     folder = Path(folder)
     if (folder / "study.json").is_file():
         file, page = "study.html", study.page(folder)
     elif (folder / "scan" / "manifest.json").is_file():
         raise ValueError(
-            f"{folder} holds an unfinished study: it has no study.json. The command that began it goes on."
+            f"{folder} holds an unfinished study: it has no study.json. The command that began it resumes it."
         )
     elif (folder / "demo.json").is_file():
         raise ValueError(f"{folder} holds a demo, whose report is {folder / 'report.html'}.")
@@ -44,8 +44,8 @@ def write_report(folder: str | PathLike[str]) -> Path:
             raise ValueError(
                 f"{folder} holds a run of {run.manifest['work']!r}; there are reports of {', '.join(PAGES)} and study."
             )
-        file, make = PAGES[run.manifest["work"]]
-        page = make(run)
+        file, build = PAGES[run.manifest["work"]]
+        page = build(run)
     html = page.html()
     atomic_write(folder / file, lambda path: path.write_text(html, encoding="utf-8"))
     return folder / file

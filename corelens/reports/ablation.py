@@ -1,73 +1,82 @@
 """The report of an ablation."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from corelens.experiments.conditions import BASELINE, ConditionResults, read_conditions
+from corelens.experiments.ablation import ablation_summary
+from corelens.experiments.conditions import BASELINE, read_conditions
 from corelens.experiments.run_folder import RunFolder
-from corelens.heads import HeadSet
-from corelens.reports.common import close, percent
+from corelens.reports.common import change_cells, close, percent
 from corelens.reports.page import Page
 from corelens.viz import accuracy_bars
 
 
 def page(run: RunFolder) -> Page:
-    """Accuracy without some heads and without others."""
-    found = read_conditions(run)
-    datasets = list(dict.fromkeys(found.datasets))
-    of = {name: found.summary(name) for name in datasets}
-    made = Page(f"{run.manifest['model']} without some of its heads", _lead(found, of))
-    bars = {
-        name or "samples": {_label(one): found.accuracies(one, name) for one in found.conditions} for name in datasets
-    }
-    made.figures(accuracy_bars(bars), height=420)
-    for name in datasets:
-        made.heading(f"{name or 'Samples'}: {found.datasets.count(name):,} samples, accuracy in percent")
-        made.table(
-            ["removed", "accuracy", "unreadable", "change", "95 % interval", "p"],
-            [_row(condition, said) for condition, said in of[name].items()],
+    """Accuracy without some heads and without control heads."""
+    summary = ablation_summary(read_conditions(run))
+    heads, datasets = summary["heads"], summary["data"]
+    report = Page(f"{run.manifest['model']} without some of its heads", _lead(heads, datasets))
+    report.figures(accuracy_bars({name or "samples": _bars(data) for name, data in datasets.items()}), height=420)
+    for name, data in datasets.items():
+        report.heading(f"{name or 'Samples'}: {data['samples']:,} samples, accuracy in percent")
+        report.table(
+            ["ablated", "accuracy", "unreadable", "change", "95 % interval", "p"],
+            [_row(condition, result) for condition, result in data["conditions"].items()],
         )
-    made.heading("Which heads")
-    made.facts(
+    report.heading("Heads")
+    report.facts(
         {
-            condition: str(sets[0]) if len(sets) == 1 else f"{len(sets)} draws of {len(sets[0])} heads"
-            for condition, sets in found.conditions.items()
+            condition: draws[0] if len(draws) == 1 else f"{len(draws)} draws of {_size(draws[0])} heads"
+            for condition, draws in heads.items()
             if condition != BASELINE
         }
     )
     return close(
-        made, run, found.skipped,
-        "Changes are paired, sample by sample, and of several draws the mean; intervals and p-values are over samples, "
-        "not corrected for their number. Heads that were chosen on the samples that they are tested on here look more "
-        "needed than they are. A removed head also takes from others what they read from it.",
+        report, run, summary["skipped"],
+        "Changes are paired, sample by sample, and the mean over draws if there are several; intervals and p-values "
+        "are over samples, and not corrected for their number. Heads that were chosen on the samples that they are "
+        "tested on look more important than they are. Ablating a head also changes the inputs of later heads.",
     )  # fmt: skip
 
 
-def _lead(found: ConditionResults[HeadSet], of: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """The first condition beside the plain one, and beside random heads if there are some."""
-    _, first, *others = found.conditions
-    heads = found.conditions[first][0]
-    said = [
-        f"{percent(own[BASELINE]['accuracy'])} to {percent(own[first]['accuracy'])} percent on {name or 'the samples'}"
-        for name, own in of.items()
-    ]
-    lead = f"With {len(heads)} heads removed ({first}), accuracy goes from {', '.join(said)}"
+def _lead(heads: Mapping[str, list[str]], datasets: Mapping[str, Any]) -> str:
+    """Accuracy without the heads of the first condition, and without random heads if there are some."""
+    _, first, *others = heads
+    accuracies = {name or "the samples": _accuracies(data) for name, data in datasets.items()}
+    changes = [f"{percent(of[BASELINE])} to {percent(of[first])} percent on {name}" for name, of in accuracies.items()]
+    lead = f"With {_size(heads[first][0])} heads ablated ({first}), accuracy goes from {', '.join(changes)}"
     if "random" in others:
-        drawn = [f"{percent(own['random']['accuracy'])} on {name or 'the samples'}" for name, own in of.items()]
-        lead += f"; with as many random heads removed, to {', '.join(drawn)}"
+        random = [f"{percent(of['random'])} on {name}" for name, of in accuracies.items()]
+        lead += f"; with as many random heads ablated, to {', '.join(random)}"
     return f"{lead}."
+
+
+def _accuracies(data: Mapping[str, Any]) -> dict[str, float]:
+    return {condition: result["accuracy"] for condition, result in data["conditions"].items()}
+
+
+def _bars(data: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Accuracies of all draws, by condition."""
+    return {
+        _label(condition): result.get("of each draw", [result["accuracy"]])
+        for condition, result in data["conditions"].items()
+    }
+
+
+def _size(heads: str) -> int:
+    """Number of heads in a written head set."""
+    return len(heads.split(", ")) if heads else 0
 
 
 def _label(condition: str) -> str:
     return "nothing" if condition == BASELINE else condition
 
 
-def _row(condition: str, said: dict[str, Any]) -> list[str]:
-    low_high = "{:+.1f} to {:+.1f}".format(*(100 * one for one in said["interval"])) if "interval" in said else ""
+def _row(condition: str, result: Mapping[str, Any]) -> list[str]:
     return [
         _label(condition),
-        percent(said["accuracy"]),
-        percent(said["unreadable"]),
-        f"{100 * said['change']:+.1f}" if "change" in said else "",
-        low_high,
-        f"{said['p']:.4f}" if "p" in said else "",
+        percent(result["accuracy"]),
+        percent(result["unreadable"]),
+        *change_cells(result),
+        f"{result['p']:.4f}" if "p" in result else "",
     ]

@@ -1,4 +1,4 @@
-"""What every report says of its run."""
+"""Sections that all reports share."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,31 +6,31 @@ from typing import Any
 from corelens.experiments.run_folder import RunFolder
 from corelens.reports.page import Page
 
-_KNOWN = {
+_SHOWN_ELSEWHERE = {
     "work", "model", "revision", "weights", "dtype", "heads", "versions", "data sets", "samples", "samples sha256",
     "samples a part", "measures", "conditions", "plans",
 }  # fmt: skip
 
 
 def close(page: Page, run: RunFolder, skipped: Mapping[str, str], limits: str) -> Page:
-    """Ends a page with what was run and what it does not show."""
-    about = run.manifest
+    """Append the settings of the run, skipped samples and limits."""
+    manifest = run.manifest
     page.heading("What was run")
     page.facts(
         {
-            "work": about["work"],
-            **identity(about),
-            "data": ", ".join(name or "without a name" for name in about["data sets"]),
-            "samples": f"{about['samples']:,}, {len(skipped)} left out",
+            "work": manifest["work"],
+            **identity(manifest),
+            "data": ", ".join(name or "without a name" for name in manifest["data sets"]),
+            "samples": f"{manifest['samples']:,}, {len(skipped)} skipped",
             **{
                 name.replace("_", " "): str(value)
-                for name, value in about.items()
-                if name not in _KNOWN and value is not None
+                for name, value in manifest.items()
+                if name not in _SHOWN_ELSEWHERE and value is not None
             },
         }
     )
-    for sample, why in list(skipped.items())[:5]:
-        page.text(f"Left out: {sample}: {why}")
+    for sample, reason in list(skipped.items())[:5]:
+        page.text(f"Skipped: {sample}: {reason}")
     if len(skipped) > 5:
         page.text(f"And {len(skipped) - 5} more.")
     page.heading("Limits")
@@ -38,16 +38,25 @@ def close(page: Page, run: RunFolder, skipped: Mapping[str, str], limits: str) -
     return page
 
 
-def identity(about: Mapping[str, Any]) -> dict[str, str]:
-    """Which model a manifest is of, and what ran it, in words."""
-    layers, heads = about["heads"]
-    revision = f", revision {about['revision']}" if about["revision"] else ""
+def identity(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Model and software versions of a manifest, in words."""
+    layers, heads = manifest["heads"]
+    revision = f", revision {manifest['revision']}" if manifest["revision"] else ""
     return {
-        "model": f"{about['model']}{revision}: {layers} layers of {heads} heads, {about['dtype']}, weights "
-        f"{about['weights']}",
-        "versions": ", ".join(f"{package} {version}" for package, version in about["versions"].items()),
+        "model": f"{manifest['model']}{revision}: {layers} layers of {heads} heads, {manifest['dtype']}, weights "
+        f"{manifest['weights']}",
+        "versions": ", ".join(f"{package} {version}" for package, version in manifest["versions"].items()),
     }
 
 
 def percent(share: float | int) -> str:
+    """Percentage with one digit, without the sign."""
     return f"{100 * share:.1f}"
+
+
+def change_cells(result: Mapping[str, Any]) -> list[str]:
+    """Table cells of the change from the baseline and its interval, in points; empty for the baseline itself."""
+    return [
+        f"{100 * result['change']:+.1f}" if "change" in result else "",
+        "{:+.1f} to {:+.1f}".format(*(100 * bound for bound in result["interval"])) if "interval" in result else "",
+    ]

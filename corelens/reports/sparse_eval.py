@@ -1,89 +1,90 @@
-"""The report of an acceleration."""
+"""The report of an evaluation of sparse plans."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import plotly.graph_objects as go
 
 from corelens.experiments.conditions import BASELINE
 from corelens.experiments.run_folder import RunFolder, read_summary
-from corelens.reports.common import close, percent
+from corelens.reports.common import change_cells, close, percent
 from corelens.reports.page import Page
 from corelens.viz import speed_against_accuracy
 
-NEEDED = ("model", "sink", "window", "positions", "plans", "data", "skipped")
-DRAWN = ("core", "best groups", "whole layers", "random", "random, same layers", "bottom")
+REQUIRED = ("model", "sink", "window", "positions", "plans", "data", "skipped")
+FIGURE_WAYS = ("core", "best groups", "whole layers", "random", "random, same layers", "bottom")
 """Ways to spend a budget that the figures show; the table has all."""
 
 
 def page(run: RunFolder) -> Page:
     """Accuracy by speed, one line for each way to spend a budget, for every data set."""
-    found = read_summary(run.folder / "acceleration.json", *NEEDED)
-    made = Page(f"{found['model']} under plans", _lead(found))
-    for dataset, of in found["data"].items():
-        made.heading(f"{dataset or 'Samples'}: {of['samples']:,} samples")
-        made.figures(*_figures(found["plans"], of["conditions"]), height=460)
-        made.table(
-            ["plan", "accuracy, %", "change", "95 % interval", "kept", "heads, %", "cache, MB", "speed"],
-            [_row(name, said, found["plans"][name]) for name, said in of["conditions"].items()],
+    summary = read_summary(run.folder / "acceleration.json", *REQUIRED)
+    report = Page(f"{summary['model']} under sparse plans", _lead(summary))
+    for dataset, data in summary["data"].items():
+        report.heading(f"{dataset or 'Samples'}: {data['samples']:,} samples")
+        report.figures(*_figures(summary["plans"], data["conditions"]), height=460)
+        report.table(
+            ["plan", "accuracy, %", "change", "95 % interval", "recall", "heads, %", "cache, MB", "speed"],
+            [_row(name, result, summary["plans"][name]) for name, result in data["conditions"].items()],
         )
-    made.text(
-        f"Heads that do not see everything see the first {found['sink']:,} and the last {found['window']:,} tokens. "
-        f"Change: of accuracy, in points. Kept: share of the attention of the prompt's last token that heads keep. "
-        f"Heads: those that see everything. Cache and speed: of reading {found['positions']:,} positions and "
-        f"generating 256 tokens; speed is beside the model as it is. "
+    report.text(
+        f"Heads with sparse attention attend to the first {summary['sink']:,} and the last {summary['window']:,} "
+        f"tokens. Change: of accuracy, in points. Recall: share of the last prompt token's attention on keys that "
+        f"heads keep. Heads: those that attend to everything. Cache and speed: for a prompt of "
+        f"{summary['positions']:,} positions and 256 generated tokens; speed is relative to the unchanged model. "
         "Controls that need more heads than there are beside the best are left out."
     )
     return close(
-        made, run, found["skipped"],
-        "Speed was measured on the machine of the run, on one prompt, the longest; short prompts leave little to save. "
-        "Intervals are over samples, paired, and not corrected for the number of plans. Pruning of visual tokens has "
-        "no speed here.",
+        report, run, summary["skipped"],
+        "Speed was measured on the machine of the run, on the longest prompt; short prompts leave little to save. "
+        "Intervals are over samples, paired, and not corrected for the number of plans. The speed of pruning visual "
+        "tokens was not measured.",
     )  # fmt: skip
 
 
-def _lead(found: dict[str, Any]) -> str:
-    """The smallest budget of core heads, beside the same of random ones."""
-    core = next((name for name in found["plans"] if name.startswith("core ")), None)
+def _lead(summary: Mapping[str, Any]) -> str:
+    """Accuracy with the smallest budget of core heads, and with as many random heads."""
+    plans = summary["plans"]
+    core = next((name for name in plans if name.startswith("core ")), None)
     if core is None:
-        return "Accuracy when some heads see everything and all others little."
-    plan, plain = found["plans"][core], found["plans"][BASELINE]
-    conditions = {name or "the samples": of["conditions"] for name, of in found["data"].items()}
-    said = [
-        f"{percent(of[BASELINE]['accuracy'])} to {percent(of[core]['accuracy'])} percent on {name}"
-        for name, of in conditions.items()
+        return "Accuracy with full attention in some heads and sparse attention in all others."
+    plan, baseline = plans[core], plans[BASELINE]
+    by_dataset = {name or "the samples": data["conditions"] for name, data in summary["data"].items()}
+    changes = [
+        f"{percent(results[BASELINE]['accuracy'])} to {percent(results[core]['accuracy'])} percent on {name}"
+        for name, results in by_dataset.items()
     ]
     lead = (
-        f"With {plan['full heads']:.0%} of heads seeing everything, chosen by their scores, accuracy goes from "
-        f"{', '.join(said)}"
+        f"With full attention in {plan['full heads']:.0%} of heads, chosen by their scores, accuracy goes from "
+        f"{', '.join(changes)}"
     )
-    if (other := core.replace("core", "random")) in found["plans"]:
-        drawn = [f"{percent(of[other]['accuracy'])} on {name}" for name, of in conditions.items()]
-        lead += f" (as many random heads: {', '.join(drawn)})"
+    if (control := core.replace("core", "random")) in plans:
+        accuracies = [f"{percent(results[control]['accuracy'])} on {name}" for name, results in by_dataset.items()]
+        lead += f" (as many random heads: {', '.join(accuracies)})"
     return (
-        f"{lead}; keys and values take {plain['cache'] / plan['cache']:.1f} times fewer bytes, and reading "
-        f"{found['positions']:,} positions and generating 256 tokens is {plan['generation']:.2f} times as fast."
+        f"{lead}; keys and values take {baseline['cache'] / plan['cache']:.1f} times fewer bytes, and a prompt of "
+        f"{summary['positions']:,} positions and 256 generated tokens are {plan['generation']:.2f} times as fast."
     )
 
 
-def _figures(plans: dict[str, Any], conditions: dict[str, Any]) -> list[go.Figure]:
-    gains = {
+def _figures(plans: Mapping[str, Any], conditions: Mapping[str, Any]) -> list[go.Figure]:
+    gains: dict[str, Any] = {
         "times fewer bytes of keys and values": lambda plan: plans[BASELINE]["cache"] / plan["cache"],
         "times as fast": lambda plan: plan["generation"],
     }
     figures = []
-    for gain, of_plan in gains.items():
+    for gain, gain_of in gains.items():
         ways: dict[str, dict[str, tuple[float, float]]] = {}
-        for condition, said in conditions.items():
+        for condition, result in conditions.items():
             way, _, budget = condition.rpartition(" ")
-            if way in DRAWN:
-                ways.setdefault(way, {})[budget] = of_plan(plans[condition]), said["accuracy"]
+            if way in FIGURE_WAYS:
+                ways.setdefault(way, {})[budget] = gain_of(plans[condition]), result["accuracy"]
         figures.append(speed_against_accuracy(ways, conditions[BASELINE]["accuracy"], gain))
     return figures
 
 
-def _row(name: str, said: dict[str, Any], plan: dict[str, Any]) -> list[str]:
-    low_high = "{:+.1f} to {:+.1f}".format(*(100 * one for one in said["interval"])) if "interval" in said else ""
-    cells = [name, percent(said["accuracy"]), f"{100 * said['change']:+.1f}" if "change" in said else "", low_high]
+def _row(name: str, result: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
+    cells = [name, percent(result["accuracy"]), *change_cells(result)]
     if "cache" not in plan:
         return [*cells, "", "", "", ""]
     return [

@@ -6,36 +6,36 @@ from corelens.reports.page import Page
 from corelens.scores import HeadScores
 from corelens.viz import head_map, score_curve
 
-SHOWN = 20
+N_ROWS = 20
 """Units in the table."""
 
 
 def page(run: RunFolder) -> Page:
-    """What removing every head, layer or group by itself costs."""
-    found = read_summary(run.folder / "sweep.json", "model", "per", "units", "skipped")
-    units, per = found["units"], found["per"]
-    first, above = units[0], [one for one in units if one["interval"][0] > 0]
-    made = Page(
-        f"What each {per} of {found['model']} is worth to its answers",
-        f"Removing {first['name']} alone costs most: {first['drop']:.3g} nats of the answer's log-probability "
-        f"[{first['interval'][0]:.3g}, {first['interval'][1]:.3g}]; of {len(units):,} {per}s, {len(above)} have an "
+    """Drop in log-probability by ablating each head, layer or group by itself."""
+    summary = read_summary(run.folder / "sweep.json", "model", "per", "units", "skipped")
+    units, per = summary["units"], summary["per"]
+    first, n_positive = units[0], sum(unit["interval"][0] > 0 for unit in units)
+    report = Page(
+        f"Effect of each {per} of {summary['model']} on its answers",
+        f"Ablating {first['name']} alone costs most: {first['drop']:.3g} nats of the answer's log-probability "
+        f"[{first['interval'][0]:.3g}, {first['interval'][1]:.3g}]; of {len(units):,} {per}s, {n_positive} have an "
         f"interval that lies above zero.",
     )
-    made.table(
-        ["removed", "drop in log-probability", "95 % interval"],
+    report.table(
+        ["ablated", "drop in log-probability", "95 % interval"],
         [
-            [one["name"], f"{one['drop']:.3g}", f"{one['interval'][0]:.3g} to {one['interval'][1]:.3g}"]
-            for one in units[:SHOWN]
+            [unit["name"], f"{unit['drop']:.3g}", "{:.3g} to {:.3g}".format(*unit["interval"])]
+            for unit in units[:N_ROWS]
         ],
     )
-    if len(units) > SHOWN:
-        made.text(f"The costliest {SHOWN} of {len(units):,}; sweep.json has all.")
+    if len(units) > N_ROWS:
+        report.text(f"The {N_ROWS} largest drops of {len(units):,}; sweep.json has all.")
     if (file := run.folder / "sweep.safetensors").exists():
         scores = HeadScores.load(file)
-        made.figures(head_map(scores, scores.top()), score_curve(scores, scores.top()))
+        report.figures(head_map(scores, scores.top()), score_curve(scores, scores.top()))
     return close(
-        made, run, found["skipped"],
-        f"Each {per} is removed by itself: where several do the same work, the loss of one costs little, and small "
-        f"drops do not show that none of them is needed. Intervals are over samples and not corrected for being "
-        f"{len(units):,}.",
+        report, run, summary["skipped"],
+        f"Each {per} is ablated by itself: where several do the same work, the loss of one costs little, and small "
+        f"drops do not show that none of them is needed. Intervals are over samples and not corrected for the number "
+        f"of {per}s, {len(units):,}.",
     )  # fmt: skip

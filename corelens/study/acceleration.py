@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from corelens.experiments.conditions import BASELINE
-from corelens.experiments.run_folder import atomic_write
+from corelens.experiments.run_folder import atomic_write_json
 from corelens.experiments.sparse_eval import Plans, SparseResults, Speed, measure_speeds
 from corelens.inputs.prepare import PreparedInputs
 from corelens.model import HookedMLLM
@@ -55,8 +55,7 @@ def timing(
     with progress(n_rounds, "speed", "round", len(found.rounds)) as advance:
         while len(found.rounds) < n_rounds:
             found.rounds.append(measure_speeds(model, inputs, plans, 4, 1))
-            text = json.dumps(asdict(found), indent=1)
-            atomic_write(file, lambda path, text=text: path.write_text(text))
+            atomic_write_json(file, asdict(found))
             advance(1)
     return found
 

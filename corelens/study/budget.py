@@ -9,8 +9,8 @@ from pathlib import Path
 
 from corelens.data import BoxUnit, Sample
 from corelens.experiments import ablation, scan, sparse_eval
-from corelens.experiments.run_folder import atomic_write
-from corelens.experiments.sweep import ReferenceMethod
+from corelens.experiments.ablation import ReferenceMethod
+from corelens.experiments.run_folder import atomic_write_json
 from corelens.heads import HeadSet
 from corelens.hooks.positions import Phase
 from corelens.model import HookedMLLM
@@ -145,7 +145,6 @@ def measure_throughput(
         bar.begin("", 4)
         ablation.run_ablation(model, few, again, max_new_tokens=max_new_tokens, box_unit=box_unit)
         found = Throughput((scanned - began) / n, (time.perf_counter() - scanned) / (4 * n))
-    text = json.dumps(asdict(found))
     Path(out).mkdir(parents=True, exist_ok=True)
-    atomic_write(file, lambda path: path.write_text(text))
+    atomic_write_json(file, asdict(found))
     return found

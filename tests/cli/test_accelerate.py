@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from corelens.heads import HeadSet
+from corelens.model import HookedMLLM
 from corelens.reports import write_report
 from corelens.scores import HeadScores
-from corelens.sparse import hybrid
-from tests.cli.test_ablate import invoke, said
-from tests.experiments.test_scan import content
+from corelens.sparse import hybrid, resolve
+from tests.helpers.cli import invoke_on_toy, text_of
+from tests.helpers.run_folders import shards_of
 
 
 def ranking(folder: Path) -> Path:
@@ -25,45 +26,43 @@ def ranking(folder: Path) -> Path:
     return folder / "ram.safetensors"
 
 
-def test_the_command_compares_plans_and_goes_on_where_it_was(toy_model: Any, tmp_path: Path):
-    from corelens.sparse import resolve
-
+def test_the_command_compares_plans_and_goes_on_where_it_was(toy_model: HookedMLLM, tmp_path: Path):
     options = ["--data", "scenes=18", "--scores", ranking(tmp_path), "--sink", 4, "--window", 16, "--budget", 0.05]
     options += ["--max-new-tokens", 4, "--out", tmp_path / "run"]
-    ran = invoke("accelerate", *options, "--json")
+    ran = invoke_on_toy("accelerate", *options, "--json")
     assert ran.exit_code == 0, ran.output
-    found = json.loads(ran.stdout)
-    assert json.loads((tmp_path / "run/acceleration.json").read_text()) == found
-    conditions = found["data"]["scenes"]["conditions"]
+    summary = json.loads(ran.stdout)
+    assert json.loads((tmp_path / "run/acceleration.json").read_text()) == summary
+    conditions = summary["data"]["scenes"]["conditions"]
     budgeted = ("core", "random", "random, same layers", "bottom", "best groups", "groups by mean", "whole layers")
     assert list(conditions) == ["plain", "none", *(f"{way} 5%" for way in budgeted), "visual tokens 5%"]
     assert conditions["plain"]["accuracy"] >= 0.9
     assert conditions["core 5%"]["change"] >= -0.1
     assert conditions["random 5%"]["change"] < -0.3
-    placed = resolve(
+    resolved = resolve(
         hybrid(HeadSet.parse("L3H14, L3H0, L2H10, L2H4, L2H6"), 4, 16, granularity="query"), toy_model.hf_model
     )
-    core = found["plans"]["core 5%"]
+    core = summary["plans"]["core 5%"]
     assert core["full heads"] == round(5 / 96, 4)
-    assert core["cache"] == placed.bytes(found["positions"] + 17)
+    assert core["cache"] == resolved.bytes(summary["positions"] + 17)
     page = (tmp_path / "run/acceleration.html").read_text()
     assert "times fewer bytes of keys and values" in page
     accuracies = [100 * conditions[name]["accuracy"] for name in ("plain", "core 5%", "random 5%")]
-    told = "accuracy goes from {:.1f} to {:.1f} percent on scenes (as many random heads: {:.1f} on scenes)"
-    assert told.format(*accuracies) in page
-    assert f"{found['plans']['plain']['cache'] / core['cache']:.1f} times fewer bytes" in page
-    for name, said_of in conditions.items():
-        assert f'<td>{name}</td><td class="number">{100 * said_of["accuracy"]:.1f}</td>' in page
+    lead = "accuracy goes from {:.1f} to {:.1f} percent on scenes (as many random heads: {:.1f} on scenes)"
+    assert lead.format(*accuracies) in page
+    assert f"{summary['plans']['plain']['cache'] / core['cache']:.1f} times fewer bytes" in page
+    for name, result in conditions.items():
+        assert f'<td>{name}</td><td class="number">{100 * result["accuracy"]:.1f}</td>' in page
     (tmp_path / "run/acceleration.html").unlink()
     assert write_report(tmp_path / "run") == tmp_path / "run/acceleration.html"
     assert (tmp_path / "run/acceleration.html").read_text() == page
-    parts = {name: one for name, one in content(tmp_path / "run").items() if name.startswith("parts/")}
-    again = invoke("accelerate", *options)
+    shards = shards_of(tmp_path / "run")
+    again = invoke_on_toy("accelerate", *options)
     assert re.search(r"core 5% +\d.* [kM]B +\d\.\d\dx", again.output), again.output
     assert "…" not in again.output
-    assert {name: one for name, one in content(tmp_path / "run").items() if name.startswith("parts/")} == parts
-    other = invoke("accelerate", *options[:-2], "--text", "--out", tmp_path / "run")
-    assert "holds another run: plans.none was" in said(other)
+    assert shards_of(tmp_path / "run") == shards
+    other = invoke_on_toy("accelerate", *options[:-2], "--text", "--out", tmp_path / "run")
+    assert "holds another run: plans.none was" in text_of(other)
 
 
 @pytest.mark.parametrize(("sink", "window", "said_so"), [(128, 2048, True), (4, 16, False)])
@@ -75,9 +74,9 @@ def test_plans_that_change_nothing_are_named_before_anything_runs(
 
     monkeypatch.setattr("corelens.experiments.sparse_eval.run_sparse_eval", stop)
     options = ["--data", "scenes=2", "--scores", ranking(tmp_path), "--sink", sink, "--window", window]
-    ran = invoke("accelerate", *options, "--out", tmp_path / "run")
-    assert "enough" in said(ran)
-    warned = "the first 128 and last 2048 tokens are all of the longest prompt, which has 77. Pass less" in said(ran)
+    ran = invoke_on_toy("accelerate", *options, "--out", tmp_path / "run")
+    assert "enough" in text_of(ran)
+    warned = "the first 128 and last 2048 tokens are all of the longest prompt, which has 77. Pass less" in text_of(ran)
     assert warned == said_so
 
 
@@ -90,7 +89,7 @@ def test_mistakes_are_said_before_anything_is_written(tmp_path: Path):
         (*common, ranking(tmp_path), "--budget", 1.5): "1.5 is no share of heads",
         (*common, ranking(tmp_path), "--window", 0): "--window",
     }.items():
-        ran = invoke("accelerate", *options)
+        ran = invoke_on_toy("accelerate", *options)
         assert ran.exit_code == 2, ran.output
-        assert words in said(ran)
+        assert words in text_of(ran)
     assert not (tmp_path / "run").exists()

@@ -9,6 +9,9 @@ import typer
 from typer.testing import CliRunner
 
 from corelens.cli import app
+from corelens.cli.options import texts
+from corelens.data import score
+from corelens.data.synthetic.text import plain_text
 
 GROUP: Any = typer.main.get_command(app)
 
@@ -44,7 +47,7 @@ def test_examples_are_understood(command: str):
     GROUP.commands[command].make_context(command, arguments)
 
 
-def test_examples_run_and_leave_what_the_next_ones_read(tmp_path: Path, monkeypatch: Any):
+def test_examples_run_and_leave_what_the_next_ones_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     for command in ("models", "scan", "sweep", "ablate"):
         words = ["scenes=2" if word.startswith("scenes=") else word for word in example_of(command)]
@@ -52,3 +55,15 @@ def test_examples_run_and_leave_what_the_next_ones_read(tmp_path: Path, monkeypa
         assert run.exit_code == 0, run.output
     accelerate = example_of("accelerate")
     assert Path(accelerate[accelerate.index("--scores") + 1]).is_file()
+
+
+def test_plain_questions_are_answered_by_their_answers_alone():
+    questions = plain_text()
+    assert len(questions) == len({sample.question for sample in questions}) == 20
+    for sample in questions:
+        assert score(sample, f"It is {sample.answer}.") == 1
+        assert sum(score(sample, other.answer) or 0 for other in questions) == 1
+        if sample.question.startswith("What is"):
+            first, second = (int(word.rstrip("?")) for word in sample.question.split() if word.rstrip("?").isdecimal())
+            assert int(sample.answer) == first + second
+    assert list(texts("someone/a-model", None)) == ["text"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Iterator
@@ -13,18 +14,19 @@ import pytest
 import torch
 from PIL import Image
 
-from corelens import HookedMLLM, toy
+from corelens import HookedMLLM, Sample, toy
 from corelens.data.readers.vidstg import FileFrames
-from corelens.experiments import scan
-from corelens.experiments.ray import _Scanner, scan_on_ray
-from corelens.experiments.resumable import model_fingerprint
-from corelens.experiments.scan import scan_metrics
-from tests.experiments.test_scan import content, invoke
+from corelens.experiments import scan as scan_module
+from corelens.experiments.ray import ScoreInActor, _ShardActor, scan_on_ray
+from corelens.experiments.resumable import evaluate_shard, model_fingerprint
+from corelens.experiments.scan import scan_config, scan_metrics
+from tests.helpers.cli import invoke_on_toy, text_of
+from tests.helpers.run_folders import files_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Late:
-    """A picture that is made when it is asked for; the first process that asks is killed."""
+    """A picture that is made on request; the first process that requests it is killed."""
 
     picture: Image.Image
     killed: Path
@@ -36,34 +38,34 @@ class Late:
         return self.picture
 
 
-def samples(folder: Path, n: int = 14) -> list[Any]:
+def samples(folder: Path, n: int = 14) -> list[Sample]:
     """Pictures, functions that return them, and paths; the tenth kills."""
     folder.mkdir(exist_ok=True)
-    made = list(toy.scenes(n, 3))
-    for index, sample in enumerate(made):
+    scenes = list(toy.scenes(n, 3))
+    for index, sample in enumerate(scenes):
         (picture,) = sample.images
         assert isinstance(picture, Image.Image)
         if index % 3 == 1:
             picture.save(folder / f"{index}.png")
-            made[index] = dataclasses.replace(sample, images=(folder / f"{index}.png",))
+            scenes[index] = dataclasses.replace(sample, images=(folder / f"{index}.png",))
         if index == 9:
-            made[index] = dataclasses.replace(sample, images=(Late(picture, folder / "killed"),))
-    made[5] = dataclasses.replace(made[5], evidence=())
-    return made
+            scenes[index] = dataclasses.replace(sample, images=(Late(picture, folder / "killed"),))
+    scenes[5] = dataclasses.replace(scenes[5], evidence=())
+    return scenes
 
 
-def toy_model() -> Any:
+def toy_model() -> HookedMLLM:
     return HookedMLLM.from_pretrained("corelens/toy")
 
 
-def another_next_time(seen: Path) -> Any:
-    if seen.exists():
+def another_next_time(loaded: Path) -> HookedMLLM:
+    if loaded.exists():
         return HookedMLLM.from_pretrained("corelens/toy-natural")
-    seen.touch()
+    loaded.touch()
     return toy_model()
 
 
-def fails() -> Any:
+def fails() -> HookedMLLM:
     raise FileNotFoundError("there is no model here")
 
 
@@ -85,7 +87,7 @@ def cluster() -> Iterator[str]:
 def _small_parts_and_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As actors with one CPU compute: other numbers of threads may round differently."""
 
-    monkeypatch.setattr(scan, "SHARD_SIZE", 4)
+    monkeypatch.setattr(scan_module, "SHARD_SIZE", 4)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -95,32 +97,32 @@ def _small_parts_and_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 def test_a_killed_actor_costs_nothing_and_either_scan_goes_on_with_the_other(cluster: str, tmp_path: Path):
     import ray
 
-    chosen, measures = samples(tmp_path / "pictures"), ["ram", "entropy"]
+    scenes, metrics = samples(tmp_path / "pictures"), ["ram", "entropy"]
     with pytest.warns(UserWarning, match="1 of 14 samples cannot be measured"):
-        found = scan_on_ray(toy_model, {"x": chosen}, measures, address=cluster, out=tmp_path / "ray", batch_size=3)
+        scores = scan_on_ray(toy_model, {"x": scenes}, metrics, address=cluster, out=tmp_path / "ray", batch_size=3)
     assert (tmp_path / "pictures" / "killed").exists()
     assert not ray.is_initialized()
     with pytest.warns(UserWarning, match="1 of 14 samples cannot be measured"):
-        expected = scan_metrics(toy_model(), {"x": chosen}, measures, out=tmp_path / "serial", batch_size=3)
-    whole = content(tmp_path / "serial")
-    assert len(whole) == 1 + 4 + 2
-    assert content(tmp_path / "ray") == whole
-    for name in measures:
-        assert torch.equal(found[name].values, expected[name].values)
-        assert (found[name].samples, found[name].skipped) == (expected[name].samples, expected[name].skipped)
+        expected = scan_metrics(toy_model(), {"x": scenes}, metrics, out=tmp_path / "serial", batch_size=3)
+    files = files_of(tmp_path / "serial")
+    assert len(files) == 1 + 4 + 2
+    assert files_of(tmp_path / "ray") == files
+    for name in metrics:
+        assert torch.equal(scores[name].values, expected[name].values)
+        assert (scores[name].samples, scores[name].skipped) == (expected[name].samples, expected[name].skipped)
 
-    for folder, scan in {
+    for folder, resume in {
         "serial": partial(scan_on_ray, toy_model, address=cluster, actors=1),
         "ray": partial(scan_metrics, toy_model()),
     }.items():
         for name in ("parts/00001.parquet", "parts/00003.parquet", "ram.safetensors", "entropy.safetensors"):
             (tmp_path / folder / name).unlink()
-        kept = tmp_path / folder / "parts" / "00002.parquet"
-        written = kept.stat().st_mtime_ns
+        finished = tmp_path / folder / "parts" / "00002.parquet"
+        modified = finished.stat().st_mtime_ns
         with pytest.warns(UserWarning, match="1 of 14 samples cannot be measured"):
-            scan({"x": chosen}, measures, out=tmp_path / folder, batch_size=3)
-        assert content(tmp_path / folder) == whole
-        assert kept.stat().st_mtime_ns == written
+            resume({"x": scenes}, metrics, out=tmp_path / folder, batch_size=3)
+        assert files_of(tmp_path / folder) == files
+        assert finished.stat().st_mtime_ns == modified
 
 
 def test_errors_of_the_machines_come_back_as_they_are(cluster: str, tmp_path: Path):
@@ -130,7 +132,9 @@ def test_errors_of_the_machines_come_back_as_they_are(cluster: str, tmp_path: Pa
     try:
         with pytest.raises(FileNotFoundError, match="there is no model here"):
             scan_on_ray(fails, toy.scenes(2, 0))
-        with pytest.raises(RuntimeError, match=r"makes another model than the first: weights '\w+', not '\w+'\."):
+        with pytest.raises(
+            RuntimeError, match=r"loads another model than the first machine: weights '\w+', not '\w+'\."
+        ):
             scan_on_ray(partial(another_next_time, tmp_path / "seen"), toy.scenes(2, 0), out=tmp_path / "run")
         assert not list((tmp_path / "run" / "parts").iterdir())
         with pytest.raises(ValueError, match="gpus=100, but the machines of the cluster have at most"):
@@ -145,12 +149,12 @@ def test_errors_of_the_machines_come_back_as_they_are(cluster: str, tmp_path: Pa
 
 
 def test_the_command_scans_on_a_cluster_of_its_own(tmp_path: Path):
-    command = ("--data", "scenes=3", "--metric", "ram", "--json")
-    there = invoke(*command, "--out", tmp_path / "ray", "--ray", "local", "--actors", 1, "--gpus", 0)
-    assert there.exit_code == 0, there.output
-    here = invoke(*command, "--out", tmp_path / "serial")
-    assert there.stdout == here.stdout
-    assert content(tmp_path / "ray") == content(tmp_path / "serial")
+    command = ("scan", "--data", "scenes=3", "--metric", "ram", "--json")
+    on_ray = invoke_on_toy(*command, "--out", tmp_path / "ray", "--ray", "local", "--actors", 1, "--gpus", 0)
+    assert on_ray.exit_code == 0, on_ray.output
+    serial = invoke_on_toy(*command, "--out", tmp_path / "serial")
+    assert on_ray.stdout == serial.stdout
+    assert files_of(tmp_path / "ray") == files_of(tmp_path / "serial")
 
 
 def test_mistakes_are_named_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -160,41 +164,38 @@ def test_mistakes_are_named_before_anything_starts(tmp_path: Path, monkeypatch: 
         raise ConnectionError(address)
 
     monkeypatch.setattr(ray, "init", refused)
-    scan = partial(scan_on_ray, fails, list(toy.scenes(2, 0)), out=tmp_path / "run")
+    run = partial(scan_on_ray, fails, list(toy.scenes(2, 0)), out=tmp_path / "run")
     for wrong in ("nonsense", "ray://here:10001", "here:there"):
         with pytest.raises(ValueError, match=f"address='{wrong}' is neither `auto` nor `local` nor HOST:PORT"):
-            scan(address=wrong)
+            run(address=wrong)
     with pytest.raises(ConnectionError, match=r"no Ray cluster answers at 127\.0\.0\.1:9: .*refused"):
-        scan(address="127.0.0.1:9")
+        run(address="127.0.0.1:9")
     with pytest.raises(ConnectionError, match="this machine belongs to no Ray cluster: start one with `ray start"):
-        scan(address="auto")
+        run(address="auto")
     with pytest.raises(ValueError, match="actors=0 is less than one"):
-        scan(actors=0)
-    with pytest.raises(ValueError, match="there is no measure 'rham'"):
-        scan(["rham"])
+        run(actors=0)
+    with pytest.raises(ValueError, match="there is no metric 'rham'"):
+        run(["rham"])
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"needs Ray, which is not installed: pip install 'corelens\[cluster\]'"):
-        scan()
+        run()
     assert not (tmp_path / "run").exists()
-    alone = invoke("--data", "scenes=2", "--out", tmp_path / "run", "--actors", 3)
-    assert alone.exit_code == 2
-    assert "give --ray too" in alone.output
+    result = invoke_on_toy("scan", "--data", "scenes=2", "--out", tmp_path / "run", "--actors", 3)
+    assert result.exit_code == 2
+    assert "give --ray too" in text_of(result)
 
 
 def test_a_machine_without_a_file_of_the_first_is_named(tmp_path: Path):
-    from corelens.experiments.scan import scan_config
-
-    scanner = _Scanner(toy_model, model_fingerprint(toy_model()), scan_config(["ram"]))
-    assert scanner({"number": 3, "samples": [], "files": [__file__]})["number"] == 3
+    evaluate = ScoreInActor(toy_model, model_fingerprint(toy_model()), scan_config(["ram"]))
+    actor = _ShardActor(partial(evaluate_shard, evaluate=evaluate, batch_size=1))
+    assert actor({"number": 3, "samples": [], "files": [__file__]})["number"] == 3
     with pytest.raises(
         FileNotFoundError, match=r" has no file 'nowhere.png', which the machine that began the scan has"
     ):
-        scanner({"number": 3, "samples": [], "files": [__file__, "nowhere.png"]})
+        actor({"number": 3, "samples": [], "files": [__file__, "nowhere.png"]})
 
 
 def test_frames_of_a_file_travel_while_they_are_decoded():
-    import pickle
-
     frames = FileFrames(Path("video.mp4"), 3, 7)
     frames._decoding = (frame for frame in ())
     assert pickle.loads(pickle.dumps(frames)) == FileFrames(Path("video.mp4"), 3, 7)

@@ -238,7 +238,7 @@ def test_the_command_shows_a_picture_and_a_question(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--image", "a.png"], "say what is asked"),
+        (["--image", "a.png"], "the picture needs a question"),
         (["--image", "missing.png", "--question", "why ?"], "there is no picture file 'missing.png'"),
         (["--model", "./missing"], "there is no model folder './missing'"),
         (["--scores", "missing.safetensors"], "missing.safetensors"),

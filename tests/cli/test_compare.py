@@ -1,0 +1,96 @@
+"""The command compare: its output against the functions that it calls, and its errors."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import corelens as cl
+from corelens import HeadScores, HookedMLLM, agreement, toy
+from corelens.experiments.comparison import compare_rankings
+from tests.helpers.cli import invoke, text_of
+
+
+@pytest.fixture(scope="module")
+def scanned(toy_model: HookedMLLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    cl.scan_metrics(toy_model, toy.scenes(6, seed=0), ["vera", "ram"], out=folder / "scan")
+    cl.run_sweep(toy_model, toy.scenes(2, seed=0), out=folder / "sweep")
+    cl.run_sweep(toy_model, toy.scenes(2, seed=0), per="layer", out=folder / "layers")
+    return folder
+
+
+def test_the_command_says_and_writes_the_comparison(scanned: Path, tmp_path: Path):
+    ram = cl.HeadScores.load(scanned / "scan" / "ram.safetensors")
+    listed = cl.HeadSet((*ram.top(3).heads, cl.Head(0, 0)))
+    listed.save(tmp_path / "list.json")
+    ran = invoke(
+        "compare", scanned / "scan", tmp_path / "list.json", "--metric", "ram", "--json", tmp_path / "both.json"
+    )
+    assert ran.exit_code == 0, ran.output
+    expected = compare_rankings(ram, listed)
+    summary = json.loads((tmp_path / "both.json").read_text())
+    assert summary["in both"] == [str(head) for head in ram.top(3)]
+    assert summary["only in the other"] == ["L0H0"]
+    assert summary["overlap"]["p"] == pytest.approx(expected.overlap.p_value)
+    assert summary["overlap"]["by chance"] == pytest.approx(16 / 96, abs=1e-4)
+    assert summary["depth"]["other"]["thirds"] == [1, 3, 0]
+    assert "top 4 of 96 heads" in text_of(ran)
+    assert "3 (75%)" in text_of(ran)
+    assert "on average; mostly in the middle third of the layers (3 of 4)" in text_of(ran)
+    assert "only in the other: L0H0" in text_of(ran)
+
+
+def test_runs_are_compared_with_runs(scanned: Path, tmp_path: Path):
+    with_itself = invoke("compare", scanned / "scan", scanned / "scan", "--json", tmp_path / "same.json")
+    assert "5 (100%)" in text_of(with_itself)
+    assert "metric vera" in text_of(with_itself)  # which was requested first
+    ran = invoke(
+        "compare", scanned / "scan", scanned / "sweep", "--metric", "ram", "--top", 0.1, "--json", tmp_path / "two.json"
+    )
+    assert ran.exit_code == 0, ran.output
+    summary = json.loads((tmp_path / "two.json").read_text())
+    files = [scanned / "scan" / "ram.safetensors", scanned / "sweep" / "sweep.safetensors"]
+    both = agreement(*map(HeadScores.load, files), n=0.1)
+    assert (summary["top"], summary["jaccard"]) == (10, pytest.approx(both.jaccard, abs=1e-4))
+    assert summary["rank correlation"]["spearman"] == pytest.approx(both.spearman, abs=1e-4)
+    assert f"{both.spearman:.2f} [" in text_of(ran)
+    invoke("compare", *files, "--top", 10, "--json", tmp_path / "files.json")
+    again = json.loads((tmp_path / "files.json").read_text())
+    for numbers in (summary, again):
+        numbers["run"].pop("path"), numbers["other"].pop("path")
+    assert again == summary
+
+
+def test_mistakes_of_the_command_are_named(scanned: Path, tmp_path: Path):
+    scan, other = scanned / "scan", tmp_path / "list.json"
+    other.write_text('["L0H0"]')
+    unfinished, unwritten, foreign = tmp_path / "unfinished", tmp_path / "unwritten", tmp_path / "foreign"
+    for folder in (unfinished, unwritten):
+        shutil.copytree(scan, folder)
+    (unfinished / "parts" / "00000.parquet").unlink()
+    for file in unwritten.glob("*.safetensors"):
+        file.unlink()
+    study = tmp_path / "study"
+    shutil.copytree(scan, study / "scan")
+    foreign.mkdir()
+    (foreign / "manifest.json").write_text("{}")
+    for arguments, message in {
+        (tmp_path / "none", other): "there is no run",
+        (foreign, other): "holds no run of corelens",
+        (study, other): f"is a study, which is several runs; take one of them, as {study / 'scan'}",
+        (unfinished, other): "is unfinished: 1 of its 1 parts are missing",
+        (unwritten, other): "holds no scores of heads. Its work is 'scan'",
+        (scanned / "layers", other): "holds no scores of heads. Its work is 'sweep'",
+        (other, other): "holds no head scores",
+        (scan, other, "--metric", "entropy"): "holds no scores by 'entropy'; it has ram, vera",
+        (scan, tmp_path / "none.json"): "none.json cannot be read",
+        (scan, other, "--top", 3): "n=3 means 3 of 1 heads; it must be between 1 and 1",
+        (scan, scan, "--top", 0): "outside (0, 1]",
+        (scan, scan, "--top", 97): "of 96 heads; it must be between 1 and 96",
+        (scan, other, "--json", tmp_path / "nowhere" / "x.json"): "cannot be written",
+    }.items():
+        ran = invoke("compare", *arguments)
+        assert ran.exit_code == 2, (arguments, ran.output)
+        assert message in text_of(ran), (arguments, ran.output)

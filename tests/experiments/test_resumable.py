@@ -1,0 +1,159 @@
+"""Resumable runs: skipped samples, memory that runs out, and runs that are killed."""
+
+import dataclasses
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from corelens import Box, Evidence, HookedMLLM, scan
+from corelens.experiments import head_metrics
+from corelens.experiments.scan import scan_metrics
+from tests.helpers import processors, tiny
+from tests.helpers.cli import json_of
+from tests.helpers.questions import samples
+from tests.helpers.run_folders import files_of
+
+
+@pytest.fixture(scope="module", params=["qwen3_vl", "llava"])
+def vlm(request: pytest.FixtureRequest) -> HookedMLLM:
+    """A tiny random model that reads pictures."""
+    return HookedMLLM(tiny.build(request.param), processors.build(request.param))
+
+
+def test_samples_that_cannot_be_measured_are_left_out_with_their_reason(
+    vlm: HookedMLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    good = samples(7)
+    bad = {
+        "no evidence": dataclasses.replace(good[0], id="no evidence", evidence=()),
+        "outside": dataclasses.replace(good[1], id="outside", evidence=(Evidence(Box(0, 0, 500, 5)),)),
+        "empty": dataclasses.replace(good[2], id="empty", question=""),
+        "missing": dataclasses.replace(good[3], id="missing", images=(tmp_path / "nowhere.png",)),
+    }
+    mixed = [good[0], bad["no evidence"], good[1], bad["outside"], bad["empty"], good[2], bad["missing"], *good[3:]]
+    with pytest.warns(UserWarning, match=r"4 of 11 samples cannot be measured; the first, .*\. All are in \.skipped"):
+        scores = scan(vlm, mixed, batch_size=4)
+    assert scores.samples == tuple(sample.id for sample in good)
+    assert set(scores.skipped) == set(bad)
+    for name, why in {
+        "no evidence": "has no evidence", "outside": "is not a region of picture 0", "empty": "question is empty",
+        "missing": "there is no picture file",
+    }.items():  # fmt: skip
+        assert why in scores.skipped[name]
+    assert_close(scores.values, scan(vlm, good).values, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="1 of 1 samples cannot be measured; the first, empty"):
+        scan(vlm, [bad["empty"]])
+    with pytest.raises(ValueError, match="there are no samples"):
+        scan(vlm, [])
+    with pytest.raises(ValueError, match="there are no samples of none"):
+        scan(vlm, {"some": good, "none": []})
+    with monkeypatch.context() as patched:
+        patched.setattr("jaxtyping.config.jaxtyping_disable", True)  # as it is for users
+        with pytest.raises(TypeError, match=r"give a list of samples, such as \[sample\]"):
+            scan(vlm, good[0])
+    with pytest.raises(ValueError, match="there is no metric 'rham'; there are ram, "):
+        scan(vlm, good, "rham")
+    with pytest.raises(ValueError, match="metrics need different names, and these are called ram, ram"):
+        scan_metrics(vlm, good, ["ram", "ram"])
+    with pytest.raises(ValueError, match="there is no metric; take"):
+        scan_metrics(vlm, good, [])
+
+
+def test_batches_shrink_when_memory_runs_out(vlm: HookedMLLM, monkeypatch: pytest.MonkeyPatch):
+    sizes = []
+    measure = head_metrics.score_heads
+
+    def too_large(model: Any, inputs: Any, *args: Any) -> Any:
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("no memory")
+        return measure(model, inputs, *args)
+
+    expected = scan(vlm, samples(7), batch_size=1)
+    monkeypatch.setattr(head_metrics, "score_heads", too_large)
+    scores = scan(vlm, samples(7), batch_size=7)
+    assert sizes == [7, 4, 2, 2, 2, 1]
+    assert scores.samples == expected.samples
+    assert_close(scores.values, expected.values, atol=1e-5, rtol=1e-4)
+
+
+SCAN = """
+import sys
+from corelens import HookedMLLM
+from corelens.experiments.scan import scan_metrics
+from corelens import toy
+model = HookedMLLM.from_pretrained("corelens/toy")
+scan_metrics(model, toy.scenes(128, 3), ["ram", "write_ram"], out=sys.argv[1])
+"""
+
+
+def test_a_scan_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Path):
+    command = [sys.executable, "-c", SCAN]
+    subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)
+    expected = files_of(tmp_path / "whole")
+    assert set(expected) == {
+        "manifest.json",
+        "ram.safetensors",
+        "write_ram.safetensors",
+        *(f"parts/0000{number}.parquet" for number in range(4)),
+    }
+    rng, kills, finished = random.Random(0), 0, set()
+    while True:
+        log = (tmp_path / "log").open("w")
+        process = subprocess.Popen([*command, tmp_path / "killed"], stdout=log, stderr=log)
+        log.close()
+        parts, started = tmp_path / "killed" / "parts", len(finished)
+        # Wait until it works, then for a random moment of its work.
+        while process.poll() is None and len(list(parts.glob("*.parquet"))) <= started:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+        finished = {path.name for path in parts.glob("*.parquet")}
+        assert all(expected[f"parts/{name}"] == (parts / name).read_bytes() for name in finished)
+    assert process.returncode == 0, (tmp_path / "log").read_text()
+    assert kills >= 2
+    assert files_of(tmp_path / "killed") == expected
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("sweep", "--data", "scenes=12"),
+        ("ablate", "--data", "scenes=24", "--heads", "L3H14,L0H11", "--limit", "24"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_killed_run_ends_with_the_same_bytes(command: tuple[str, ...], tmp_path: Path):
+    json_of(*command, "--out", tmp_path / "whole")
+    expected = files_of(tmp_path / "whole")
+    n_parts = len([name for name in expected if name.startswith("parts/")])
+    arguments = [
+        sys.executable,
+        "-m",
+        "corelens",
+        *command,
+        "--model",
+        "corelens/toy",
+        "--out",
+        tmp_path / "killed",
+    ]
+    parts = tmp_path / "killed" / "parts"
+    with (tmp_path / "log").open("w") as log, subprocess.Popen(arguments, stdout=log, stderr=log) as running:
+        while running.poll() is None and not list(parts.glob("*.parquet")):
+            time.sleep(0.01)
+        running.send_signal(signal.SIGKILL)
+    assert 0 < len(list(parts.glob("*.parquet"))) < n_parts, (tmp_path / "log").read_text()
+    json_of(*command, "--out", tmp_path / "killed")
+    assert files_of(tmp_path / "killed") == expected

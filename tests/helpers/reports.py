@@ -1,0 +1,40 @@
+"""Text, tables and titles of HTML reports."""
+
+import html
+import re
+from pathlib import Path
+
+from tests.helpers.cli import invoke
+
+
+def text_of(page: str) -> str:
+    """Text of an HTML page, in one line."""
+    return " ".join(
+        html.unescape(re.sub(r"<script.*?</script>|<style.*?</style>|<[^>]+>", " ", page, flags=re.S)).split()
+    )
+
+
+def tables(page: str) -> list[list[list[str]]]:
+    """Cells of all tables, row by row."""
+    cells = re.compile(r"<t[hd][^>]*>(.*?)</t[hd]>", re.DOTALL)
+    return [
+        [[html.unescape(cell) for cell in cells.findall(row)] for row in re.findall(r"<tr.*?</tr>", table, re.DOTALL)]
+        for table in re.findall(r"<table>.*?</table>", page, re.DOTALL)
+    ]
+
+
+def titles(page: str) -> list[str]:
+    """Titles of all figures."""
+    return [html.unescape(title) for title in re.findall(r"<h3>(.*?)</h3>", page)]
+
+
+def report_of(folder: Path, file: str) -> str:
+    """Write the report of a run by the command, and return its HTML."""
+    result = invoke("report", folder)
+    assert result.exit_code == 0, result.output
+    assert "".join(result.output.split()) == f"Report:{folder / file}"
+    page = (folder / file).read_text()
+    assert "<script src" not in page
+    assert "<link" not in page
+    assert page.count("Plotly.newPlot(") == len(titles(page))
+    return page

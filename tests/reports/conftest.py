@@ -1,0 +1,26 @@
+"""Runs that the reports are of. As in `tests/conftest.py`, nothing here imports corelens at module level."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="package")
+def runs(toy_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished scan, ablation and sweep."""
+    import corelens as cl
+    from corelens import toy
+    from tests.helpers.cli import invoke
+
+    folder = tmp_path_factory.mktemp("runs")
+    datasets = {"few": list(toy.scenes(6, 0, n_things=3)), "many": list(toy.scenes(6, 1))}
+    scores = cl.scan_metrics(toy_model, datasets, ["ram", "write_ram", "spatial_entropy"], out=folder / "scan")
+    texts = list(toy.texts(5, 0, "copy"))
+    conditions = scores["ram"].controls(0.05, range(2))
+    cl.run_ablation(
+        toy_model, {"many": datasets["many"], "copy": texts}, conditions, max_new_tokens=4, out=folder / "ablate"
+    )
+    result = invoke("sweep", "--model", "corelens/toy", "--data", "scenes=2", "--out", folder / "sweep")
+    assert result.exit_code == 0, result.output
+    return folder
