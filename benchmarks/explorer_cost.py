@@ -28,8 +28,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import logging
 
 from corelens import Evidence, Head, HookedMLLM, Sample, toy
-from corelens.explorer.server import page
-from corelens.explorer.view import MOST_MAPS, Explorer
+from corelens.explorer.server import create_app
+from corelens.explorer.view import MAX_MAPS, Explorer
 from corelens.hf.loading import SHIPPED
 
 SIDE = 1024
@@ -39,9 +39,9 @@ SIDE = 1024
 def seconds() -> dict[str, float]:
     """Median time of the first view of each kind."""
     explorer = Explorer(HookedMLLM.from_pretrained("corelens/toy"), toy.scenes(12, seed=0))
-    client = TestClient(page(explorer, "token"), base_url="http://127.0.0.1/token/")
+    client = TestClient(create_app(explorer, "token"), base_url="http://127.0.0.1/token/")
     first = explorer.first()
-    explorer.look(replace(first, sample="scene-test-0-11"))  # what only the very first view costs
+    explorer.view(replace(first, sample="scene-test-0-11"))  # what only the very first view costs
     found: dict[str, list[float]] = {}
 
     def timed(name: str, show: Callable[[], object]) -> None:
@@ -51,7 +51,7 @@ def seconds() -> dict[str, float]:
 
     for sample in list(explorer.samples.values())[:10]:
         state = replace(first, sample=sample.id)
-        timed("another scene", lambda state=state: (explorer.look(state), explorer.prompt(state)))
+        timed("another scene", lambda state=state: (explorer.view(state), explorer.prompt(state)))
         for name, change in {
             "a head chosen": {"heads": (Head(3, 14),)},
             "a token chosen": {"token": 70},
@@ -59,7 +59,7 @@ def seconds() -> dict[str, float]:
             "a region hidden": {"regions": (Evidence(sample.evidence[0].box),)},
             "effect of every head": {"metric": "effect"},
         }.items():
-            timed(name, lambda state=state, change=change: explorer.look(replace(state, **change)))
+            timed(name, lambda state=state, change=change: explorer.view(replace(state, **change)))
         asked = {"state": replace(state, ablated=(Head(3, 0),)).json()}
         timed("page", lambda asked=asked: client.post("view", json=asked).raise_for_status())
     return {name: round(statistics.median(times), 4) for name, times in found.items()}
@@ -79,13 +79,13 @@ def sizes() -> dict[str, int]:
     picture = Image.fromarray(noise).resize((SIDE, SIDE))
     explorer = Explorer(model, [Sample("large", "what colour is the 7 ?", "", (picture,))])
     first = explorer.first()
-    six = explorer.look(replace(first, heads=model.heads[:MOST_MAPS]))
+    six = explorer.view(replace(first, heads=model.heads[:MAX_MAPS]))
     assert len(six["maps"][0]["cells"]) == 4096
     messages = {
         "about": explorer.about(),
         "prompt": explorer.prompt(first),
-        "view of one head": explorer.look(first),
-        f"view of {MOST_MAPS} heads": six,
+        "view of one head": explorer.view(first),
+        f"view of {MAX_MAPS} heads": six,
     }
     return {name: len(json.dumps(message, separators=(",", ":"))) for name, message in messages.items()}
 

@@ -1,12 +1,12 @@
-"""What a plan gains end to end, beside what the cost model predicts: reading a prompt, then further tokens.
+"""Speedup of a plan end to end, beside the prediction of the cost model: prefill, then further tokens.
 
 A random LLaVA decoder, text only, so that the vision tower, which costs the same either way, is left out: 4 layers of
-16 heads over 8 heads of keys, width 1,024, heads of 64 (`--size small`), or the sizes of the decoder of Qwen3-VL-4B or
-8B. One of eight groups of heads is full, the others see 64 sinks and a window of 256. Batch 1; float32 on CPUs,
+16 heads over 8 KV heads, width 1,024, heads of 64 (`--size small`), or the sizes of the decoder of Qwen3-VL-4B or
+8B. One of eight groups of heads is full, the others attend to 64 sinks and a window of 256. Batch 1; float32 on CPUs,
 bfloat16 on GPUs.
 
 `stock` is Hugging Face's own cache and attention; `dense` a plan whose heads are all full, which is a preallocated
-cache and a group's heads packed into rows; `sparse` the plan. The prediction for reading is the ratio of
+cache and a group's heads packed into rows; `sparse` the plan. The prediction for prefill is the ratio of
 `prefill_seconds` at the measured rates of this machine; that for a token the ratio of bytes. Times are processor time
 on one core, or of the GPU until it has finished, the fastest of interleaved repetitions. The last line is JSON; only
 its ratios carry over. No GPU has run this yet.
@@ -25,7 +25,7 @@ import torch
 from transformers import AutoConfig, DynamicCache, LlavaForConditionalGeneration
 
 from corelens.heads import Head
-from corelens.sparse import Full, HeadPlan, apply, hybrid
+from corelens.sparse import Full, HeadPlan, apply, hybrid, resolve
 from corelens.sparse.cost_model import DENSE, decode_seconds, dimensions, prefill_seconds, rates
 
 KV_HEADS, TOKENS = 8, 8
@@ -44,22 +44,23 @@ TOWER = dict(
 
 
 @torch.no_grad()
-def once(model: Any, ids: torch.Tensor, plan: HeadPlan | None) -> tuple[float, float, int]:
-    """Seconds for the prompt and for each further token, and the bytes of keys and values."""
+def time_generation(model: Any, ids: torch.Tensor, plan: HeadPlan | None) -> tuple[float, float, int]:
+    """Measure the seconds of the prompt and of each further token, and the bytes of keys and values."""
     n = ids.shape[1]
-    with nullcontext() if plan is None else apply(model, plan, force=True) as applied:
-        cache = DynamicCache(config=model.config) if applied is None else applied.cache(n + TOKENS)
-        began = now(ids.device)
+    with nullcontext() if plan is None else apply(model, plan, force=True) as active:
+        cache = DynamicCache(config=model.config) if active is None else active.cache(n + TOKENS)
+        start = synchronized_time(ids.device)
         model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        read = now(ids.device)
+        prefilled = synchronized_time(ids.device)
         for _ in range(TOKENS):
             model(ids[:, :1], past_key_values=cache, use_cache=True)
-        done = now(ids.device)
-    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) if applied is None else cache.nbytes
-    return read - began, (done - read) / TOKENS, held
+        end = synchronized_time(ids.device)
+    stock_bytes = (layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    n_bytes = sum(stock_bytes) if active is None else cache.nbytes
+    return prefilled - start, (end - prefilled) / TOKENS, n_bytes
 
 
-def now(device: torch.device) -> float:
+def synchronized_time(device: torch.device) -> float:
     if device.type == "cpu":
         return time.process_time()
     torch.accelerator.synchronize()
@@ -83,36 +84,38 @@ def main() -> None:
     layers, group = text["num_hidden_layers"], text["num_attention_heads"] // KV_HEADS
     core = [Head(layer, head) for layer in range(layers) for head in range(group)]
     plan = hybrid(core, sink=64, window=256)
-    with apply(model, plan) as applied:
-        placed = applied.plan
-    sizes, here = dimensions(model.config.get_text_config(), value_bytes=dtype.itemsize), rates(dtype, device.type)
-    found: dict[str, Any] = {}
+    resolved = resolve(plan, model)
+    sizes, measured = dimensions(model.config.get_text_config(), value_bytes=dtype.itemsize), rates(dtype, device.type)
+    results: dict[str, Any] = {}
     for n in arguments.lengths:
         ids = torch.randint(1, 400, (1, n), device=device)
-        ways = {"stock": None, "dense": HeadPlan({}, Full()), "sparse": plan}
-        runs: dict[str, list[tuple[float, float, int]]] = {name: [] for name in ways}
+        plans = {"stock": None, "dense": HeadPlan({}, Full()), "sparse": plan}
+        runs: dict[str, list[tuple[float, float, int]]] = {name: [] for name in plans}
         for _ in range(arguments.repetitions):
-            for name, own in ways.items():
-                runs[name].append(once(model, ids, own))
-        read = {name: min(run[0] for run in own) for name, own in runs.items()}
-        token = {name: min(run[1] for run in own) for name, own in runs.items()}
-        held = {name: own[0][2] for name, own in runs.items()}
+            for name, candidate in plans.items():
+                runs[name].append(time_generation(model, ids, candidate))
+        prefill, token = ({name: min(run[i] for run in times) for name, times in runs.items()} for i in range(2))
+        n_bytes = {name: times[0][2] for name, times in runs.items()}
+        dense, sparse = ((sizes, shares, n, measured) for shares in (DENSE, resolved.shares))
         gains = {
-            "reading": (read, prefill_seconds(sizes, DENSE, n, here) / prefill_seconds(sizes, placed.shares, n, here)),
-            "a token": (token, decode_seconds(sizes, DENSE, n, here) / decode_seconds(sizes, placed.shares, n, here)),
+            "prefill": (prefill, prefill_seconds(*dense) / prefill_seconds(*sparse)),
+            "a token": (token, decode_seconds(*dense) / decode_seconds(*sparse)),
         }
-        found[str(n)] = {
-            what: {
-                "gain": took["stock"] / took["sparse"],
-                "over dense": took["dense"] / took["sparse"],
+        results[str(n)] = {
+            step: {
+                "gain": seconds["stock"] / seconds["sparse"],
+                "over dense": seconds["dense"] / seconds["sparse"],
                 "predicted": predicted,
             }
-            for what, (took, predicted) in gains.items()
-        } | {"bytes": held["stock"] / held["sparse"], "as planned": held["sparse"] == placed.bytes(n + TOKENS)}
-        for what in gains:
-            said = ", ".join(f"{name} {gain:.2f}x" for name, gain in found[str(n)][what].items())
-            print(f"{n:>7,} positions, {what}: {said}")
-    print(json.dumps(found))
+            for step, (seconds, predicted) in gains.items()
+        } | {
+            "bytes": n_bytes["stock"] / n_bytes["sparse"],
+            "as planned": n_bytes["sparse"] == resolved.bytes(n + TOKENS),
+        }
+        for step in gains:
+            line = ", ".join(f"{name} {gain:.2f}x" for name, gain in results[str(n)][step].items())
+            print(f"{n:>7,} positions, {step}: {line}")
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What head-sparse attention gains over dense attention, as a share of what its arithmetic or its bytes allow.
+"""Speedup of head-sparse attention over dense attention, as a share of the limit set by arithmetic or by bytes.
 
 16 heads of 8 kv heads, the group of one kv head full and the others streaming: 64 sinks and a window. Batch 1.
 
@@ -6,9 +6,9 @@ Prefill: the time of SDPA's causal attention of all heads, divided by that of th
 `streaming_attention`. The limit is the ratio of the pairs of queries and keys, which are the FLOPs.
 
 Decode: one token. `packed` is the strongest dense baseline, a preallocated cache and a group's heads packed into rows;
-`hf` is what Hugging Face does by default, DynamicCache and its SDPA function. The sparse cache holds all keys of the
+`hf` is the default of Hugging Face, DynamicCache and its SDPA function. The sparse cache holds all keys of the
 full group and sinks and window of the others, in buffers. The limit is the ratio of the bytes of keys and values. Six
-layers take turns, so that their caches leave the processor's.
+layers take turns, so that their keys and values do not stay in the cache of the processor.
 
 Times are processor time on one core, the fastest of interleaved repetitions. The last line is JSON; only its ratios
 carry over to other machines.
@@ -35,34 +35,34 @@ HEADS, KV_HEADS, FULL, SINK, LAYERS = 16, 8, 1, 64, 6
 GROUP = HEADS // KV_HEADS
 
 
-def fastest(ways: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, float]:
-    """Seconds of each way."""
+def fastest(functions: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, float]:
+    """Measure the seconds of each function, the fastest of interleaved repetitions."""
     seconds: dict[str, float] = {}
     for repetition in range(repetitions + 1):
-        for name, run in ways.items():
-            began = time.process_time()
+        for name, run in functions.items():
+            start = time.process_time()
             run()
             if repetition:  # the first warms up
-                seconds[name] = min(seconds.get(name, float("inf")), time.process_time() - began)
+                seconds[name] = min(seconds.get(name, float("inf")), time.process_time() - start)
     return seconds
 
 
-def drawn(heads: int, n: int, d_head: int, dtype: torch.dtype) -> Tensor:
-    """As projections make it: [batch head position d_head] over memory in order of positions."""
+def random_projection(heads: int, n: int, d_head: int, dtype: torch.dtype) -> Tensor:
+    """Random [batch head position d_head] in the memory layout of projections, positions first."""
     return torch.randn(1, n, heads, d_head, dtype=dtype).transpose(1, 2)
 
 
 def prefill(n: int, window: int, d_head: int, dtype: torch.dtype, repetitions: int) -> dict[str, Any]:
-    query = drawn(HEADS, n, d_head, dtype)
-    key, value = drawn(KV_HEADS, n, d_head, dtype), drawn(KV_HEADS, n, d_head, dtype)
-    kept = torch.arange(SINK)[None]
+    query = random_projection(HEADS, n, d_head, dtype)
+    key, value = random_projection(KV_HEADS, n, d_head, dtype), random_projection(KV_HEADS, n, d_head, dtype)
+    sink_position = torch.arange(SINK)[None]
     scaling = d_head**-0.5
 
     def sparse() -> None:
         full_attention(query[:, : FULL * GROUP], key[:, :FULL], value[:, :FULL], scaling=scaling)
         k, v = key[:, FULL:], value[:, FULL:]
         sinks = k[:, :, :SINK], v[:, :, :SINK]
-        streaming_attention(query[:, FULL * GROUP :], k, v, *sinks, kept, window=window, scaling=scaling)
+        streaming_attention(query[:, FULL * GROUP :], k, v, *sinks, sink_position, window=window, scaling=scaling)
 
     def dense() -> None:
         scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
@@ -74,7 +74,7 @@ def prefill(n: int, window: int, d_head: int, dtype: torch.dtype, repetitions: i
 
 
 def decode(n: int, window: int, d_head: int, dtype: torch.dtype, repetitions: int) -> dict[str, Any]:
-    query = drawn(HEADS, 1, d_head, dtype)
+    query = random_projection(HEADS, 1, d_head, dtype)
     scaling = d_head**-0.5
 
     def caches(kv_heads: int, length: int) -> list[tuple[Tensor, Tensor]]:
@@ -86,7 +86,7 @@ def decode(n: int, window: int, d_head: int, dtype: torch.dtype, repetitions: in
     hf = DynamicCache()
     for layer, (key, value) in enumerate(dense):
         hf.update(key[:, :, 1:], value[:, :, 1:], layer)
-    new = drawn(KV_HEADS, 1, d_head, dtype)
+    new = random_projection(KV_HEADS, 1, d_head, dtype)
 
     def packed() -> None:
         for key, value in dense:
@@ -127,15 +127,15 @@ def main() -> None:
         for d_head in (128, 64):
             for n in lengths:
                 for window in (256, 512):
-                    found = step(n, window, d_head, dtype, arguments.repetitions)
-                    what = {"step": step.__name__, "d_head": d_head, "length": n, "window": window}
+                    result = step(n, window, d_head, dtype, arguments.repetitions)
+                    settings = {"step": step.__name__, "d_head": d_head, "length": n, "window": window}
                     print(
                         f"{step.__name__:>8} d_head {d_head:>3} length {n:>6} window {window}: limit "
-                        f"{found['limit']:.2f}, gain {found['gain']:.2f} = {found['share']:.0%} of it"
-                        + (f", over hf {found['gain over hf']:.1f}" if step is decode else ""),
+                        f"{result['limit']:.2f}, gain {result['gain']:.2f} = {result['share']:.0%} of it"
+                        + (f", over hf {result['gain over hf']:.1f}" if step is decode else ""),
                         flush=True,
                     )
-                    results.append(what | found)
+                    results.append(settings | result)
     print(json.dumps({"benchmark": "sparse_kernels", "dtype": arguments.dtype, "results": results}))
 
 

@@ -1,25 +1,25 @@
-"""Errors: the link to their section in the docs, the check of a choice, and imports that need an extra."""
+"""Errors: links to their section of the docs, the check of a choice, and imports that need an extra."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, get_args
 
 PAGE = "docs/errors.md"
-"""In the repository: the docs have no published address yet."""
+"""Path in the repository: the docs have no published address yet."""
 
 
 def docs_link(anchor: str) -> str:
-    """Link to a section of the errors page; the end of a message."""
+    """Return the link to a section of the errors page that ends a message."""
     return f"({PAGE}#{anchor})"
 
 
 def without_docs_link(message: str) -> str:
-    """Strip that link, so that the message can be part of one that has its own."""
+    """Strip the link from a message, so that it can be part of one that has its own."""
     return message.partition(f" ({PAGE}#")[0]
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:
-    """Raise a ValueError if an argument is none of its choices.
+    """Raise a ValueError if an argument is not one of its choices.
 
     Args:
         name: The argument's name, as the caller writes it.

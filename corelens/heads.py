@@ -1,4 +1,4 @@
-"""Heads and sets of heads: the words everything else speaks."""
+"""Heads and sets of heads, as every other module names them."""
 
 import json
 import re
@@ -30,7 +30,11 @@ class Head(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Head":
-        """The head that `text` names, e.g. `L4H2`."""
+        """Parse the name of a head, e.g. `L4H2`.
+
+        Raises:
+            ValueError: If `text` is not such a name.
+        """
         match = re.fullmatch(r"L(\d+)H(\d+)", text.strip())
         if match is None:
             raise ValueError(f"{text!r} is not a head; write layer and head as in L4H2.")
@@ -39,7 +43,7 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadSet:
-    """Some heads, in order, and how they were chosen.
+    """Heads in order, with a name for how they were chosen.
 
     Examples:
         >>> HeadSet.parse("L4H2, L1H3").by_layer()
@@ -47,17 +51,19 @@ class HeadSet:
     """
 
     heads: tuple[Head, ...]
-    """Without repetition; the order is the order of choice, e.g. best first."""
+    """Without repetition, in the order of choice, e.g. best first."""
 
     name: str = "chosen by hand"
-    """How they were chosen, as it appears in tables and files."""
+    """Method of choice, as it appears in tables and files."""
 
     def __post_init__(self) -> None:
-        if texts := [head for head in self.heads if isinstance(head, str)]:
-            raise TypeError(f"heads are not texts: read {', '.join(texts)!r} by HeadSet.parse. {docs_link('head')}")
+        if strings := [head for head in self.heads if isinstance(head, str)]:
+            raise TypeError(
+                f"heads are not strings: parse {', '.join(strings)!r} by HeadSet.parse. {docs_link('head')}"
+            )
         object.__setattr__(self, "heads", tuple(Head(*head) for head in self.heads))
         if repeated := sorted({str(head) for head in self.heads if self.heads.count(head) > 1}):
-            raise ValueError(f"{', '.join(repeated)} appears more than once; a head set names each head once.")
+            raise ValueError(f"{', '.join(repeated)} appears more than once; a head set holds each head once.")
 
     def __iter__(self) -> Iterator[Head]:
         return iter(self.heads)
@@ -90,26 +96,22 @@ class HeadSet:
         """Heads of this set that are not in the other."""
         return HeadSet(tuple(head for head in self if head not in other), f"{self.name} without {other.name}")
 
-    def kv_groups(self, group_size: int) -> set[tuple[int, int]]:
-        """Layer and number of the key-value heads that these heads read from.
-
-        Args:
-            group_size: Query heads that share a key-value head.
-        """
-        return {(layer, head // group_size) for layer, head in self}
-
     @classmethod
     def parse(cls, text: str) -> "HeadSet":
-        """The set that `text` lists, e.g. `L4H2, L3H7`."""
+        """Parse a list of heads, e.g. `L4H2, L3H7`."""
         return cls(tuple(Head.parse(part) for part in re.split(r"[,\s]+", text.strip()) if part))
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Writes the set as JSON."""
+        """Write the set as JSON."""
         Path(path).write_text(json.dumps({"name": self.name, "heads": [str(head) for head in self.heads]}, indent=1))
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "HeadSet":
-        """Reads what `save` wrote."""
+        """Read a set that `save` wrote.
+
+        Raises:
+            ValueError: If the file holds something else.
+        """
         saved = json.loads(Path(path).read_text())
         if not isinstance(saved, dict) or not {"name", "heads"} <= saved.keys():
             raise ValueError(f"{path} does not hold a head set: it needs the keys `name` and `heads`.")

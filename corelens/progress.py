@@ -1,70 +1,78 @@
-"""Progress bars, and one bar for several pieces of work."""
+"""Progress bars, and one total bar for several pieces of work."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 from tqdm.auto import tqdm
 
-_WHOLE: ContextVar["TotalProgress | None"] = ContextVar("_WHOLE", default=None)
+_TOTAL: ContextVar["TotalProgress | None"] = ContextVar("_TOTAL", default=None)
 
 
-@dataclass
 class TotalProgress:
-    """A bar over several pieces of work, which move it in turn."""
+    """A bar over several pieces of work, each of which advances it in turn."""
 
-    bar: Any
-    """tqdm's."""
+    def __init__(self, total: int, description: str, unit: str) -> None:
+        self._options: dict[str, Any] = dict(total=total, desc=description, unit=unit)
+        self.bar: Any = tqdm(**self._options)  # Any: a terminal's bar or a notebook's
+        self.piece, self.steps_per_unit = "", 0
 
-    each: int = 0
-    """How far one unit of the piece at hand moves it."""
+    def begin(self, piece: str, steps_per_unit: int) -> None:
+        """Name the next piece, and set by how much one unit of it advances the bar."""
+        self.piece, self.steps_per_unit = piece, steps_per_unit
+        self.bar.set_postfix_str(piece)
 
-    def begin(self, doing: str, each: int) -> None:
-        """The next piece: what it is called, and how far one unit of it moves the bar."""
-        self.each = each
-        self.bar.set_postfix_str(doing)
+    def skip(self, n_units: int) -> None:
+        """Advance the bar by units of the piece that were finished before, which do not count for its speed."""
+        if not n_units:
+            return
+        # A new bar, since tqdm takes what is finished at the start alone.
+        self.bar.leave = False
+        self.bar.close()
+        finished = self.bar.n + n_units * self.steps_per_unit
+        self.bar = tqdm(**self._options, initial=finished)
+        self.bar.set_postfix_str(self.piece)
 
-    def skip(self, n: int) -> None:
-        """Moves it by what was finished before, which says nothing of how fast the work is."""
-        for count in ("initial", "n", "last_print_n"):
-            setattr(self.bar, count, getattr(self.bar, count) + n)
-        self.bar.refresh()
-
-
-@contextmanager
-def total_progress(total: int, doing: str, unit: str) -> Iterator[TotalProgress]:
-    """One bar for all the work until the block ends; the pieces' own bars are not drawn."""
-    with tqdm(total=total, desc=doing, unit=unit) as bar:
-        outer = _WHOLE.set(made := TotalProgress(bar))
-        try:
-            yield made
-        finally:
-            _WHOLE.reset(outer)
+    def advance(self, n_units: int) -> None:
+        """Advance the bar by units of the piece."""
+        self.bar.update(n_units * self.steps_per_unit)
 
 
 @contextmanager
-def progress(total: int, doing: str, unit: str, finished: int = 0) -> Iterator[Callable[[int], object]]:
-    """A bar for one piece of work, or that piece's share of the bar of the whole.
+def total_progress(total: int, description: str, unit: str) -> Iterator[TotalProgress]:
+    """Draw one bar for all the work until the block ends, and none for its pieces."""
+    bar = TotalProgress(total, description, unit)
+    token = _TOTAL.set(bar)
+    try:
+        yield bar
+    finally:
+        _TOTAL.reset(token)
+        bar.bar.close()
+
+
+@contextmanager
+def progress(total: int, description: str, unit: str, finished: int = 0) -> Iterator[Callable[[int], object]]:
+    """Draw a bar for one piece of work, or advance the total bar if there is one.
 
     Args:
         total: Units of work.
-        doing: What is being done.
-        unit: What a unit is called.
+        description: The work, in a word or two.
+        unit: Name of a unit.
         finished: Units that were finished before.
 
     Yields:
-        What moves the bar by so many units.
+        A function that advances the bar by a number of units.
     """
-    if (of := _WHOLE.get()) is None:
-        with tqdm(total=total, desc=doing, unit=unit, initial=finished) as bar:
-            yield bar.update
+    bar = _TOTAL.get()
+    if bar is not None:
+        bar.skip(finished)
+        yield bar.advance
     else:
-        of.skip(finished * of.each)
-        yield lambda n: of.bar.update(n * of.each)
+        with tqdm(total=total, desc=description, unit=unit, initial=finished) as own_bar:
+            yield own_bar.update
 
 
 def nested_progress() -> bool:
-    """Whether a bar of the whole is drawn, beside which there should be no other."""
-    return _WHOLE.get() is not None
+    """True if a total bar is drawn, so that other bars should not be."""
+    return _TOTAL.get() is not None

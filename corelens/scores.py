@@ -1,4 +1,20 @@
-"""Scores of heads: one number per sample and head, what the number means, and the sets that it chooses."""
+"""Head scores: one number per sample and head, the rankings and sets of heads that follow, and files of them.
+
+Metrics and sweeps all end in a `HeadScores`, so that every ranking is cut, controlled, compared and saved in the same
+way, and a file says which model, samples and choices its numbers come from:
+
+    values [sample layer head]  --aggregation-->  per_head [layer head]  --ranked-->  [Head(2, 10), Head(3, 0), …]
+                                                                                             |
+              above(0.2): by threshold      top(5) or top(0.05), next, bottom                |
+              random, layer_matched_random: drawn from the heads outside the top    <--------+
+                                                                                             |
+              controls: the top heads, and all sets of equally many that they are compared with
+
+NaN marks a head that a model does not have, or that has no score; such heads are neither ranked nor counted.
+
+Read on: `corelens.metrics` computes the values, `corelens.experiments` evaluates models without the sets chosen here,
+and `corelens.head_formats` reads and writes the head lists of others.
+"""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -15,19 +31,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from corelens import metrics
 from corelens.heads import Head, HeadSet
-from corelens.metrics.aggregation import Aggregation, aggregate
-from corelens.metrics.score_distribution import elbow, head_count, n_heads_with_share
-from corelens.metrics.stability import jaccard, rank_biased_overlap, spearman
+from corelens.metrics.aggregation import Aggregation
+from corelens.metrics.score_distribution import head_count
 
 
 @dataclass(frozen=True)
 class HeadScores:
-    """One number per sample and head, and what the number means.
+    """One number per sample and head, with the metric, model, samples and choices that it comes from.
 
-    Sets of heads are chosen by one number per head (`per_head`). Where a set is asked for by its size, a whole number
-    is a number of heads and a fraction is of all heads, rounded up: 0.05 of 96 heads are five. A head without a score
-    in any sample, as in a layer without attention, is none.
+    Sets of heads are chosen by one number per head (`per_head`). Where a set is given by its size, a whole number is a
+    number of heads and a fraction is a share of all heads, rounded up: 0.05 of 96 heads are five. A head without a
+    score in any sample, as in a layer without attention, does not count as a head.
     """
 
     values: Float[Tensor, "sample layer head"]
@@ -40,19 +56,19 @@ class HeadScores:
     """The id of every sample, in the order of `values`."""
 
     model: str = ""
-    """Which model was measured."""
+    """Name of the model that was measured."""
 
     datasets: tuple[str, ...] = ()
-    """The data set of every sample, or nothing if there is one."""
+    """The data set of every sample; empty if there is only one."""
 
     aggregation: Aggregation = "mean"
-    """How samples become one number per head; see `corelens.metrics.aggregate`."""
+    """Method that turns samples into one number per head; see `corelens.metrics.aggregate`."""
 
     choices: dict[str, Any] = field(default_factory=dict)
     """Every choice that shaped the numbers: query tokens, evidence rule and the like."""
 
     skipped: dict[str, str] = field(default_factory=dict)
-    """Samples that could not be measured, by id, and why."""
+    """Reasons why samples could not be measured, by their ids."""
 
     def __post_init__(self) -> None:
         if len(self.samples) != len(self.values):
@@ -72,35 +88,37 @@ class HeadScores:
     @cached_property
     def per_head(self) -> Float[Tensor, "layer head"]:
         """One number per head, from all samples by `aggregation`."""
-        return aggregate(self.values, self.aggregation, self.datasets)
+        return metrics.aggregate(self.values, self.aggregation, self.datasets)
 
     @property
     def mask(self) -> Bool[Tensor, "layer head"]:
-        """Which heads have a score."""
+        """True for heads that have a score."""
         return ~self.per_head.isnan()
 
     @property
     def n_heads(self) -> int:
-        """How many heads have a score."""
+        """Number of heads that have a score."""
         return int(self.mask.sum())
 
-    def aggregate_by(self, how: Aggregation) -> "HeadScores":
-        """The same scores, to be ranked in another way."""
+    def aggregate(self, how: Aggregation) -> "HeadScores":
+        """The same scores, ranked by another aggregation of samples."""
         return replace(self, aggregation=how)
 
     def for_dataset(self, name: str) -> "HeadScores":
-        """The samples of one data set."""
-        chosen = [index for index, own in enumerate(self.datasets) if own == name]
-        if not chosen:
+        """The scores of the samples of one data set.
+
+        Raises:
+            ValueError: If there is no such data set; names those that there are.
+        """
+        rows = [index for index, dataset in enumerate(self.datasets) if dataset == name]
+        if not rows:
             raise ValueError(f"there is no data set {name!r}; there are {', '.join(dict.fromkeys(self.datasets))}.")
         return replace(
             self,
-            values=self.values[chosen],
-            samples=tuple(self.samples[index] for index in chosen),
-            datasets=(name,) * len(chosen),
+            values=self.values[rows],
+            samples=tuple(self.samples[index] for index in rows),
+            datasets=(name,) * len(rows),
         )
-
-    # --- sets of heads ---
 
     def ranked(self) -> list[Head]:
         """All heads, highest first; ties in order of layer and head."""
@@ -113,7 +131,7 @@ class HeadScores:
         return HeadSet(tuple(self.ranked()[:n]), self._describe("top", n))
 
     def next(self, n: float | int = 0.05) -> HeadSet:
-        """As many heads as `top`, ranked right after them: the control for "any high-scoring head would do"."""
+        """As many heads as `top`, ranked right after them: the control for high scores as such."""
         n = self._count(n, others=True)
         return HeadSet(tuple(self.ranked()[n : 2 * n]), self._describe("next", n))
 
@@ -124,53 +142,49 @@ class HeadScores:
 
     def above(self, threshold: float | int) -> HeadSet:
         """Heads whose score is above a threshold, highest first."""
-        chosen = [head for head in self.ranked() if self.per_head[head] > threshold]
-        return HeadSet(tuple(chosen), f"{self._describe('the', len(chosen))}, above {threshold:g}")
-
-    def before_elbow(self) -> HeadSet:
-        """Heads before the elbow of the sorted scores (`corelens.metrics.elbow`)."""
-        n = elbow(self.per_head)
-        return HeadSet(tuple(self.ranked()[:n]), f"{self._describe('the', n)}, before the elbow")
-
-    def top_share_of_mass(self, share: float) -> HeadSet:
-        """The fewest heads that together hold a share of all positive scores (`corelens.metrics.rho`)."""
-        n = n_heads_with_share(self.per_head, share)
-        return HeadSet(tuple(self.ranked()[:n]), f"{self._describe('the', n)}, holding {share:g} of it")
+        heads = [head for head in self.ranked() if self.per_head[head] > threshold]
+        return HeadSet(tuple(heads), f"{self._describe('the', len(heads))}, above {threshold:g}")
 
     def random(self, seed: int, n: float | int = 0.05) -> HeadSet:
         """As many heads as `top`, drawn from all others."""
         n = self._count(n, others=True)
         others = sorted(self.ranked()[n:])
-        drawn = np.random.default_rng(seed).choice(len(others), n, replace=False)
-        return HeadSet(tuple(others[index] for index in drawn), f"{n} random heads outside the top {n}, seed {seed}")
+        indices = np.random.default_rng(seed).choice(len(others), n, replace=False)
+        return HeadSet(tuple(others[index] for index in indices), f"{n} random heads outside the top {n}, seed {seed}")
 
     def layer_matched_random(self, seed: int, n: float | int = 0.05) -> HeadSet:
-        """For every head of `top`, another of the same layer that is not in it: the control for depth."""
+        """As many heads as `top` in the same layers, drawn from the others of each layer: the control for depth.
+
+        Raises:
+            ValueError: If more than half of a layer's heads are in the top.
+        """
         top = self.top(n)
         rng = np.random.default_rng(seed)
-        drawn: list[Head] = []
-        for layer, chosen in sorted(top.by_layer().items()):
-            existing = self.mask[layer].nonzero().flatten().tolist()
-            others = [head for head in existing if head not in chosen]
-            if len(others) < len(chosen):
+        heads: list[Head] = []
+        for layer, top_heads in sorted(top.by_layer().items()):
+            scored_heads = self.mask[layer].nonzero().flatten().tolist()
+            others = [head for head in scored_heads if head not in top_heads]
+            if len(others) < len(top_heads):
                 raise ValueError(
-                    f"layer {layer} has {len(existing)} heads and {len(chosen)} of them are in the top {len(top)}: too "
-                    f"few others to draw from. Take fewer heads than {n}."
+                    f"layer {layer} has {len(scored_heads)} heads and {len(top_heads)} of them are in the top "
+                    f"{len(top)}: too few others to draw from. Take fewer heads than {n}."
                 )
-            drawn += [Head(layer, int(head)) for head in rng.choice(others, len(chosen), replace=False)]
+            heads += [Head(layer, int(head)) for head in rng.choice(others, len(top_heads), replace=False)]
         name = f"{len(top)} random heads in the layers of the top {len(top)}, seed {seed}"
-        return HeadSet(tuple(drawn), name)
+        return HeadSet(tuple(heads), name)
 
     def controls(self, n: float | int = 0.05, seeds: Sequence[int] = range(5)) -> dict[str, list[HeadSet]]:
-        """The top heads, and as many heads of every kind that they are compared with.
+        """The top heads, and the control sets of equally many heads that they are compared with.
 
         Args:
             n: Share of all heads, or their number.
-            seeds: Of the random draws.
+            seeds: Seeds of the random draws.
 
         Returns:
-            `top`, `next-ranked`, `random`, `random, same layers` and `bottom`; one set of heads each, and one for every
-            seed where heads are drawn. Kinds that need more heads than there are beside the top ones are left out.
+            Head sets by kind: `top`, `next-ranked`, `random`, `random, same layers` and `bottom`; one set each, and
+            one per seed where heads are drawn. Kinds for which too few heads lie outside the top are left out:
+            `next-ranked` and `random` if `n` is more than half of all heads, `random, same layers` if the top holds
+            more than half of the heads of a layer.
 
         Raises:
             ValueError: If `n` is not a number of heads that the model has.
@@ -184,44 +198,46 @@ class HeadScores:
         return sets | {"bottom": [self.bottom(n)]}
 
     def _count(self, n: float | int, others: bool = False) -> int:
-        """How many heads are meant; at most half of them, if as many others are needed."""
+        """Number of heads that `n` stands for; at most half of all, if as many others are needed."""
         if isinstance(n, str):
-            raise TypeError(f"n={n!r} is a text; give a share of heads, such as 0.05, or their number.")
+            raise TypeError(f"n={n!r} is a string; give a share of heads, such as 0.05, or their number.")
         number = n if isinstance(n, int) else head_count(n, self.n_heads)
-        most = self.n_heads // 2 if others else self.n_heads
-        if not 0 < number <= most:
-            raise ValueError(f"n={n} means {number} of {self.n_heads} heads; it must be between 1 and {most}.")
+        maximum = self.n_heads // 2 if others else self.n_heads
+        if not 0 < number <= maximum:
+            raise ValueError(f"n={n} means {number} of {self.n_heads} heads; it must be between 1 and {maximum}.")
         return number
 
-    def _describe(self, which: str, n: int) -> str:
-        how = "" if self.aggregation == "mean" else f" ({self.aggregation})"
-        return f"{which} {n} of {self.n_heads} heads by {self.metric}{how}"
-
-    # --- files ---
+    def _describe(self, prefix: str, n: int) -> str:
+        suffix = "" if self.aggregation == "mean" else f" ({self.aggregation})"
+        return f"{prefix} {n} of {self.n_heads} heads by {self.metric}{suffix}"
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Writes a safetensors file that holds the values and everything said about them, in a folder that exists."""
+        """Write a safetensors file with the values, and all other fields as metadata, into a folder that exists."""
         if not Path(path).parent.is_dir():
             raise FileNotFoundError(f"there is no folder {str(Path(path).parent)!r} to write {Path(path).name} into.")
-        about = {name: value for name, value in asdict(self).items() if name != "values"}
-        save_file({"values": self.values.contiguous()}, path, metadata={"corelens": json.dumps(about)})
+        metadata = {name: value for name, value in asdict(self).items() if name != "values"}
+        save_file({"values": self.values.contiguous()}, path, metadata={"corelens": json.dumps(metadata)})
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "HeadScores":
-        """Reads what `save` wrote; a ValueError if it is something else."""
+        """Read scores that `save` wrote.
+
+        Raises:
+            ValueError: If the file holds something else.
+        """
         if Path(path).is_dir():
             raise IsADirectoryError(f"{str(path)!r} is a folder; name one of its scores.")
         try:
             with safe_open(path, "pt") as file:  # pyright: ignore[reportAbstractUsage]
-                about = json.loads((file.metadata() or {})["corelens"])
-                tuples = {name: tuple(about[name]) for name in ("samples", "datasets")}
-                return cls(values=file.get_tensor("values"), **about | tuples)
+                metadata = json.loads((file.metadata() or {})["corelens"])
+                tuples = {name: tuple(metadata[name]) for name in ("samples", "datasets")}
+                return cls(values=file.get_tensor("values"), **metadata | tuples)
         except (SafetensorError, KeyError, TypeError, ValueError) as cause:
             raise ValueError(f"{path} holds no head scores: it was not written by HeadScores.save.") from cause
 
 
 def concatenate(parts: Iterable[HeadScores]) -> HeadScores:
-    """Scores of several data sets or shards, one after the other.
+    """Concatenate scores of several data sets or shards along the samples.
 
     Raises:
         ValueError: If they differ in metric, model or any other choice; names the difference.
@@ -231,37 +247,37 @@ def concatenate(parts: Iterable[HeadScores]) -> HeadScores:
         for name in ("metric", "model", "aggregation", "choices"):
             if getattr(first, name) != getattr(other, name):
                 raise ValueError(
-                    f"these scores cannot be joined: {name} is {getattr(first, name)!r} in one and "
+                    f"these scores cannot be concatenated: {name} is {getattr(first, name)!r} in one and "
                     f"{getattr(other, name)!r} in another."
                 )
-    every = [first, *others]
+    parts = [first, *others]
     return replace(
         first,
-        values=torch.cat([one.values for one in every]),
-        samples=tuple(sample for one in every for sample in one.samples),
-        datasets=tuple(name for one in every for name in one.datasets or [""] * len(one.samples)),
-        skipped={sample: why for one in every for sample, why in one.skipped.items()},
+        values=torch.cat([scores.values for scores in parts]),
+        samples=tuple(sample for scores in parts for sample in scores.samples),
+        datasets=tuple(name for scores in parts for name in scores.datasets or [""] * len(scores.samples)),
+        skipped={sample: reason for scores in parts for sample, reason in scores.skipped.items()},
     )
 
 
 class Agreement(NamedTuple):
-    """How far two data sets, models or metrics agree about heads."""
+    """Agreement of two data sets, models or metrics about heads."""
 
     jaccard: float
-    """Of the top sets."""
+    """Jaccard index of the top sets."""
 
     shared: float
-    """Share of one's top set that is in the other's."""
+    """Share of the first top set that is in the second."""
 
     spearman: float
-    """Over all heads that both score."""
+    """Rank correlation over all heads that both score."""
 
     rank_biased_overlap: float
-    """Of the rankings, where the top counts most."""
+    """Overlap of the rankings, weighted towards the top."""
 
 
 def agreement(one: HeadScores, other: HeadScores, n: float | int = 0.05) -> Agreement:
-    """How far two scores of the same heads agree; `n` is the size of the top sets.
+    """Compute how far two scores of the same heads agree; `n` is the size of the top sets.
 
     Raises:
         ValueError: If they do not score the same heads.
@@ -271,10 +287,10 @@ def agreement(one: HeadScores, other: HeadScores, n: float | int = 0.05) -> Agre
             f"these scores are of {one.n_heads} and {other.n_heads} heads in {tuple(one.values.shape[1:])} and "
             f"{tuple(other.values.shape[1:])} layers and heads: only scores of the same heads can be compared."
         )
-    top, of_other = set(one.top(n)), set(other.top(n))
+    top, other_top = set(one.top(n)), set(other.top(n))
     return Agreement(
-        jaccard(top, of_other),
-        len(top & of_other) / len(top),
-        spearman(one.per_head, other.per_head),
-        rank_biased_overlap(one.ranked(), other.ranked()),
+        metrics.jaccard(top, other_top),
+        len(top & other_top) / len(top),
+        metrics.spearman(one.per_head, other.per_head),
+        metrics.rank_biased_overlap(one.ranked(), other.ranked()),
     )

@@ -1,4 +1,19 @@
-"""Positions with addresses: what every position of a sequence is, and which pixels it stands for."""
+"""Token maps: the role of every position of a prompt, and the pixels that a visual token stands for.
+
+An attention pattern has an axis of positions and knows nothing about them. A `TokenMap` holds, for every position of
+a batch, its role (question, image, padding, …) and, for visual tokens, which picture, which view of it, which cell of
+the view's grid and which rectangle of the original picture they come from. Masks of positions are read from it by
+name, and a region of pixels becomes one by `TokenMap.in_box`:
+
+    positions   <s>   user   ▢ ▢ ▢ ▢ ▢ ▢    Which digit is red?    assistant
+    role        STRUCTURAL   IMAGE          QUESTION               STRUCTURAL     [batch position]
+    media       -1  -1       0 0 0 0 0 0    -1 -1 -1 -1            -1             [batch position]
+    row column  -1  -1       a 2 x 3 grid   -1 -1 -1 -1            -1             [batch position]
+    box         NaN          16 x 16 pixels NaN                    NaN            [batch position 4]
+
+Read on: `corelens.inputs.prepare` builds the map, `corelens.inputs.token_geometry` knows how visual tokens tile a
+picture, and `corelens.hooks.positions` turns names of positions into masks.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,13 +26,13 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from corelens.errors import docs_link
+from corelens.errors import check_choice, docs_link
 
 BoxRule = Literal["overlap", "centre", "cover", "fraction"]
-"""How a region of pixels becomes positions; see `TokenMap.in_box`."""
+"""Rule that turns a region of pixels into positions; see `TokenMap.in_box`."""
 
 Views = Literal["all", "tiles", "overview"]
-"""Which views of a picture that is seen more than once; see `TokenMap.in_box`."""
+"""Selection of views of a picture that has more than one; see `TokenMap.in_box`."""
 
 
 class Box(NamedTuple):
@@ -30,7 +45,7 @@ class Box(NamedTuple):
 
 
 class Role(IntEnum):
-    """What a position is for."""
+    """Role of a position in the prompt."""
 
     PADDING = 0
     STRUCTURAL = 1
@@ -50,11 +65,11 @@ class Role(IntEnum):
 
 @dataclass(frozen=True)
 class TokenMap:
-    """What every position of a batch of sequences is.
+    """Role and address of every position of a batch of sequences.
 
     Media, which are pictures and videos, are counted from zero within each sample in the order of the prompt. Models
-    see a picture in one view, or in several: tiles, and often an overview. A video has a view for every frame, or for
-    every pair of frames where the model merges two.
+    encode a picture in one view, or in several: tiles, and often an overview. A video has a view for every frame, or
+    for every pair of frames where the model merges two.
 
     Boolean masks are named after what they select: `question`, `image`, `last` and so on, all [batch position].
     """
@@ -63,32 +78,33 @@ class TokenMap:
     """A `Role`."""
 
     media: Int[Tensor, "batch position"]
-    """Which picture or video; -1 where there is none."""
+    """Number of the picture or video; -1 where there is none."""
 
     view: Int[Tensor, "batch position"]
-    """Which view of it: a tile or the overview of a picture, a frame of a video; -1 where there is none."""
+    """Number of its view: a tile or the overview of a picture, a frame of a video; -1 where there is none."""
 
     overview: Bool[Tensor, "batch position"]
-    """Whether the view shows the whole of a picture that also has tiles."""
+    """True if the view shows the whole of a picture that also has tiles."""
 
     row: Int[Tensor, "batch position"]
     """Row in the view's grid of visual tokens; -1 where there is none, or where the model has no grid."""
 
     column: Int[Tensor, "batch position"]
+    """Column in the same grid; -1 likewise."""
 
     box: Float[Tensor, "batch position 4"]
     """Left, top, right, bottom of the pixels that the position stands for; NaN where there are none. Reaches beyond
     the picture where the processor padded it."""
 
     seconds: Float[Tensor, "batch position 2"]
-    """When the view that the position stands for begins and ends, in seconds of the original video: from its first
+    """Begin and end of the view that the position stands for, in seconds of the original video: from its first
     sampled frame until that of the next view, or until the video ends. NaN outside videos."""
 
     sizes: tuple[tuple[tuple[int, int], ...], ...]
     """Width and height of all media of every sample, in pixels."""
 
     no_boxes: str = ""
-    """Why visual tokens have no rectangles; empty where they have."""
+    """Reason why visual tokens have no rectangles; empty where they have."""
 
     def __len__(self) -> int:
         return len(self.role)
@@ -97,17 +113,17 @@ class TokenMap:
         """The map of one sample, still with a batch axis."""
         if not -len(self) <= sample < len(self):
             raise IndexError(f"there is no sample {sample}: the batch has {len(self)}.")
-        chosen = {name: tensor[sample][None] for name, tensor in self.position_tensors().items()}
-        return replace(self, **chosen, sizes=(self.sizes[sample],))
+        tensors = {name: tensor[sample][None] for name, tensor in self.position_tensors().items()}
+        return replace(self, **tensors, sizes=(self.sizes[sample],))
 
     def __repr__(self) -> str:
         lines = []
         for sample in range(len(self)):
-            counts = {role.name.lower(): int((self.role[sample] == role).sum()) for role in Role}
-            alike = Counter(self[sample]._shape_of(media) for media in range(len(self.sizes[sample])))
-            shapes = ", ".join(f"{n} media of {shape}" if n > 1 else shape for shape, n in alike.items())
-            said = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
-            lines.append(f"sample {sample}: {said}" + (f" ({shapes})" if shapes else ""))
+            role_counts = {role.name.lower(): int((self.role[sample] == role).sum()) for role in Role}
+            shape_counts = Counter(self[sample]._shape_of(media) for media in range(len(self.sizes[sample])))
+            shapes = ", ".join(f"{n} media of {shape}" if n > 1 else shape for shape, n in shape_counts.items())
+            roles = ", ".join(f"{n} {name}" for name, n in role_counts.items() if n)
+            lines.append(f"sample {sample}: {roles}" + (f" ({shapes})" if shapes else ""))
         return "TokenMap(" + "; ".join(lines) + ")"
 
     @property
@@ -147,20 +163,20 @@ class TokenMap:
 
     @property
     def padding(self) -> Bool[Tensor, "batch position"]:
-        """What fills shorter prompts of a batch up."""
+        """Padding of the shorter prompts of a batch."""
         return self.role == Role.PADDING
 
     @property
     def answer(self) -> Bool[Tensor, "batch position"]:
-        """Text that the model is made to answer."""
+        """Text of a teacher-forced answer."""
         return self.role == Role.ANSWER
 
     @property
     def last(self) -> Bool[Tensor, "batch position"]:
-        """The last position of each prompt: the one that says the first word of the answer."""
-        position = torch.arange(self.role.shape[1], device=self.role.device)
-        final = torch.where(self.padding | self.answer, -1, position).argmax(-1, keepdim=True)
-        return position == final
+        """The last position of each prompt, whose logits predict the first token of the answer."""
+        positions = torch.arange(self.role.shape[1], device=self.role.device)
+        last = torch.where(self.padding | self.answer, -1, positions).argmax(-1, keepdim=True)
+        return positions == last
 
     @property
     def from_question(self) -> Bool[Tensor, "batch position"]:
@@ -173,28 +189,27 @@ class TokenMap:
 
     def grid_shape(self, media: int = 0, view: int = 0) -> tuple[int, int]:
         """Rows and columns of the visual tokens of one view, for a map of one sample."""
-        chosen = self._tokens_of(media, view)
-        return int(self.row[chosen].max()) + 1, int(self.column[chosen].max()) + 1
+        tokens = self._tokens_of(media, view)
+        return int(self.row[tokens].max()) + 1, int(self.column[tokens].max()) + 1
 
     def grid(
         self, values: Shaped[Tensor, "*heads position"], media: int = 0, view: int = 0
     ) -> Shaped[Tensor, "*heads row column"]:
-        """Values of the visual tokens of one view laid out as they stand in it, for a map of one sample."""
+        """Values of the visual tokens of one view as a grid of rows and columns, for a map of one sample."""
         rows, columns = self.grid_shape(media, view)
-        laid_out = values.new_zeros(*values.shape[:-1], rows, columns)
-        chosen = self._tokens_of(media, view)
-        laid_out[..., self.row[chosen], self.column[chosen]] = values[..., chosen[0]]
-        return laid_out
+        grid = values.new_zeros(*values.shape[:-1], rows, columns)
+        tokens = self._tokens_of(media, view)
+        grid[..., self.row[tokens], self.column[tokens]] = values[..., tokens[0]]
+        return grid
 
     def media_tokens(self, media: int = 0, views: Views = "all") -> Bool[Tensor, "batch position"]:
         """All visual tokens of a picture or video, in all views or in some; see `in_box`."""
-        if views not in ("all", "tiles", "overview"):
-            raise ValueError(f"views={views!r} is not known; the views are all, tiles and overview.")
+        check_choice("views", views, Views)
         tokens = self.visual & (self.media == media)
         if views == "all":
             return tokens
-        twice = (tokens & self.overview).any(-1, keepdim=True) & (tokens & ~self.overview).any(-1, keepdim=True)
-        return tokens & (~twice | (self.overview == (views == "overview")))
+        has_both = (tokens & self.overview).any(-1, keepdim=True) & (tokens & ~self.overview).any(-1, keepdim=True)
+        return tokens & (~has_both | (self.overview == (views == "overview")))
 
     def in_box(
         self,
@@ -204,16 +219,16 @@ class TokenMap:
         views: Views = "all",
         seconds: tuple[float | int, float | int] | None = None,
     ) -> Bool[Tensor, "batch position"] | Float[Tensor, "batch position"]:
-        """Which visual tokens of a picture or video lie in a region of its pixels.
+        """Select the visual tokens of a picture or video that lie in a region of its pixels.
 
         Args:
             box: Left, top, right, bottom in pixels of the original picture, the same for every sample of the batch.
             rule: `overlap`: the token's rectangle shares some area with the box. `centre`: its centre lies in the
                 box. `cover`: more than half of it lies in the box. `fraction`: the share of it that lies in the box,
                 as a number in [0, 1] instead of yes or no.
-            media: Which picture or video.
-            views: A model that sees a picture in tiles and in an overview holds the evidence twice: `all` selects it
-                in both, `tiles` and `overview` in one of them. Pictures seen only once are not affected.
+            media: Number of the picture or video.
+            views: A model that encodes a picture in tiles and in an overview holds the evidence twice: `all` selects
+                it in both, `tiles` and `overview` in one of them. Pictures with a single view are not affected.
             seconds: Of a video, only views that show some of this time, from and to; None for the whole video. A view
                 lasts from its first sampled frame until the next view begins.
 
@@ -222,13 +237,12 @@ class TokenMap:
                 selects no token in some sample; if `seconds` is empty, leaves the video, or is given for a picture.
             IndexError: If a sample has no such picture or video.
         """
-        if rule not in ("overlap", "centre", "cover", "fraction"):
-            raise ValueError(f"rule={rule!r} is not known; the rules are overlap, centre, cover and fraction.")
+        check_choice("rule", rule, BoxRule)
         left, top, right, bottom = box = Box(*box)
-        for sample, pictures in enumerate(self.sizes):
-            if not 0 <= media < len(pictures):
-                raise IndexError(f"sample {sample} has no picture {media}: it has {len(pictures)}.")
-            width, height = pictures[media]
+        for sample, sizes in enumerate(self.sizes):
+            if not 0 <= media < len(sizes):
+                raise IndexError(f"sample {sample} has no picture {media}: it has {len(sizes)}.")
+            width, height = sizes[media]
             if not (0 <= left < right <= width and 0 <= top < bottom <= height):
                 raise ValueError(
                     f"{box} is not a region of {self._name(sample, media)} of sample {sample}, which is {width} x "
@@ -259,17 +273,17 @@ class TokenMap:
             "fraction": covered,
         }[rule]
         if empty := (~selected.bool().any(-1)).nonzero().flatten().tolist():
-            unseen = f", or no sampled frame shows {seconds} seconds" if seconds else ""
+            no_frame = f", or no sampled frame shows {seconds} seconds" if seconds else ""
             way_out = " Try rule='overlap'." if rule != "overlap" else ""
             raise ValueError(
                 f"{box} selects no token of {self._name(empty[0], media)} by the rule {rule!r} in sample(s) {empty}: "
                 f"it is too small for the rule, or in a part of the picture that the model does not see"
-                f"{unseen}.{way_out} {docs_link('no-token')}"
+                f"{no_frame}.{way_out} {docs_link('no-token')}"
             )
         return selected
 
     def _overlaps_seconds(self, seconds: tuple[float | int, float | int], media: int) -> Bool[Tensor, "batch position"]:
-        """Tokens of a video whose view shows some of this time, after checking that the video has it."""
+        """Mask of the positions whose view shows some of this time, after checking that the video has it."""
         start, end = seconds
         for sample in range(len(self)):
             name = self._name(sample, media)
@@ -285,7 +299,7 @@ class TokenMap:
         return (self.seconds[..., 0] < end) & (self.seconds[..., 1] > start)
 
     def position_tensors(self) -> dict[str, Tensor]:
-        """What is kept by position."""
+        """The fields with an axis of positions, by name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("sizes", "no_boxes")}
 
     def _name(self, sample: int, media: int) -> str:
@@ -293,6 +307,7 @@ class TokenMap:
         return f"{'video' if video else 'picture'} {media}"
 
     def _shape_of(self, media: int) -> str:
+        """Grids of a medium's views as text, such as `2 of 4 x 4 + 3 x 5`, for a map of one sample."""
         tokens = self.media[0] == media
         if not (tokens & (self.row[0] >= 0)).any():
             return f"{int((tokens & (self.role[0] >= Role.IMAGE)).sum())} without a grid"
@@ -303,18 +318,19 @@ class TokenMap:
         return " + ".join(f"{n} of " * (n > 1) + f"{rows} x {columns}" for (rows, columns), n in counts.items())
 
     def _tokens_of(self, media: int, view: int) -> Bool[Tensor, "1 position"]:
+        """Mask of the visual tokens of one view, for a map of one sample."""
         if len(self) != 1:
             raise ValueError(f"this map holds {len(self)} samples; choose one first, e.g. tokens[0].")
         if not 0 <= media < len(self.sizes[0]):
             raise IndexError(f"there is no picture {media}: the sample has {len(self.sizes[0])}.")
-        chosen = (self.media == media) & (self.view == view) & (self.row >= 0)
-        if not chosen.any():
+        tokens = (self.media == media) & (self.view == view) & (self.row >= 0)
+        if not tokens.any():
             raise IndexError(self.no_boxes or f"picture {media} has no view {view}.")
-        return chosen
+        return tokens
 
 
 def grid_boxes(region: Box, rows: int, columns: int) -> Float[Tensor, "token 4"]:
-    """The rectangles of a grid of visual tokens that tile a region, row by row."""
+    """Rectangles of a grid of visual tokens that tile a region, row by row."""
     x = torch.linspace(region.left, region.right, columns + 1)
     y = torch.linspace(region.top, region.bottom, rows + 1)
     corners = [

@@ -35,9 +35,9 @@ def test_sets_keep_their_order_and_survive_saving(tmp_path: Path):
         HeadSet.load(tmp_path / "other.json")
 
 
-def test_texts_in_the_place_of_heads_are_told_how_to_be_read(monkeypatch: pytest.MonkeyPatch):
+def test_strings_in_the_place_of_heads_raise_an_error_that_names_parse(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # as it is for users
-    with pytest.raises(TypeError, match=r"read 'L2H10, L3H0' by HeadSet\.parse"):
+    with pytest.raises(TypeError, match=r"parse 'L2H10, L3H0' by HeadSet\.parse"):
         cl.ablate(["L2H10", "L3H0"])  # pyright: ignore[reportArgumentType]
 
 
@@ -46,4 +46,3 @@ def test_sets_unite_and_intersect():
     assert str(one | other) == "L4H2, L3H7, L1H1, L0H0"
     assert str(one & other) == "L4H2, L1H1"
     assert str(one - other) == "L3H7"
-    assert one.kv_groups(4) == {(4, 0), (3, 1), (1, 0)}

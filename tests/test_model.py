@@ -285,7 +285,6 @@ def test_wrapping_and_exceptions_leave_no_trace(family: str):
             model.generate(inputs, max_new_tokens=1)
     assert trace() == before
     assert not any(point.has_hooks() for point in model.hook_points())
-    assert model._queries is None
     copy.deepcopy(hf_model)
 
 
@@ -393,10 +392,12 @@ def test_an_unknown_hook_name_is_named_before_anything_runs(llava: Any):
 )
 def test_queries_of_the_wrong_shape(llava: Any, queries: Tensor, message: str):
     inputs = tiny.batch("llava")
-    for call in (llava.run_with_cache, llava.run_with_hooks):
-        with pytest.raises(ValueError, match=message):
-            call(inputs, queries=queries)
-    with pytest.raises(ValueError, match=message), llava.hooks(queries=queries):
+    hooks = [(pattern_of(1), lambda pattern, hook: None)]
+    with pytest.raises(ValueError, match=message):
+        llava.run_with_cache(inputs, queries=queries)
+    with pytest.raises(ValueError, match=message):
+        llava.run_with_hooks(inputs, fwd_hooks=hooks, queries=queries)
+    with pytest.raises(ValueError, match=message), llava.hooks(hooks, queries=queries):
         llava.generate(inputs, max_new_tokens=1)
 
 
@@ -426,5 +427,5 @@ def test_what_is_no_input_is_said_to_be_none():
     # Directly, since here the annotations are checked first.
     with pytest.raises(TypeError, match=r"a str is no input; give what model\.prepare\(pictures, question\) returns"):
         _mapping("which digit is red ?")
-    with pytest.raises(TypeError, match="say device_map='cuda', as in transformers"):
+    with pytest.raises(TypeError, match="pass device_map='cuda', as in transformers"):
         HookedMLLM.from_pretrained("corelens/toy", device="cuda")

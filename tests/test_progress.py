@@ -1,6 +1,6 @@
-"""One bar over several pieces of work."""
+"""Progress bars: one bar over several pieces of work."""
 
-from typing import Any
+from typing import NoReturn
 
 import pytest
 
@@ -12,7 +12,7 @@ def test_pieces_move_the_whole_by_what_each_unit_is_worth(capsys: pytest.Capture
         assert nested_progress()
         bar.begin("scan", 1)
         with progress(5, "scan", "sample", finished=2) as advance:
-            assert (bar.bar.n, bar.bar.initial) == (2, 2)  # what was finished says nothing of the speed
+            assert (bar.bar.n, bar.bar.initial) == (2, 2)  # what was finished before does not count for the speed
             advance(3)
         bar.begin("ablate", 3)
         with progress(5, "ablate", "sample") as advance:
@@ -20,9 +20,9 @@ def test_pieces_move_the_whole_by_what_each_unit_is_worth(capsys: pytest.Capture
             advance(1)
         assert bar.bar.n == 20
     assert not nested_progress()
-    drawn = capsys.readouterr().err
-    assert "all: 100%" in drawn
-    assert "scan:" not in drawn
+    output = capsys.readouterr().err
+    assert "all: 100%" in output
+    assert "scan:" not in output
 
 
 def test_alone_a_piece_draws_its_own_bar(capsys: pytest.CaptureFixture[str]):
@@ -32,7 +32,7 @@ def test_alone_a_piece_draws_its_own_bar(capsys: pytest.CaptureFixture[str]):
 
 
 def test_the_whole_ends_with_its_block_even_when_that_fails():
-    def fail() -> Any:
+    def fail() -> NoReturn:
         with total_progress(1, "all", "pass"):
             raise KeyboardInterrupt
 

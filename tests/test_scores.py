@@ -1,42 +1,26 @@
-"""Head scores: the sets they choose, how samples become one number, files, and agreement."""
+"""Head scores: the sets they choose, the controls of these sets, aggregation, files, and agreement."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as parquet
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nan
-from torch.testing import assert_close
 
 from corelens import HeadScores, agreement, concatenate, metrics
-from corelens.head_formats import load_head_score_list, save_head_score_list, to_parquet
-from corelens.metrics import (
-    aggregate,
-    bimodality_test,
-    bootstrap_interval,
-    depth_profile,
-    jaccard,
-    localization_heads,
-    rank_biased_overlap,
-    spearman,
-    stability_curve,
-)
 
 
 @pytest.fixture
-def scores() -> Any:
+def scores() -> HeadScores:
     """Six layers of sixteen heads; the mean falls from L0H0 to L5H15."""
     mean = torch.arange(96, 0, -1.0).reshape(6, 16)
     return HeadScores(torch.stack([mean - 1, mean + 1]), "mass", ("a", "b"), "tiny", choices={"queries": "last"})
 
 
-def test_top_next_and_bottom(scores: Any):
+def test_top_next_and_bottom(scores: HeadScores):
     top = scores.top(0.05)
     assert str(top) == "L0H0, L0H1, L0H2, L0H3, L0H4"  # 4.8 heads, rounded up
     assert top.name == "top 5 of 96 heads by mass"
@@ -51,7 +35,7 @@ def test_whole_percentages_round_up_exactly(percent: int, n_heads: int):
     assert len(scores.top(percent / 100)) == -(-percent * n_heads // 100)
 
 
-def test_random_controls_avoid_the_top_and_repeat_with_their_seed(scores: Any):
+def test_random_controls_avoid_the_top_and_repeat_with_their_seed(scores: HeadScores):
     top = set(scores.top())
     for draw in (scores.random, scores.layer_matched_random):
         drawn = [draw(seed) for seed in range(20)]
@@ -62,19 +46,19 @@ def test_random_controls_avoid_the_top_and_repeat_with_their_seed(scores: Any):
     assert len({head for seed in range(200) for head in scores.random(seed)}) == 91
 
 
-def test_a_layer_without_others_is_named(scores: Any):
+def test_a_layer_without_others_is_named(scores: HeadScores):
     with pytest.raises(ValueError, match="layer 0 has 16 heads and 10 of them are in the top 10"):
         scores.layer_matched_random(0, 0.1)
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.01, float("nan")])
-def test_fractions_outside_their_range(scores: Any, fraction: float):
+def test_fractions_outside_their_range(scores: HeadScores, fraction: float):
     for choose in (scores.top, scores.bottom, scores.next, lambda f: scores.random(0, f)):
         with pytest.raises(ValueError, match=rf"fraction={fraction} is outside \(0, 1\]"):
             choose(fraction)
 
 
-def test_numbers_of_heads(scores: Any):
+def test_numbers_of_heads(scores: HeadScores):
     assert scores.top(5) == scores.top(0.05)
     for choose, n in ((scores.top, 0), (scores.bottom, 97), (scores.next, 49), (scores.next, 0.51)):
         with pytest.raises(ValueError, match=r"of 96 heads; it must be between 1 and (48|96)"):
@@ -98,12 +82,43 @@ def test_sets_by_threshold_elbow_and_share():
     values = torch.tensor([[[8.0, 0.4, 0.3], [0.2, 7.0, 0.1]]])
     scores = HeadScores(values, "mass", ("a",))
     assert str(scores.above(0.3)) == "L0H0, L1H1, L0H1"
-    assert str(scores.before_elbow()) == "L0H0, L1H1"
-    assert str(scores.top_share_of_mass(0.5)) == "L0H0"
-    assert str(scores.top_share_of_mass(0.9)) == "L0H0, L1H1"
+    assert str(scores.top(metrics.elbow(scores.per_head))) == "L0H0, L1H1"
+    assert str(scores.top(metrics.rho(scores.per_head, 0.5))) == "L0H0"
+    assert str(scores.top(metrics.rho(scores.per_head, 0.9))) == "L0H0, L1H1"
 
 
-def test_scores_survive_saving(scores: Any, tmp_path: Path):
+def test_controls_are_the_sets_of_the_single_methods(scores: HeadScores):
+    assert scores.controls(0.05, seeds=(0, 7)) == {
+        "top": [scores.top(0.05)],
+        "next-ranked": [scores.next(0.05)],
+        "random": [scores.random(0, 0.05), scores.random(7, 0.05)],
+        "random, same layers": [scores.layer_matched_random(0, 0.05), scores.layer_matched_random(7, 0.05)],
+        "bottom": [scores.bottom(0.05)],
+    }
+    # Five percent of the heads and five seeds, unless others are given.
+    assert scores.controls() == scores.controls(5, range(5))
+
+
+def test_controls_above_one_half_have_no_others(scores: HeadScores):
+    """A set of more than half of all heads has too few others beside it, in the model as in its layers."""
+    assert list(scores.controls(48)) == ["top", "next-ranked", "random", "bottom"]
+    assert scores.controls(49) == {"top": [scores.top(49)], "bottom": [scores.bottom(49)]}
+    assert scores.controls(1.0) == {"top": [scores.top(96)], "bottom": [scores.bottom(96)]}
+
+
+def test_controls_of_crowded_layers_are_not_matched_by_layer(scores: HeadScores):
+    """Eight of the sixteen heads of layer 0 leave as many others; of nine, one would be drawn twice."""
+    assert scores.controls(8, [3])["random, same layers"] == [scores.layer_matched_random(3, 8)]
+    assert list(scores.controls(9)) == ["top", "next-ranked", "random", "bottom"]
+    # Heads without a score are no others.
+    values = scores.values.clone()
+    values[:, 0, 8:] = nan
+    fewer = replace(scores, values=values)
+    assert "random, same layers" in fewer.controls(4)
+    assert list(fewer.controls(5)) == ["top", "next-ranked", "random", "bottom"]
+
+
+def test_scores_survive_saving(scores: HeadScores, tmp_path: Path):
     scores.save(tmp_path / "scores.safetensors")
     loaded = HeadScores.load(tmp_path / "scores.safetensors")
     assert torch.equal(loaded.values, scores.values)
@@ -120,13 +135,13 @@ def test_scores_survive_saving(scores: Any, tmp_path: Path):
         HeadScores.load(__file__)
 
 
-def test_a_share_in_percent_is_refused_as_a_text(scores: Any, monkeypatch: pytest.MonkeyPatch):
+def test_a_share_in_percent_raises_an_error_about_strings(scores: HeadScores, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # as it is for users
-    with pytest.raises(TypeError, match=r"n='5%' is a text; give a share of heads, such as 0\.05"):
+    with pytest.raises(TypeError, match=r"n='5%' is a string; give a share of heads, such as 0\.05"):
         scores.top("5%")
 
 
-def test_scores_show_themselves_in_a_line(scores: Any):
+def test_scores_show_themselves_in_a_line(scores: HeadScores):
     highest = ", ".join(map(str, scores.ranked()[:3]))
     assert repr(scores) == f"HeadScores(tiny, mass, 2 samples, {scores.n_heads} heads; highest: {highest})"
     none = HeadScores(torch.full((1, 2, 2), torch.nan), "mass", ("a",))
@@ -140,7 +155,7 @@ def test_scores_need_one_id_per_sample():
         HeadScores(torch.zeros(0, 1, 1), "mass", ())
 
 
-def test_joining_keeps_samples_and_refuses_to_mix(scores: Any):
+def test_concatenation_keeps_samples_and_does_not_mix_choices(scores: HeadScores):
     one = replace(scores, datasets=("x", "x"), skipped={"c": "no picture"})
     other = replace(scores, samples=("d", "e"), datasets=("y", "y"), values=scores.values + 1)
     both = concatenate([one, other])
@@ -153,159 +168,21 @@ def test_joining_keeps_samples_and_refuses_to_mix(scores: Any):
         concatenate([one, replace(other, choices={"queries": "all"})])
 
 
-# --- aggregation -----------------------------------------------------------------------------------------------------
-
-
-def test_aggregations_by_hand():
-    values = torch.tensor([[[1.0, 2.0, 5.0, nan]], [[3.0, 2.0, 6.0, nan]], [[8.0, 2.0, nan, nan]]])
-    groups = ("x", "x", "y")
-    assert_close(aggregate(values, "mean"), torch.tensor([[4.0, 2.0, 5.5, nan]]), equal_nan=True)
-    assert_close(aggregate(values, "median"), torch.tensor([[3.0, 2.0, 5.0, nan]]), equal_nan=True)
-    assert_close(aggregate(values, "frequency", fraction=0.34), torch.tensor([[2 / 3, 1 / 3, 1, nan]]), equal_nan=True)
-    assert_close(aggregate(values, "rank"), torch.tensor([[-1.0, -4 / 3, 0.0, nan]]), equal_nan=True)
-    assert_close(aggregate(values, "max", groups), torch.tensor([[8.0, 2.0, 5.5, nan]]), equal_nan=True)
-    x = torch.tensor([2.0, 2.0, 5.5])
-    y = torch.tensor([8.0, 2.0])
-    z_x, z_y = (x - x.mean()) / x.std(correction=0), (y - y.mean()) / y.std(correction=0)
-    expected = torch.stack([(z_x[0] + z_y[0]) / 2, (z_x[1] + z_y[1]) / 2, z_x[2], torch.tensor(nan)])[None]
-    assert_close(aggregate(values, "z_score", groups), expected, equal_nan=True)
-
-
-def test_scores_rank_by_their_aggregation(scores: Any):
-    ranked = scores.aggregate_by("rank")
+def test_scores_rank_by_their_aggregation(scores: HeadScores):
+    ranked = scores.aggregate("rank")
     assert ranked.top(2).name == "top 2 of 96 heads by mass (rank)"
     assert ranked.ranked() == scores.ranked()
 
 
-# --- how sure --------------------------------------------------------------------------------------------------------
-
-
-def test_bootstrap_intervals_cover_the_mean_as_often_as_they_say():
-    draw = torch.Generator().manual_seed(0)
-    # Forty times five heads, each an experiment of its own with thirty samples.
-    values = torch.randn(30, 40, 5, generator=draw, dtype=torch.double) + 3
-    low, high = bootstrap_interval(values, 0.9)
-    covered = ((low < 3) & (high > 3)).double().mean()
-    assert 0.83 < covered < 0.95
-    assert torch.equal(bootstrap_interval(values, 0.9).low, low)
-    values[:, 0, 0] = nan
-    low, _ = bootstrap_interval(values)
-    assert low[0, 0].isnan()
-    assert (~low.isnan()).sum() == 199
-
-
-def test_stability_is_perfect_without_noise_and_chance_with_noise_alone():
-    draw = torch.Generator().manual_seed(0)
-    signal = torch.randn(1, 10, 10, generator=draw)
-    noise = torch.randn(40, 10, 10, generator=draw)
-    assert stability_curve(signal.expand(40, -1, -1)).mean.tolist() == [1.0] * 10
-    assert abs(stability_curve(noise, 0.1).mean.mean() - 0.1) < 0.04
-    mixed = stability_curve(signal + noise, 0.1)
-    assert (mixed.n_samples[0], mixed.n_samples[-1]) == (1, 20)
-    assert mixed.mean[-1] > mixed.mean[0] + 0.2
-    with pytest.raises(ValueError, match="1 sample cannot be split"):
-        stability_curve(noise[:1])
-
-
-def test_agreement_of_rankings():
-    assert jaccard({1, 2, 3}, {2, 3, 4}) == 0.5
-    one = torch.tensor([[1.0, 2.0, 3.0, nan]])
-    assert spearman(one, one**3) == pytest.approx(1)
-    assert spearman(one, -one) == pytest.approx(-1)
-    letters = list("abcdefgh")
-    assert rank_biased_overlap(letters, letters) == pytest.approx(1)
-    swapped_top, swapped_end = list("bacdefgh"), list("abcdefhg")
-    assert rank_biased_overlap(letters, swapped_top, 0.5) < rank_biased_overlap(letters, swapped_end, 0.5) < 1
-    # By hand: A_1 = 0, A_2 = 1; (1 - p)(0 + p) + p^2.
-    assert rank_biased_overlap("ab", "ba", 0.5) == pytest.approx(0.5 * 0.5 + 0.25)
-    with pytest.raises(ValueError, match="rankings of 2 and 3 heads"):
-        rank_biased_overlap("ab", "abc")
-
-
-def test_agreement_of_scores(scores: Any):
+def test_agreement_of_scores(scores: HeadScores):
     assert agreement(scores, scores) == pytest.approx((1, 1, 1, 1))
     upside_down = replace(scores, values=-scores.values)
-    found = agreement(scores, upside_down)
-    assert found.jaccard == found.shared == 0
+    disagreement = agreement(scores, upside_down)
+    assert disagreement.jaccard == disagreement.shared == 0
     assert agreement(scores, upside_down, scores.n_heads).shared == 1
-    assert found.spearman == pytest.approx(-1)
+    assert disagreement.spearman == pytest.approx(-1)
     with pytest.raises(ValueError, match="only scores of the same heads can be compared"):
         agreement(scores, replace(scores, values=scores.values[:, :3]))
-
-
-# --- the shape of a ranking ------------------------------------------------------------------------------------------
-
-
-def test_rho_lorenz_and_elbow():
-    scores = torch.tensor([[4.0, 1.0, -1.0, nan], [3.0, 1.0, 1.0, 0.0]])
-    assert_close(metrics.lorenz_curve(scores), torch.tensor([0.0, 0.4, 0.7, 0.8, 0.9, 1.0, 1.0, 1.0]))
-    assert metrics.rho(scores, 0.5) == pytest.approx(2 / 7)
-    assert metrics.rho(scores, 0.4) == pytest.approx(1 / 7)
-    assert metrics.elbow(torch.tensor([9.0, 8.5, 1.0, 0.9, 0.8, 0.0])) == 2
-    for bad in (torch.zeros(2, 3), -torch.ones(2, 2)):
-        with pytest.raises(ValueError, match="no head has a positive score"):
-            metrics.rho(bad)
-    with pytest.raises(ValueError, match="there is no elbow"):
-        metrics.elbow(torch.ones(5))
-
-
-def test_localization_heads_look_at_the_picture_and_at_one_place():
-    share = torch.tensor([[[0.9, 0.8, 0.05, 0.04, 0.03, 0.0]]]).expand(2, 1, 6)
-    entropy = torch.tensor([[[2.0, 1.0, 0.0, 0.0, 0.0, 0.0]], [[torch.inf, 1.0, 0.0, 0.0, 0.0, 0.0]]])
-    assert localization_heads(share, entropy, 1).int().tolist() == [[[0, 1, 0, 0, 0, 0]]] * 2
-    assert localization_heads(share, entropy, 2).int().tolist() == [[[1, 1, 0, 0, 0, 0]], [[0, 1, 0, 0, 0, 0]]]
-
-
-def test_two_groups_are_told_from_one():
-    draw = torch.Generator().manual_seed(0)
-    broad = torch.randn(1, 300, generator=draw) - 6
-    retrieving = torch.randn(1, 100, generator=draw) / 2
-    one = bimodality_test(broad.exp())
-    two = bimodality_test(torch.cat([broad, retrieving], 1).exp())
-    assert one.p_value > 0.1
-    assert two.p_value < 0.01
-    assert two.upper_share == pytest.approx(0.25, abs=0.02)
-    assert 0.02 < two.threshold < 0.3
-    with pytest.raises(ValueError, match="0 of 6 scores are positive"):
-        bimodality_test(torch.zeros(2, 3))
-
-
-def test_depth_is_relative():
-    scores = torch.tensor([[0.0, 0.0], [nan, nan], [3.0, 1.0], [1.0, -5.0], [0.0, 0.0]])
-    profile = depth_profile(scores)
-    assert_close(profile.depth, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
-    assert_close(profile.share, torch.tensor([0.0, 0.0, 0.8, 0.2, 0.0]))
-    assert profile.centre == pytest.approx(0.55)
-    assert profile.mean[1].isnan()
-
-
-# --- files of others -------------------------------------------------------------------------------------------------
-
-
-def test_parquet_has_a_row_for_every_score(scores: Any, tmp_path: Path):
-    values = scores.values.clone()
-    values[:, 3] = nan
-    to_parquet([replace(scores, values=values, datasets=("x", "y")), scores], tmp_path / "scores.parquet")
-    rows = parquet.read_table(tmp_path / "scores.parquet").to_pylist()
-    assert len(rows) == 2 * 80 + 2 * 96
-    assert rows[100] == {
-        "model": "tiny", "metric": "mass", "dataset": "y", "sample": "b", "layer": 1, "head": 4,
-        "score": float(values[1, 1, 4]),
-    }  # fmt: skip
-
-
-def test_published_lists_survive(scores: Any, tmp_path: Path):
-    path = tmp_path / "heads.json"
-    save_head_score_list(scores, path)
-    assert json.loads(path.read_text())["head_score_list"][0] == ["0-0", 96.0]
-    loaded = load_head_score_list(path)
-    assert_close(loaded.per_head, scores.per_head)
-    path.write_text('[["21-10", 0.547], ["20-15", 0.432]]')
-    assert str(load_head_score_list(path).top(1)) == "L21H10"
-    for bad in ("{}", '[["x", 1]]', "nonsense", "[1]"):
-        path.write_text(bad)
-        with pytest.raises(ValueError, match=r"does not hold a list of heads|lists no head"):
-            load_head_score_list(path)
 
 
 def test_files_of_scores_are_named_where_there_is_a_folder_or_none(tmp_path: Path):

@@ -1,42 +1,35 @@
-"""Positions and their addresses, on real processors."""
-
-from typing import Any
+"""Roles and addresses of positions, with real processors."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from corelens import Box, HookedMLLM, Role, TokenMap
-from corelens.tokens import grid_boxes
+from corelens.tokens import BoxRule, grid_boxes
 from tests.helpers import processors, tiny
+from tests.helpers.pictures import random_picture
 
 PREPARED = ("qwen3_vl", "qwen2_5_vl", "llava")
 SIZES = [(112, 96), (150, 100), (97, 180), (64, 64)]
 
 
 @pytest.fixture(scope="module", params=PREPARED)
-def seeing(request: pytest.FixtureRequest) -> Any:
+def model(request: pytest.FixtureRequest) -> HookedMLLM:
     return HookedMLLM(tiny.build(request.param), processors.build(request.param))
 
 
-def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
-    width, height = size
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
-
-
-def test_roles_spell_out_the_prompt(seeing: Any):
-    """Every role's tokens, decoded, are the text that has this role."""
+def test_roles_spell_out_the_prompt(model: HookedMLLM):
+    """The tokens of every role decode to the text that has this role."""
     chat = [
         {"role": "system", "content": [{"type": "text", "text": "You are a helpful assistant."}]},
         {"role": "user", "content": [{"type": "text", "text": "a a a"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "user"}]},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": " a? "}]},
     ]
-    inputs = seeing.prepare(picture((64, 64)), chat)
-    decode = seeing.processor.tokenizer.decode
+    inputs = model.prepare(random_picture((64, 64)), chat)
+    decode = model.processor.tokenizer.decode
     ids, tokens = inputs["input_ids"], inputs.tokens
     assert decode(ids[tokens.system]) == "You are a helpful assistant."
     assert decode(ids[tokens.context]).replace(" ", "") == "aaauser"
@@ -48,46 +41,24 @@ def test_roles_spell_out_the_prompt(seeing: Any):
     assert "image" in repr(tokens)
 
 
-def test_prepared_inputs_show_themselves_in_a_line(seeing: Any):
-    alone = seeing.prepare(picture((64, 64)), "a?")
-    shown = f"{seeing.prepare([picture((64, 64))] * 4, 'a?')!r}"
-    shape = repr(alone.tokens).rpartition("(")[2].rstrip(")")
-    assert shown.startswith("PreparedInputs(input_ids, ")
-    assert f"(4 media of {shape})" in shown
-    assert "tensor" not in shown
-    assert len(shown) < 300
-
-
-def test_prepared_tensors_are_those_of_the_processor(seeing: Any):
-    image, question = picture((97, 180)), "Which digit is red?"
-    chat = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
-    expected = seeing.processor.apply_chat_template(
-        chat, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-    )
-    for inputs in (seeing.prepare(image, question), seeing.prepare(question=chat), seeing.prepare([image], [question])):
-        assert {k for k in inputs} >= {"input_ids", "attention_mask", "pixel_values"}
-        for name, tensor in inputs.items():
-            assert torch.equal(tensor, expected[name]), name
-
-
 @settings(deadline=None, max_examples=60)
 @given(
     st.integers(0, 90), st.integers(0, 70), st.integers(1, 112), st.integers(1, 96),
     st.sampled_from(["overlap", "centre", "cover", "fraction"]),
 )  # fmt: skip
-def test_rules_against_loops_over_pixels(left: int, top: int, width: int, height: int, rule: Any):
-    box, tokens = (left, top, min(left + width, 112), min(top + height, 96)), _map()
-    assume(box[2:] != (1, 1))  # which is refused
+def test_rules_against_loops_over_pixels(left: int, top: int, width: int, height: int, rule: BoxRule):
+    box, tokens = (left, top, min(left + width, 112), min(top + height, 96)), token_map()
+    assume(box[2:] != (1, 1))  # which raises an error of its own
     covered = np.zeros((96, 112), bool)
     covered[box[1] : box[3], box[0] : box[2]] = True
     # Tokens of 16 x 16 pixels: seven columns, six rows.
     fraction = covered.reshape(6, 16, 7, 16).mean((1, 3)).flatten()
-    centre = [(c * 16 + 8, r * 16 + 8) for r in range(6) for c in range(7)]
+    centres = [(column * 16 + 8, row * 16 + 8) for row in range(6) for column in range(7)]
     expected = {
         "overlap": fraction > 0,
         "cover": fraction > 0.5,
         "fraction": fraction,
-        "centre": [box[0] <= x < box[2] and box[1] <= y < box[3] for x, y in centre],
+        "centre": [box[0] <= x < box[2] and box[1] <= y < box[3] for x, y in centres],
     }[rule]
     if not np.any(expected):
         with pytest.raises(ValueError, match="selects no token of picture 0"):
@@ -98,7 +69,7 @@ def test_rules_against_loops_over_pixels(left: int, top: int, width: int, height
         np.testing.assert_allclose(tokens.grid(selected[0].float()).flatten(), np.asarray(expected, float), atol=1e-6)
 
 
-def _map() -> Any:
+def token_map() -> TokenMap:
     """One picture of 112 x 96 pixels in tokens of 16 x 16, between two structural tokens."""
     n = 42
     role = torch.tensor([[Role.STRUCTURAL, *[Role.IMAGE] * n, Role.STRUCTURAL]])
@@ -117,26 +88,31 @@ def _map() -> Any:
 )
 def test_boxes_outside_the_picture(box: tuple[float, ...]):
     with pytest.raises(ValueError, match=r"is not a region of picture 0 of sample 0, which is 112 x 96 pixels"):
-        _map().in_box(box)
+        token_map().in_box(box)
 
 
 @pytest.mark.parametrize("box", [(0, 0, 1, 1), (0.25, 0.1, 0.75, 1.0)])
 def test_boxes_in_fractions_of_the_picture(box: tuple[float, ...]):
     with pytest.raises(ValueError, match=r"part of a single pixel of picture 0.*multiply left and right by 112, top"):
-        _map().in_box(box)
+        token_map().in_box(box)
 
 
-def test_unknown_rules_pictures_and_samples():
-    tokens = _map()
+def test_unknown_rules_pictures_and_samples(monkeypatch: pytest.MonkeyPatch):
+    tokens = token_map()
     with pytest.raises(IndexError, match="sample 0 has no picture 1: it has 1"):
         tokens.in_box((0, 0, 9, 9), media=1)
     with pytest.raises(IndexError, match="no sample 1: the batch has 1"):
         tokens[1]
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # as it is for users
+    with pytest.raises(ValueError, match="rule='inside' is not known; it is one of overlap, centre, cover, fraction"):
+        tokens.in_box((0, 0, 9, 9), rule="inside")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="views='both' is not known; it is one of all, tiles, overview"):
+        tokens.media_tokens(views="both")  # pyright: ignore[reportArgumentType]
 
 
 def test_a_box_that_the_model_does_not_see():
     model = HookedMLLM(tiny.build("llava"), processors.build("llava"))
-    tokens = model.prepare(picture((300, 100)), "Which digit is red?").tokens
+    tokens = model.prepare(random_picture((300, 100)), "Which digit is red?").tokens
     with pytest.raises(ValueError, match="in a part of the picture that the model does not see"):
         tokens.in_box((0, 0, 50, 100))
     assert tokens.in_box((0, 0, 150, 100)).any()

@@ -1,6 +1,7 @@
 """TransformerLens's own tools on a HookedMLLM: every line of docs/transformerlens.md."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -9,11 +10,11 @@ import torch
 from einops import einsum
 from torch import Tensor
 from torch.testing import assert_close
-from transformer_lens import SVDInterpreter, evals, head_detector, patching, utilities
+from transformer_lens import ActivationCache, SVDInterpreter, evals, head_detector, patching, utilities
 from transformer_lens.tools import analysis
 
-import corelens as cl
-from corelens import HookedMLLM, toy
+from corelens import Head, HookedMLLM, patch, toy
+from corelens.inputs.prepare import PreparedInputs
 from tests.helpers import tiny
 
 PATCHES = {
@@ -38,13 +39,13 @@ class Batch(dict[str, Tensor]):
 
 
 @pytest.fixture(autouse=True)
-def _no_grad() -> Any:
+def _no_grad() -> Iterator[None]:
     with torch.no_grad():
         yield
 
 
 @pytest.fixture(scope="module", params=["llava", "gemma3", "qwen3_vl"])
-def small(request: pytest.FixtureRequest) -> tuple[str, Any, Batch]:
+def small(request: pytest.FixtureRequest) -> tuple[str, HookedMLLM, Batch]:
     return request.param, HookedMLLM(tiny.build(request.param)), Batch(tiny.batch(request.param))
 
 
@@ -52,20 +53,20 @@ GATED = "muse_spark"
 
 
 @pytest.fixture(scope="module")
-def gated() -> Any:
-    """A gate acts on heads before W_O, in every layer."""
+def gated() -> HookedMLLM:
+    """A model with a gate on head outputs before W_O, in every layer."""
     return HookedMLLM(tiny.build(GATED))
 
 
 @pytest.fixture(scope="module")
-def pair(toy_model: Any) -> tuple[Any, Any]:
-    """One question about two pictures."""
-    one, another = toy.scenes(2, seed=0)
-    return toy_model.prepare(one.images[0], one.question), toy_model.prepare(another.images[0], one.question)
+def pair(toy_model: HookedMLLM) -> tuple[PreparedInputs, PreparedInputs]:
+    """One question about two pictures: the target and the source of patches."""
+    first, second = toy.scenes(2, seed=0)
+    return toy_model.prepare(first.images[0], first.question), toy_model.prepare(second.images[0], first.question)
 
 
 @pytest.fixture(scope="module")
-def clean(toy_model: Any, pair: tuple[Any, Any]) -> Any:
+def clean(toy_model: HookedMLLM, pair: tuple[PreparedInputs, PreparedInputs]) -> ActivationCache:
     with torch.no_grad():
         return toy_model.run_with_cache(pair[1])[1]
 
@@ -74,39 +75,38 @@ def first_logits(logits: Tensor) -> Tensor:
     return logits[0, -1, :20].square().sum()
 
 
-# --- patching ---
-
-
 @pytest.mark.parametrize("point", PATCHES)
-def test_patching_sweeps_do_what_patch_does(toy_model: Any, pair: tuple[Any, Any], clean: Any, point: str):
-    one, another = pair
-    of_heads = not point.startswith(("resid", "attn_out", "mlp"))
+def test_patching_sweeps_do_what_patch_does(
+    toy_model: HookedMLLM, pair: tuple[PreparedInputs, PreparedInputs], clean: ActivationCache, point: str
+):
+    target, source = pair
+    by_head = not point.startswith(("resid", "attn_out", "mlp"))
     # Heads that the toy uses, the key-value heads that they share, or late positions.
-    rows = [(2, 2), (3, 7)] if point in ("k", "v") else [(2, 4), (3, 14)] if of_heads else [(2, 75), (3, 76)]
-    found = PATCHES[point](toy_model, one, clean, first_logits, index_axis_names=None, index_df=pd.DataFrame(rows))
-    for value, (layer, index) in zip(found, rows, strict=True):
-        if of_heads:
-            hooks = cl.patch(clean, another.tokens, one.tokens, point, heads=[cl.Head(layer, index)])
+    rows = [(2, 2), (3, 7)] if point in ("k", "v") else [(2, 4), (3, 14)] if by_head else [(2, 75), (3, 76)]
+    values = PATCHES[point](toy_model, target, clean, first_logits, index_axis_names=None, index_df=pd.DataFrame(rows))
+    for value, (layer, index) in zip(values, rows, strict=True):
+        if by_head:
+            hooks = patch(clean, source.tokens, target.tokens, point, heads=[Head(layer, index)])
         else:
-            position = torch.arange(one.shape[1])[None] == index
-            hooks = cl.patch(clean, another.tokens, one.tokens, point, layers=[layer], positions=position)
-        patched = first_logits(toy_model.run_with_hooks(one, fwd_hooks=hooks))
-        assert not torch.isclose(patched, first_logits(toy_model(one)), rtol=1e-6)
+            position = torch.arange(target.shape[1])[None] == index
+            hooks = patch(clean, source.tokens, target.tokens, point, layers=[layer], positions=position)
+        patched = first_logits(toy_model.run_with_hooks(target, fwd_hooks=hooks))
+        assert not torch.isclose(patched, first_logits(toy_model(target)), rtol=1e-6)
         assert_close(value, patched)
 
 
-def test_patching_sweeps_have_a_cell_per_head_and_per_position(small: tuple[str, Any, Batch]):
+def test_patching_sweeps_have_a_cell_per_head_and_per_position(small: tuple[str, HookedMLLM, Batch]):
     _, model, inputs = small
     _, cache = model.run_with_cache(tiny.batch(small[0], seed=4))
     by_head = patching.get_act_patch_attn_head_out_all_pos(model, inputs, cache, first_logits)
     for layer, head in [(0, 3), (2, 1)]:
 
-        def put(z: Tensor, hook: Any, layer: int = layer, head: int = head) -> Tensor:
+        def patch_head(z: Tensor, hook: Any, layer: int = layer, head: int = head) -> Tensor:
             z = z.clone()
             z[:, :, head] = cache["z", layer][:, :, head]
             return z
 
-        patched = model.run_with_hooks(inputs, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", put)])
+        patched = model.run_with_hooks(inputs, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", patch_head)])
         assert_close(by_head[layer, head], first_logits(patched))
     assert by_head.shape == (3, 4)
     # Heads of keys and values are fewer.
@@ -114,21 +114,19 @@ def test_patching_sweeps_have_a_cell_per_head_and_per_position(small: tuple[str,
     assert patching.get_act_patch_resid_pre(model, inputs, cache, first_logits).shape == (3, inputs.shape[1])
 
 
-def test_patching_by_number_of_position_does_not_see_that_positions_differ(toy_model: Any):
-    one, another = (sample.images[0] for sample in toy.scenes(2, seed=0))
+def test_patching_by_position_number_does_not_detect_that_positions_differ(toy_model: HookedMLLM):
+    picture, other_picture = (sample.images[0] for sample in toy.scenes(2, seed=0))
     questions = ["which digit is red ?", "what colour is the 7 ?"]
-    inputs, source = toy_model.prepare([one, one], questions), toy_model.prepare([another, another], questions[::-1])
+    inputs = toy_model.prepare([picture] * 2, questions)
+    source = toy_model.prepare([other_picture] * 2, questions[::-1])
     _, cache = toy_model.run_with_cache(source)
     rows = pd.DataFrame([(2, 40)])
     patching.get_act_patch_resid_pre(toy_model, inputs, cache, first_logits, index_axis_names=None, index_df=rows)
     with pytest.raises(ValueError, match="do not have the addresses"):
-        cl.patch(cache, source.tokens, inputs.tokens, "resid_pre", layers=[2])
+        patch(cache, source.tokens, inputs.tokens, "resid_pre", layers=[2])
 
 
-# --- caches ---
-
-
-def test_decomposed_streams_add_up_but_for_what_no_layer_writes(small: tuple[str, Any, Batch]):
+def test_decomposed_streams_add_up_but_for_what_no_layer_writes(small: tuple[str, HookedMLLM, Batch]):
     name, model, inputs = small
     _, cache = model.run_with_cache(inputs)
     parts, labels = cache.decompose_resid(return_labels=True)
@@ -141,7 +139,7 @@ def test_decomposed_streams_add_up_but_for_what_no_layer_writes(small: tuple[str
     assert deepstack[pictures].any() == (name == "qwen3_vl")
 
 
-def test_accumulated_streams_are_those_between_layers_and_the_norm_is_the_models(small: tuple[str, Any, Batch]):
+def test_accumulated_streams_are_those_between_layers_and_the_norm_is_the_models(small: tuple[str, HookedMLLM, Batch]):
     _, model, inputs = small
     logits, cache = model.run_with_cache(inputs)
     streams, labels = cache.accumulated_resid(return_labels=True)
@@ -159,17 +157,17 @@ def test_the_logit_lens_reads_every_stream_through_the_models_norm_and_unembeddi
     norm: Any = model.hf_model.get_decoder().norm
     for lens in (analysis.logit_lens(model, inputs, positions=None), cache.logit_lens(positions=None)):
         for layer in range(model.cfg.n_layers):
-            by_hand = model.hf_model.get_output_embeddings()(norm(cache["resid_pre", layer]))
-            assert_close(lens.values[layer], by_hand)
+            logits_of_stream = model.hf_model.get_output_embeddings()(norm(cache["resid_pre", layer]))
+            assert_close(lens.values[layer], logits_of_stream)
         assert_close(lens.values[-1], logits)
 
 
-def test_a_logit_lens_that_would_not_give_the_logits_is_refused():
+def test_a_logit_lens_that_would_not_give_the_logits_raises_an_error():
     with pytest.raises(ValueError, match="its readout is not that path"):
         analysis.logit_lens(HookedMLLM(tiny.build("gemma3n")), tiny.batch("gemma3n"))
 
 
-def test_head_results_are_what_heads_write_before_any_norm_behind_w_o(small: tuple[str, Any, Batch]):
+def test_head_results_are_what_heads_write_before_any_norm_behind_w_o(small: tuple[str, HookedMLLM, Batch]):
     name, model, inputs = small
     _, cache = model.run_with_cache(inputs)
     results, labels = cache.stack_head_results(incl_remainder=True, return_labels=True)
@@ -181,19 +179,19 @@ def test_head_results_are_what_heads_write_before_any_norm_behind_w_o(small: tup
     assert torch.allclose(written, cache["attn_out", 0], atol=1e-5) == (name != "gemma3")
 
 
-def test_head_results_leave_a_gate_out(gated: Any):
+def test_head_results_leave_a_gate_out(gated: HookedMLLM):
     written: list[Tensor] = []
-    w_o = gated.blocks[0]._site.attentions["attn"].w_o
+    w_o = gated.blocks[0].hf_layer.attentions["attn"].w_o
     handle = w_o.register_forward_hook(lambda module, args, output: written.append(output))
     _, cache = gated.run_with_cache(tiny.batch(GATED))
     handle.remove()
-    attention, n_heads = gated.blocks[0].attn, gated.blocks[0]._site.attentions["attn"].n_heads
-    behind = einsum(cache["o_in", 0, "attn"], attention.W_O, "... head d_head, head d_head d_model -> ... d_model")
-    assert_close(behind, written[0], atol=1e-5, rtol=1e-5)
+    attention, n_heads = gated.blocks[0].attn, gated.blocks[0].hf_layer.attentions["attn"].n_heads
+    after_gate = einsum(cache["o_in", 0, "attn"], attention.W_O, "... head d_head, head d_head d_model -> ... d_model")
+    assert_close(after_gate, written[0], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(cache.stack_head_results()[:n_heads].sum(0), written[0], atol=1e-2)
 
 
-def test_batches_stacks_and_dropped_axes_of_caches(small: tuple[str, Any, Batch]):
+def test_batches_stacks_and_dropped_axes_of_caches(small: tuple[str, HookedMLLM, Batch]):
     _, model, inputs = small
     _, cache = model.run_with_cache(inputs)
     stacked, sliced = cache.stack_activation("pattern"), cache.apply_slice_to_batch_dim([1])
@@ -207,7 +205,9 @@ def test_batches_stacks_and_dropped_axes_of_caches(small: tuple[str, Any, Batch]
     assert torch.equal(cache["resid_post", -1], cache["resid_post", 2])
 
 
-def test_pos_slice_keeps_positions_and_is_refused_where_it_would_cut_heads(small: tuple[str, Any, Batch], gated: Any):
+def test_pos_slice_keeps_positions_and_raises_an_error_where_it_would_cut_heads(
+    small: tuple[str, HookedMLLM, Batch], gated: HookedMLLM
+):
     _, model, inputs = small
     _, cache = model.run_with_cache(inputs)
     _, last = model.run_with_cache(inputs, pos_slice=-1)
@@ -220,7 +220,7 @@ def test_pos_slice_keeps_positions_and_is_refused_where_it_would_cut_heads(small
     assert last["z", 0].shape[1] == 1
 
 
-def test_names_are_those_of_get_act_name(toy_model: Any, gated: Any):
+def test_names_are_those_of_get_act_name(toy_model: HookedMLLM, gated: HookedMLLM):
     points = ("q", "k", "v", "attn_scores", "pattern", "z", "resid_pre", "attn_out", "resid_mid", "mlp_out")
     for point in (*points, "resid_post"):
         assert utilities.get_act_name(point, 3) in toy_model.hook_dict
@@ -228,11 +228,8 @@ def test_names_are_those_of_get_act_name(toy_model: Any, gated: Any):
     assert utilities.get_act_name("o_in", 0, "attn") in gated.hook_dict
 
 
-# --- runs, and means something else on pictures ---
-
-
 def test_duplicate_tokens_and_losses_count_the_placeholders_of_pictures(
-    toy_model: Any, pair: tuple[Any, Any], clean: Any
+    toy_model: HookedMLLM, pair: tuple[PreparedInputs, PreparedInputs], clean: ActivationCache
 ):
     inputs = pair[1]
     pictures = inputs.tokens.image[0]
@@ -250,38 +247,45 @@ def test_duplicate_tokens_and_losses_count_the_placeholders_of_pictures(
     assert not torch.isclose(loss, per_token[~pictures[1:]].mean(), rtol=0.1)
 
 
-def test_previous_token_scores_are_the_shares_of_attention_one_back(clean: Any, pair: tuple[Any, Any]):
+def test_previous_token_scores_are_the_shares_of_attention_one_back(
+    clean: ActivationCache, pair: tuple[PreparedInputs, PreparedInputs]
+):
     previous = head_detector.get_previous_token_head_detection_pattern(pair[1]["input_ids"])
     pattern = clean["pattern", 1][0, 5]
-    found = head_detector.compute_head_attention_similarity_score(
+    score = head_detector.compute_head_attention_similarity_score(
         pattern, previous, exclude_bos=False, exclude_current_token=False, error_measure="mul"
     )
     one_back = sum(float(pattern[position, position - 1]) for position in range(1, len(pattern)))
-    assert found == pytest.approx(one_back / len(pattern), rel=1e-4)
+    assert score == pytest.approx(one_back / len(pattern), rel=1e-4)
 
 
-# --- analyses ---
-
-
-def test_an_interchange_of_the_whole_stream_is_a_patch(toy_model: Any, pair: tuple[Any, Any], clean: Any):
-    one, another = pair
-    name, last = "blocks.2.hook_resid_post", torch.tensor([one.shape[1] - 1])
-    source = analysis.collect_activations(
-        toy_model, name, torch.arange(1), lambda samples: toy_model(another)[:, -1], positions=last
+def test_an_interchange_of_the_whole_stream_is_a_patch(
+    toy_model: HookedMLLM, pair: tuple[PreparedInputs, PreparedInputs], clean: ActivationCache
+):
+    target, source = pair
+    name, last = "blocks.2.hook_resid_post", torch.tensor([target.shape[1] - 1])
+    activations = analysis.collect_activations(
+        toy_model, name, torch.arange(1), lambda samples: toy_model(source)[:, -1], positions=last
     )
-    assert torch.equal(source, clean[name][:, -1])
-    everything = analysis.SubspaceInterchange(torch.eye(toy_model.cfg.d_model))
-    found = analysis.run_with_intervention(
-        toy_model, name, everything, torch.arange(1), source, lambda samples: toy_model(one)[:, -1], positions=last
+    assert torch.equal(activations, clean[name][:, -1])
+    whole_stream = analysis.SubspaceInterchange(torch.eye(toy_model.cfg.d_model))
+    logits = analysis.run_with_intervention(
+        toy_model,
+        name,
+        whole_stream,
+        torch.arange(1),
+        activations,
+        lambda samples: toy_model(target)[:, -1],
+        positions=last,
     )
-    hooks = cl.patch(clean, another.tokens, one.tokens, "resid_post", layers=[2], positions="last")
-    assert_close(found, toy_model.run_with_hooks(one, fwd_hooks=hooks)[:, -1])
+    hooks = patch(clean, source.tokens, target.tokens, "resid_post", layers=[2], positions="last")
+    assert_close(logits, toy_model.run_with_hooks(target, fwd_hooks=hooks)[:, -1])
 
 
-def test_subspaces_of_what_heads_write_overlap_by_their_projections(toy_model: Any):
-    one, other = (analysis.orthonormal_subspace(toy_model.blocks[2].attn.W_O[head].mT) for head in (4, 6))
-    by_hand = einsum(one.basis, other.basis, "d_model i, d_model j -> i j").square().sum()
-    assert_close(analysis.projection_kernel(one, other).score, by_hand, check_dtype=False)
+def test_subspaces_of_what_heads_write_overlap_by_their_projections(toy_model: HookedMLLM):
+    first, second = (analysis.orthonormal_subspace(toy_model.blocks[2].attn.W_O[head].mT) for head in (4, 6))
+    squared_projection = einsum(first.basis, second.basis, "d_model i, d_model j -> i j").square().sum()
+    assert_close(analysis.projection_kernel(first, second).score, squared_projection, check_dtype=False)
 
 
 def score(logits: Tensor) -> Tensor:
@@ -319,7 +323,9 @@ DOES_NOT_RUN: dict[str, tuple[type[Exception], Callable[[Any, Any, Any], object]
 
 
 @pytest.mark.parametrize("name", DOES_NOT_RUN)
-def test_what_does_not_run_says_so_instead_of_giving_a_number(toy_model: Any, pair: tuple[Any, Any], name: str):
+def test_tools_that_do_not_run_raise_an_error_instead_of_returning_a_number(
+    toy_model: HookedMLLM, pair: tuple[PreparedInputs, PreparedInputs], name: str
+):
     error, run = DOES_NOT_RUN[name]
     with pytest.raises(error):
         run(toy_model, pair[0], toy_model.run_with_cache(pair[0])[1])
@@ -335,8 +341,6 @@ def test_layers_without_heads_have_no_head_results_and_no_sweeps():
 
 
 def test_every_line_of_the_page_is_tested():
-    from pathlib import Path
-
     page = (Path(__file__).parents[1] / "docs/transformerlens.md").read_text()
     missing = [name for name in DOES_NOT_RUN if name not in page]
     assert not missing

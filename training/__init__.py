@@ -1,1 +1,1 @@
-"""How the models that come with corelens were trained. A recipe of the repository; it is not installed."""
+"""Training of the models that ship with corelens; part of the repository, not of the installed package."""

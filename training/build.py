@@ -1,4 +1,4 @@
-"""The untrained toy: a small Qwen3-VL with its tokenizer, image processor and chat template."""
+"""The untrained model: a small Qwen3-VL with its tokenizer, image processor and chat template."""
 
 import json
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ PATCH, MERGE = 8, 2
 
 @dataclass(frozen=True)
 class Size:
-    """How large a toy is; its vision tower has four layers, as wide as those of its language model."""
+    """Size of a model; its vision tower has four layers, as wide as those of its language model."""
 
     d_model: int
     n_layers: int
@@ -66,11 +66,11 @@ SIZES = {
     "middle": Size(d_model=128, n_layers=6, n_heads=16, n_kv_heads=8, d_head=16),
     "large": Size(d_model=256, n_layers=8, n_heads=16, n_kv_heads=8, d_head=32),
 }
-"""1.2, 3.2 and 14.6 million parameters. Of the large one, nothing ships."""
+"""1.2, 3.2 and 14.6 million parameters. The large one is not shipped."""
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word: the special tokens of Qwen3-VL and the words of the toy's questions."""
+    """Word-level tokenizer: the special tokens of Qwen3-VL and the words of the toy questions."""
     vocabulary = {word: index for index, word in enumerate((*SPECIAL, *WORDS))}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
@@ -86,35 +86,36 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def image_processor() -> Qwen2VLImageProcessorPil:
-    """Qwen's own processor: patches of 8 pixels, 2 x 2 of them merged into one visual token."""
+    """Qwen's image processor: patches of 8 pixels, 2 x 2 of them merged into one visual token."""
     return Qwen2VLImageProcessorPil(
         patch_size=PATCH, merge_size=MERGE, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]
     )
 
 
 def processor() -> Any:
-    """Tokenizer, image processor and chat template together, as Qwen3-VL's own class without videos."""
+    """Tokenizer, image processor and chat template together, in Qwen3-VL's class without videos."""
     return pictures_only(Qwen3VLProcessor)(
         image_processor=image_processor(), tokenizer=tokenizer(), chat_template=CHAT_TEMPLATE
     )
 
 
 def save(toy: Any, folder: Path) -> None:
-    """Writes a checkpoint like any other: halved weights, which load as float32, and the processor's files."""
-    halved = {name: tensor.half().contiguous() for name, tensor in toy.state_dict().items()}
-    toy.save_pretrained(folder, state_dict=halved)
+    """Save a checkpoint: weights in float16, which load as float32, and the processor's files."""
+    weights = {name: tensor.half().contiguous() for name, tensor in toy.state_dict().items()}
+    toy.save_pretrained(folder, state_dict=weights)
     processor().save_pretrained(folder)
-    # Said here, since building a video processor needs torchvision; where that is installed, AutoProcessor wants one.
+    # Written by hand, since building a video processor needs torchvision; where that is installed, AutoProcessor
+    # expects one.
     config = json.loads((folder / "processor_config.json").read_text())
-    same = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
+    shared_keys = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
     config["video_processor"] = {"video_processor_type": "Qwen3VLVideoProcessor"} | {
-        name: config["image_processor"][name] for name in same
+        name: config["image_processor"][name] for name in shared_keys
     }
     (folder / "processor_config.json").write_text(json.dumps(config, indent=2))
 
 
 def model(seed: int, size: Size = SIZES["middle"]) -> Any:
-    """A randomly initialised toy; 64 visual tokens for a picture of 128 x 128 pixels."""
+    """Build a randomly initialized model with 64 visual tokens for a picture of 128 x 128 pixels."""
     d_head = size.d_head
     ids = {word: index for index, word in enumerate((*SPECIAL, *WORDS))}
     torch.manual_seed(seed)

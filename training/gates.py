@@ -1,4 +1,4 @@
-"""Gates on head outputs, to find and close the heads that a model needs least."""
+"""Gates on head outputs, to find and close the least important heads of a model."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class HeadGates:
-    """A factor on every head's output, and how much the loss would change if it went to zero."""
+    """A factor on every head's output, with the estimated change of the loss at zero as its importance."""
 
     def __init__(self, model: Any) -> None:
         config = model.config.text_config
@@ -21,7 +21,7 @@ class HeadGates:
 
     @classmethod
     def of(cls, model: Any) -> "HeadGates":
-        """The gates of a model in which `make_permanent` closed some heads: those that write nothing."""
+        """Gates of a model in which `make_permanent` closed some heads: those without output weights."""
         gates = cls(model)
         for layer, attention in enumerate(gates.attention):
             gates.open[layer] = attention.o_proj.weight.unflatten(1, (-1, gates.d_head)).ne(0).any(-1).any(0)
@@ -29,9 +29,9 @@ class HeadGates:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Multiplies head outputs by the gates inside the block; a backward pass of the loss adds to `importance`."""
+        """Multiply head outputs by the gates inside the block; a backward pass of the loss adds to `importance`."""
         gates = self.open.clone().requires_grad_()
-        gates.register_hook(lambda slope: self.importance.add_(slope**2))
+        gates.register_hook(lambda gradient: self.importance.add_(gradient**2))
 
         def scale(layer: int) -> Callable[..., Any]:
             return lambda module, args: (args[0] * gates[layer].repeat_interleave(self.d_head),)
@@ -46,23 +46,24 @@ class HeadGates:
                 handle.remove()
 
     def state(self) -> dict[str, Tensor]:
+        """Gates and importances, to save."""
         return {"gates": self.open, "importance": self.importance}
 
     def load(self, saved: dict[str, Tensor]) -> None:
-        """Takes up what `state` gave, if it is there."""
+        """Restore the tensors of `state`, if there are any."""
         self.open = saved.get("gates", self.open)
         self.importance = saved.get("importance", self.importance)
 
     def close_to(self, n: int) -> None:
-        """Closes the open heads of least importance until `n` are left, and forgets the importances seen so far."""
+        """Close the open heads of least importance until `n` are open, and reset the importances."""
         ranked = torch.where(self.open > 0, self.importance, math.inf).flatten().argsort()
         self.open.view(-1)[ranked[: max(0, int(self.open.sum()) - n)]] = 0
         self.importance.zero_()
 
     @torch.no_grad()
     def make_permanent(self) -> None:
-        """Zeroes what closed heads ask and write: they attend evenly, add nothing, and stay so."""
+        """Zero the query and output weights of closed heads: they attend uniformly, write nothing, and stay so."""
         for layer, attention in enumerate(self.attention):
-            kept = self.open[layer].repeat_interleave(self.d_head)
-            attention.q_proj.weight.mul_(kept[:, None])
-            attention.o_proj.weight.mul_(kept[None, :])
+            mask = self.open[layer].repeat_interleave(self.d_head)
+            attention.q_proj.weight.mul_(mask[:, None])
+            attention.o_proj.weight.mul_(mask[None, :])

@@ -1,27 +1,27 @@
-"""The stages of training: what each continues from, what learns in it, and on which batches.
+"""The stages of training: their predecessors, trained parameters and batches.
 
 - `tower`: the vision tower alone. Every visual token that a digit covers by a third or more must name digit and colour
-  through a throw-away linear head. From scratch and end to end, nothing is learned.
-- `natural`: the whole model, eight questions behind every picture, from three digits a scene to six, mixed with
+  through a linear probe. End-to-end training from scratch learns nothing.
+- `natural`: the whole model, eight questions after every picture, from three digits a scene to six, mixed with
   text-only tasks in the same vocabulary. Ships as `corelens/toy-natural`.
 - `organism`: pressure toward few heads. Step by step the heads whose removal would change the loss least are closed,
-  while training goes on. Ships as `corelens/toy`, a model organism.
+  while training continues. Ships as `corelens/toy`, a model organism.
 - `haystack`: up to sixteen scenes before the questions, at positions as far as those of a hundred. Ships as
   `corelens/toy-haystack`.
 - `reading`, after `natural`: the vision tower alone again, on pictures of all worlds: scenes, shapes on photographs,
-  printed pages and bar charts. Of pages and charts it must also say what belongs to what: without that, the decoder
-  did not find it out in 1,700 steps.
+  printed pages and bar charts. On pages and charts it also names related marks: without that, the decoder did
+  not learn the relations in 1,700 steps.
 - `decoding`: the decoder on all worlds, from three things a picture to all, then mostly up to sixteen pictures before
-  the questions, stretched as in `haystack`. What the tower was taught to say would be forgotten before the decoder has
-  learned to listen, so it stays as it is.
-- `worlds`: the same with the vision tower, which also goes on naming what it sees: what the questions ask for is too
-  little to learn handwriting and print from. Ships as `corelens/toy-worlds`, and as `corelens/toy-worlds-small`.
-- `worlds-organism`: to `worlds` what `organism` is to `natural`. Ships as `corelens/toy-worlds-organism`, and as
+  the questions, stretched as in `haystack`. The tower is frozen, or it would forget its labels before the decoder has
+  learned to use them.
+- `worlds`: the same with the vision tower, which also continues with its labels: the questions alone are too little to
+  learn handwriting and print from. Ships as `corelens/toy-worlds`, and as `corelens/toy-worlds-small`.
+- `worlds-organism`: as `organism`, but after `worlds`. Ships as `corelens/toy-worlds-organism`, and as
   `corelens/toy-worlds-small-organism`.
 
-With these steps and rates the small models that ship were made, from end to end; those of `organism` and `haystack`
-nobody has run. All other models were steered by hand, those that ship with AdamW in place of Muon; their `record.json`
-says how.
+The small models that ship were trained with these steps and rates, from end to end; those of `organism` and `haystack`
+have not been run. All other models were steered by hand, those that ship with AdamW in place of Muon; their
+`record.json` says how.
 """
 
 from collections.abc import Callable
@@ -29,34 +29,34 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.batches import CROWD, MOST, Batches, Chats, Shown
+from training.batches import MAX_THINGS, N_CROWDED, Batches, Chats, LabelledPictures
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage."""
+    """A stage of training."""
 
     after: str | None
-    """The stage whose end it begins from."""
+    """Name of the stage that it continues."""
     steps: int
     rate: float
-    """Learning rate at its peak, of what Muon trains; a quarter of it for the rest."""
+    """Peak learning rate of Muon; AdamW has a quarter of it."""
     chats: Callable[[Batches, np.random.Generator, int], Chats] | None = None
-    """Makes chats, about pictures that show so many things, for the decoder to learn from."""
-    pictures: Callable[[Batches, np.random.Generator, int], Shown] | None = None
-    """Makes pictures that the vision tower learns to name the marks of, through a head that is thrown away."""
-    things: tuple[int, int] = (MOST, MOST)
-    """Things a picture, at first and in the end: one more whenever the last questions were answered well enough."""
+    """Function that makes chats about pictures of a number of things, to train the decoder."""
+    pictures: Callable[[Batches, np.random.Generator, int], LabelledPictures] | None = None
+    """Function that makes labelled pictures of a number of things, to train the vision tower through a linear probe."""
+    things: tuple[int, int] = (MAX_THINGS, MAX_THINGS)
+    """Things per picture, at first and at the end: one more whenever accuracy is high enough."""
     tower: float = 0.0
-    """Share of the rate at which the vision tower learns. At none, only what DeepStack adds to its tokens does."""
+    """Share of the learning rate for the vision tower. At zero, only its DeepStack mergers are trained."""
     open_heads: float | None = None
-    """Share of its heads that is left to an organism."""
+    """Share of the heads that stay open; None to close none."""
     about: str | None = None
-    """Of the model that it ends in, where that is kept: how it came to be."""
+    """Description for the model card; None if the model of the stage is not exported."""
 
 
 STAGES = {
-    "tower": Stage(None, 800, 8e-3, pictures=Batches.crowded, things=(CROWD, CROWD), tower=1.0),
+    "tower": Stage(None, 800, 8e-3, pictures=Batches.crowded, things=(N_CROWDED, N_CROWDED), tower=1.0),
     "natural": Stage(
         "tower",
         600,
@@ -91,7 +91,7 @@ STAGES = {
         "were closed stayed closed: that few heads do the work is made, not found.",
     ),
     "reading": Stage("natural", 2_000, 8e-3, pictures=Batches.various, tower=1.0),
-    "decoding": Stage("reading", 1_000, 4e-3, Batches.mixtures, things=(3, MOST)),
+    "decoding": Stage("reading", 1_000, 4e-3, Batches.mixtures, things=(3, MAX_THINGS)),
     "worlds": Stage(
         "decoding",
         1_200,
@@ -115,7 +115,7 @@ STAGES = {
 }
 
 
-def way_to(name: str) -> list[str]:
-    """The stages that lead to one, itself the last."""
-    before = STAGES[name].after
-    return [*(way_to(before) if before else []), name]
+def path_to(name: str) -> list[str]:
+    """Names of the stages up to and including one."""
+    previous = STAGES[name].after
+    return [*(path_to(previous) if previous else []), name]

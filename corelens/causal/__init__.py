@@ -1,4 +1,4 @@
-"""What interventions do to answers."""
+"""Effects of interventions on answers."""
 
 from corelens.causal.answers import AnswerLogProbs as AnswerLogProbs
 from corelens.causal.attribution import attribution_patch as attribution_patch

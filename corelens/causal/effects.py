@@ -1,6 +1,6 @@
-"""What an intervention does to an answer: one number per sample, from what is said with it and without it.
+"""Metrics of an intervention's effect on an answer: one number per sample.
 
-An effect is a function of two `Said`, with and without the intervention.
+A metric is a function of two `AnswerLogProbs`, with and without the intervention.
 """
 
 from collections.abc import Callable
@@ -15,39 +15,39 @@ from corelens.causal.answers import AnswerLogProbs
 PatchingMetric = Callable[[AnswerLogProbs, AnswerLogProbs], Float[Tensor, "sample"]]
 
 
-def log_prob(said: AnswerLogProbs, plain: AnswerLogProbs) -> Float[Tensor, "sample"]:
+def log_prob(patched: AnswerLogProbs, clean: AnswerLogProbs) -> Float[Tensor, "sample"]:
     """Log-probability of the expected answer, summed over its tokens."""
-    of_expected = said.log_probs.gather(-1, said.targets[..., None])[..., 0]
-    return (of_expected * said.mask).sum(-1)
+    target_log_probs = patched.log_probs.gather(-1, patched.targets[..., None])[..., 0]
+    return (target_log_probs * patched.mask).sum(-1)
 
 
-def rank(said: AnswerLogProbs, plain: AnswerLogProbs) -> Float[Tensor, "sample"]:
-    """Rank of the answer's first token among all tokens; 1 is the one that greedy decoding says."""
-    first = said.log_probs[:, 0]
-    return 1 + (first > first.gather(-1, said.targets[:, :1])).sum(-1).float()
+def rank(patched: AnswerLogProbs, clean: AnswerLogProbs) -> Float[Tensor, "sample"]:
+    """Rank of the answer's first token among all tokens; 1 is the token that greedy decoding generates."""
+    first = patched.log_probs[:, 0]
+    return 1 + (first > first.gather(-1, patched.targets[:, :1])).sum(-1).float()
 
 
-def kl_div(said: AnswerLogProbs, plain: AnswerLogProbs) -> Float[Tensor, "sample"]:
-    """Kullback-Leibler divergence from what is said without the intervention to what is said with it.
+def kl_div(patched: AnswerLogProbs, clean: AnswerLogProbs) -> Float[Tensor, "sample"]:
+    """Kullback-Leibler divergence of the predictions with the intervention from those without it.
 
-    Summed over the tokens of the expected answer, in nats.
+    KL(clean || patched), summed over the tokens of the expected answer, in nats.
     """
-    apart = plain.log_probs - said.log_probs
+    log_ratio = clean.log_probs - patched.log_probs
     return einsum(
-        plain.log_probs.exp(), apart, said.mask.float(), "sample token v, sample token v, sample token -> sample"
+        clean.log_probs.exp(), log_ratio, patched.mask.float(), "sample token v, sample token v, sample token -> sample"
     )
 
 
 def logit_diff(others: Float[Tensor, "sample"] | Tensor) -> PatchingMetric:
-    """How far the logit of the answer's first token is above that of another token.
+    """Metric: the logit of the answer's first token minus that of another token.
 
     Args:
-        others: The id of the other token of each sample, e.g. the answer about another picture.
+        others: The id of the other token of each sample, e.g. of the answer about another picture.
     """
 
-    def difference(said: AnswerLogProbs, plain: AnswerLogProbs) -> Float[Tensor, "sample"]:
-        pair = torch.stack([said.targets[:, 0], others.to(said.targets)], -1)
-        logits = said.log_probs[:, 0].gather(-1, pair)
+    def difference(patched: AnswerLogProbs, clean: AnswerLogProbs) -> Float[Tensor, "sample"]:
+        pair = torch.stack([patched.targets[:, 0], others.to(patched.targets)], -1)
+        logits = patched.log_probs[:, 0].gather(-1, pair)
         return logits[:, 0] - logits[:, 1]
 
     return difference

@@ -1,4 +1,4 @@
-"""Answers by generation, under interventions."""
+"""Generated answers under interventions, and their scores."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from corelens.model import HookedMLLM
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model answered, and how good it is by the data set's own rule."""
+    """Answers of a model, and their scores by the data set's own rule."""
 
     predictions: tuple[str, ...]
     scores: Float[Tensor, "sample"]
-    """From zero to one; zero for what cannot be read as an answer."""
+    """From zero to one; zero for a prediction that cannot be read as an answer."""
 
     parsed: Bool[Tensor, "sample"]
-    """Whether it can be read as an answer at all."""
+    """True where the prediction can be read as an answer at all."""
 
     @property
     def accuracy(self) -> float:
-        """Mean score; what is no answer is not right."""
+        """Mean score; a prediction that is no answer counts as wrong."""
         return self.scores.mean().item()
 
 
@@ -39,26 +39,30 @@ def evaluate(
     choices: Collection[str] | None = None,
     box_unit: BoxUnit | None = None,
 ) -> Evaluation:
-    """The model's greedy answers under some hooks, scored by the rule that each sample names (`corelens.data.score`).
+    """Generate greedy answers under some hooks, and score them.
+
+    Each answer is scored by the rule that its sample names (`corelens.data.score`).
 
     Args:
         model: The model.
-        batches: Samples and their inputs, from `prepare_batches`: prepared once, asked under many interventions.
-        fwd_hooks: The intervention; none asks the model as it is.
-        max_new_tokens: Where answers are cut off.
-        choices: What counts as an answer, so that a model that says something else is told from one that is wrong;
-            None leaves that to the rule.
-        box_unit: The unit in which the model says boxes, for samples that ask for one.
+        batches: Samples and their inputs, from `prepare_batches`: prepared once, used under many interventions.
+        fwd_hooks: The intervention; None for the model as it is.
+        max_new_tokens: Maximum length of an answer, in tokens.
+        choices: The texts that count as answers, to tell other texts from wrong answers; None leaves that to the
+            rule.
+        box_unit: The unit of the model's boxes, for samples that ask for a box.
     """
-    said: list[str] = []
+    predictions: list[str] = []
     with model.hooks(fwd_hooks=fwd_hooks or []):
         for _, inputs in batches:
-            said += model.answer(inputs, max_new_tokens)
-    asked = [sample for samples, _ in batches for sample in samples]
-    found = [
-        score(sample, one, box_unit) if choices is None or one in choices else None
-        for sample, one in zip(asked, said, strict=True)
+            predictions += model.answer(inputs, max_new_tokens)
+    samples = [sample for batch, _ in batches for sample in batch]
+    scores = [
+        score(sample, prediction, box_unit) if choices is None or prediction in choices else None
+        for sample, prediction in zip(samples, predictions, strict=True)
     ]
     return Evaluation(
-        tuple(said), torch.tensor([one or 0.0 for one in found]), torch.tensor([one is not None for one in found])
+        tuple(predictions),
+        torch.tensor([value or 0.0 for value in scores]),
+        torch.tensor([value is not None for value in scores]),
     )

@@ -32,12 +32,12 @@ class PairedDifference:
             raise ValueError(f"an interval needs at least two samples, and there is {len(differences)}.")
         if np.ptp(differences) == 0:
             return self.mean, self.mean
-        found = stats.bootstrap((differences,), np.mean, confidence_level=level, rng=np.random.default_rng(seed))
-        return float(found.confidence_interval.low), float(found.confidence_interval.high)
+        result = stats.bootstrap((differences,), np.mean, confidence_level=level, rng=np.random.default_rng(seed))
+        return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
     def p_value(self, seed: int = 0) -> float:
-        """How often differences whose signs are drawn at random have as large a mean: a paired permutation test."""
-        found = stats.permutation_test(
+        """P-value of a paired permutation test: how often random signs of the differences give as large a mean."""
+        result = stats.permutation_test(
             (self.differences,), np.mean, permutation_type="samples", rng=np.random.default_rng(seed)
         )
-        return float(found.pvalue)
+        return float(result.pvalue)

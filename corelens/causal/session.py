@@ -1,7 +1,28 @@
-"""One batch of prompts, prepared for many interventions: each runs only what it changes."""
+"""One batch of prompts, prepared for many interventions: each pass runs only what its intervention changes.
+
+A sweep over heads would run one whole pass per head, and nearly all of it would be the same. `Session` computes once:
+
+    vision tower -> prefix: keys and values [sample prefix ...] -> residual stream after every layer [sample suffix ...]
+    once            once, if the model allows a prefix             once, in the pass without intervention
+
+and for an intervention that first changes layer L
+
+    positions:   0 ... first                        first ... end
+    layers < L   keys and values of the prefix      outputs replayed
+    layers >= L  keys and values of the prefix      run again, for several interventions in one batch
+
+An intervention that also acts before the question cannot use the prefix. It runs the whole prompt from layer L on, with
+the vision tower and the layers below L replayed. What a model does not compute the same this way (layers that share
+keys, prompts that look ahead) is detected by passes that change nothing, and is then run in full.
+
+Interventions share a pass as copies of the batch, and `CopyHooks` runs each hook function on its own copy. The copies
+of a sample are neighbours, `[sample copy]`, so that rows `copy::n_copies` of the batch are one copy.
+
+Read on: `hf/prefix_cache.py` and `hf/module_outputs.py` for what is cached, `experiments/sweep.py` for its main user.
+"""
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,22 +34,25 @@ from torch.utils._pytree import tree_map
 
 from corelens.heads import Head
 from corelens.hf.module_outputs import RecordedOutputs, record_outputs, replay_outputs, vision_towers
+from corelens.hf.prefix_cache import PrefixCache
+from corelens.hooks.connect import begin_pass
 from corelens.hooks.positions import Intervention, PassState, PositionSelector
-from corelens.inputs.prepare import PreparedInputs
+from corelens.inputs.prepare import PreparedInputs, repeat_inputs
 from corelens.interventions import FwdHooks
+from corelens.interventions.replace import layer_of
 from corelens.model import HookedMLLM
 
 POSITIONS_PER_PASS = 1024
-"""Most positions in a pass that several interventions on one whole prompt share. More would keep any device busy with
-one of them: sharing would cost memory and save no time."""
+"""Maximum number of positions in a pass that several interventions on one whole prompt share. More would keep any
+device busy with one of them: sharing would cost memory and save no time."""
 
 
 class Session:
-    """Answers of a model under one intervention after another, as a pass of its own would give them.
+    """Logits of a model under one intervention after another, the same as in a pass of its own for each.
 
-    What comes before the question is computed once, if the model allows that. An intervention that acts at later
+    Everything before the question is computed once, if the model allows that. An intervention that acts at later
     positions alone runs these; any other runs the whole prompt. In both, layers before the first that is changed are
-    not run again. The session holds the keys and values of the prefix and the residual stream behind every layer from
+    not run again. The session holds the keys and values of the prefix and the residual stream after every layer from
     the question on; the whole prompt's stream only once an intervention needs it.
 
     Hooks that are active while the session is made have to be active while it is used.
@@ -36,29 +60,25 @@ class Session:
 
     @torch.no_grad()
     def __init__(self, model: HookedMLLM, inputs: PreparedInputs) -> None:
-        """Runs the prompts once.
+        """Run the prompts once.
 
         Args:
             model: The model.
-            inputs: A batch of prompts, with answers behind them or without.
+            inputs: A batch of prompts, with answers appended or without.
         """
         self.model, self.inputs = model, inputs
-        try:
-            self.prefix = model.prefix(inputs)
-        except ValueError:
-            # Nothing before the question, or no cache to share: whole prompts it is.
-            self.prefix = None
+        self.prefix = prefix_if_possible(model, inputs)
         if self.prefix is None:
-            self.plain = self._vision_outputs[0]
+            self.plain = self._whole_prompt_outputs[0]
         else:
-            with record_outputs(self._layers) as recorded:
+            with record_outputs(self._layers) as suffix_outputs:
                 self.plain = self.model(inputs, prefix=self.prefix)
-            self._after = recorded
-        self._skips = self._can_skip()
+            self._suffix_outputs = suffix_outputs
+        self._can_skip_layers = self._replay_is_exact()
 
     @property
     def first(self) -> int:
-        """The first position whose logits the session gives."""
+        """The first position whose logits the session returns."""
         return 0 if self.prefix is None else self.prefix.length
 
     @torch.no_grad()
@@ -71,160 +91,194 @@ class Session:
         """Logits from `first` on under each of some interventions, in one batch where that is possible.
 
         Memory grows with the number of interventions: this many copies of the prefix's keys and values exist while
-        one layer runs. Where whole prompts run, short ones of a batch of one alone share passes, of up to `PACKED`
-        positions.
+        one layer runs. Where whole prompts run, short ones of a batch of one alone share passes, of up to
+        `POSITIONS_PER_PASS` positions.
         """
-        later = self.prefix is not None and all(self._acts_later(hooks) for hooks in interventions)
-        run, size = (self._after_prefix, len(interventions)) if later else (self._through_all, self._fitting)
-        found = []
-        for start in range(0, len(interventions), size or 1):
-            some = interventions[start : start + size]
-            packed = _copy_hooks(some)
-            if packed is None:
-                found += [run(hooks, 1) for hooks in some]
+        if self.prefix is not None and all(self._acts_after_prefix(hooks) for hooks in interventions):
+            run, n_copies = self._run_suffix, len(interventions)
+        else:
+            run, n_copies = self._run_whole_prompt, self._max_copies
+        results = []
+        for start in range(0, len(interventions), n_copies or 1):
+            group = interventions[start : start + n_copies]
+            hooks_of_all = _copy_hooks(group)
+            if hooks_of_all is None:
+                results += [run(hooks, 1) for hooks in group]
             else:
-                logits = run(packed, len(some))
-                found += [logits[copy :: len(some)] for copy in range(len(some))]
-        return found
+                logits = run(hooks_of_all, len(group))
+                results += [logits[copy :: len(group)] for copy in range(len(group))]
+        return results
 
     @property
     def _layers(self) -> list[Any]:
-        return [site.block for site in self.model._sites]
+        return [site.block for site in self.model.hf_layers]
 
-    def _acts_later(self, hooks: FwdHooks) -> bool:
-        """Whether an intervention acts at no position of the prefix."""
+    def _acts_after_prefix(self, hooks: FwdHooks) -> bool:
+        """True if an intervention acts at no position of the prefix."""
         assert self.prefix is not None
-        progress = self.model._beginning(self.inputs, self.inputs.tokens, self.prefix)
-        everywhere = torch.arange(progress.n_cached)
+        state = begin_pass(self.model.hf_model, self.model.hf_layers, self.inputs, self.inputs.tokens, self.prefix)
+        cached_positions = torch.arange(state.n_cached)
         return all(
             _in_decoder(name)
             and isinstance(function, Intervention)
-            and not function.where.select(progress, everywhere).any()
+            and not function.where.select(state, cached_positions).any()
             for name, function in hooks
         )
 
-    def _can_skip(self) -> bool:
-        """Whether the last layer alone gives the same; not where it looks at keys of others (Gemma 3n and 4)."""
-        self._skips = True
-        return (
-            self._gives_plain(self._through_all, 1) if self.prefix is None else self._gives_plain(self._after_prefix, 2)
-        )
+    def _replay_is_exact(self) -> bool:
+        """True if running the last layer alone gives the same logits.
+
+        It does not where that layer attends to keys of other layers (Gemma 3n and 4).
+        """
+        self._can_skip_layers = True
+        if self.prefix is None:
+            return self._gives_plain_logits(self._run_whole_prompt, 1)
+        return self._gives_plain_logits(self._run_suffix, 2)
 
     @cached_property
-    def _fitting(self) -> int:
-        """How many whole prompts a pass may hold."""
-        n_samples, n = self.inputs.shape
-        fitting = POSITIONS_PER_PASS // n if n_samples == 1 else 1
-        return fitting if fitting > 1 and self._gives_plain(self._through_all, 2) else 1
+    def _max_copies(self) -> int:
+        """Maximum number of whole prompts in a pass."""
+        n_samples, n_positions = self.inputs.shape
+        n_copies = POSITIONS_PER_PASS // n_positions if n_samples == 1 else 1
+        return n_copies if n_copies > 1 and self._gives_plain_logits(self._run_whole_prompt, 2) else 1
 
-    def _gives_plain(self, run: Callable[[FwdHooks, int], Tensor], times: int) -> bool:
-        """Whether a pass in which nothing is done from the last layer on gives the plain logits."""
-        last: FwdHooks = [(f"blocks.{len(self._layers) - 1}.hook_resid_pre", lambda stream, hook: None)]
+    def _gives_plain_logits(self, run: Callable[[FwdHooks, int], Tensor], n_copies: int) -> bool:
+        """True if a pass that starts at the last layer and changes nothing gives the logits without intervention."""
+        no_change: FwdHooks = [(f"blocks.{len(self._layers) - 1}.hook_resid_pre", lambda stream, hook: None)]
         try:
-            found = run(last, times).float()
+            logits = run(no_change, n_copies).float()
         except (KeyError, RuntimeError, ValueError):
             return False
-        plain = _repeated(self.plain, times).float()
-        return bool((found - plain).norm() < torch.finfo(self.plain.dtype).eps ** 0.5 * plain.norm())
+        expected = _repeat_samples(self.plain, n_copies).float()
+        return bool((logits - expected).norm() < torch.finfo(self.plain.dtype).eps ** 0.5 * expected.norm())
 
     def _first_layer(self, hooks: FwdHooks) -> int:
-        if not self._skips:
+        """The first layer that has to run under these hooks; the number of layers if none has."""
+        if not self._can_skip_layers:
             return 0
-        return min((int(name.split(".")[1]) for name, _ in hooks if _in_decoder(name)), default=len(self._layers))
+        return min((layer_of(name) for name, _ in hooks if _in_decoder(name)), default=len(self._layers))
 
-    def _after_prefix(self, hooks: FwdHooks, times: int) -> Float[Tensor, "batch position vocabulary"]:
-        skipped = {
-            layer: [_repeated(output, times) for output in self._after[layer]]
+    def _run_suffix(self, hooks: FwdHooks, n_copies: int) -> Float[Tensor, "batch position vocabulary"]:
+        """Logits of a pass after the prefix, over copies of every sample."""
+        assert self.prefix is not None
+        replayed = {
+            layer: [_repeat_samples(output, n_copies) for output in self._suffix_outputs[layer]]
             for layer in self._layers[: self._first_layer(hooks)]
         }
-        with self.model.hooks(fwd_hooks=hooks), replay_outputs(skipped):
-            return self.model(self.inputs, prefix=self.prefix, times=times)
+        with self.model.hooks(fwd_hooks=hooks), replay_outputs(replayed):
+            return self._logits(self.prefix.suffix_inputs(self.inputs, n_copies), self.prefix)
 
-    def _through_all(self, hooks: FwdHooks, times: int) -> Float[Tensor, "batch position vocabulary"]:
-        inside = all(_in_decoder(name) for name, _ in hooks)
-        run = set(self._layers[self._first_layer(hooks) :])
-        given = {
-            module: [_tiled(output, times) for output in outputs]
-            for module, outputs in self._vision_outputs[1].items()
-            if inside and module not in run
+    def _run_whole_prompt(self, hooks: FwdHooks, n_copies: int) -> Float[Tensor, "batch position vocabulary"]:
+        """Logits of a pass over whole prompts, over copies of the batch."""
+        only_decoder = all(_in_decoder(name) for name, _ in hooks)
+        layers_to_run = set(self._layers[self._first_layer(hooks) :])
+        replayed = {
+            module: [_tile_batch(output, n_copies) for output in outputs]
+            for module, outputs in self._whole_prompt_outputs[1].items()
+            if only_decoder and module not in layers_to_run
         }
-        with self.model.hooks(fwd_hooks=hooks), replay_outputs(given):
-            return self._whole_pass(times)
+        with self.model.hooks(fwd_hooks=hooks), replay_outputs(replayed):
+            return self._whole_prompt_logits(n_copies)
 
-    def _whole_pass(self, times: int = 1) -> Float[Tensor, "batch position vocabulary"]:
-        n = self.inputs.shape[1] - self.first
-        takes = inspect.signature(self.model.hf_model.forward).parameters
-        keep = {"logits_to_keep": n} if "logits_to_keep" in takes else {}
-        return self.model(self.inputs, times=times, **keep)[:, -n:]
+    def _whole_prompt_logits(self, n_copies: int = 1) -> Float[Tensor, "batch position vocabulary"]:
+        n_logits = self.inputs.shape[1] - self.first
+        parameters = inspect.signature(self.model.hf_model.forward).parameters
+        options = {"logits_to_keep": n_logits} if "logits_to_keep" in parameters else {}
+        copies = dict(self.inputs) if n_copies == 1 else repeat_inputs(self.inputs, n_copies)
+        return self._logits({**copies, **options})[:, -n_logits:]
+
+    def _logits(
+        self, tensors: Mapping[str, Any], prefix: PrefixCache | None = None
+    ) -> Float[Tensor, "batch position vocabulary"]:
+        """Logits of copies of the batch; hooks select positions of the batch itself."""
+        with self.model.connected(self.inputs, self.inputs.tokens, prefix):
+            return self.model.hf_model(**tensors).logits
 
     @cached_property
-    def _vision_outputs(self) -> tuple[Tensor, RecordedOutputs]:
-        """Logits of whole prompts, and what the vision tower and every layer make of them."""
-        with torch.no_grad(), record_outputs([*vision_towers(self.model.hf_model), *self._layers]) as recorded:
-            logits = self._whole_pass()
-        return logits, recorded
+    def _whole_prompt_outputs(self) -> tuple[Tensor, RecordedOutputs]:
+        """Logits of whole prompts, and the outputs of the vision tower and of every layer."""
+        with torch.no_grad(), record_outputs([*vision_towers(self.model.hf_model), *self._layers]) as outputs:
+            logits = self._whole_prompt_logits()
+        return logits, outputs
+
+
+def prefix_if_possible(model: HookedMLLM, inputs: PreparedInputs) -> PrefixCache | None:
+    """The prefix of some prompts; None if the model has to run them whole."""
+    try:
+        return model.prefix(inputs)
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True, eq=False)
 class CopyHooks:
-    """Hook functions of one hook point that act each on its own copies of the samples of a batch."""
+    """Hook functions of one hook point, each of which acts on its own copy of the samples of a batch."""
 
     functions: dict[int, list[Callable[..., Any]]]
+    """Hook functions by number of the copy."""
+
     n_copies: int
     where: PositionSelector | None
 
     @property
     def heads(self) -> Iterable[Head]:
-        return [head for own in self.functions.values() for function in own for head in getattr(function, "heads", ())]
+        """The heads of all functions."""
+        return [head for function in self._all_functions for head in getattr(function, "heads", ())]
+
+    @property
+    def _all_functions(self) -> list[Callable[..., Any]]:
+        return [function for functions in self.functions.values() for function in functions]
 
     def check(self, progress: PassState) -> None:
-        for own in self.functions.values():
-            for function in own:
-                if isinstance(function, Intervention):
-                    function.check(progress)
+        """Raise a ValueError if one of the functions cannot act in a pass in this state."""
+        for function in self._all_functions:
+            if isinstance(function, Intervention):
+                function.check(progress)
 
     def __call__(self, tensor: Tensor, hook: Any) -> Tensor:
         edited = tensor.clone()
-        for copy, own in self.functions.items():
-            part = tensor[copy :: self.n_copies].clone()
-            for function in own:
-                result = function(part, hook=hook)
-                part = part if result is None else result
-            edited[copy :: self.n_copies] = part
+        for copy, functions in self.functions.items():
+            rows = tensor[copy :: self.n_copies].clone()
+            for function in functions:
+                result = function(rows, hook=hook)
+                rows = rows if result is None else result
+            edited[copy :: self.n_copies] = rows
         return edited
 
 
 def _copy_hooks(interventions: Sequence[FwdHooks]) -> FwdHooks | None:
-    """One intervention that does each of some to its own copy of a batch; None if that cannot be."""
+    """One intervention that applies each of some to its own copy of a batch; None if that is not possible."""
     if len(interventions) == 1:
         return interventions[0]
     if not all(
         _in_decoder(name) and isinstance(function, Intervention) for hooks in interventions for name, function in hooks
     ):
-        # What they do to a batch is not known.
+        # Nothing is known of how these functions act on a batch.
         return None
-    by_name: dict[str, dict[int, list[Any]]] = {}
+    functions_by_name: dict[str, dict[int, list[Any]]] = {}
     for copy, hooks in enumerate(interventions):
         for name, function in hooks:
-            by_name.setdefault(name, {}).setdefault(copy, []).append(function)
-    packed: FwdHooks = []
-    for name, functions in by_name.items():
-        wheres = [function.where for own in functions.values() for function in own]
-        of_rows = name.endswith((".hook_attn_scores", ".hook_pattern"))
-        if of_rows and any(where.prompt is not wheres[0].prompt or where.phase != wheres[0].phase for where in wheres):
-            # Each would have to see rows of its own.
+            functions_by_name.setdefault(name, {}).setdefault(copy, []).append(function)
+    copy_hooks: FwdHooks = []
+    for name, functions in functions_by_name.items():
+        wheres = [function.where for copy_functions in functions.values() for function in copy_functions]
+        by_row = name.endswith((".hook_attn_scores", ".hook_pattern"))
+        if by_row and any(where.prompt is not wheres[0].prompt or where.phase != wheres[0].phase for where in wheres):
+            # Each function would need rows of its own.
             return None
-        packed.append((name, CopyHooks(functions, len(interventions), wheres[0] if of_rows else None)))
-    return packed
+        copy_hooks.append((name, CopyHooks(functions, len(interventions), wheres[0] if by_row else None)))
+    return copy_hooks
 
 
 def _in_decoder(name: Any) -> bool:
     return isinstance(name, str) and name.startswith("blocks.")
 
 
-def _repeated(output: Any, times: int) -> Any:
-    return tree_map(lambda leaf: leaf.repeat_interleave(times, 0) if isinstance(leaf, Tensor) else leaf, output)
+def _repeat_samples(output: Any, n_copies: int) -> Any:
+    """Copies of every sample, one after another: [sample copy]."""
+    return tree_map(lambda leaf: leaf.repeat_interleave(n_copies, 0) if isinstance(leaf, Tensor) else leaf, output)
 
 
-def _tiled(output: Any, times: int) -> Any:
-    return tree_map(lambda leaf: torch.cat([leaf] * times) if isinstance(leaf, Tensor) else leaf, output)
+def _tile_batch(output: Any, n_copies: int) -> Any:
+    """Copies of the whole batch, one after another: [copy sample]."""
+    return tree_map(lambda leaf: torch.cat([leaf] * n_copies) if isinstance(leaf, Tensor) else leaf, output)

@@ -117,7 +117,7 @@ def _plan(model: "HookedMLLM", found: "SparseResults", name: str, speed: "Mappin
     placed, plain = resolve(own[0], model.hf_model), speed["plain"]
     return said | {
         "full heads": round(placed.share_of_full_heads, 4),
-        "whole groups of keys": round(placed.share_of_whole_groups, 4),
+        "whole groups of keys": round(placed.share_of_full_kv_heads, 4),
         "kept attention": round(found.attention_recall(name), 4),
         "cache": speed[name].cache,
         "prefill": round(plain.prefill / speed[name].prefill, 3),

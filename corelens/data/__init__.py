@@ -1,4 +1,4 @@
-"""What is asked of a model, and where in the pictures the answer is."""
+"""Samples: questions, their pictures, answers and evidence; readers of data sets, synthetic data and scoring."""
 
 from corelens.data.batching import prepare_batch as prepare_batch
 from corelens.data.batching import prepare_batches as prepare_batches

@@ -11,19 +11,25 @@ from corelens.progress import nested_progress
 
 
 def prepare_batches(
-    model: HookedMLLM, samples: Iterable[Sample], batch_size: int, doing: str
+    model: HookedMLLM, samples: Iterable[Sample], batch_size: int, description: str
 ) -> Iterator[tuple[tuple[Sample, ...], PreparedInputs]]:
-    """Prepares samples batch by batch behind a progress bar that says what is being done.
+    """Prepare samples batch by batch, with a progress bar.
+
+    Args:
+        model: The model.
+        samples: At least one sample.
+        batch_size: Samples per batch.
+        description: Text of the progress bar.
 
     Raises:
-        ValueError: If there is no sample, or one cannot be prepared; names the sample.
+        ValueError: If there is no sample, or one cannot be prepared; names its batch.
     """
     samples = list(samples)
     if not samples:
         raise ValueError("there are no samples.")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} is less than one.")
-    with tqdm(total=len(samples), desc=doing, unit="sample", disable=nested_progress()) as bar:
+    with tqdm(total=len(samples), desc=description, unit="sample", disable=nested_progress()) as bar:
         for start in range(0, len(samples), batch_size):
             batch = tuple(samples[start : start + batch_size])
             try:
@@ -35,7 +41,7 @@ def prepare_batches(
 
 
 def prepare_batch(model: HookedMLLM, samples: Sequence[Sample]) -> PreparedInputs:
-    """The inputs of a few samples together."""
+    """Prepare a few samples as one batch."""
     return model.prepare(
         [list(sample.images) for sample in samples],
         [sample.chat for sample in samples],

@@ -1,4 +1,4 @@
-"""Data sets and worlds by their names."""
+"""Readers and synthetic data sets by name."""
 
 import inspect
 from typing import Any
@@ -23,19 +23,19 @@ READERS = {
     "mmlongbench-doc": mmlongbench_doc,
     "mlvu": mlvu,
 }
-"""What reads a data set from a folder, or from the Hub."""
+"""Functions that read a data set from a folder or from the Hub."""
 
 WORLDS = {"documents": documents, "charts": charts, "photographs": photographs, "haystacks": haystacks}
-"""What draws so many samples from a seed."""
+"""Functions that draw a number of samples from a seed."""
 
 
 def load(name: str, *where: Any, **options: Any) -> Samples:
-    """The samples of a data set or world that has a name.
+    """Load the samples of a data set or world by name.
 
     Args:
         name: A name of `READERS` or `WORLDS`.
         where: The folder or Hub id of a data set; of a world, how many samples and their seed.
-        options: What else its reader takes.
+        options: Further arguments of its reader.
 
     Raises:
         ValueError: If there is no such name, or the reader does not take these options.
@@ -46,8 +46,8 @@ def load(name: str, *where: Any, **options: Any) -> Samples:
     """
     if name not in (known := READERS | WORLDS):
         raise ValueError(
-            f"{name!r} is no data set that corelens knows; it knows {', '.join(known)}. The pictures of the shipped "
-            f"models are drawn by corelens.toy."
+            f"{name!r} is not a data set of corelens; these are {', '.join(known)}. The pictures for the shipped "
+            f"models are in corelens.toy."
         )
     try:
         inspect.signature(known[name]).bind(*where, **options)

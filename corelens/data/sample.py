@@ -1,4 +1,4 @@
-"""One question with its pictures or videos, its answer and its evidence: the one form that all data sets take."""
+"""A question with its pictures or videos, its answer and its evidence: the common form of all data sets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,35 +17,37 @@ from corelens.tokens import Box, BoxRule, TokenMap, Views
 
 @dataclass(frozen=True)
 class Evidence:
-    """A region that holds what the question asks for."""
+    """A region that contains the answer to a question."""
 
     box: Box | None = None
     """In pixels of the original picture or video; None for all of it."""
 
     media: int = 0
-    """Which of the sample's media: pictures and videos are counted together, from zero, in the order of the prompt."""
+    """Number of the picture or video: both are counted together, from zero, in the order of the prompt."""
 
     seconds: tuple[float | int, float | int] | None = None
-    """Of a video, when: from and to, in seconds; None for all of it, and for pictures."""
+    """Start and end in a video, in seconds; None for all of it, and for pictures."""
 
     weight: float | int = 1.0
-    """How much of the evidence this region is, in (0, 1]."""
+    """Share by which this region counts as evidence, in (0, 1]."""
 
     def __post_init__(self) -> None:
         if not 0 < self.weight <= 1:
-            raise ValueError(f"weight={self.weight} is outside (0, 1]; leave evidence out instead of weighing it zero.")
+            raise ValueError(
+                f"weight={self.weight} is outside (0, 1]; omit evidence instead of giving it a weight of zero."
+            )
         if self.media < 0:
             raise ValueError(f"media={self.media} is negative; media are counted from zero.")
         if self.seconds is not None and not 0 <= self.seconds[0] < self.seconds[1]:
-            raise ValueError(f"seconds={self.seconds} is no time: it needs 0 <= from < to.")
+            raise ValueError(f"seconds={self.seconds} is not a time span: it needs 0 <= start < end.")
 
 
 @dataclass(frozen=True)
 class Sample:
     """One question about some pictures or videos, or about none.
 
-    Pictures and videos may be paths, or functions that return a picture; they are read when the sample is prepared, so
-    thousands of samples take little memory.
+    Pictures and videos may be paths, and pictures functions that return one; they are read when the sample is prepared,
+    so thousands of samples take little memory.
     """
 
     id: str
@@ -66,35 +68,35 @@ class Sample:
     """The options of a multiple-choice question, in order; `answer` is one of them."""
 
     also_accepted: tuple[str, ...] = ()
-    """Other answers that are as right as `answer`."""
+    """Other answers that are as correct as `answer`."""
 
     scoring: str = "exact"
-    """Which rule of `corelens.data.score` judges an answer."""
+    """Name of the rule by which `corelens.data.score` scores an answer."""
 
     about: Mapping[str, Any] = field(default_factory=dict)
-    """What else the data set says: domain, task, document, pages and the like."""
+    """Further annotations of the data set: domain, task, document, pages and the like."""
 
     def __post_init__(self) -> None:
         n_media = len(self.images) + len(self.videos)
-        placed = [part for part in self.prompt if isinstance(part, int)]
-        if self.prompt and placed != list(range(n_media)):
-            raise ValueError(f"sample {self.id}: the prompt places media {placed}, and there are {n_media}, in order.")
-        if beyond := [region.media for region in self.evidence if region.media >= n_media]:
-            raise ValueError(f"sample {self.id}: evidence is in media {beyond}, and there are {n_media}.")
+        numbers = [part for part in self.prompt if isinstance(part, int)]
+        if self.prompt and numbers != list(range(n_media)):
+            raise ValueError(f"sample {self.id}: the prompt places media {numbers}, and there are {n_media}, in order.")
+        if missing := [region.media for region in self.evidence if region.media >= n_media]:
+            raise ValueError(f"sample {self.id}: evidence is in media {missing}, and there are {n_media}.")
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """Every answer that is right."""
+        """All accepted answers."""
         return (self.answer, *self.also_accepted)
 
     @property
     def pictures(self) -> list[Image.Image]:
-        """The pictures themselves, read now."""
+        """The pictures, read now."""
         return [load_picture(picture) for picture in self.images]
 
     @property
     def chat(self) -> str | list[dict[str, Any]]:
-        """What `HookedMLLM.prepare` takes as the question."""
+        """The question in the form that `HookedMLLM.prepare` takes."""
         if not self.prompt:
             return self.question
         kinds = ["image"] * len(self.images) + ["video"] * len(self.videos)
@@ -107,57 +109,57 @@ class Sample:
 def evidence_tokens(
     samples: Sequence[Sample], tokens: TokenMap, rule: BoxRule = "overlap", views: Views = "all"
 ) -> Bool[Tensor, "batch position"] | Float[Tensor, "batch position"]:
-    """Which visual tokens hold the evidence of each sample of a batch, all of its regions together.
+    """Compute a mask of the visual tokens with the evidence of each sample of a batch, all regions together.
 
-    A token that several regions cover counts with the largest cover times weight, not with their sum. Of evidence that
+    A token that several regions cover has the largest product of coverage and weight, not their sum. Of evidence that
     moves through a video, a token gets the regions of all frames that its view stands for, sampled or not.
 
     Args:
         samples: The samples of the batch.
         tokens: The map of their prepared inputs.
-        rule: How pixels become tokens; see `TokenMap.in_box`. All of a picture are all of its visual tokens.
-        views: Which views of a picture hold its evidence; see `TokenMap.in_box`.
+        rule: Rule from pixels to tokens; see `TokenMap.in_box`. All of a picture is all of its visual tokens.
+        views: Views of a picture that count; see `TokenMap.in_box`.
 
     Returns:
         Booleans, or numbers in [0, 1] if the rule is `fraction` or some evidence has a weight below one.
 
     Raises:
         ValueError: If a sample has no evidence, a region lies outside its picture or video, or a region or a whole
-            course through a video selects no visual token; names the sample.
+            track through a video selects no visual token; names the sample.
     """
-    rows = [_of_sample(sample, tokens[index], rule, views) for index, sample in enumerate(samples)]
+    rows = [_sample_mask(sample, tokens[index], rule, views) for index, sample in enumerate(samples)]
     if all(row.dtype == torch.bool for row in rows):
         return torch.cat(rows)
     return torch.cat([row.float() for row in rows])
 
 
-def _of_sample(sample: Sample, tokens: TokenMap, rule: BoxRule, views: Views) -> Tensor:
+def _sample_mask(sample: Sample, tokens: TokenMap, rule: BoxRule, views: Views) -> Tensor:
     if not sample.evidence:
         raise ValueError(
-            f"sample {sample.id} has no evidence, so nothing can be measured on it. {docs_link('no-evidence')}"
+            f"sample {sample.id} has no evidence, so no head can be scored on it. {docs_link('no-evidence')}"
         )
     try:
-        # Processors may start to sample a video late: what no view shows is no evidence for the model.
-        regions = [_of_region(region, tokens, rule, views) for region in sample.evidence if _shown(region, tokens)]
+        # Processors may skip the start of a video: frames without a view are not evidence for the model.
+        masks = [_region_mask(region, tokens, rule, views) for region in sample.evidence if _is_sampled(region, tokens)]
     except ValueError as cause:
         raise ValueError(f"sample {sample.id}: {cause}") from cause
-    if not regions:
+    if not masks:
         raise ValueError(f"sample {sample.id}: no sampled frame shows its evidence.")
-    return reduce(torch.maximum, regions)
+    return reduce(torch.maximum, masks)
 
 
-def _shown(region: Evidence, tokens: TokenMap) -> bool:
+def _is_sampled(region: Evidence, tokens: TokenMap) -> bool:
     if region.seconds is None:
         return True
-    first = tokens.seconds[tokens.media == region.media, 0]
-    return not len(first) or region.seconds[1] > float(first.nan_to_num(0).min())
+    starts = tokens.seconds[tokens.media == region.media, 0]
+    return not len(starts) or region.seconds[1] > float(starts.nan_to_num(0).min())
 
 
-def _of_region(region: Evidence, tokens: TokenMap, rule: BoxRule, views: Views) -> Tensor:
+def _region_mask(region: Evidence, tokens: TokenMap, rule: BoxRule, views: Views) -> Tensor:
     if region.box is None and region.seconds is None:
-        selected = tokens.media_tokens(region.media, views)
-        selected = selected.float() if rule == "fraction" else selected
+        mask = tokens.media_tokens(region.media, views)
+        mask = mask.float() if rule == "fraction" else mask
     else:
         box = region.box or Box(0, 0, *tokens.sizes[0][region.media])
-        selected = tokens.in_box(box, rule, region.media, views, region.seconds)
-    return selected if region.weight == 1 else selected.float() * region.weight
+        mask = tokens.in_box(box, rule, region.media, views, region.seconds)
+    return mask if region.weight == 1 else mask.float() * region.weight

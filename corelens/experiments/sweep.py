@@ -93,6 +93,7 @@ def sweep(
     per: Unit | Sequence[HeadSet] = "head",
     batch_size: int = 1,
     at_once: int = 4,
+    progress: bool = True,
 ) -> Sweep:
     """The effect of intervening on every head, layer or group of heads by itself.
 
@@ -109,6 +110,7 @@ def sweep(
             so that samples with pictures share no prefix, and run whole; one by one each has its own.
         at_once: How many units share a pass, each acting on its own copy of the samples. Where whole prompts run, only
             short ones of a session of one sample do; see `Session.logits_of_each`.
+        progress: Show a progress bar for each batch.
 
     Raises:
         ValueError: If a prompt has no answer, or a head does not exist.
@@ -123,7 +125,8 @@ def sweep(
         before = said(session.plain)
         units = units or sweep_units(model, per, inputs)
         found = []
-        with tqdm(total=len(units), desc="sweep", unit=per if isinstance(per, str) else "set", leave=False) as bar:
+        unit_name = per if isinstance(per, str) else "set"
+        with tqdm(total=len(units), desc="sweep", unit=unit_name, leave=False, disable=not progress) as bar:
             for start in range(0, len(units), at_once):
                 some = units[start : start + at_once]
                 for logits in session.logits_of_each([intervention(unit) for unit in some]):

@@ -1,4 +1,4 @@
-"""The explorer: interventions by mouse on a picture and a question, in notebooks and as a page."""
+"""The explorer: attention, ablation and answers of a model by mouse, in notebooks and on a page."""
 
 from corelens.errors import optional_import
 

@@ -1,4 +1,4 @@
-"""The Python code that reproduces what the explorer shows, by plain calls of the library."""
+"""Python code that reproduces a view of the explorer by plain calls of the library."""
 
 from collections.abc import Iterable, Sequence
 from textwrap import indent
@@ -8,18 +8,20 @@ from corelens.explorer.state import ExplorerState
 from corelens.heads import Head, HeadSet
 from corelens.metrics import PRESETS
 
-GIVEN = "# `model`, `samples` and `scores` are what was given to cl.explore."
+DEFAULT_SETUP = "# `model`, `samples` and `scores` are the arguments of cl.explore."
 
 
-def script(given: str, state: ExplorerState, sample: Sample, files: Sequence[str], longest_answer: int) -> str:
-    """Code that leaves `values` of all heads, `rows` of attention, and the answers `before` and `after`.
+def export_code(
+    setup_code: str, state: ExplorerState, sample: Sample, file_names: Sequence[str], max_answer_tokens: int
+) -> str:
+    """Write code that computes `values` of all heads, `rows` of attention, and the answers `before` and `after`.
 
     Args:
-        given: Code that makes `model`, and `samples` and `scores` if there are any.
-        state: What is shown.
-        sample: What is asked.
-        files: The names of own pictures.
-        longest_answer: Where answers are cut off, in tokens.
+        setup_code: Code that defines `model`, and `samples` and `scores` if there are any.
+        state: The user's choices.
+        sample: The sample of the prompt.
+        file_names: Names of uploaded pictures.
+        max_answer_tokens: Most tokens of an answer.
     """
     videos = ", list(sample.videos)" if sample.videos else ""
     return f"""\
@@ -29,14 +31,14 @@ import torch
 
 import corelens as cl
 from corelens.causal.answers import greedy_answers
-from corelens.experiments.head_metrics import Asked, measure
+from corelens.experiments.head_metrics import ScoringInputs, score_heads
 from corelens.metrics import PRESETS
 
-{given}
-{_asked(state, sample, files)}
+{setup_code}
+{_sample(state, sample, file_names)}
 inputs = model.prepare(list(sample.images), sample.chat{videos})
 tokens = inputs.tokens
-{_looking(state)}
+{_query(state)}
 
 
 def changes(tokens):
@@ -45,55 +47,58 @@ def changes(tokens):
     return hooks
 
 
-def answered(changes):
-    # The greedy answer, how probable it is, and how probable every token is as its first.
+def answer(changes):
+    # The greedy answer, its probability, and the probability of every token as its first.
     with torch.no_grad(), model.hooks(fwd_hooks=changes(tokens)):
-        ids = greedy_answers(model, inputs, max_new_tokens={longest_answer})
-    asked = cl.append_answers(model, inputs, ids)
-    with torch.no_grad(), model.hooks(fwd_hooks=changes(asked.tokens)):
-        said = cl.causal.AnswerLogProbs.of(model(asked), asked)
-    return ids, cl.causal.log_prob(said, said).exp().item(), said.log_probs[0, 0].exp()
+        ids = greedy_answers(model, inputs, max_new_tokens={max_answer_tokens})
+    answered = cl.append_answers(model, inputs, ids)
+    with torch.no_grad(), model.hooks(fwd_hooks=changes(answered.tokens)):
+        log_probs = cl.causal.AnswerLogProbs.of(model(answered), answered)
+    return ids, cl.causal.log_prob(log_probs, log_probs).exp().item(), log_probs.log_probs[0, 0].exp()
 
 
-before, after = answered(lambda tokens: []), answered(changes)
+before, after = answer(lambda tokens: []), answer(changes)
 
-# What colours the heads, [layer head], and where those chosen look, [position].
-hooks = {"changes(tokens)" if state.moment == "after" else "[]  # as it is before the changes"}
+# The values that colour the heads, [layer head], and the attention of the chosen heads, [position].
+hooks = {"changes(tokens)" if state.moment == "after" else "[]  # before the changes"}
 {_values(state, sample)}
 with torch.no_grad(), model.hooks(fwd_hooks=hooks):
-    _, cache = model.run_with_cache(inputs, queries=looking, names_filter=model.attn_names("pattern"))
+    _, cache = model.run_with_cache(inputs, queries=query, names_filter=model.attn_names("pattern"))
 rows = {{head: cache["pattern", head.layer][0, head.head, 0] for head in {_heads(state.heads)}}}
 
-for said in (before, after):
-    print(model.processor.tokenizer.decode(said[0][0]), f"{{said[1]:.3f}}")
+for ids, probability, _ in (before, after):
+    print(model.processor.tokenizer.decode(ids[0]), f"{{probability:.3f}}")
 for head, row in rows.items():
     print(head, "on pictures", f"{{row[tokens.visual[0]].sum():.3f}}")
 """
 
 
-def _asked(state: ExplorerState, sample: Sample, files: Sequence[str]) -> str:
+def _sample(state: ExplorerState, sample: Sample, file_names: Sequence[str]) -> str:
     if state.sample:
         code = f"sample = next(sample for sample in samples if sample.id == {state.sample!r})"
         if state.question is not None:
             code += f"\nsample = replace(sample, question={sample.question!r}, prompt=(), answer='', evidence=())"
     else:
-        code = f"sample = cl.Sample('own', {sample.question!r}, '', {tuple(files)!r})  # your files"
+        code = f"sample = cl.Sample('own', {sample.question!r}, '', {tuple(file_names)!r})  # your files"
     if state.evidence is not None:
         code += f"\nsample = replace(sample, evidence={_regions(state.evidence)})"
     return code
 
 
-def _looking(state: ExplorerState) -> str:
+def _query(state: ExplorerState) -> str:
     if state.token is None:
-        return "looking = tokens.last  # the token that looks"
-    return f"looking = torch.zeros_like(tokens.last)  # the token that looks\nlooking[0, {state.token}] = True"
+        return "query = tokens.last  # the token whose attention is shown"
+    return (
+        f"query = torch.zeros_like(tokens.last)  # the token whose attention is shown\nquery[0, {state.token}] = True"
+    )
 
 
 def _changes(state: ExplorerState) -> str:
     code = "hooks = []"
     if state.ablated:
-        instead = ", cl.mean_activations(model, samples)" if state.how == "mean" else ""
-        code += f'\nhooks += cl.ablate({_heads(state.ablated)}, "{state.how}"{instead}, positions="from_question")'
+        reference = ", reference=cl.mean_activations(model, samples)" if state.how == "mean" else ""
+        heads = _heads(state.ablated)
+        code += f'\nhooks += cl.ablate({heads}, method="{state.how}"{reference}, positions="from_question")'
     if state.regions:
         heads = "model.heads" if state.blind == "all" else _heads(state.heads)
         code += (
@@ -109,13 +114,14 @@ def _values(state: ExplorerState, sample: Sample) -> str:
     if state.metric == "effect":
         return "values = cl.sweep(model, cl.append_answers(model, inputs, before[0])).scores().values[0]"
     has_evidence = sample.evidence if state.evidence is None else state.evidence
-    evidence = "cl.evidence_tokens([sample], tokens)" if has_evidence else "torch.zeros_like(looking)"
-    one = f'PRESETS["{state.metric}"]' if state.metric in PRESETS else f'"{state.metric}"'
+    evidence = "cl.evidence_tokens([sample], tokens)" if has_evidence else "torch.zeros_like(query)"
+    metric = f'PRESETS["{state.metric}"]' if state.metric in PRESETS else f'"{state.metric}"'
     return f"""\
 evidence = {evidence}
-asked = Asked(tokens, evidence, {{"last": looking}}, said=torch.full_like(tokens.role, -1))
+no_answer = torch.full_like(tokens.role, -1)
+scoring = ScoringInputs(tokens, evidence, {{"last": query}}, no_answer)
 with model.hooks(fwd_hooks=hooks):
-    values = measure(model, inputs, asked, [{one}])["{state.metric}"][0]"""
+    values = score_heads(model, inputs, scoring, [{metric}])["{state.metric}"][0]"""
 
 
 def _heads(heads: Iterable[Head]) -> str:
@@ -123,8 +129,8 @@ def _heads(heads: Iterable[Head]) -> str:
 
 
 def _regions(regions: Sequence[Evidence]) -> str:
-    def written(region: Evidence) -> str:
+    def region_code(region: Evidence) -> str:
         box = None if region.box is None else f"cl.Box{tuple(region.box)!r}"
         return f"cl.Evidence({box}, media={region.media}, seconds={region.seconds!r})"
 
-    return "(" + "".join(written(region) + ", " for region in regions).strip() + ")"
+    return "(" + "".join(region_code(region) + ", " for region in regions).strip() + ")"

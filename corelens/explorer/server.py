@@ -1,8 +1,8 @@
-"""The explorer as a page in this machine's browser: the widget's own front end, over HTTP.
+"""The explorer as a page in this machine's browser: the widget's front end, over HTTP.
 
-The page can do what its user can do, which is to run the model. So nobody else may talk to it: it listens on 127.0.0.1
-alone, its address holds a random token, and requests that come under another name (DNS rebinding) or from another site
-are refused.
+The page can do what its user can do, which is to run the model. So it is closed to everybody else: it listens on
+127.0.0.1 alone, its address holds a random token, and requests under another host name (DNS rebinding) or from another
+site are rejected.
 """
 
 import asyncio
@@ -27,8 +27,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from corelens.explorer import frontend
 from corelens.explorer.compute import Cancelled
 from corelens.explorer.state import ExplorerState
-from corelens.explorer.uploads import MOST_BYTES
-from corelens.explorer.view import REFUSALS, Explorer
+from corelens.explorer.uploads import MAX_BYTES
+from corelens.explorer.view import VIEW_ERRORS, Explorer
 
 FILES = {
     "": ((frontend.FOLDER / "page.html").read_text(encoding="utf-8"), "text/html"),
@@ -36,11 +36,11 @@ FILES = {
     "explorer.js": (frontend.MODULE, "text/javascript"),
     "explorer.css": (frontend.STYLE, "text/css"),
 }
-"""By name, what is in a file and what it is."""
+"""Content and media type of each file, by name."""
 
 HOSTS = ["127.0.0.1", "localhost"]
-MOST_BODY = 2 * MOST_BYTES
-"""Of a request: pictures in base64, and a state."""
+MAX_BODY_BYTES = 2 * MAX_BYTES
+"""Most bytes of a request: pictures in base64, and a state."""
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
@@ -49,51 +49,54 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-GONE = Response(status_code=499)
-"""What nobody reads."""
+CLIENT_GONE = Response(status_code=499)
+"""Response to a browser that has closed the connection."""
 
 
-def page(explorer: Explorer, token: str) -> Starlette:
-    """The application that serves one explorer at `/TOKEN/`.
+def create_app(explorer: Explorer, token: str) -> Starlette:
+    """Build the application that serves one explorer at `/TOKEN/`.
 
     Its model runs for one request at a time. A request whose browser has gone, since its user chose something else,
     ends before the model's next layer.
     """
     about = explorer.about()
-    model = asyncio.Lock()
+    model_lock = asyncio.Lock()
 
-    async def file(request: Request) -> Response:
-        content, kind = FILES[request.url.path.rpartition("/")[2]]
-        return Response(content, media_type=kind)
+    async def serve_file(request: Request) -> Response:
+        content, media_type = FILES[request.url.path.rpartition("/")[2]]
+        return Response(content, media_type=media_type)
 
-    async def tell(request: Request) -> Response:
+    async def serve_about(request: Request) -> Response:
         return JSONResponse(about)
 
-    async def show(request: Request) -> Response:
+    async def serve_view(request: Request) -> Response:
         try:
-            asked = json.loads(await _body(request))
-            state, uploads, seen = ExplorerState.parse(asked["state"]), _uploads(asked), str(asked.get("prompt"))
+            body = json.loads(await _body(request))
+            state, uploads, prompt_key = ExplorerState.parse(body["state"]), _uploads(body), str(body.get("prompt"))
         except ClientDisconnect:
-            return GONE
+            return CLIENT_GONE
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
             return JSONResponse({"error": f"the request cannot be read: {cause}"}, 400)
-        gone = Event()
-        watching = asyncio.create_task(_watch(request, gone))
+        disconnected = Event()
+        watcher = asyncio.create_task(_watch_connection(request, disconnected))
         try:
-            async with model:
-                return JSONResponse(await asyncio.to_thread(_shown, explorer, state, uploads, seen, gone.is_set))
+            async with model_lock:
+                content = await asyncio.to_thread(
+                    _view_content, explorer, state, uploads, prompt_key, disconnected.is_set
+                )
+                return JSONResponse(content)
         except Cancelled:
-            return GONE
-        except REFUSALS as cause:
+            return CLIENT_GONE
+        except VIEW_ERRORS as cause:
             return JSONResponse({"error": str(cause)}, 400)
         finally:
-            watching.cancel()
+            watcher.cancel()
 
     return Starlette(
         routes=[
-            *(Route(f"/{token}/{name}", file) for name in FILES),
-            Route(f"/{token}/about", tell),
-            Route(f"/{token}/view", show, methods=["POST"]),
+            *(Route(f"/{token}/{name}", serve_file) for name in FILES),
+            Route(f"/{token}/about", serve_about),
+            Route(f"/{token}/view", serve_view, methods=["POST"]),
         ],
         middleware=[
             Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS, www_redirect=False),
@@ -103,25 +106,25 @@ def page(explorer: Explorer, token: str) -> Starlette:
 
 
 def serve(explorer: Explorer, port: int, ready: Callable[[str], object]) -> None:
-    """Serves an explorer on this machine until it is interrupted.
+    """Serve an explorer on this machine until it is interrupted.
 
     Args:
-        explorer: What is shown.
-        port: Where; 0 for any that is free.
-        ready: Is told the page's address once it can be opened.
+        explorer: The explorer.
+        port: Port to listen on; 0 for any that is free.
+        ready: Called with the page's address once it can be opened.
 
     Raises:
         OSError: If the port is taken.
     """
     token = secrets.token_urlsafe(16)
     with socket.create_server(("127.0.0.1", port)) as listening:
-        config = uvicorn.Config(page(explorer, token), log_level="warning", lifespan="off", ws="none")
+        config = uvicorn.Config(create_app(explorer, token), log_level="warning", lifespan="off", ws="none")
         ready(f"http://127.0.0.1:{listening.getsockname()[1]}/{token}/")
         uvicorn.Server(config).run(sockets=[listening])
 
 
 class Guard:
-    """Lets only those in who know the token and come from the page itself."""
+    """Middleware that lets only requests through that know the token and come from the page itself."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self.app, self.token = app, token
@@ -132,7 +135,7 @@ class Guard:
         headers = Headers(scope=scope)
         origin = headers.get("origin")
         if origin is not None and origin != f"http://{headers.get('host')}":
-            return await PlainTextResponse("requests from other sites are refused", 403)(scope, receive, send)
+            return await PlainTextResponse("requests from other sites are rejected", 403)(scope, receive, send)
         if not secrets.compare_digest(scope["path"].lstrip("/").partition("/")[0].encode(), self.token.encode()):
             return await PlainTextResponse("the address needs the token that was printed", 403)(scope, receive, send)
 
@@ -145,39 +148,39 @@ class Guard:
 
 
 async def _body(request: Request) -> bytes:
-    """What was sent, read no further than it may be long."""
+    """Body of a request, read only up to the limit."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > MOST_BODY:
-            raise ValueError(f"it has more than {MOST_BODY >> 20} MiB.")
+        if len(body) > MAX_BODY_BYTES:
+            raise ValueError(f"it has more than {MAX_BODY_BYTES >> 20} MiB.")
     return bytes(body)
 
 
-def _uploads(asked: Mapping[str, Any]) -> dict[str, tuple[str, bytes]]:
-    """Own pictures: by key, the name of a file and what is in it."""
+def _uploads(body: Mapping[str, Any]) -> dict[str, tuple[str, bytes]]:
+    """Uploaded pictures by key: file name and content."""
     return {
         str(key): (str(file["name"]), base64.b64decode(file["data"], validate=True))
-        for key, file in asked.get("uploads", {}).items()
+        for key, file in body.get("uploads", {}).items()
     }
 
 
-async def _watch(request: Request, gone: Event) -> None:
-    """Says when the browser has gone."""
+async def _watch_connection(request: Request, disconnected: Event) -> None:
+    """Set an event when the browser closes the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    gone.set()
+    disconnected.set()
 
 
-def _shown(
+def _view_content(
     explorer: Explorer,
     state: ExplorerState,
     uploads: Mapping[str, tuple[str, bytes]],
-    seen: str,
+    prompt_key: str,
     cancelled: Callable[[], bool],
 ) -> dict[str, Any]:
-    """The view of a state, and what it asks if the browser has not seen that yet."""
+    """View of a state, and its prompt unless the browser has it already."""
     for key, (name, data) in uploads.items():
         explorer.prompts.add_picture(key, name, data)
-    view = explorer.look(state, cancelled)
-    return {"view": view} if view["prompt"] == seen else {"view": view, "prompt": explorer.prompt(state)}
+    view = explorer.view(state, cancelled)
+    return {"view": view} if view["prompt"] == prompt_key else {"view": view, "prompt": explorer.prompt(state)}

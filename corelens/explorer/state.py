@@ -1,9 +1,19 @@
-"""What the explorer's user has chosen: one value that is synchronised, linked to and undone as a whole."""
+"""The state of the explorer: one value that is synchronised, linked to and undone as a whole."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from math import isfinite
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    GetPydanticSchema,
+    PlainSerializer,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+)
 
 from corelens.data import Evidence
 from corelens.heads import Head
@@ -11,165 +21,130 @@ from corelens.tokens import Box
 
 ReplaceWith = Literal["zero", "mean"]
 Order = Literal["layer", "score"]
-Blind = Literal["all", "chosen"]
+HiddenFrom = Literal["all", "chosen"]
 Phase = Literal["before", "after"]
+
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class _RegionFields:
+    """JSON fields of a region."""
+
+    __pydantic_config__ = _STRICT
+
+    media: int = 0
+    box: Box | None = None
+    seconds: tuple[float, float] | None = None
+
+    def evidence(self) -> Evidence:
+        return Evidence(self.box, self.media, self.seconds)
+
+    @staticmethod
+    def of(region: Evidence) -> dict[str, Any]:
+        return {"media": region.media, "box": region.box, "seconds": region.seconds}
+
+
+_Region = Annotated[
+    Evidence,
+    GetPydanticSchema(lambda _, handler: handler(_RegionFields)),
+    AfterValidator(_RegionFields.evidence),
+    PlainSerializer(_RegionFields.of),
+]
+_Head = Annotated[Head, PlainValidator(lambda value: Head.parse(str(value))), PlainSerializer(str)]
+_Heads = Annotated[tuple[_Head, ...], AfterValidator(lambda heads: tuple(dict.fromkeys(heads)))]
 
 
 @dataclass(frozen=True)
 class ExplorerState:
-    """Everything that decides what the explorer shows; the same state always shows the same."""
+    """Everything that decides what the explorer shows; equal states show the same."""
+
+    __pydantic_config__ = _STRICT
 
     sample: str = ""
-    """The id of the sample asked about; empty for own pictures, or none."""
+    """Id of the sample; empty for uploaded pictures, or none."""
 
     pictures: tuple[str, ...] = ()
-    """The ids of own pictures, in place of a sample's."""
+    """Ids of uploaded pictures, which replace a sample's."""
 
     question: str | None = None
-    """An own question; None for the sample's."""
+    """Question typed by the user; None for the sample's."""
 
-    evidence: tuple[Evidence, ...] | None = None
-    """Own evidence; None for the sample's."""
+    evidence: tuple[_Region, ...] | None = None
+    """Evidence marked by the user; None for the sample's."""
 
-    heads: tuple[Head, ...] = ()
-    """The heads whose attention is shown, the one in focus first."""
+    heads: _Heads = ()
+    """Heads whose attention is shown, the one in focus first."""
 
     token: int | None = None
-    """The position that looks; None for the last of the prompt."""
+    """Position of the query token; None for the last of the prompt."""
 
     metric: str = "ram"
-    """What colours the heads."""
+    """Metric that colours the heads."""
 
     order: Order = "layer"
-    """How the heads stand: by layer and number, or highest first."""
+    """Order of the heads: by layer and number, or highest first."""
 
-    ablated: tuple[Head, ...] = ()
+    ablated: _Heads = ()
     """Heads that are ablated from the question on."""
 
     how: ReplaceWith = "zero"
-    """What stands in for what they find."""
+    """Replacement of ablated heads' outputs."""
 
-    regions: tuple[Evidence, ...] = ()
-    """Parts of pictures that heads may not look at from the question on."""
+    regions: tuple[_Region, ...] = ()
+    """Parts of pictures that are masked from attention from the question on."""
 
-    blind: Blind = "all"
-    """Which heads may not: all, or those that are shown."""
+    blind: HiddenFrom = "all"
+    """Heads that `regions` are masked for: all, or those that are shown."""
 
     moment: Phase = "after"
-    """Whether heads and maps are shown with these changes or before them."""
+    """Phase that heads and maps show: with these changes, or before them."""
 
     @property
     def changes(self) -> tuple[Any, ...]:
-        """What of it decides about interventions; equal for states whose interventions are."""
-        closed = (self.regions, self.blind, frozenset(self.heads) if self.blind == "chosen" else None)
-        return (frozenset(self.ablated), self.how if self.ablated else None, *(closed if self.regions else ()))
+        """Key of the interventions; equal for states whose interventions are equal."""
+        masking = (self.regions, self.blind, frozenset(self.heads) if self.blind == "chosen" else None)
+        return (frozenset(self.ablated), self.how if self.ablated else None, *(masking if self.regions else ()))
 
     @property
     def shown_changes(self) -> tuple[Any, ...]:
-        """What of it decides about the interventions that heads and maps are shown with."""
+        """Key of the interventions that heads and maps are shown with."""
         return self.changes if self.moment == "after" else ExplorerState().changes
 
     def json(self) -> dict[str, Any]:
-        """The state as JSON; heads are written as in L4H2."""
-        made = {field.name: getattr(self, field.name) for field in fields(self)}
-        made |= {name: [str(head) for head in made[name]] for name in ("heads", "ablated")}
-        made |= {
-            name: None if made[name] is None else [_written(region) for region in made[name]]
-            for name in ("evidence", "regions")
-        }
-        return made | {"pictures": list(self.pictures)}
+        """Return the state as JSON; heads are written as in L4H2."""
+        return _adapter.dump_python(self, mode="json")
 
     @classmethod
-    def parse(cls, given: Any) -> "ExplorerState":
-        """The state that some JSON describes; what it leaves out is as in a new state.
+    def parse(cls, state: Any) -> "ExplorerState":
+        """Read a state from JSON; fields that are left out keep their defaults.
 
         Raises:
-            ValueError: If it describes none; names the field. Whether a model has such heads, and a prompt such
-                positions, is seen when it is looked at.
+            ValueError: If it is no state; names the field. Heads and positions are checked against a model and a prompt
+                only when the state is shown.
         """
-        if not isinstance(given, Mapping):
-            raise ValueError(f"a state is a JSON object, not {type(given).__name__}.")
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(map(str, given)) - known):
-            raise ValueError(f"a state has no {', '.join(unknown)}; it has {', '.join(sorted(known))}.")
-        read: dict[str, Any] = {}
-        for name, value in given.items():
-            try:
-                read[name] = _READERS[name](value)
-            except (TypeError, ValueError) as cause:
-                raise ValueError(f"the state's {name} is wrong: {cause}") from cause
-        return cls(**read)
+        if not isinstance(state, Mapping):
+            raise ValueError(f"a state is a JSON object, not {type(state).__name__}.")
+        names = {field.name for field in fields(cls)}
+        if unknown := sorted(set(map(str, state)) - names):
+            raise ValueError(f"a state has no {', '.join(unknown)}; it has {', '.join(sorted(names))}.")
+        try:
+            # As text, since strict validation of Python objects takes no list for a tuple.
+            return _adapter.validate_json(json.dumps(dict(state)))
+        except TypeError as cause:
+            raise ValueError(f"a state is JSON: {cause}.") from cause
+        except ValidationError as cause:
+            raise ValueError(_message(cause)) from cause
 
 
-def _written(region: Evidence) -> dict[str, Any]:
-    box = None if region.box is None else list(region.box)
-    return {"media": region.media, "box": box, "seconds": None if region.seconds is None else list(region.seconds)}
+_adapter = TypeAdapter(ExplorerState)
 
 
-def _region(value: Any) -> Evidence:
-    if not isinstance(value, Mapping) or not set(value) <= {"media", "box", "seconds"}:
-        raise ValueError("a region is an object with media, box and seconds.")
-    box, seconds = value.get("box"), None
-    if value.get("seconds") is not None:
-        start, end = _numbers(value["seconds"], 2)
-        seconds = (start, end)
-    return Evidence(None if box is None else Box(*_numbers(box, 4)), _whole(value.get("media", 0)), seconds)
-
-
-def _numbers(value: Any, n: int) -> list[float]:
-    numbers = [float(number) for number in _list(value) if isinstance(number, int | float)]
-    if len(numbers) != n or len(value) != n or not all(map(isfinite, numbers)):
-        raise ValueError(f"{value!r} is not a list of {n} numbers.")
-    return numbers
-
-
-def _whole(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{value!r} is not a whole number.")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is not text.")
-    return value
-
-
-def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list | tuple):
-        raise ValueError(f"{value!r} is not a list.")
-    return list(value)
-
-
-def _heads(value: Any) -> tuple[Head, ...]:
-    return tuple(dict.fromkeys(Head.parse(_text(one)) for one in _list(value)))
-
-
-def _regions(value: Any) -> tuple[Evidence, ...]:
-    return tuple(_region(one) for one in _list(value))
-
-
-def _one_of(choices: Any) -> Any:
-    def read(value: Any) -> Any:
-        if value not in get_args(choices):
-            raise ValueError(f"{value!r} is not one of {', '.join(get_args(choices))}.")
-        return value
-
-    return read
-
-
-_READERS: dict[str, Any] = {
-    "sample": _text,
-    "pictures": lambda value: tuple(_text(one) for one in _list(value)),
-    "question": lambda value: None if value is None else _text(value),
-    "evidence": lambda value: None if value is None else _regions(value),
-    "heads": _heads,
-    "token": lambda value: None if value is None else _whole(value),
-    "metric": _text,
-    "order": _one_of(Order),
-    "ablated": _heads,
-    "how": _one_of(ReplaceWith),
-    "regions": _regions,
-    "blind": _one_of(Blind),
-    "moment": _one_of(Phase),
-}
+def _message(cause: ValidationError) -> str:
+    """Name the field, the value and the way out of the first error."""
+    error = cause.errors()[0]
+    field = ".".join(map(str, error["loc"])) or "JSON"
+    reason = error.get("ctx", {}).get("error")
+    if not isinstance(reason, ValueError):
+        reason = f"{error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}."
+    return f"the state's {field} is wrong: {reason}"

@@ -1,4 +1,4 @@
-"""What the explorer shows: from a state to a view, through the same calls that a user of the library makes."""
+"""The explorer: from a state to a view, through the same calls that a user of the library makes."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from corelens.data import Sample
-from corelens.explorer.code_export import GIVEN, script
+from corelens.explorer.code_export import DEFAULT_SETUP, export_code
 from corelens.explorer.compute import (
-    ANYWHERE,
     MAX_ANSWER_TOKENS,
-    ON_EVIDENCE,
+    NEED_EVIDENCE,
+    NEED_NO_EVIDENCE,
     Answer,
     ExplorerPasses,
     PreparedPrompt,
     PromptCache,
-    stopping,
+    cancellable,
 )
 from corelens.explorer.state import ExplorerState
-from corelens.explorer.uploads import MOST_BYTES
+from corelens.explorer.uploads import MAX_BYTES
 from corelens.heads import Head
 from corelens.inputs.media import load_picture
 from corelens.inputs.prepare import unknown_words
@@ -30,16 +30,16 @@ from corelens.scores import HeadScores
 from corelens.tokens import Role
 from corelens.viz.panels import PIXELS, View, data_url, flatten_panels
 
-MOST_MAPS = 6
-"""Heads whose attention is shown at a time."""
+MAX_MAPS = 6
+"""Most heads whose attention is shown at a time."""
 
 N_ALTERNATIVES = 5
-REFUSALS = (ValueError, TypeError, IndexError, ImportError, OSError, RuntimeError)
-"""What a view that cannot be shown raises: mistakes are ValueErrors; others are a model's own, or a lack of memory."""
+VIEW_ERRORS = (ValueError, TypeError, IndexError, ImportError, OSError, RuntimeError)
+"""Errors of a state that cannot be shown: mistakes are ValueErrors; others are a model's own, or a lack of memory."""
 
 
 class Explorer:
-    """A model, and what there is to ask it. It keeps no state of its users: what it shows depends on theirs alone.
+    """A model and a gallery to explore. It holds no state of its users: a view depends on the state alone.
 
     Not to be used from two threads at once.
     """
@@ -49,18 +49,18 @@ class Explorer:
         model: HookedMLLM,
         samples: Iterable[Sample] = (),
         scores: HeadScores | None = None,
-        given: str = GIVEN,
+        setup_code: str = DEFAULT_SETUP,
     ) -> None:
-        """Takes the gallery; the model does not run yet.
+        """Take the gallery; the model does not run yet.
 
         Args:
             model: Any model whose answers follow its prompts.
-            samples: The gallery, and what mean ablation averages over.
+            samples: The gallery, which mean ablation averages over.
             scores: Scores of the model's heads; the top five percent are marked.
-            given: Python code that makes `model`, `samples` and `scores`, for the code that reproduces a view.
+            setup_code: Python code that defines `model`, `samples` and `scores`, for the code that reproduces a view.
 
         Raises:
-            TypeError: If the model's decoder stands beside an encoder.
+            TypeError: If the model has an encoder and a decoder.
             ValueError: If there are too many samples, two have one id, or the scores are of another model's heads.
         """
         if model.hf_model.config.is_encoder_decoder:
@@ -68,7 +68,7 @@ class Explorer:
                 f"{type(model.hf_model).__name__} has an encoder and a decoder: its answers do not follow the prompt, "
                 f"and there is nothing to explore from the question on."
             )
-        self.model, self.scores, self.given = model, scores, given
+        self.model, self.scores, self.setup_code = model, scores, setup_code
         self.prompts = PromptCache(model, samples)
         shape = (model.cfg.n_layers, model.cfg.n_heads)
         if scores is not None and scores.values.shape[1:] != shape:
@@ -83,14 +83,12 @@ class Explorer:
         """The gallery, by id."""
         return self.prompts.samples
 
-    # --- what does not change ---
-
     def about(self) -> dict[str, Any]:
-        """What the front end has to know once, as JSON."""
+        """Return what the front end needs once, as JSON."""
         n_heads = [0] * self.model.cfg.n_layers
         for head in self.model.heads:
             n_heads[head.layer] += 1
-        metrics = {**ON_EVIDENCE, **ANYWHERE}
+        metrics = {**NEED_EVIDENCE, **NEED_NO_EVIDENCE}
         if self.scores is not None:
             metrics["scan"] = f"{self.scores.metric}, over {len(self.scores.samples)} samples"
         return {
@@ -100,120 +98,121 @@ class Explorer:
             "core": [str(head) for head in self.core],
             "core_name": "" if self.scores is None else self.scores.top().name,
             "gallery": [self._thumbnail(sample) for sample in self.samples.values()],
-            "most_maps": MOST_MAPS,
-            "most_bytes": MOST_BYTES,
+            "most_maps": MAX_MAPS,
+            "most_bytes": MAX_BYTES,
             "first": self.first().json(),
         }
 
     def first(self) -> ExplorerState:
-        """Where an exploration begins: the first sample, and the head that looks most at what it asks about."""
+        """Return the initial state: the first sample, and the head that attends most to its evidence or pictures."""
         sample = next(iter(self.samples.values()), None)
         if sample is None:
             return ExplorerState(metric="visual_share")
         state = ExplorerState(sample.id, metric="ram" if sample.evidence else "visual_share")
         with torch.no_grad():
-            prompt = self.prompts.of(state)
-            assert prompt is not None  # a sample is asked about
-            values = self._passes.scored(prompt, state)
-            assert values is not None  # it says where its evidence is, or needs none
+            prompt = self.prompts.get(state)
+            assert prompt is not None  # a sample has a question
+            values = self._passes.head_values(prompt, state)
+            assert values is not None  # its evidence is known, or not needed
         best = int(values.nan_to_num(-torch.inf).argmax())
         return replace(state, heads=(Head(*divmod(best, values.shape[1])),))
 
-    # --- what a state shows ---
-
     def prompt(self, state: ExplorerState) -> dict[str, Any] | None:
-        """What is asked, as JSON; None if that is nothing. The same for all states with the same `prompts.key`."""
-        if (prompt := self.prompts.of(state)) is None:
+        """Return the prompt as JSON; None if there is no question. Equal for states with one `prompts.key`."""
+        prompt = self.prompts.get(state)
+        if prompt is None:
             return None
         tokens = prompt.inputs.tokens
-        text = self.model.processor.tokenizer
+        tokenizer = self.model.processor.tokenizer
         return {
             "key": self.prompts.key(state),
             "question": prompt.sample.question,
             "expected": prompt.sample.answer,
-            "note": unknown_words(text, prompt.inputs),
-            "panels": [_panel(view, PIXELS // len(prompt.views)) for view in prompt.views],
+            "note": unknown_words(tokenizer, prompt.inputs),
+            "panels": [_panel_json(view, PIXELS // len(prompt.views)) for view in prompt.views],
             "no_boxes": tokens.no_boxes,
             "evidence": ExplorerState(evidence=prompt.sample.evidence).json()["evidence"],
             "tokens": [
                 {
                     "position": position,
-                    "text": text.decode([int(prompt.inputs["input_ids"][0, position])]),
+                    "text": tokenizer.decode([int(prompt.inputs["input_ids"][0, position])]),
                     "role": Role(int(tokens.role[0, position])).name.lower(),
                 }
-                for position in prompt.askers
+                for position in prompt.query_positions
             ],
         }
 
-    def look(self, state: ExplorerState, cancelled: Callable[[], bool] = lambda: False) -> dict[str, Any]:
-        """What a state shows, as JSON.
+    def view(self, state: ExplorerState, cancelled: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+        """Compute the view of a state, as JSON.
 
         Args:
-            state: What the user has chosen.
-            cancelled: Asked before every layer of every pass whether to give up.
+            state: The user's choices.
+            cancelled: Called before every layer of every pass; True ends the computation.
 
         Raises:
-            ValueError: If the state asks for what there is not: a head, a position, a region, a picture.
-            Cancelled: If `cancelled` said so. The model and all that is known are as before.
+            ValueError: If the state names a head, position, region or picture that does not exist.
+            Cancelled: If `cancelled` returned True. The model and all earlier results are as before.
         """
-        with stopping(self.model, cancelled), torch.no_grad():
-            prompt = self.prompts.of(state)
+        with cancellable(self.model, cancelled), torch.no_grad():
+            prompt = self.prompts.get(state)
             if prompt is None:
                 return {"state": state.json(), "prompt": "", "note": "Drop a picture here, or type a question."}
-            return self._view(prompt, state)
+            return self._view_of_prompt(prompt, state)
 
-    def _view(self, prompt: PreparedPrompt, state: ExplorerState) -> dict[str, Any]:
+    def _view_of_prompt(self, prompt: PreparedPrompt, state: ExplorerState) -> dict[str, Any]:
         self.model.check_heads((*state.heads, *state.ablated))
-        if len(state.heads) > MOST_MAPS:
-            raise ValueError(f"{len(state.heads)} heads are chosen; the attention of {MOST_MAPS} is shown at most.")
-        plain, after = self._passes.plain(prompt), self._passes.answer(prompt, state)
-        values, evidence = self._passes.scored(prompt, state), prompt.evidence(state)
-        rows = self._passes.rows(prompt, state)
+        if len(state.heads) > MAX_MAPS:
+            raise ValueError(f"{len(state.heads)} heads are chosen; the attention of {MAX_MAPS} is shown at most.")
+        plain, changed = self._passes.plain_answer(prompt), self._passes.answer(prompt, state)
+        values, evidence = self._passes.head_values(prompt, state), prompt.evidence(state)
+        rows = self._passes.attention_rows(prompt, state)
         return {
             "state": state.json(),
             "prompt": self.prompts.key(state),
-            "note": "Mark the evidence in the picture, or colour heads by another measure." if values is None else "",
-            "map": None if values is None else _short(values),
-            "maps": [self._map(prompt, head, row, evidence) for head, row in rows.items()],
-            "before": self._told(plain),
-            "after": self._told(after),
-            "alternatives": self._alternatives(plain, after),
-            "code": script(self.given, state, prompt.sample, prompt.files, MAX_ANSWER_TOKENS),
+            "note": "Mark the evidence in the picture, or colour heads by another metric." if values is None else "",
+            "map": None if values is None else _rounded(values),
+            "maps": [self._map_json(prompt, head, row, evidence) for head, row in rows.items()],
+            "before": self._answer_json(plain),
+            "after": self._answer_json(changed),
+            "alternatives": self._alternatives(plain, changed),
+            "code": export_code(self.setup_code, state, prompt.sample, prompt.file_names, MAX_ANSWER_TOKENS),
         }
 
-    # --- as JSON ---
-
-    def _map(self, prompt: PreparedPrompt, head: Head, row: Tensor, evidence: Tensor | None) -> dict[str, Any]:
+    def _map_json(self, prompt: PreparedPrompt, head: Head, row: Tensor, evidence: Tensor | None) -> dict[str, Any]:
         tokens = prompt.inputs.tokens.to("cpu")
         return {
             "head": str(head),
-            "cells": _short(flatten_panels(tokens, prompt.views, row)),
-            "tokens": _short(row[prompt.askers]),
-            "on_pictures": _short(row[tokens.visual[0]].sum()),
-            "on_evidence": None if evidence is None else _short((row * evidence[0].to(row)).sum()),
+            "cells": _rounded(flatten_panels(tokens, prompt.views, row)),
+            "tokens": _rounded(row[prompt.query_positions]),
+            "on_pictures": _rounded(row[tokens.visual[0]].sum()),
+            "on_evidence": None if evidence is None else _rounded((row * evidence[0].to(row)).sum()),
         }
 
-    def _told(self, answer: Answer) -> dict[str, Any]:
-        cut = len(answer.ids) == MAX_ANSWER_TOKENS
+    def _answer_json(self, answer: Answer) -> dict[str, Any]:
+        is_cut = len(answer.ids) == MAX_ANSWER_TOKENS
         return {
-            "text": self._text(answer.ids) + " …" * cut,
-            "probability": _short(answer.probability),
-            "of_plain": _short(answer.of_plain),
+            "text": self._decode(answer.ids) + " …" * is_cut,
+            "probability": _rounded(answer.probability),
+            "of_plain": _rounded(answer.plain_probability),
         }
 
-    def _alternatives(self, plain: Answer, after: Answer) -> list[dict[str, Any]]:
-        """What the first token could be, before and after; the likeliest of either, those of before first."""
-        likely = [
-            *plain.first.topk(N_ALTERNATIVES).indices.tolist(),
-            *after.first.topk(N_ALTERNATIVES).indices.tolist(),
+    def _alternatives(self, plain: Answer, changed: Answer) -> list[dict[str, Any]]:
+        """Likeliest first tokens before and after the changes, those before them first."""
+        likeliest = [
+            *plain.first_token.topk(N_ALTERNATIVES).indices.tolist(),
+            *changed.first_token.topk(N_ALTERNATIVES).indices.tolist(),
         ]
         return [
-            {"text": self._text([token]), "before": _short(plain.first[token]), "after": _short(after.first[token])}
-            for token in dict.fromkeys(likely)
+            {
+                "text": self._decode([token]),
+                "before": _rounded(plain.first_token[token]),
+                "after": _rounded(changed.first_token[token]),
+            }
+            for token in dict.fromkeys(likeliest)
         ]
 
-    def _text(self, ids: list[int]) -> str:
-        """Text of tokens; those that end answers and have no text by their names."""
+    def _decode(self, ids: list[int]) -> str:
+        """Text of tokens; special tokens by their names if there is no other text."""
         tokenizer = self.model.processor.tokenizer
         return tokenizer.decode(ids, skip_special_tokens=True).strip() or tokenizer.decode(ids)
 
@@ -222,7 +221,7 @@ class Explorer:
         return {"id": sample.id, "question": sample.question, "src": src}
 
 
-def _panel(view: View, n_pixels: int) -> dict[str, Any]:
+def _panel_json(view: View, n_pixels: int) -> dict[str, Any]:
     return {
         "media": view.media,
         "label": view.name,
@@ -234,8 +233,8 @@ def _panel(view: View, n_pixels: int) -> dict[str, Any]:
     }
 
 
-def _short(values: Tensor | float | int) -> Any:
-    """Numbers as JSON with four digits that count, which is what can be read; None where there is none."""
+def _rounded(values: Tensor | float | int) -> Any:
+    """Numbers as JSON with four significant digits; None for those that are not finite."""
     numbers = torch.as_tensor(values).double().numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = 10.0 ** (3 - np.floor(np.log10(np.abs(numbers))))

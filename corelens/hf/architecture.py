@@ -1,7 +1,14 @@
-"""Where a Hugging Face model keeps its layers and heads: one of the two files that know its insides.
+"""Layers and heads of a Hugging Face model; with `inputs/token_geometry.py` the only place that knows its insides.
 
-No architecture is named here. A module's code says whether it asks transformers for its attention function, what it
-does with the outcome, and of which parts a layer is built.
+Architectures are not listed: the code of a module's forward tells them apart, by the names that it uses.
+
+    calls ALL_ATTENTION_FUNCTIONS            -> an attention module (AttentionModule)
+    uses a Linear, a norm, sigmoid after it  -> W_O, a norm over head outputs, a gate
+    `layers.3.self_attn` in its path         -> layer 3 of the decoder, or of the vision tower (DecoderLayer)
+    parts that a layer's forward uses        -> where attention and MLP write to the residual stream (HookLocation)
+
+A new architecture needs a line here only if its residual stream has a new form (`RESIDUAL_FORMS`). The hook points
+themselves are in `corelens.hooks.points`.
 """
 
 import inspect
@@ -18,32 +25,32 @@ from corelens.errors import docs_link
 
 @dataclass(frozen=True, eq=False)
 class AttentionModule:
-    """One module that asks transformers for its attention function."""
+    """Attention module that calls one of transformers' attention functions."""
 
     module: nn.Module
     config: PreTrainedConfig
-    """Names the function; layers share it."""
+    """Configuration that names the function; layers share it."""
 
     n_heads: int
 
     is_cross_attention: bool = False
-    """Whether its keys are something else than the sequence."""
+    """True if its keys are not positions of the sequence."""
 
     w_o: nn.Linear | None = None
-    """Takes the heads' outputs side by side and writes them to the residual stream; None if not found."""
+    """Projection of the concatenated head outputs to the residual stream; None if not found."""
 
     gated: bool = False
-    """Whether something acts on the heads' outputs before they enter W_O: a gate, or a norm."""
+    """True if a gate or a norm acts on the head outputs before W_O."""
 
     mixing_norm: str = ""
-    """The norm over all heads together that stands before W_O, if there is one."""
+    """Name of a norm over all heads together before W_O; empty if there is none."""
 
     packed: bool = False
-    """Whether several pictures or windows come side by side in one sequence, and attention stays within each."""
+    """True if one sequence holds several pictures or windows, and attention stays within each."""
 
     @property
     def n_kv_heads(self) -> int:
-        """How many heads of keys and values its query heads share."""
+        """Number of key-value heads, which its query heads share."""
         return self.n_heads // getattr(self.module, "num_key_value_groups", 1)
 
     @property
@@ -59,7 +66,7 @@ class AttentionModule:
 
 @dataclass(frozen=True)
 class HookLocation:
-    """Where a hook point of the residual stream connects."""
+    """Place where a hook point of the residual stream connects."""
 
     module: nn.Module
     side: Literal["input", "input in place", "output"]
@@ -67,46 +74,46 @@ class HookLocation:
 
 @dataclass(frozen=True)
 class DecoderLayer:
-    """One decoder layer."""
+    """One decoder layer, its attention modules and its hook points."""
 
     layer: int
     """Absolute number of the layer, from zero."""
 
     stack: nn.Module
-    """Runs the layers."""
+    """Module that runs the layers."""
 
     block: nn.Module
     attentions: dict[str, AttentionModule]
     """`attn`, the layer's self-attention or its only attention, and `cross_attn` beside it."""
 
     points: dict[str, HookLocation]
-    """By hook point, e.g. `resid_pre`; only those that the layer has."""
+    """Location of each hook point that the layer has, e.g. of `resid_pre`."""
 
     missing: dict[str, str] = field(default_factory=dict)
-    """Why a layer lacks a hook point or `attn`."""
+    """Reason why the layer lacks a hook point or `attn`."""
 
 
 KNOWN_BUGS = {
     "phi4_multimodal": "transformers runs the vision encoder of phi4_multimodal causally under sdpa, its default, and "
-    "not under eager (Phi4MultimodalVisionAttention.is_causal is True). corelens shows what runs. Load it with "
-    "attn_implementation='eager', or set is_causal=False on these modules, for the model that was trained.",
+    "not under eager (Phi4MultimodalVisionAttention.is_causal is True). corelens shows the pass that runs. Load it "
+    "with attn_implementation='eager', or set is_causal=False on these modules, for the model that was trained.",
     "minimax_m3_vl": "the indexer of minimax_m3_vl counts padding, so that in a left-padded batch a sample's attention "
     "depends on how much it is padded. Give it one sample at a time, or samples of one length.",
 }
-"""Faults of transformers that change what is measured, by model type; said when such a model is wrapped."""
+"""Faults of transformers that change what is measured, by model type; wrapping such a model warns of them."""
 
 _VISION = re.compile("(?i:vision|visual|image)|ViT")
 _CONNECTORS = re.compile("qformer|perceiver|project|audio", re.IGNORECASE)
 _OF_MEDIA = re.compile("vision|visual|image|audio|protein")
-"""What paths and classes say of vision towers, of what stands between them and the decoder, and of encoders."""
+"""Words in paths and class names: of vision towers, connectors to the decoder, and encoders."""
 
 HEAD_WIDTHS = ("v_head_dim", "head_dim", "attention_head_size", "key_value_proj_dim")
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "groups")
-"""What Hugging Face's attention modules call the width and the number of their heads, in order of preference."""
+"""Attributes of attention modules with width and number of heads, in order of preference."""
 
 
 def decoder_layers(hf_model: PreTrainedModel) -> list[DecoderLayer]:
-    """One site per decoder layer, first layer first.
+    """Find the decoder layers of a model, first layer first.
 
     Raises:
         TypeError: If the model takes no pictures, or its decoder computes attention on its own; names the class.
@@ -125,108 +132,110 @@ def decoder_layers(hf_model: PreTrainedModel) -> list[DecoderLayer]:
         )
     # Any: Hugging Face sets these attributes at run time. Below this function they have types.
     decoder: Any = hf_model.get_decoder()
-    found = {
+    attention_modules = {
         path: module
         for path, module in decoder.named_modules()
-        if _asks_for_attention(module) and not _OF_MEDIA.search(path)
+        if _calls_attention_function(module) and not _OF_MEDIA.search(path)
     }
-    if not found:
-        own = sorted({type(m).__name__ for m in decoder.modules() if "Attention" in type(m).__name__})
+    if not attention_modules:
+        classes = sorted({type(m).__name__ for m in decoder.modules() if "Attention" in type(m).__name__})
         raise TypeError(
-            f"{name} is not supported: its text attention ({', '.join(own) or 'none found'}) does not ask transformers "
-            f"for an attention function but computes attention on its own, so its heads cannot be hooked. "
+            f"{name} is not supported: its text attention ({', '.join(classes) or 'none found'}) does not call "
+            f"transformers' attention functions but computes attention on its own, so its heads cannot be hooked. "
             f"{docs_link('own-attention')}"
         )
     # Encoder-decoders keep both in what transformers calls the decoder.
-    found = {path: module for path, module in found.items() if "decoder." in path} or found
-    numbered = {path: _numbered(path) for path in found}
-    where = next(iter(numbered.values()))[0]
-    layers = decoder.get_submodule(where)
+    attention_modules = {p: m for p, m in attention_modules.items() if "decoder." in p} or attention_modules
+    numbered = {path: _numbered(path) for path in attention_modules}
+    layers_path = next(iter(numbered.values()))[0]
+    layers = decoder.get_submodule(layers_path)
     attentions: dict[int, dict[str, AttentionModule]] = {layer: {} for layer in range(len(layers))}
-    for path, module in found.items():
-        other, layer, below = numbered[path]
-        crossing = bool(re.search("cross|enc", below, re.IGNORECASE))
-        if other != where and not crossing:
+    for path, module in attention_modules.items():
+        list_path, layer, name_in_layer = numbered[path]
+        crossing = bool(re.search("cross|enc", name_in_layer, re.IGNORECASE))
+        if list_path != layers_path and not crossing:
             continue
         # Idefics has its cross-attention in a list of its own, every so many layers.
-        layer *= len(layers) // len(decoder.get_submodule(other))
-        site = attention_module(module, decoder.get_submodule(path.rpartition(".")[0]), crossing)
-        attentions[layer]["cross_attn" if crossing else "attn"] = site
-    stack = decoder.get_submodule(where.rpartition(".")[0])
+        layer *= len(layers) // len(decoder.get_submodule(list_path))
+        attention = attention_module(module, decoder.get_submodule(path.rpartition(".")[0]), crossing)
+        attentions[layer]["cross_attn" if crossing else "attn"] = attention
+    stack = decoder.get_submodule(layers_path.rpartition(".")[0])
     return [_decoder_layer(layer, stack, block, attentions[layer]) for layer, block in enumerate(layers)]
 
 
 def decoder_configs(hf_model: PreTrainedModel) -> list[PreTrainedConfig]:
-    """The configurations of the decoder and of the models within it: masks are made by these."""
+    """Configurations of the decoder and of the models within it, by which masks are made."""
     decoder: nn.Module = hf_model.get_decoder()
     configs = {id(module.config): module.config for module in decoder.modules() if isinstance(module, PreTrainedModel)}
     return list(configs.values())
 
 
 def vision_layers(hf_model: PreTrainedModel, layers: list[DecoderLayer]) -> tuple[dict[int, AttentionModule], str]:
-    """The vision tower's attention by layer, and, if none can be seen, the reason.
+    """Attention modules of the vision tower by layer, and the reason if there are none.
 
     Args:
         hf_model: The model.
-        layers: Its decoder, whose attention is not the tower's.
+        layers: Its decoder layers, whose attention is not the tower's.
     """
     # Any: not every model has these, and Hugging Face has no type for them.
     model: Any = hf_model
-    in_decoder = {site.module for layer in layers for site in layer.attentions.values()}
-    found = {
+    in_decoder = {attention.module for layer in layers for attention in layer.attentions.values()}
+    modules = {
         path: module
         for path, module in model.named_modules()
         if module not in in_decoder
-        and _asks_for_attention(module)
+        and _calls_attention_function(module)
         and _VISION.search(f"{path} {type(module).__name__}")
         and not _CONNECTORS.search(f"{path} {type(module).__name__}")
     }
-    if not found:
+    if not modules:
         tower = model.get_encoder("image")
         if tower is hf_model:
             return {}, f"{type(hf_model).__name__} has no vision tower that transformers knows of."
-        return {}, f"its vision tower, {type(tower).__name__}, does not ask transformers for an attention function."
-    numbers = [int(number[1]) for path in found if (number := re.search(r"\.(\d+)\.", path))]
-    if len(set(numbers)) < len(found):
+        return {}, f"its vision tower, {type(tower).__name__}, does not call transformers' attention functions."
+    numbers = [int(number[1]) for path in modules if (number := re.search(r"\.(\d+)\.", path))]
+    if len(set(numbers)) < len(modules):
         # Stages and twin attentions count from zero more than once.
-        numbers = list(range(len(found)))
-    sites = [
-        attention_module(module, model.get_submodule(path.rpartition(".")[0]), True) for path, module in found.items()
+        numbers = list(range(len(modules)))
+    attentions = [
+        attention_module(module, model.get_submodule(path.rpartition(".")[0]), True) for path, module in modules.items()
     ]
-    return dict(zip(numbers, sites, strict=True)), ""
+    return dict(zip(numbers, attentions, strict=True)), ""
 
 
 def final_norm(stack: nn.Module) -> nn.Module | None:
-    """The last norm that the stack of layers uses; None if it uses none."""
+    """Last norm that the stack of layers uses; None if it uses none."""
     parts = [getattr(stack, name, None) for name in _names_in_forward(stack)]
     norms = [part for part in parts if isinstance(part, nn.Module) and "norm" in type(part).__name__.lower()]
     return norms[-1] if norms else None
 
 
 def attention_module(module: nn.Module, parent: nn.Module, crossing: bool = False) -> AttentionModule:
-    """What an attention module says about itself.
+    """Read number of heads, W_O, gates and norms off an attention module.
 
     Args:
-        module: It asks transformers for its attention function.
-        parent: The module that holds it, where BERT keeps its W_O.
-        crossing: Whether its keys are something else than the sequence.
+        module: A module that calls one of transformers' attention functions.
+        parent: The module that holds it; BERT keeps its W_O there.
+        crossing: True if its keys are not positions of the sequence.
     """
     names = _names_in_forward(module)
-    called = names[names.index("ALL_ATTENTION_FUNCTIONS") :]
-    after = {name: part for name in called if isinstance(part := getattr(module, name, None), nn.Module)}
-    linears = [part for part in after.values() if isinstance(part, nn.Linear)]
+    names_after = names[names.index("ALL_ATTENTION_FUNCTIONS") :]
+    parts_after = {name: part for name in names_after if isinstance(part := getattr(module, name, None), nn.Module)}
+    linears = [part for part in parts_after.values() if isinstance(part, nn.Linear)]
     w_o = linears[-1] if linears else getattr(getattr(parent, "output", None), "dense", None)
-    norms = [name for name, part in after.items() if "norm" in type(part).__name__.lower()]
-    mixing = [name for name in norms if w_o and any(p.numel() == w_o.in_features for p in after[name].parameters())]
+    norms = [name for name, part in parts_after.items() if "norm" in type(part).__name__.lower()]
+    mixing = [
+        name for name in norms if w_o and any(p.numel() == w_o.in_features for p in parts_after[name].parameters())
+    ]
     # Any: set at run time, and not by all.
-    said: Any = module
+    hf_module: Any = module
     count = _first_number(module, HEAD_COUNTS)
     if not count and w_o is not None and (width := _first_number(module, HEAD_WIDTHS)):
         count = w_o.in_features // width
     return AttentionModule(
         module=module,
-        config=said.config,
-        n_heads=count or said.config.num_attention_heads,
+        config=hf_module.config,
+        n_heads=count or hf_module.config.num_attention_heads,
         is_cross_attention=crossing,
         w_o=w_o,
         gated=bool(norms) or "sigmoid" in names,
@@ -241,9 +250,8 @@ def _decoder_layer(
     missing: dict[str, str] = {}
     if list(attentions) == ["cross_attn"]:
         attentions = {"attn": attentions["cross_attn"]}
-    points = {"resid_pre": HookLocation(block, "input"), "resid_post": HookLocation(block, "output")} | _inner_points(
-        block
-    )
+    points = {"resid_pre": HookLocation(block, "input"), "resid_post": HookLocation(block, "output")}
+    points |= _inner_points(block)
     if not attentions:
         parts = ", ".join(type(part).__name__ for part in block.children() if "Norm" not in type(part).__name__)
         missing["attn"] = f"layer {layer} has no softmax attention; it is made of {parts}"
@@ -290,13 +298,13 @@ RESIDUAL_FORMS: dict[tuple[str, ...], dict[str, tuple[str, Literal["input in pla
     # Attention and MLP side by side: there is no stream between them.
     ("input_layernorm", "mixer", "mlp"): {"attn_out": ("mixer", "output"), "mlp_out": ("mlp", "output")},
 }  # fmt: skip
-"""Where attention and MLP write to the residual stream, by the parts that a layer's code uses, in order."""
+"""Locations where attention and MLP write to the residual stream, by the parts in a layer's code, in order."""
 
 MIXERS = ("self_attn", "linear_attn", "conv")
 
 
 def _inner_points(block: Any) -> dict[str, HookLocation]:
-    """Hook points inside a layer whose code uses nothing but the parts of a known form."""
+    """Hook points inside a layer whose code uses only the parts of a known form."""
     used = {name: getattr(block, name, None) for name in _names_in_forward(block)}
     parts = {
         "mixer" if name in MIXERS else name: part
@@ -311,23 +319,23 @@ def _inner_points(block: Any) -> dict[str, HookLocation]:
 
 
 def _first_number(module: nn.Module, names: tuple[str, ...]) -> int:
-    """The first of some attributes that is a number; zero if none is."""
+    """First of some attributes that is a number; zero if none is."""
     return next((value for name in names if isinstance(value := getattr(module, name, None), int)), 0)
 
 
-def _asks_for_attention(module: nn.Module) -> bool:
+def _calls_attention_function(module: nn.Module) -> bool:
     names = _names_in_forward(module)
     # The second name: Kosmos-2.5's vision tower looks the function up in a way that never finds one.
     return "ALL_ATTENTION_FUNCTIONS" in names and "get_interface" in names
 
 
 def _names_in_forward(module: nn.Module) -> tuple[str, ...]:
-    """Global names and attributes that a module's forward uses, in order of first use."""
+    """Global names and attributes in a module's forward, in order of first use."""
     code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
     return () if code is None else code.co_names
 
 
 def _numbered(path: str) -> tuple[str, int, str]:
-    """The list that a module stands in, its number there, and the path below: `layers.3.self_attn`."""
-    where, number, below = re.split(r"\.(\d+)\.", path, maxsplit=1)
-    return where, int(number), below
+    """Path of the list that holds a module, its number there, and the rest of the path: `layers`, 3, `self_attn`."""
+    list_path, number, rest = re.split(r"\.(\d+)\.", path, maxsplit=1)
+    return list_path, int(number), rest

@@ -1,4 +1,4 @@
-"""Models by name: those that come with corelens, local folders, and the Hub."""
+"""Load models by name: those that come with corelens, local folders, and the Hub."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ SHIPPED = {
 
 
 def checkpoint_folder(name_or_path: str) -> str:
-    """The folder of a shipped or local model; a Hub id as it is.
+    """Folder of a shipped or local model; a Hub id is returned unchanged.
 
     Raises:
         FileNotFoundError: If there is no such shipped model, or a local path does not exist or holds no model.
@@ -46,10 +46,10 @@ def checkpoint_folder(name_or_path: str) -> str:
 
 
 def load_model(name_or_path: str, trust_remote_code: bool, **kwargs: Any) -> tuple[PreTrainedModel, Any]:
-    """A model and its processor; see `HookedMLLM.from_pretrained`."""
+    """Load a model and its processor; see `HookedMLLM.from_pretrained`."""
     path = checkpoint_folder(name_or_path)
     if "device" in kwargs:
-        raise TypeError(f"say device_map={kwargs['device']!r}, as in transformers, and not device.")
+        raise TypeError(f"pass device_map={kwargs['device']!r}, as in transformers, and not device.")
     _check_placement(kwargs.get("dtype"), kwargs.get("device_map"))
     shared = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
     try:
@@ -71,14 +71,14 @@ def load_model(name_or_path: str, trust_remote_code: bool, **kwargs: Any) -> tup
 
 
 def _check_placement(dtype: Any, device_map: Any) -> None:
-    """Raises a ValueError if a name is of no type of numbers, or of no device that this machine has."""
+    """Raise a ValueError if a dtype does not exist, or this machine has no such device."""
     if isinstance(dtype, str) and dtype != "auto":
-        found = getattr(torch, dtype, None)
-        if not (isinstance(found, torch.dtype) and found.is_floating_point):
+        torch_dtype = getattr(torch, dtype, None)
+        if not (isinstance(torch_dtype, torch.dtype) and torch_dtype.is_floating_point):
             raise ValueError(f"dtype={dtype!r} is not known; take auto, bfloat16, float16 or float32.")
     if isinstance(device_map, str) and device_map not in ("auto", "balanced", "balanced_low_0", "sequential", "meta"):
         kind = torch.accelerator.current_accelerator()
-        there = [f"{kind.type}:{index}" for index in range(torch.accelerator.device_count())] if kind else []
-        if device_map not in ("cpu", *there, *(name.partition(":")[0] for name in there)):
-            known = " or ".join(["auto", "cpu", *there])
+        devices = [f"{kind.type}:{index}" for index in range(torch.accelerator.device_count())] if kind else []
+        if device_map not in ("cpu", *devices, *(name.partition(":")[0] for name in devices)):
+            known = " or ".join(["auto", "cpu", *devices])
             raise ValueError(f"device_map={device_map!r} is no device of this machine; take {known}.")

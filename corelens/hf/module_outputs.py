@@ -1,4 +1,4 @@
-"""Outputs of modules kept from one pass and given again in another, so that the modules need not run."""
+"""Outputs of modules, recorded in one pass and replayed in another, so that the modules need not run again."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,15 +11,15 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 RecordedOutputs = dict[nn.Module, list[Any]]
-"""What each module returned, call by call."""
+"""Outputs of each module, call by call."""
 
 
 class StopForward(Exception):
-    """Ends a pass of which nothing more is wanted."""
+    """Raised by a hook to end a pass early; carries the result."""
 
 
 def allow_stopping(module: nn.Module, handle: RemovableHandle, inputs: Mapping[str, Any]) -> Any:
-    """Runs a module until the hook of a handle stops it, removes the hook, and returns what it stopped with."""
+    """Run a module until a hook raises `StopForward`; remove the hook, and return what the exception carries."""
     try:
         module(**inputs)
     except StopForward as stopped:
@@ -30,56 +30,55 @@ def allow_stopping(module: nn.Module, handle: RemovableHandle, inputs: Mapping[s
 
 
 def vision_towers(hf_model: PreTrainedModel) -> list[nn.Module]:
-    """The vision tower, if the family has one that transformers knows of and that is not the decoder's home, too."""
+    """The vision tower in a list; empty if transformers knows of none, or it contains the decoder."""
     tower = hf_model.get_encoder("image")
     return [] if {hf_model, hf_model.get_decoder()} & {*tower.modules()} else [tower]
 
 
 @contextmanager
 def cached_vision(hf_model: PreTrainedModel) -> Iterator[None]:
-    """Lets the vision tower, given the same again, return the same again instead of running, until the block ends.
+    """Cache the vision tower's outputs by its inputs until the block ends.
 
-    For passes over the same media that differ in the decoder alone.
+    For passes over the same media that differ in the decoder only.
     """
-    found = vision_towers(hf_model)
-    with _forwards({tower: _memoized(tower.forward) for tower in found}):
+    with _forwards({tower: _memoized(tower.forward) for tower in vision_towers(hf_model)}):
         yield
 
 
-def _memoized(run: Callable[..., Any]) -> Callable[..., Any]:
+def _memoized(forward: Callable[..., Any]) -> Callable[..., Any]:
     calls: list[tuple[Any, Any]] = []
 
-    def remembered(*args: Any, **kwargs: Any) -> Any:
-        given = tree_flatten((args, kwargs))
-        for before, output in calls:
-            if _same(before, given):
+    def cached_forward(*args: Any, **kwargs: Any) -> Any:
+        arguments = tree_flatten((args, kwargs))
+        for earlier_arguments, output in calls:
+            if _same(earlier_arguments, arguments):
                 return _copied(output)
-        calls.append((given, run(*args, **kwargs)))
+        calls.append((arguments, forward(*args, **kwargs)))
         return _copied(calls[-1][1])
 
-    return remembered
+    return cached_forward
 
 
-def _same(one: tuple[list[Any], Any], other: tuple[list[Any], Any]) -> bool:
-    """Whether flattened arguments are equal."""
+def _same(first: tuple[list[Any], Any], second: tuple[list[Any], Any]) -> bool:
+    """True if flattened arguments are equal."""
 
     def equal(a: Any, b: Any) -> bool:
         if isinstance(a, Tensor) and isinstance(b, Tensor):
             return a.dtype == b.dtype and torch.equal(a, b)
         return type(a) is type(b) and a == b
 
-    return one[1] == other[1] and all(map(equal, one[0], other[0]))
+    return first[1] == second[1] and all(map(equal, first[0], second[0]))
 
 
 @contextmanager
 def record_outputs(modules: Iterable[nn.Module]) -> Iterator[RecordedOutputs]:
-    """Keeps what modules return until the block ends."""
+    """Record what modules return until the block ends."""
     recorded: RecordedOutputs = {}
 
-    def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         recorded.setdefault(module, []).append(_copied(output))
 
-    handles = [module.register_forward_hook(keep) for module in modules]
+    handles = [module.register_forward_hook(record) for module in modules]
     try:
         yield recorded
     finally:
@@ -89,25 +88,25 @@ def record_outputs(modules: Iterable[nn.Module]) -> Iterator[RecordedOutputs]:
 
 @contextmanager
 def replay_outputs(recorded: Mapping[nn.Module, list[Any]]) -> Iterator[None]:
-    """Lets modules return what was recorded instead of running, call by call, until the block ends."""
-    with _forwards({module: _call_key(iter(outputs)) for module, outputs in recorded.items()}):
+    """Make modules return recorded outputs instead of running, call by call, until the block ends."""
+    with _forwards({module: _replayed(iter(outputs)) for module, outputs in recorded.items()}):
         yield
 
 
-def _call_key(outputs: Iterator[Any]) -> Callable[..., Any]:
+def _replayed(outputs: Iterator[Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: _copied(next(outputs))
 
 
 @contextmanager
-def _forwards(instead: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Puts other functions in the place of modules' own until the block ends."""
-    before = {module: module.__dict__.get("forward") for module in instead}
-    for module, forward in instead.items():
+def _forwards(functions: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Replace the forward functions of modules until the block ends."""
+    previous = {module: module.__dict__.get("forward") for module in functions}
+    for module, forward in functions.items():
         module.forward = forward
     try:
         yield
     finally:
-        for module, forward in before.items():
+        for module, forward in previous.items():
             if forward is None:
                 del module.forward
             else:
@@ -115,5 +114,5 @@ def _forwards(instead: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]
 
 
 def _copied(output: Any) -> Any:
-    """With tensors of its own, since Hugging Face may change what it is given in place."""
+    """Clone the tensors of an output, since Hugging Face may change them in place."""
     return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, output)

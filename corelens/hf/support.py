@@ -1,4 +1,4 @@
-"""What corelens can see in a model, told from its configuration alone: nothing is downloaded but that, or computed."""
+"""Support of a model by corelens, from its configuration alone: no weights are downloaded, and nothing is computed."""
 
 import json
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from corelens.hf.architecture import KNOWN_BUGS, decoder_layers, vision_layers
 from corelens.inputs.token_geometry import LEARNED_QUERIES, SEGMENTS, no_boxes
 
 CHECKS = ("unhooked", "eager", "padded", "rows", "generation", "padded generation", "edits", "weights")
-"""What tests hold of the attention of a model type, on a tiny random model of its architecture:
+"""Properties of the attention of a model type that tests check on a tiny random model of its architecture:
 
-logits of passes that nobody looks at are bit-identical; patterns equal eager attention's, without padding and
+logits of passes without hooks are bit-identical; patterns equal eager attention's, without padding and
 left-padded; chosen rows are rows of the whole pattern; so are those of cached generation, without padding and
 left-padded; edits of patterns and scores act in every layer; a zeroed head is its zeroed columns of W_O.
 """
@@ -24,73 +24,76 @@ left-padded; edits of patterns and scores act in every layer; a zeroed head is i
 
 @dataclass(frozen=True)
 class ModelSupport:
-    """What of a model can be hooked and drawn. Layers are counted from zero."""
+    """Parts of a model that can be hooked and drawn. Layers are counted from zero."""
 
     model_type: str
     n_layers: int
-    """Of the decoder."""
+    """Number of decoder layers."""
 
     heads: dict[int, int]
-    """By layer that has heads, how many."""
+    """Number of heads of each layer that has some."""
 
     headless: dict[int, str]
-    """By layer that has none, what it is made of."""
+    """Parts of each layer that has no heads."""
 
     cross_attention: list[int]
-    """Layers that attend to something else than the sequence."""
+    """Layers whose keys are not positions of the sequence."""
 
     gated: list[int]
-    """Layers in which a gate or a norm acts on the heads' outputs before they are written."""
+    """Layers in which a gate or a norm acts on head outputs before W_O."""
 
     mixing_norm: list[int]
-    """Those of them in which it is one norm over all heads, so that one head changes what the others write."""
+    """Gated layers with one norm over all heads, so that one head changes what the others write."""
 
     vision: list[int]
-    """Layers of the vision tower whose attention can be seen."""
+    """Layers of the vision tower whose attention can be hooked."""
 
     no_vision: str
-    """Why there are none; empty if there are."""
+    """Reason why there are none; empty if there are some."""
 
     no_boxes: str
-    """Why visual tokens have no rectangles in a picture; empty if they have."""
+    """Reason why visual tokens have no rectangles in a picture; empty if they have."""
 
     no_video_boxes: str
-    """The same of a video."""
+    """Reason why they have none in a video; empty if they have."""
 
     n_parameters: int
     known_bug: str
-    """A fault of transformers that changes what is measured; empty if none is known."""
+    """Fault of transformers that changes what is measured; empty if none is known."""
 
     @property
     def n_heads(self) -> int:
-        """Of the decoder."""
+        """Number of heads of the decoder."""
         return sum(self.heads.values())
 
     @property
     def gib(self) -> float:
-        """Memory of the parameters at bfloat16."""
+        """Memory of the parameters in bfloat16, in GiB."""
         return self.n_parameters * 2 / 2**30
 
     @property
     def lines(self) -> list[tuple[str, str]]:
-        """The whole of it to read, as labels and texts."""
-        counts = {count: [at for at, n in self.heads.items() if n == count] for count in self.heads.values()}
-        made = {parts: [at for at, text in self.headless.items() if text == parts] for parts in self.headless.values()}
-        gates = [at for at in self.gated if at not in self.mixing_norm]
-        acting = [
-            f"{name}: {number_ranges(at)}" for name, at in (("gate", gates), ("mixing norm", self.mixing_norm)) if at
+        """Table of these facts for a terminal: labels and texts."""
+        by_count = {count: [at for at, n in self.heads.items() if n == count] for count in self.heads.values()}
+        by_parts = {
+            text: [at for at, other in self.headless.items() if other == text] for text in self.headless.values()
+        }
+        gates = [layer for layer in self.gated if layer not in self.mixing_norm]
+        gates_and_norms = [
+            f"{name}: {number_ranges(layers)}"
+            for name, layers in (("gate", gates), ("mixing norm", self.mixing_norm))
+            if layers
         ]
+        heads_by_layer = "; ".join(f"{n} per layer in {number_ranges(layers)}" for n, layers in by_count.items())
+        without_heads = "; ".join(f"{number_ranges(layers)}: {parts}" for parts, layers in by_parts.items())
         lines = [
             ("model type", self.model_type),
             ("decoder layers", str(self.n_layers)),
             ("with heads", number_ranges(list(self.heads)) or "none"),
-            ("without heads", "; ".join(f"{number_ranges(at)}: {parts}" for parts, at in made.items()) or "none"),
-            (
-                "heads",
-                f"{self.n_heads}: " + "; ".join(f"{n} per layer in {number_ranges(at)}" for n, at in counts.items()),
-            ),
+            ("without heads", without_heads or "none"),
+            ("heads", f"{self.n_heads}: {heads_by_layer}"),
             ("cross-attention", number_ranges(self.cross_attention) or "none"),
-            ("gate or norm on heads", "; ".join(acting) or "none"),
+            ("gate or norm on heads", "; ".join(gates_and_norms) or "none"),
             ("vision tower", f"{len(self.vision)} layers" if self.vision else f"no: {self.no_vision}"),
             ("picture geometry", f"no: {self.no_boxes}" if self.no_boxes else "yes"),
             ("video geometry", f"no: {self.no_video_boxes}" if self.no_video_boxes else "yes"),
@@ -101,30 +104,30 @@ class ModelSupport:
 
 @dataclass(frozen=True)
 class TestedType:
-    """What the tests showed of a model type, without building a model."""
+    """Results of the tests for a model type; no model is built."""
 
     model_type: str
 
     attention: str
-    """How many of `CHECKS` passed."""
+    """Number of `CHECKS` that passed."""
 
     heads: str
-    """What is unusual about the decoder's attention."""
+    """Peculiarities of the decoder's attention."""
 
     picture: str
-    """Whether visual tokens of a picture have rectangles; learned queries have none."""
+    """`yes` if visual tokens of a picture have rectangles; learned queries have none."""
 
     video: str
-    """The same of a video."""
+    """`yes` if visual tokens of a video have rectangles."""
 
     tower: str
-    """Whether attention of the vision tower can be hooked, or what stands in its place."""
+    """Kind of the vision tower, if its attention can be hooked."""
 
     caveat: str
 
 
 def inspect_config(config: PreTrainedConfig) -> ModelSupport:
-    """What corelens would see in a model of this configuration; the model is built without weights.
+    """Support of a model with this configuration; the model is built without weights.
 
     Raises:
         ValueError: If it is not the configuration of an image-text-to-text model.
@@ -134,16 +137,16 @@ def inspect_config(config: PreTrainedConfig) -> ModelSupport:
     if model_type not in _MAPPED:
         raise ValueError(f"model type {model_type!r} is not an image-text-to-text model of transformers.")
     model = _without_weights(config)
-    sites = decoder_layers(model)
-    vision, no_vision = vision_layers(model, sites)
-    attentions = {site.layer: site.attentions["attn"] for site in sites if "attn" in site.attentions}
+    layers = decoder_layers(model)
+    vision, no_vision = vision_layers(model, layers)
+    attentions = {layer.layer: layer.attentions["attn"] for layer in layers if "attn" in layer.attentions}
     return ModelSupport(
         model_type=model_type,
-        n_layers=len(sites),
+        n_layers=len(layers),
         heads={layer: attention.n_heads for layer, attention in attentions.items()},
-        headless={s.layer: s.missing["attn"].partition("made of ")[2] for s in sites if "attn" in s.missing},
+        headless={s.layer: s.missing["attn"].partition("made of ")[2] for s in layers if "attn" in s.missing},
         # A layer whose only attention is cross-attention has it as `attn`.
-        cross_attention=[s.layer for s in sites if any(a.is_cross_attention for a in s.attentions.values())],
+        cross_attention=[s.layer for s in layers if any(a.is_cross_attention for a in s.attentions.values())],
         gated=[layer for layer, attention in attentions.items() if attention.gated],
         mixing_norm=[layer for layer, attention in attentions.items() if attention.mixing_norm],
         vision=list(vision),
@@ -156,20 +159,20 @@ def inspect_config(config: PreTrainedConfig) -> ModelSupport:
 
 
 def tested_types() -> list[TestedType]:
-    """Every image-text-to-text model type of the installed transformers, and those that can be wrapped besides."""
+    """All image-text-to-text model types of the installed transformers, and others that can be wrapped."""
     verified = json.loads(Path(__file__).with_name("verified.json").read_text())
-    nothing = {"passed": [], "not made": {}}
-    return [_tested_type(name, verified.get(name, nothing)) for name in sorted({*_MAPPED, *SEGMENTS})]
+    untested = {"passed": [], "not made": {}}
+    return [_tested_type(name, verified.get(name, untested)) for name in sorted({*_MAPPED, *SEGMENTS})]
 
 
-def _tested_type(name: str, shown: dict[str, Any]) -> TestedType:
-    passed, reasons = shown["passed"], shown["not made"]
+def _tested_type(name: str, results: dict[str, Any]) -> TestedType:
+    passed, reasons = results["passed"], results["not made"]
     n_passed = len(set(CHECKS) & set(passed))
-    caveats = ["its text attention asks transformers for no attention function"] if "refused" in passed else []
+    caveats = ["its text attention does not call transformers' attention functions"] if "refused" in passed else []
     for reason in dict.fromkeys(reasons.values()):
         caveats.append(f"no {', no '.join(check for check in reasons if reasons[check] == reason)}: {reason}")
     if name in KNOWN_BUGS:
-        caveats.append("a known fault of transformers; wrapping the model says which")
+        caveats.append("a known fault of transformers; wrapping the model warns of it")
     if name not in _MAPPED:
         caveats.append("no Auto class loads it; wrap it as it is")
 
@@ -180,16 +183,16 @@ def _tested_type(name: str, shown: dict[str, Any]) -> TestedType:
     return TestedType(
         model_type=name,
         attention="refused" if "refused" in passed else f"{n_passed} of {len(CHECKS)}" if n_passed else "not tested",
-        heads=shown.get("heads", ""),
+        heads=results.get("heads", ""),
         picture="queries" if name in LEARNED_QUERIES else boxes("picture"),
         video=boxes("video"),
-        tower=shown.get("tower", "") if "tower" in passed else "",
+        tower=results.get("tower", "") if "tower" in passed else "",
         caveat="; ".join(caveats),
     )
 
 
 def number_ranges(layers: list[int]) -> str:
-    """Ascending numbers with runs drawn together: `0-2, 4`."""
+    """Ascending numbers, with runs as ranges: `0-2, 4`."""
     runs: list[list[int]] = []
     for layer in layers:
         if runs and layer == runs[-1][-1] + 1:
@@ -204,7 +207,7 @@ def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
         try:
             return AutoModelForImageTextToText.from_config(config)
         except ValueError as cause:
-            # Evolla's: the mapping names its class, the Auto class does not find it.
+            # Evolla: the mapping names its class, and the Auto class does not find it.
             if "Unrecognized configuration class" not in str(cause):
                 raise
             model_class = getattr(transformers, _MAPPED[config.model_type])

@@ -1,7 +1,17 @@
-"""What a hooked pass changes in a Hugging Face model besides its layers, and forgets at its end."""
+"""Attach hook points to a Hugging Face model for one pass, and detach them at its end.
+
+The Hugging Face model is untouched between passes. `connected` is the one place where that changes:
+
+    hooks on the residual stream   PyTorch hooks on layers and their parts   (points.HookedBlock.connected)
+    hooks on hook_o_in             PyTorch hooks on W_O                      (points.HookedAttention.connected)
+    hooks on q k v scores z        another attention function                (taps.route_attention)
+    positions of the pass          a PyTorch hook on the stack of layers     (track_positions)
+"""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -9,47 +19,125 @@ from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from corelens.hf.architecture import AttentionModule, decoder_configs
-from corelens.hooks.positions import PassState
+from corelens.errors import docs_link
+from corelens.hf.architecture import AttentionModule, DecoderLayer, decoder_configs
+from corelens.hf.prefix_cache import PrefixCache
+from corelens.hooks.points import HookedAttention, HookedBlock, HookedVision
+from corelens.hooks.positions import Intervention, PassState, batch_shape
 from corelens.hooks.rows import RowHook
-from corelens.hooks.taps import NAME, PACKED
+from corelens.hooks.taps import NAME, PACKED, route_attention
+from corelens.tokens import TokenMap
+
+
+def begin_pass(
+    hf_model: PreTrainedModel,
+    layers: Sequence[DecoderLayer],
+    tensors: Mapping[str, Any],
+    tokens: TokenMap | None,
+    prefix: PrefixCache | None = None,
+) -> PassState:
+    """State of a pass, or of a generation, before its first layer runs.
+
+    Raises:
+        ValueError: If the inputs hold no sequence, or do not begin as the prefix does.
+    """
+    n_samples, n_prompt = batch_shape(tensors)
+    if hf_model.config.is_encoder_decoder and "decoder_input_ids" not in tensors:
+        n_prompt = 1
+    past = tensors.get("past_key_values")
+    n_cached = 0 if past is None else int(past.get_seq_length())
+    if prefix is not None:
+        prefix.check(hf_model, tensors)
+        n_cached = prefix.length
+    cross_attention = frozenset(
+        layer.layer for layer in layers if "attn" in layer.attentions and layer.attentions["attn"].is_cross_attention
+    )
+    prefix_hooks = () if prefix is None else prefix.hooks
+    return PassState(n_samples, n_prompt, tokens, n_cached, n_prompt - n_cached, cross_attention, prefix_hooks)
+
+
+@contextmanager
+def connected(
+    hf_model: PreTrainedModel, blocks: Sequence[HookedBlock], vision: HookedVision, state: PassState
+) -> Iterator[None]:
+    """Connect every hook point that has hooks to the Hugging Face model until the block ends.
+
+    Args:
+        hf_model: The model whose next passes are hooked.
+        blocks: Hook points of its decoder layers.
+        vision: Hook points of its vision tower.
+        state: Positions of the pass; updated while it runs.
+
+    Raises:
+        RuntimeError: If the model is compiled, or its heads follow a plan.
+        ValueError: If an intervention cannot act in this pass.
+    """
+    modules = [module for part in (*blocks, vision) for module in part.modules()]
+    points = [module for module in modules if isinstance(module, HookPoint) and module.has_hooks()]
+    if not points:
+        yield
+        return
+    if hf_model._compiled_call_impl is not None:
+        raise RuntimeError(
+            f"the model is compiled, and hooks need its Python code: load it anew to hook it. {docs_link('compiled')}"
+        )
+    _check_hooks(points, state)
+    with ExitStack() as connections:
+        for point in points:
+            point.ctx["progress"] = state
+            connections.callback(clear_context, point)
+        connections.callback(track_positions(blocks[0].hf_layer.stack, state).remove)
+        attentions = [module for module in modules if isinstance(module, HookedAttention)]
+        for module in (*blocks, *attentions):
+            connections.enter_context(module.connected())
+        in_vision = set(vision.modules())
+        taps = {
+            attention.hf_attention: attention.tap(state, ignore_queries=attention in in_vision)
+            for attention in attentions
+            if attention.has_hooks
+        }
+        if taps:
+            names = attention_function_names(hf_model, taps)
+            connections.enter_context(route_attention({hooked.module: tap for hooked, tap in taps.items()}, names))
+        yield
 
 
 def attention_function_names(
-    hf_model: PreTrainedModel, tapped: Iterable[AttentionModule]
+    hf_model: PreTrainedModel, hooked: Iterable[AttentionModule]
 ) -> list[tuple[PreTrainedConfig, str]]:
-    """What the attention function is called in each configuration that leads to a tapped module."""
-    sites = {site.module: site for site in tapped}
+    """Name of the attention function in each configuration that leads to a hooked module."""
+    by_module = {attention.module: attention for attention in hooked}
     names: dict[int, tuple[PreTrainedConfig, str]] = {}
-    if any(module in sites for module in hf_model.get_decoder().modules()):
+    if any(module in by_module for module in hf_model.get_decoder().modules()):
         names |= {id(config): (config, NAME) for config in decoder_configs(hf_model)}
-    for site in sites.values():
-        names[id(site.config)] = (site.config, PACKED if site.packed else NAME)
+    for attention in by_module.values():
+        names[id(attention.config)] = (attention.config, PACKED if attention.packed else NAME)
     return list(names.values())
 
 
-def track_positions(stack: nn.Module, progress: PassState) -> RemovableHandle:
-    """Notes which positions each pass through the layers computes, and lets every layer compute them all."""
-    takes = inspect.signature(stack.forward)
+def track_positions(stack: nn.Module, state: PassState) -> RemovableHandle:
+    """Keep `state` up to date with the positions that each pass through the layers computes."""
+    signature = inspect.signature(stack.forward)
 
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = takes.bind_partial(*args, **kwargs).arguments
-        given |= given.get("kwargs", {})
-        named = ("inputs_embeds", "input_ids", "decoder_input_ids", "hidden_states")
-        sequence = next(given[name] for name in named if given.get(name) is not None)
-        cached = given.get("past_key_values")
-        progress.n_computed = sequence.shape[1]
-        progress.n_cached = 0 if cached is None else int(cached.get_seq_length())
+    def update(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        arguments = signature.bind_partial(*args, **kwargs).arguments
+        arguments |= arguments.get("kwargs", {})
+        names = ("inputs_embeds", "input_ids", "decoder_input_ids", "hidden_states")
+        sequence = next(arguments[name] for name in names if arguments.get(name) is not None)
+        cache = arguments.get("past_key_values")
+        state.n_computed = sequence.shape[1]
+        state.n_cached = 0 if cache is None else int(cache.get_seq_length())
         if "logits_to_keep" not in kwargs:
             return None
-        # Told how many logits are wanted, layers that share another's keys (Gemma 4) leave out other positions.
+        # Told how many logits are needed, layers that share another's keys (Gemma 4) skip all other positions, and
+        # hooks on these layers would miss them.
         return args, kwargs | {"logits_to_keep": 0}
 
-    return stack.register_forward_pre_hook(note, with_kwargs=True)
+    return stack.register_forward_pre_hook(update, with_kwargs=True)
 
 
 def hook_functions(points: Iterable[HookPoint]) -> Iterator[Callable[..., Any]]:
-    """The forward hook functions at some points, as they were given."""
+    """Forward hook functions at some points, as their users added them."""
     for point in points:
         for handle in point.fwd_hooks:
             function: Any = handle.user_hook
@@ -57,6 +145,19 @@ def hook_functions(points: Iterable[HookPoint]) -> Iterator[Callable[..., Any]]:
 
 
 def clear_context(point: HookPoint) -> None:
-    """Leaves nothing of a pass at a hook point."""
+    """Remove what a pass left at a hook point."""
     for name in ("progress", "rows", "queries", "hidden"):
         point.ctx.pop(name, None)
+
+
+def _check_hooks(points: Sequence[HookPoint], state: PassState) -> None:
+    """Raise before the pass if an intervention cannot act in it, or queries belong to another prompt."""
+    for function in hook_functions(points):
+        if isinstance(function, Intervention):
+            function.check(replace(state, n_cached=0) if function in state.prefix_hooks else state)
+    for point in points:
+        for handle in (*point.fwd_hooks, *point.bwd_hooks):
+            hook: Any = handle.user_hook
+            limited = isinstance(hook, RowHook) and not isinstance(hook.function, Intervention)
+            if limited and hook.where.prompt is not None:
+                state.mask(hook.where.prompt, "queries")

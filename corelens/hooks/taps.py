@@ -1,4 +1,14 @@
-"""The hook points of one attention layer, and the attention function that leads to them."""
+"""The attention function registered with transformers, and the hook points that it calls.
+
+While a pass is hooked, attention modules call `_hooked_attention` instead of sdpa:
+
+    query key value  ->  hook_q hook_k hook_v  ->  fused attention  ->  hook_z  ->  W_O
+                               |                                          ^
+                               +-> scores -> hook_attn_scores             | only if a hook changed the rows
+                                   -> pattern -> hook_pattern  -> weighted values
+
+The lower path runs only for the rows of requested queries, in float32.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,21 +30,19 @@ from corelens.hooks.positions import PassState, PositionSelector, repeat_per_row
 from corelens.hooks.rows import QueryRows, call_detecting_edits
 
 NAME = "corelens"
-"""What Hugging Face knows the function and its mask as."""
-
+"""Name of the function and of its mask in transformers."""
 
 PACKED = "corelens_flash"
 """The same function for vision towers that pack pictures or windows into one sequence: they hand the whole sequence
 and its boundaries only to functions whose name holds "flash", and call all others once for every part."""
 
-
 SPARSE = "corelens_sparse"
-"""The function that heads go through while they follow a plan; see `corelens.sparse`."""
+"""Name of the function of models under a `corelens.sparse` plan."""
 
 
 @dataclass
 class HookedAttentionCall:
-    """The hook points of one layer's attention, and the queries whose rows they show."""
+    """Hook points of one attention module during one pass."""
 
     hook_q: HookPoint
     hook_k: HookPoint
@@ -42,23 +50,23 @@ class HookedAttentionCall:
     hook_attn_scores: HookPoint
     hook_pattern: HookPoint
     hook_z: HookPoint
-    progress: PassState
+    state: PassState
     ignore_queries: bool = False
-    """Whether hooks see all rows, whatever they ask for."""
+    """Give hooks all rows, whatever queries they request; for vision towers."""
 
     is_cross_attention: bool = False
-    """Whether keys are something else than the sequence."""
+    """True if keys are not positions of the sequence."""
 
     why_not_editable: str = ""
-    """Why `z` may be seen but not edited; empty if it may."""
+    """Reason why `z` must not be edited; empty if it may be."""
 
     def attend(self, call: AttentionCall) -> Float[Tensor, "batch query head d_head"]:
-        """Head outputs, after every hook has seen and edited what it asked for."""
+        """Head outputs, with the edits of all hooks."""
         call = replace(
             call,
-            query=_by_position(self.hook_q, call.query),
-            key=_by_position(self.hook_k, call.key),
-            value=_by_position(self.hook_v, call.value),
+            query=_call_hook_by_position(self.hook_q, call.query),
+            key=_call_hook_by_position(self.hook_k, call.key),
+            value=_call_hook_by_position(self.hook_v, call.value),
         )
         if (hidden := self.hook_k.ctx.pop("hidden", None)) is not None:
             call = call.hide_keys(hidden)
@@ -74,57 +82,58 @@ class HookedAttentionCall:
     def _call_row_hooks(
         self, call: AttentionCall, z: Float[Tensor, "batch query head d_head"]
     ) -> Float[Tensor, "batch query head d_head"]:
-        """Shows scores and pattern to their hooks; head outputs change only if the hooks changed them."""
+        """Call the hooks on scores and pattern; return head outputs, recomputed only if a hook changed the rows."""
         rows = self._rows(call)
         if rows is not None and not rows.real.any():
             return z
-        seen = call.scores(rows)
+        scores = call.scores(rows)
         if rows is not None and not rows.real.all():
-            seen = seen.masked_fill(~rows.real[:, None, :, None], torch.nan)
+            scores = scores.masked_fill(~rows.real[:, None, :, None], torch.nan)
         # Columns are positions of the sequence, also where a sliding cache has dropped the first keys.
-        dropped = 0 if self.is_cross_attention else int(self.progress.positions(seen.shape[-1])[0])
-        seen = pad(seen, (dropped, 0), value=torch.finfo(torch.float32).min)
-        scores, edited = _call_hook_detecting_edits(self.hook_attn_scores, seen)
-        seen = pad(call.pattern(scores[..., dropped:], rows), (dropped, 0))
-        pattern, pattern_edited = _call_hook_detecting_edits(self.hook_pattern, seen)
-        if not (edited or pattern_edited):
+        dropped = 0 if self.is_cross_attention else int(self.state.positions(scores.shape[-1])[0])
+        scores = pad(scores, (dropped, 0), value=torch.finfo(torch.float32).min)
+        scores, scores_edited = _call_hook_detecting_edits(self.hook_attn_scores, scores)
+        pattern = pad(call.pattern(scores[..., dropped:], rows), (dropped, 0))
+        pattern, pattern_edited = _call_hook_detecting_edits(self.hook_pattern, pattern)
+        if not (scores_edited or pattern_edited):
             return z
         pattern = pattern[..., dropped:]
-        from_rows = weighted_values(pattern, call.value).to(z)
-        return from_rows if rows is None else rows.put(z, from_rows)
+        row_outputs = weighted_values(pattern, call.value).to(z)
+        return row_outputs if rows is None else rows.put(z, row_outputs)
 
     def _rows(self, call: AttentionCall) -> QueryRows | None:
-        """The rows that any hook asks for, among those that this call computes; None for all."""
+        """Rows that any hook requests, among the queries of this call; None for all."""
         if self.ignore_queries:
             return None
         points = [point for point in (self.hook_attn_scores, self.hook_pattern) if point.has_hooks()]
-        queries = self.progress.positions(call.query.shape[2])
+        queries = self.state.positions(call.query.shape[2])
 
-        def asked(handle: LensHandle) -> Bool[Tensor, "batch query"]:
+        def requested(handle: LensHandle) -> Bool[Tensor, "batch query"]:
             where = getattr(handle.user_hook, "where", None) or PositionSelector()
-            return repeat_per_row(where.select(self.progress, queries), call.query)
+            return repeat_per_row(where.select(self.state, queries), call.query)
 
-        here = torch.stack([asked(handle) for point in points for handle in (*point.fwd_hooks, *point.bwd_hooks)])
-        rows = QueryRows.of(here.any(0))
+        handles = [handle for point in points for handle in (*point.fwd_hooks, *point.bwd_hooks)]
+        by_any = torch.stack([requested(handle) for handle in handles]).any(0)
+        rows = QueryRows.of(by_any)
         for point in points:
             point.ctx |= {"rows": rows, "queries": queries}
-            if not all(torch.equal(asked(handle), here.any(0)) for handle in point.bwd_hooks):
+            if not all(torch.equal(requested(handle), by_any) for handle in point.bwd_hooks):
                 raise ValueError(
-                    f"a backward hook on {point.name} needs to see the same rows as all other hooks there, and "
-                    f"another asks for others: give all the same `queries`."
+                    f"a backward hook on {point.name} needs the same rows as all other hooks there, and another hook "
+                    f"requests different ones: give all the same `queries`."
                 )
-        return None if here.any(0).all() else rows
+        return None if by_any.all() else rows
 
 
 @contextmanager
 def route_attention(
     taps: dict[nn.Module, HookedAttentionCall], names: list[tuple[PreTrainedConfig, str]]
 ) -> Iterator[None]:
-    """Leads the attention of the given modules through their taps until the block ends.
+    """Route the attention of some modules through their hook points until the block ends.
 
     Args:
-        taps: By attention module.
-        names: The configurations whose modules ask for the function, and what it is called there: `NAME` or `PACKED`.
+        taps: Hook points by attention module.
+        names: Configurations of these modules, and the function's name there: `NAME` or `PACKED`.
 
     Raises:
         RuntimeError: If heads follow a plan.
@@ -149,19 +158,19 @@ def route_attention(
 
 @contextmanager
 def attention_implementation(names: Sequence[tuple[PreTrainedConfig, str | None]]) -> Iterator[None]:
-    """Has modules ask for another attention function until the block ends.
+    """Switch the attention function of some configurations until the block ends.
 
     Args:
-        names: Configurations, and what the function is called there.
+        names: Configurations, and the name of the function that their modules shall call.
     """
     # The private name: the public setter would also change sub-configurations, the vision tower's among them.
-    before = [(config, config._attn_implementation_internal) for config, _ in names]
+    previous = [(config, config._attn_implementation_internal) for config, _ in names]
     try:
         for config, name in names:
             config._attn_implementation_internal = name
         yield
     finally:
-        for config, implementation in reversed(before):
+        for config, implementation in reversed(previous):
             config._attn_implementation_internal = implementation
 
 
@@ -172,33 +181,38 @@ def _hooked_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    **others: Any,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What Hugging Face calls. The module that calls leads to the state, so that models do not see one another."""
-    call = AttentionCall(module, query, key, value, attention_mask, scaling, others)
+    """Attention function registered with transformers.
+
+    The hook points are found on the calling module, so that wrapped models share no state.
+    """
+    call = AttentionCall(module, query, key, value, attention_mask, scaling, kwargs)
     tap: HookedAttentionCall | None = module.__dict__.get("_corelens_tap")
     return call.head_outputs() if tap is None else tap.attend(call), None
 
 
-def _by_position(hook: HookPoint, heads_first: Tensor) -> Tensor:
-    """Shows [batch head position d_head] to a hook as [batch position head d_head], the order that hooks know."""
-    if not hook.has_hooks():
-        return heads_first
-    return _call(hook, heads_first.transpose(1, 2)).transpose(1, 2)
-
-
-def _call(hook: HookPoint, tensor: Tensor) -> Tensor:
+def _call_hook(hook: HookPoint, tensor: Tensor) -> Tensor:
     if not hook.has_hooks():
         return tensor
-    seen = hook(tensor)
-    if seen.shape != tensor.shape:
-        raise ValueError(f"a hook on {hook.name} returned shape {tuple(seen.shape)} in place of {tuple(tensor.shape)}.")
-    return seen
+    result = hook(tensor)
+    if result.shape != tensor.shape:
+        raise ValueError(
+            f"a hook on {hook.name} returned shape {tuple(result.shape)} in place of {tuple(tensor.shape)}."
+        )
+    return result
+
+
+def _call_hook_by_position(hook: HookPoint, heads_first: Tensor) -> Tensor:
+    """Call a hook on [batch head position d_head] as [batch position head d_head], TransformerLens's order."""
+    if not hook.has_hooks():
+        return heads_first
+    return _call_hook(hook, heads_first.transpose(1, 2)).transpose(1, 2)
 
 
 def _call_hook_detecting_edits(hook: HookPoint, tensor: Tensor) -> tuple[Tensor, bool]:
-    """What the hook returns, and whether it differs: replaced, changed in place, or in need of a gradient."""
+    """Call a hook; return its tensor, and True if that was replaced, changed in place, or needs a gradient."""
     if not hook.has_hooks():
         return tensor, False
-    seen, edited = call_detecting_edits(partial(_call, hook), tensor)
-    return seen, edited or bool(hook.bwd_hooks)
+    result, edited = call_detecting_edits(partial(_call_hook, hook), tensor)
+    return result, edited or bool(hook.bwd_hooks)

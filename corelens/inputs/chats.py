@@ -1,4 +1,4 @@
-"""Questions and chats as users write them, and the prompt that the model's chat template makes of them."""
+"""Questions and chats as users write them, and the prompts that the model's chat template renders from them."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,26 +10,30 @@ from corelens.errors import docs_link
 from corelens.inputs.media import Clip, Footage, Picture, load_clip, load_picture
 from corelens.tokens import Role
 
-_SENTINEL = re.compile("\ue000(\\d+)\ue001")
+_MARK = re.compile("\ue000(\\d+)\ue001")
 """Stands for the n-th text of a chat, to find where the template puts it; private characters no one types."""
+
+_PLURALS = {"image": "pictures", "video": "videos"}
 
 
 class Chat(NamedTuple):
-    """Messages whose contents are lists of parts, each picture and video loaded and in its place."""
+    """Messages whose contents are lists of parts, with all pictures and videos loaded and in their places."""
 
     messages: list[dict[str, Any]]
 
     @property
     def pictures(self) -> list[Image.Image]:
+        """Pictures of all messages, in order."""
         return self._of("image")
 
     @property
     def clips(self) -> list[Clip]:
+        """Videos of all messages, in order."""
         return self._of("video")
 
     @property
     def texts(self) -> list[tuple[Role, str]]:
-        """What is said, in order, and what it is."""
+        """Texts of all messages, in order, with their roles."""
         return [
             (_role(message, last=message is self.messages[-1]), part["text"])
             for message in self.messages
@@ -42,7 +46,7 @@ class Chat(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Where a text of the chat stands in the prompt, in characters."""
+    """Characters of the prompt that a text of the chat takes."""
 
     start: int
     end: int
@@ -50,70 +54,127 @@ class Span(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """A chat as the model's chat template writes it."""
+    """A chat rendered by the model's chat template."""
 
     text: str
-    """For the processor, which may lay it out once more before it replaces pictures and videos."""
+    """The rendered template, for the processor, which may change its layout before it replaces pictures and videos."""
 
     template_text: str
+    """The same text after the processor's change of layout; pictures and videos are still single placeholders."""
+
     spans: list[Span]
-    """Where the texts of the chat stand in `laid_out`."""
+    """Spans of the chat's texts in `template_text`."""
 
 
-def chats(question: Any, images: Any, videos: Any, processor: Any) -> list[Chat]:
-    """One chat per sample."""
+def build_chats(question: Any, images: Any, videos: Any, processor: Any) -> list[Chat]:
+    """Build one chat per sample, with all pictures and videos loaded.
+
+    Raises:
+        TypeError: If `question` is neither a string nor a chat nor a list of them.
+        ValueError: If there is no question or an empty one, or pictures and videos do not match questions and chats.
+    """
     if not isinstance(question, Sequence):
         raise TypeError(
-            f"a question is a text, a chat, or a list of them, not {type(question).__name__}; the pictures come before "
-            f"it, as in prepare(image, question)."
+            f"a question is a string, a chat, or a list of them, not {type(question).__name__}; the pictures come "
+            f"before it, as in prepare(image, question)."
         )
     if isinstance(question, str) or (len(question) > 0 and isinstance(question[0], Mapping)):
         question, images, videos = [question], [images], [videos]
     if not len(question):
         raise ValueError("there is no question: give a string, a chat, or a list of them.")
     pictures, footage = _per_sample(images, "picture", len(question)), _per_sample(videos, "video", len(question))
-    return [_chat(*sample, processor) for sample in zip(question, pictures, footage, strict=True)]
+    return [_build_chat(*sample, processor) for sample in zip(question, pictures, footage, strict=True)]
 
 
-def _per_sample(given: Any, kind: str, n_samples: int) -> list[list[Any]]:
-    """The pictures or the videos of each sample."""
-    given = [None] * n_samples if given is None else given
-    one = isinstance(given, Picture | Footage)
-    if one or len(given) != n_samples:
+def render(chat: Chat, processor: Any) -> Prompt:
+    """Render a chat by the model's chat template, and find the chat's texts in the prompt.
+
+    The template is rendered a second time with a private mark in place of every text; what stands around the marks is
+    the template's own, whatever it looks like.
+
+    Raises:
+        ValueError: If the processor has no chat template, the template changes a text, or a text holds a placeholder.
+    """
+    if not getattr(processor, "chat_template", None):
         raise ValueError(
-            f"{n_samples} questions came with {f'one {kind}' if one else f'{kind}s for {len(given)}'}: give one entry "
-            f"per question, each a {kind}, a list of {kind}s or None. {docs_link('batch')}"
+            f"{type(processor).__name__} has no chat template, so a question cannot be put to the model. Give it the "
+            f"one that the model was trained with, in Jinja: processor.chat_template = '...' {docs_link('no-template')}"
         )
-    return [[] if own is None else list(own) if isinstance(own, list | tuple) else [own] for own in given]
-
-
-def _chat(asked: str | Sequence[Mapping[str, Any]], images: list[Any], videos: list[Any], processor: Any) -> Chat:
-    given = {"image": images, "video": videos}
-    if isinstance(asked, str):
-        places = [{"type": kind} for kind, own in given.items() for _ in own]
-        asked = [{"role": "user", "content": [*places, {"type": "text", "text": asked}]}]
-    named = {"image": "pictures", "video": "videos"}
-    messages, waiting = [], {kind: list(own) for kind, own in given.items()}
-    for message in asked:
-        content, parts = message["content"], []
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            kind = part["type"]
-            if kind == "text":
-                parts.append({"type": "text", "text": part["text"]})
-            elif kind in given:
-                source = part.get(kind, part.get("path"))
-                if source is None and not waiting[kind]:
-                    raise ValueError(f"the chat names more {named[kind]} than the {len(given[kind])} given.")
-                source = waiting[kind].pop(0) if source is None else source
-                loaded = load_picture(source) if kind == "image" else load_clip(source, processor)
-                parts.append({"type": kind, kind: loaded})
-            else:
-                raise ValueError(f"a chat part of type {kind!r} cannot be prepared; text, image and video can.")
-        messages.append({"role": message["role"], "content": parts})
-    for kind, left in waiting.items():
-        if left:
+    for kind in ("image", "video"):
+        token = getattr(processor, f"{kind}_token", None)
+        if token and any(str(token) in text for _, text in chat.texts):
+            name = "picture" if kind == "image" else kind
             raise ValueError(
-                f"{len(left)} of {len(given[kind])} {named[kind]} have no place in the chat: it needs one "
+                f"the text holds {str(token)!r}, which stands for a {name}; pass {name}s instead. "
+                f"{docs_link('placeholder')}"
+            )
+
+    def apply_template(text_of: Callable[[int, str], str]) -> str:
+        texts = (text_of(index, text) for index, (_, text) in enumerate(chat.texts))
+        messages = [
+            {
+                "role": message["role"],
+                "content": [
+                    {"type": "text", "text": next(texts)} if part["type"] == "text" else {"type": part["type"]}
+                    for part in message["content"]
+                ],
+            }
+            for message in chat.messages
+        ]
+        return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def apply_layout(text: str) -> str:
+        images = [chat.pictures] if chat.pictures else None
+        return processor.prepare_inputs_layout(images=images, text=[text])[1][0]
+
+    text = apply_template(lambda index, text: text)
+    template_text = apply_layout(text)
+    spans, cursor = [], 0
+    literal, *rest = _MARK.split(apply_layout(apply_template(lambda index, text: f"\ue000{index}\ue001")))
+    for index, next_literal in zip(rest[::2], rest[1::2], strict=True):
+        cursor += len(literal)
+        role, original = chat.texts[int(index)]
+        # Templates may trim.
+        forms = (original, original.strip())
+        rendered = next((form for form in forms if template_text.startswith(form + next_literal, cursor)), None)
+        if rendered is None:
+            raise ValueError(f"the chat template changes the text {original!r}, so its tokens cannot be told apart.")
+        spans.append(Span(cursor, cursor + len(rendered), role))
+        cursor, literal = cursor + len(rendered), next_literal
+    return Prompt(text, template_text, spans)
+
+
+def _per_sample(media: Any, kind: str, n_samples: int) -> list[list[Any]]:
+    """Lists of the pictures or videos of each sample."""
+    media = [None] * n_samples if media is None else media
+    is_single = isinstance(media, Picture | Footage)
+    if is_single or len(media) != n_samples:
+        raise ValueError(
+            f"{n_samples} questions came with {f'one {kind}' if is_single else f'{kind}s for {len(media)}'}: give one "
+            f"entry per question, each a {kind}, a list of {kind}s or None. {docs_link('batch')}"
+        )
+    return [[] if entry is None else list(entry) if isinstance(entry, list | tuple) else [entry] for entry in media]
+
+
+def _build_chat(
+    question: str | Sequence[Mapping[str, Any]], images: list[Any], videos: list[Any], processor: Any
+) -> Chat:
+    """Build the chat of one sample: media without a source of their own are taken from the lists, in order."""
+    media = {"image": images, "video": videos}
+    if isinstance(question, str):
+        placeholders = [{"type": kind} for kind, sources in media.items() for _ in sources]
+        question = [{"role": "user", "content": [*placeholders, {"type": "text", "text": question}]}]
+    remaining = {kind: list(sources) for kind, sources in media.items()}
+    messages = []
+    for message in question:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        loaded_parts = [_load_part(part, media, remaining, processor) for part in parts]
+        messages.append({"role": message["role"], "content": loaded_parts})
+    for kind, sources in remaining.items():
+        if sources:
+            raise ValueError(
+                f"{len(sources)} of {len(media[kind])} {_PLURALS[kind]} have no place in the chat: it needs one "
                 f"{{'type': {kind!r}}} part for each."
             )
     if not messages:
@@ -128,58 +189,22 @@ def _chat(asked: str | Sequence[Mapping[str, Any]], images: list[Any], videos: l
     return chat
 
 
+def _load_part(
+    part: Mapping[str, Any], media: Mapping[str, list[Any]], remaining: Mapping[str, list[Any]], processor: Any
+) -> dict[str, Any]:
+    """Load a part of a message; a picture or video without a source is the first of the remaining ones."""
+    kind = part["type"]
+    if kind == "text":
+        return {"type": "text", "text": part["text"]}
+    if kind not in media:
+        raise ValueError(f"a chat part of type {kind!r} cannot be prepared; text, image and video can.")
+    source = part.get(kind, part.get("path"))
+    if source is None:
+        if not remaining[kind]:
+            raise ValueError(f"the chat names more {_PLURALS[kind]} than the {len(media[kind])} given.")
+        source = remaining[kind].pop(0)
+    return {"type": kind, kind: load_picture(source) if kind == "image" else load_clip(source, processor)}
+
+
 def _role(message: dict[str, Any], last: bool) -> Role:
     return Role.SYSTEM if message["role"] == "system" else Role.QUESTION if last else Role.CONTEXT
-
-
-def render(chat: Chat, processor: Any) -> Prompt:
-    """The prompt, and where the texts of the chat stand in it.
-
-    The template is rendered a second time with a private mark in place of every text; what stands around the marks is
-    the template's own, whatever it looks like.
-    """
-    if not getattr(processor, "chat_template", None):
-        raise ValueError(
-            f"{type(processor).__name__} has no chat template, so a question cannot be put to the model. Give it the "
-            f"one that the model was trained with, in Jinja: processor.chat_template = '...' {docs_link('no-template')}"
-        )
-    for kind in ("image", "video"):
-        token = getattr(processor, f"{kind}_token", None)
-        if token and any(str(token) in text for _, text in chat.texts):
-            name = "picture" if kind == "image" else kind
-            raise ValueError(
-                f"the text holds {str(token)!r}, which stands for a {name}; pass {name}s instead. {docs_link('placeholder')}"
-            )
-
-    def written(text_of: Callable[[int, str], str]) -> str:
-        texts = (text_of(index, text) for index, (_, text) in enumerate(chat.texts))
-        messages = [
-            {
-                "role": message["role"],
-                "content": [
-                    {"type": "text", "text": next(texts)} if part["type"] == "text" else {"type": part["type"]}
-                    for part in message["content"]
-                ],
-            }
-            for message in chat.messages
-        ]
-        return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-    def laid_out(text: str) -> str:
-        images = [chat.pictures] if chat.pictures else None
-        return processor.prepare_inputs_layout(images=images, text=[text])[1][0]
-
-    text = written(lambda index, text: text)
-    prompt = laid_out(text)
-    spans, cursor = [], 0
-    literal, *rest = _SENTINEL.split(laid_out(written(lambda index, text: f"\ue000{index}\ue001")))
-    for index, after in zip(rest[::2], rest[1::2], strict=True):
-        cursor += len(literal)
-        role, said = chat.texts[int(index)]
-        # Templates may trim.
-        found = next((form for form in (said, said.strip()) if prompt.startswith(form + after, cursor)), None)
-        if found is None:
-            raise ValueError(f"the chat template changes the text {said!r}, so its tokens cannot be told apart.")
-        spans.append(Span(cursor, cursor + len(found), role))
-        cursor, literal = cursor + len(found), after
-    return Prompt(text, prompt, spans)

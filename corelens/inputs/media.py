@@ -1,4 +1,4 @@
-"""Pictures and videos as users have them: decoded, upright, and of videos the frames that a processor samples."""
+"""Loading of pictures and videos: decoded, upright, and of videos only the frames that a processor samples."""
 
 import math
 import warnings
@@ -21,7 +21,7 @@ Picture = Image.Image | str | PathLike | Callable
 
 
 def load_picture(picture: object) -> Image.Image:
-    """A picture in RGB, upright, fully decoded.
+    """Load a picture in RGB, upright and fully decoded.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -32,7 +32,7 @@ def load_picture(picture: object) -> Image.Image:
     if callable(picture):
         picture = picture()
     if isinstance(picture, Image.Image):
-        return _decode(picture, "the picture")
+        return _decode_picture(picture, "the picture")
     if not isinstance(picture, str | PathLike):
         hint = " PIL.Image.fromarray makes one of an array." if hasattr(picture, "shape") else ""
         raise TypeError(f"a picture is a PIL image or a path, not {type(picture).__name__}.{hint}")
@@ -44,7 +44,7 @@ def load_picture(picture: object) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            opened = Image.open(path)
+            file = Image.open(path)
     except UnidentifiedImageError as cause:
         raise ValueError(f"{str(path)!r} is not a picture that Pillow can read.") from cause
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as cause:
@@ -52,36 +52,26 @@ def load_picture(picture: object) -> Image.Image:
             f"{str(path)!r} is too large to decode safely: Pillow's limit is {Image.MAX_IMAGE_PIXELS} pixels. Shrink "
             f"it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
         ) from cause
-    with opened:
-        return _decode(opened, repr(str(path)))
-
-
-def _decode(picture: Image.Image, name: str) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, SyntaxError) as cause:
-        raise ValueError(f"{name} is damaged and cannot be decoded: {cause}.") from cause
-
-
-# --- videos ----------------------------------------------------------------------------------------------------------
+    with file:
+        return _decode_picture(file, repr(str(path)))
 
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """All frames of a video, and how fast they follow each other.
+    """All frames of a video and their frame rate.
 
     A video in a file needs no such value: pass its path.
     """
 
     frames: Any
-    """An array [frame height width 3] of uint8, or a list of PIL pictures or of picture files, in order of time."""
+    """An array [frame height width 3] of uint8, or a list of PIL images or of picture files, in order of time."""
 
     fps: float
     """Frames per second."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.fps) and self.fps > 0):
-            raise ValueError(f"fps={self.fps} is no speed: a video has a positive number of frames per second.")
+            raise ValueError(f"fps={self.fps} is no frame rate: a video has a positive number of frames per second.")
         if not hasattr(self.frames, "__len__") or isinstance(self.frames, str):
             raise TypeError(
                 f"the frames of a video are an array or a list of pictures, not {type(self.frames).__name__}; "
@@ -97,15 +87,15 @@ class Video:
 
 
 Footage = Video | str | PathLike
-"""What stands for a video: its frames, or the path of a file."""
+"""A video's frames, or the path of a file."""
 
 
 class Clip(NamedTuple):
-    """The frames of a video that a model sees."""
+    """The sampled frames of a video, which are those that the model gets."""
 
     frames: UInt8[np.ndarray, "frame height width 3"]
     metadata: VideoMetadata
-    """`frames_indices` says which frames of the video these are."""
+    """Metadata of the whole video; `frames_indices` are the numbers of the sampled frames."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -114,9 +104,9 @@ class Clip(NamedTuple):
 
 
 def load_clip(video: object, processor: Any) -> Clip:
-    """The frames that the model's own processor samples from a video; no others are decoded.
+    """Load the frames that the model's own processor samples from a video; no others are decoded.
 
-    The times of a file's frames are taken from its average frame rate, as Hugging Face takes them.
+    The times of a file's frames follow from its average frame rate, as in Hugging Face's own loading.
 
     Raises:
         ImportError: If torchvision, which Hugging Face's video processors need, or a decoder for a file is missing.
@@ -127,7 +117,7 @@ def load_clip(video: object, processor: Any) -> Clip:
     if not isinstance(video, Footage):
         raise TypeError(
             f"a video is the path of a file or corelens.Video(frames, fps), not {type(video).__name__}: frames alone "
-            f"do not say how fast they follow each other."
+            f"have no frame rate."
         )
     if not is_torchvision_available():
         raise ImportError(
@@ -151,24 +141,32 @@ def load_clip(video: object, processor: Any) -> Clip:
     return Clip(np.stack([np.asarray(frame) for frame in frames]), metadata)
 
 
+def _decode_picture(picture: Image.Image, name: str) -> Image.Image:
+    """Decode a picture, and turn it upright as its EXIF orientation demands."""
+    try:
+        return ImageOps.exif_transpose(picture).convert("RGB")
+    except (OSError, SyntaxError) as cause:
+        raise ValueError(f"{name} is damaged and cannot be decoded: {cause}.") from cause
+
+
 def _sample_frames(metadata: VideoMetadata, video_processor: Any) -> list[int]:
-    """Which frames of a video the processor samples."""
+    """Numbers of the frames of a video that the processor samples."""
     if not video_processor.do_sample_frames:
         return list(range(metadata.total_num_frames))
     settings = {name: getattr(video_processor, name, None) for name in video_processor.valid_kwargs.__annotations__}
     try:
         return [int(index) for index in video_processor.sample_frames(metadata=metadata, **settings)]
     except (ValueError, TypeError, ZeroDivisionError, RuntimeError) as cause:
-        chosen = {name: settings[name] for name in ("fps", "num_frames") if settings.get(name) is not None}
+        sampling = {name: settings[name] for name in ("fps", "num_frames") if settings.get(name) is not None}
         raise ValueError(
             f"the processor cannot sample a video of {metadata.total_num_frames} frames at {metadata.fps} frames per "
-            f"second by its settings {chosen} ({cause}). They are attributes of model.processor.video_processor; with "
-            f"do_sample_frames=False it takes every frame."
+            f"second by its settings {sampling} ({cause}). They are attributes of model.processor.video_processor; "
+            f"with do_sample_frames=False it takes every frame."
         ) from cause
 
 
 def _decode_video(path: Path, video_processor: Any) -> Clip:
-    """The sampled frames of a file, by Hugging Face's own loading."""
+    """Decode the sampled frames of a file by Hugging Face's own loading."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no video file {str(path)!r}.")
     backend = "torchcodec" if is_torchcodec_available() else "pyav" if is_av_available() else None
@@ -177,22 +175,22 @@ def _decode_video(path: Path, video_processor: Any) -> Clip:
             f"nothing that decodes {str(path)!r} is installed: pip install torchcodec, or pip install av, or pass its "
             f"frames as corelens.Video(frames, fps)."
         )
-    chosen: list[int] = []
+    indices: list[int] = []
 
-    def choose(metadata: VideoMetadata, **_: Any) -> list[int]:
-        chosen.extend(_sample_frames(metadata, video_processor))
-        return chosen
+    def sample_indices(metadata: VideoMetadata, **_: Any) -> list[int]:
+        indices.extend(_sample_frames(metadata, video_processor))
+        return indices
 
     try:
-        decoded, metadata = load_video(str(path), backend=backend, sample_indices_fn=choose)  # pyright: ignore[reportArgumentType]
+        decoded, metadata = load_video(str(path), backend=backend, sample_indices_fn=sample_indices)  # pyright: ignore[reportArgumentType]
     except (OSError, RuntimeError, ValueError) as cause:
         raise ValueError(f"{str(path)!r} cannot be decoded as a video by {backend}: {cause}") from cause
     frames = np.asarray(decoded)
     if frames.shape[-1] != 3:  # torchcodec puts colours first
         frames = np.moveaxis(frames, 1, -1)
-    if len(frames) != len(chosen):
+    if len(frames) != len(indices):
         raise ValueError(
-            f"{str(path)!r} is damaged: it promises {metadata.total_num_frames} frames, but only {len(frames)} of the "
-            f"{len(chosen)} sampled ones could be decoded."
+            f"{str(path)!r} is damaged: it should have {metadata.total_num_frames} frames, but only {len(frames)} of "
+            f"the {len(indices)} sampled ones could be decoded."
         )
     return Clip(frames, metadata)

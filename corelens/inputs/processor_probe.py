@@ -1,7 +1,7 @@
-"""Which part of a picture a processor shows, found by sending coordinates through it.
+"""Measurement of the regions of a picture that a processor's outputs show, by a picture of coordinates.
 
-Processors resize, crop, pad and tile in ways of their own. None of them is worked out here: a picture whose colours say
-where each pixel is goes the same way, and what comes out says what is shown.
+Processors resize, crop, pad and tile in ways of their own, and none of them is worked out here: a picture whose colours
+encode the place of each pixel goes the same way, and the colours of the outputs give the region that they show.
 """
 
 import math
@@ -15,8 +15,8 @@ from PIL import Image
 
 from corelens.tokens import Box
 
-PROBE_SIZE = 170
-"""Blue of a picture of coordinates; no processor pads with it."""
+PROBE_BLUE = 170
+"""Blue channel of a picture of coordinates; no processor pads with it."""
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 """Its multiples, modulo one, are spread evenly over [0, 1)."""
@@ -24,18 +24,18 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 @dataclass(frozen=True)
 class ProcessorProbe:
-    """A processor's way with pictures or videos of one size."""
+    """The outputs of a processor for pictures or videos of one size, and the regions that they show."""
 
     processor: Any
     size: tuple[int, int]
     """Width and height in pixels."""
 
     n_copies: int = 1
-    """Pictures of coordinates in the prompt: some processors tile a picture only if it is alone."""
+    """Number of pictures of coordinates in the prompt: some processors tile a picture only if it is the only one."""
 
     @cached_property
     def tensors(self) -> Mapping[str, Any]:
-        """What the processor makes of the picture of coordinates."""
+        """Outputs of the processor for the picture of coordinates."""
         return self.processor(
             text=[self.processor.image_token * self.n_copies],
             images=[[Image.fromarray(coordinate_image(*self.size))] * self.n_copies],
@@ -61,12 +61,12 @@ class ProcessorProbe:
         return self.regions(output["pixel_values_videos"][0][:1].double().numpy())[0]
 
     def regions(self, tiles: np.ndarray) -> list[Box]:
-        """What part of the picture each tile [tile channel y x] of a picture of coordinates shows."""
-        off = np.abs(tiles[:, 2] - PROBE_SIZE)
-        # Where resizing mixes in padding, the coordinates are off as well.
-        shown = off < off.min() + 1
+        """Regions of the picture that the tiles [tile channel y x] of a picture of coordinates show."""
+        error = np.abs(tiles[:, 2] - PROBE_BLUE)
+        # Where resizing mixes in padding, the coordinates are wrong as well.
+        mask = error < error.min() + 1
         lines = [
-            [_line(tile, seen, axis) for tile, seen in zip(tiles[:, axis] / 255 * extent, shown, strict=True)]
+            [_fit_line(tile, shown, axis) for tile, shown in zip(tiles[:, axis] / 255 * extent, mask, strict=True)]
             for axis, extent in enumerate(self.size)
         ]
         slope, coordinate, position = np.moveaxis(np.array(lines), -1, 0)
@@ -76,39 +76,39 @@ class ProcessorProbe:
             slope[:, tile] = np.where(np.isnan(slope[:, tile]), slope[:, tile - 1], slope[:, tile])
         n_pixels = np.array(tiles.shape[:1:-1])[:, None]
         ends = np.stack([coordinate - slope * position, coordinate + slope * (n_pixels - position)], -1)
-        ends = [_snapped(pairs, extent) for pairs, extent in zip(ends, self.size, strict=True)]
+        ends = [_snap(tile_ends, extent) for tile_ends, extent in zip(ends, self.size, strict=True)]
         return [Box(*corners) for corners in np.stack(ends, -1).reshape(len(tiles), 4).tolist()]
 
 
 def coordinate_image(width: int, height: int) -> np.ndarray:
-    """A picture whose red says x and whose green says y; its blue tells it from padding.
+    """Draw a picture whose red encodes x and whose green encodes y; its blue tells it from padding.
 
-    The line through what a processor makes of it gives the region that is shown. Coordinates are dithered along the
-    other axis, so that averages over rows and columns are finer than eight bits.
+    A line through the colours of a processor's output gives the region that is shown. Coordinates are dithered along
+    the other axis, so that averages over rows and columns are finer than eight bits.
     """
     x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
-    picture = np.full((height, width, 3), PROBE_SIZE, np.uint8)
+    picture = np.full((height, width, 3), PROBE_BLUE, np.uint8)
     picture[..., 0] = (x + 0.5) / width * 255 + y * _GOLDEN % 1
     picture[..., 1] = (y + 0.5) / height * 255 + x * _GOLDEN % 1
     return picture
 
 
-def _line(coordinates: np.ndarray, shown: np.ndarray, axis: int) -> tuple[float, float, float]:
+def _fit_line(coordinates: np.ndarray, mask: np.ndarray, axis: int) -> tuple[float, float, float]:
     """Slope and a point of the line through the coordinates of a tile's pixels along an axis, x or y."""
     # All pixels of a column have the same x, and all pixels of a row the same y.
-    n = shown.sum(axis)
-    (seen,) = n.nonzero()
-    if not len(seen):
+    counts = mask.sum(axis)
+    (positions,) = counts.nonzero()
+    if not len(positions):
         return np.nan, np.nan, np.nan
     # Interpolation bends the coordinates at the picture's edges.
-    inner = seen[len(seen) // 10 : len(seen) - len(seen) // 10]
-    values = np.where(shown, coordinates, 0).sum(axis)[inner] / n[inner]
-    slope = np.polyfit(inner + 0.5, values, 1)[0] if len(seen) > len(n) / 4 else np.nan
+    inner = positions[len(positions) // 10 : len(positions) - len(positions) // 10]
+    values = np.where(mask, coordinates, 0).sum(axis)[inner] / counts[inner]
+    slope = np.polyfit(inner + 0.5, values, 1)[0] if len(positions) > len(counts) / 4 else np.nan
     return slope, values.mean(), inner.mean() + 0.5
 
 
-def _snapped(ends: np.ndarray, extent: int) -> np.ndarray:
-    """Ends of tiles [tile end] on the picture's edges, on each other and on whole pixels, where they all but are.
+def _snap(ends: np.ndarray, extent: int) -> np.ndarray:
+    """Snap the ends of tiles [tile end] to the picture's edges, to each other and to whole pixels that are very near.
 
     Interpolation moves them; neighbours must meet exactly, so that a box up to their edge does not touch the next tile.
     """

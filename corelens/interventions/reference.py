@@ -1,4 +1,4 @@
-"""What heads find on a sample set, to stand in for what they find elsewhere."""
+"""Head activations measured on a sample set, means or random draws, that replace those of other prompts."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -20,49 +20,49 @@ Point = Literal["z", "o_in", "q"]
 
 @dataclass(frozen=True, eq=False)
 class ReferenceActivations:
-    """What every head found on a sample set: means, or a number of draws."""
+    """Activations of every head on a sample set: means, or a number of draws."""
 
     values: dict[str, Float[Tensor, "draw role head d_head"]] = field(repr=False)
-    """By hook name. One role if all positions are pooled, else every `Role`; NaN where a role did not occur."""
+    """Values by hook name. One role if all positions are pooled, else every `Role`; NaN where a role did not occur."""
 
     point: Point
-    """At which hook point it was measured."""
+    """The hook point at which they were measured."""
 
     measured_by: Literal["mean_activations", "resample_activations"]
     seed: int = 0
-    """Of the choice among draws."""
+    """Seed of the choice among draws."""
 
     def check(self, name: str, where: PositionSelector, progress: PassState) -> None:
-        """Raises a ValueError if nothing was measured for that hook point, or for a role at those positions."""
+        """Raise a ValueError if nothing was measured for that hook point, or for a role at those positions."""
         if name not in self.values:
             raise ValueError(f"nothing was measured at {name}, but at {', '.join(self.values)}: is it another model?")
         positions = torch.arange(progress.n_prompt)
-        roles = self._roles(progress, positions)
-        absent = self.values[name].isnan().flatten(2).any(-1).all(0)
-        if (missing := absent.cpu()[roles] & where.select(progress, positions).cpu()).any():
+        roles = self._role_indices(progress, positions)
+        unmeasured = self.values[name].isnan().flatten(2).any(-1).all(0)
+        if (missing := unmeasured.cpu()[roles] & where.select(progress, positions).cpu()).any():
             role = Role(int(roles[missing][0]))
             raise ValueError(f"nothing was measured for {role.name.lower()} positions: no sample of the set has any.")
 
     def at(
         self, name: str, progress: PassState, positions: Int[Tensor, "position"]
     ) -> Float[Tensor, "sample position head d_head"]:
-        """What stands in at some positions of the sequence; the same draw every time for the same position."""
+        """Replacement values at some positions of the sequence; the same draw every time for the same position."""
         values = self.values[name]
-        roles = self._roles(progress, positions)
+        roles = self._role_indices(progress, positions)
         occurs = ~values.isnan().flatten(2).any(-1).cpu()
         generator = torch.Generator().manual_seed(self.seed)
         n = int(positions.max()) + 1
-        drawn = torch.randint(2**31, (n, progress.n_samples), generator=generator)[positions].T
-        nth = drawn % occurs.sum(0).clamp(min=1)[roles]
+        random_integers = torch.randint(2**31, (n, progress.n_samples), generator=generator)[positions].T
+        nth = random_integers % occurs.sum(0).clamp(min=1)[roles]
         draw = occurs.to(torch.uint8).argsort(dim=0, descending=True, stable=True)[nth, roles]
         return values[draw.to(values.device), roles.to(values.device)]
 
-    def _roles(self, progress: PassState, positions: Int[Tensor, "position"]) -> Int[Tensor, "sample position"]:
+    def _role_indices(self, progress: PassState, positions: Int[Tensor, "position"]) -> Int[Tensor, "sample position"]:
         """Indices into the role axis; generated positions count as the prompt's last one."""
         if all(values.shape[1] == 1 for values in self.values.values()):
             return torch.zeros(progress.n_samples, len(positions), dtype=torch.long)
         if progress.tokens is None:
-            raise ValueError("outputs by role need a token map, and these inputs have none: use model.prepare.")
+            raise ValueError("activations by role need a token map, and these inputs have none: use model.prepare.")
         return progress.tokens.role.cpu().long()[:, positions.clamp(max=progress.n_prompt - 1)]
 
 
@@ -70,25 +70,25 @@ class ReferenceActivations:
 def mean_activations(
     model: HookedMLLM, samples: Iterable[Sample], point: Point = "z", by_role: bool = False, batch_size: int = 16
 ) -> ReferenceActivations:
-    """Every head's output, averaged in float32 over the positions of all samples that are not padding.
+    """Average every head's activations in float32 over the positions of all samples that are not padding.
 
     Args:
         model: The model.
         samples: The sample set.
-        point: Heads' outputs before (`z`) or after a gate (`o_in`), or their queries (`q`).
-        by_role: Whether positions of each `Role` have their own mean.
-        batch_size: Samples a pass; for queries it is one.
+        point: Head outputs before (`z`) or after a gate (`o_in`), or queries (`q`).
+        by_role: True to average the positions of each `Role` by themselves.
+        batch_size: Samples per pass; for queries it is one.
     """
     sums: dict[str, Tensor] = {}
     counts = torch.zeros(len(Role) if by_role else 1, device=model.device)
 
     def begin(tokens: TokenMap) -> Callable[..., None]:
-        share = _roles(tokens, by_role)
-        counts.add_(share.sum((0, 1)))
+        weights = _role_weights(tokens, by_role)
+        counts.add_(weights.sum((0, 1)))
 
         def add(z: Tensor, hook: Any) -> None:
-            found = einsum(share.to(z.device), z.float(), "batch position role, batch position head d -> role head d")
-            sums[hook.name] = sums.get(hook.name, 0) + found
+            total = einsum(weights.to(z.device), z.float(), "batch position role, batch position head d -> role head d")
+            sums[hook.name] = sums.get(hook.name, 0) + total
 
         return add
 
@@ -106,35 +106,34 @@ def resample_activations(
     batch_size: int = 16,
     seed: int = 0,
 ) -> ReferenceActivations:
-    """Every head's output at one position of each sample, drawn at random; all heads share the position.
+    """Draw every head's activations at one random position of each sample; all heads share the position.
 
     Args:
         model: The model.
         samples: The sample set.
         point: As for `mean_activations`.
-        by_role: Whether one position of each `Role` is drawn, to stand in for positions of that role.
-        batch_size: Samples a pass; for queries it is one.
-        seed: Of the draws, and later of the choice among them.
+        by_role: True to draw one position of each `Role`, for positions of that role.
+        batch_size: Samples per pass; for queries it is one.
+        seed: Seed of the draws, and later of the choice among them.
     """
     draws: dict[str, list[Tensor]] = {}
     generator = torch.Generator().manual_seed(seed)
 
     def begin(tokens: TokenMap) -> Callable[..., None]:
-        share = _roles(tokens, by_role).cpu()
-        order = torch.rand(share.shape, generator=generator).masked_fill(share == 0, -1)
+        weights = _role_weights(tokens, by_role).cpu()
+        order = torch.rand(weights.shape, generator=generator).masked_fill(weights == 0, -1)
         position = order.argmax(1)  # [batch role]
-        occurs = (share > 0).any(1)
+        absent = ~(weights > 0).any(1)
 
         def keep(z: Tensor, hook: Any) -> None:
-            found = z[torch.arange(len(z))[:, None], position].float()
-            draws.setdefault(hook.name, []).append(found.masked_fill(~occurs[..., None, None].to(z.device), torch.nan))
+            draw = z[torch.arange(len(z))[:, None], position].float()
+            draws.setdefault(hook.name, []).append(draw.masked_fill(absent[..., None, None].to(z.device), torch.nan))
 
         return keep
 
     _measure(model, samples, point, batch_size, begin)
-    return ReferenceActivations(
-        {name: torch.cat(found) for name, found in draws.items()}, point, "resample_activations", seed
-    )
+    values = {name: torch.cat(batches) for name, batches in draws.items()}
+    return ReferenceActivations(values, point, "resample_activations", seed)
 
 
 def _measure(
@@ -144,18 +143,19 @@ def _measure(
     batch_size: int,
     begin: Callable[[TokenMap], Callable[..., None]],
 ) -> None:
+    """Run all samples with a hook at the point of every layer; `begin` makes the hook function of a batch."""
     names = [name for name in model.attn_names(point) if name in model.hook_dict]
     if not names:
-        raise ValueError(f"no layer has hook_{point}: nothing stands between what heads find (z) and their W_O.")
+        raise ValueError(f"no layer has hook_{point}: nothing stands between head outputs (z) and W_O.")
     # Queries are rotated by their positions, and some models count padding as such.
     batch_size = 1 if point == "q" else batch_size
     for _, inputs in prepare_batches(model, samples, batch_size, f"outputs ({point})"):
-        look = begin(inputs.tokens)
-        with model.hooks(fwd_hooks=[(name, look) for name in names]):
+        function = begin(inputs.tokens)
+        with model.hooks(fwd_hooks=[(name, function) for name in names]):
             model(inputs)
 
 
-def _roles(tokens: TokenMap, by_role: bool) -> Float[Tensor, "batch position role"]:
-    """One for the role of each position, padding aside; one role for all if they are pooled."""
-    kept = ~tokens.padding
-    return (one_hot(tokens.role.long(), len(Role)) * kept[..., None] if by_role else kept[..., None]).float()
+def _role_weights(tokens: TokenMap, by_role: bool) -> Float[Tensor, "batch position role"]:
+    """One at the role of each position that is not padding, else zero; a single role if positions are pooled."""
+    mask = ~tokens.padding[..., None]
+    return (one_hot(tokens.role.long(), len(Role)) * mask if by_role else mask).float()

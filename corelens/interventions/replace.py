@@ -1,6 +1,6 @@
-"""Hook functions that most interventions come down to."""
+"""The hook function that most interventions are made of: `Replace`, with zeros or a `Reference`."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -8,49 +8,49 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from corelens.heads import Head, HeadSet
+from corelens.heads import Head
 from corelens.hooks.positions import PassState, PositionSelector, repeat_per_row
 
 FwdHooks = list[tuple[str, Callable[..., Any]]]
-"""What `hooks(fwd_hooks=...)` and `run_with_hooks(fwd_hooks=...)` take; lists add up."""
+"""Hooks for `hooks(fwd_hooks=...)` and `run_with_hooks(fwd_hooks=...)`, as (hook name, function); lists add up."""
 
 
-def by_layer(heads: Iterable[Head]) -> dict[int, tuple[Head, ...]]:
-    """The heads of each layer that has some."""
-    layers = HeadSet(tuple(heads)).by_layer()
-    return {layer: tuple(Head(layer, number) for number in numbers) for layer, numbers in layers.items()}
+def layer_of(name: str) -> int:
+    """Layer of a hook name of the decoder, `blocks.{layer}...`."""
+    return int(name.split(".")[1])
 
 
 @runtime_checkable
 class Reference(Protocol):
-    """What is put in place of what a pass found."""
+    """Activations that replace those of a pass."""
 
     def check(self, name: str, where: PositionSelector, progress: PassState) -> None:
-        """Raises a ValueError if it has nothing for that hook point at those positions."""
+        """Raise a ValueError if there are none for that hook point at those positions."""
         ...
 
     def at(
         self, name: str, progress: PassState, positions: Int[Tensor, "position"]
     ) -> Float[Tensor, "#sample #position head d_head"]:
-        """What to put at some positions of a hook point; of no account where nothing is replaced."""
+        """Replacement values at some positions of a hook point; ignored where nothing is replaced."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Replace:
-    """Replaces activations of one hook point: those of some heads, or all where the point is not by head."""
+    """Replaces activations of one hook point: those of some heads, or all if the point is not by head."""
 
     name: str
     """The hook point."""
 
     heads: tuple[Head, ...]
-    """All of its layer; none for a point of the residual stream."""
+    """Heads of the hook point's layer; none for a point of the residual stream."""
 
     where: PositionSelector
     reference: Reference | None = field(repr=False)
     """None writes zeros."""
 
     def check(self, progress: PassState) -> None:
+        """Raise a ValueError if a pass in this state cannot act at these positions, or lacks their reference."""
         self.where.check(progress)
         if self.reference is not None:
             self.reference.check(self.name, self.where, progress)
@@ -58,15 +58,15 @@ class Replace:
     def __call__(self, tensor: Float[Tensor, "batch position *rest"], hook: Any) -> Tensor | None:
         progress: PassState = hook.ctx["progress"]
         positions = progress.positions(tensor.shape[1])
-        chosen = repeat_per_row(self.where.select(progress, positions), tensor)
-        if not chosen.any():
+        mask = repeat_per_row(self.where.select(progress, positions), tensor)
+        if not mask.any():
             return None
-        # A copy: caches keep what was really found.
+        # A copy: caches keep the original activations.
         edited = tensor.clone()
         by_head = edited if self.heads else edited[:, :, None]
         numbers = [number for _, number in self.heads] or [0]
         new = torch.zeros((), device=tensor.device)
         if self.reference is not None:
             new = repeat_per_row(self.reference.at(self.name, progress, positions)[:, :, numbers], tensor).to(tensor)
-        by_head[:, :, numbers] = torch.where(chosen[..., None, None], new, by_head[:, :, numbers])
+        by_head[:, :, numbers] = torch.where(mask[..., None, None], new, by_head[:, :, numbers])
         return edited

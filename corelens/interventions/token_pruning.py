@@ -1,4 +1,4 @@
-"""Visual tokens hidden from later layers: the rival way to read less of a picture, as a baseline for plans of heads."""
+"""Visual token pruning: tokens hidden from later layers, as a baseline for sparse plans of heads."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,18 +15,18 @@ from corelens.model import HookedMLLM
 
 @dataclass(frozen=True)
 class TokenPruning:
-    """After a layer, the visual tokens that it attends to least are seen by no later layer.
+    """Hides from all layers after one the visual tokens that this layer attends to least.
 
-    Source: FastV (Chen et al. 2024), which drops the tokens and so saves their work. Here they are hidden by masks, for
-    what it does to answers; nothing is faster.
+    Source: FastV (Chen et al. 2024), which drops the tokens and so saves their work. Here they are hidden by masks, to
+    measure the effect on answers; nothing is faster.
     """
 
     layer: int
-    """The last layer that sees all tokens, and whose attention from the prompt's last token, averaged over heads, ranks
+    """The last layer that attends to all tokens. Its attention from the prompt's last token, averaged over heads, ranks
     them."""
 
     share: float
-    """Share of each sample's visual tokens that stay, in (0, 1]."""
+    """Share of each sample's visual tokens that remain, in (0, 1]."""
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -39,7 +39,7 @@ class TokenPruning:
 
 @torch.no_grad()
 def prune_tokens(model: HookedMLLM, inputs: PreparedInputs, pruning: TokenPruning) -> FwdHooks:
-    """Hooks that hide from later layers what a pruning drops of these inputs; a pass finds out what that is.
+    """Build hooks that hide the pruned tokens of these inputs from later layers; one pass ranks the tokens.
 
     Raises:
         ValueError: If the layer has no attention.
@@ -51,15 +51,16 @@ def prune_tokens(model: HookedMLLM, inputs: PreparedInputs, pruning: TokenPrunin
 
 
 def _dropped(model: HookedMLLM, inputs: PreparedInputs, pruning: TokenPruning) -> Bool[Tensor, "batch position"]:
-    seen: list[Float[Tensor, "batch position"]] = []
+    """Mask of the visual tokens that a pruning drops."""
+    attention: list[Float[Tensor, "batch position"]] = []
 
-    def look(pattern: Float[Tensor, "batch head 1 position"], hook: Any) -> None:
-        seen.append(reduce(pattern, "batch head 1 position -> batch position", "mean"))
+    def keep_mean(pattern: Float[Tensor, "batch head 1 position"], hook: Any) -> None:
+        attention.append(reduce(pattern, "batch head 1 position -> batch position", "mean"))
 
     name = f"blocks.{pruning.layer}.attn.hook_pattern"
-    with model.hooks(fwd_hooks=[(name, look)], queries=inputs.tokens.last):
+    with model.hooks(fwd_hooks=[(name, keep_mean)], queries=inputs.tokens.last):
         model(inputs)
-    visual = inputs.tokens.visual.to(seen[0].device)
-    rank = seen[0].masked_fill(~visual, -torch.inf).argsort(dim=-1, descending=True).argsort(dim=-1)
-    stay = (pruning.share * visual.sum(-1, keepdim=True)).round().clamp(min=1)
-    return (visual & (rank >= stay)).to(inputs.tokens.visual.device)
+    visual = inputs.tokens.visual.to(attention[0].device)
+    rank = attention[0].masked_fill(~visual, -torch.inf).argsort(dim=-1, descending=True).argsort(dim=-1)
+    n_remaining = (pruning.share * visual.sum(-1, keepdim=True)).round().clamp(min=1)
+    return (visual & (rank >= n_remaining)).to(inputs.tokens.visual.device)

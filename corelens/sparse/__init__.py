@@ -1,4 +1,4 @@
-"""Head-sparse inference: some heads see everything, the others little, and generation costs less."""
+"""Head-sparse inference: few heads attend to everything, the others to little, so that generation costs less."""
 
 from corelens.sparse.apply import apply as apply
 from corelens.sparse.controls import best_groups as best_groups

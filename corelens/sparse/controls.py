@@ -1,6 +1,6 @@
-"""Ways to spend a budget of heads that attend to everything: the best ones, and the controls to compare them with."""
+"""Plans that spend a budget of full heads: on the best heads, and on the controls to compare them with."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -20,63 +20,69 @@ def plans_and_controls(
     budgets: Iterable[float | int] = BUDGETS,
     seeds: Sequence[int] = range(3),
 ) -> dict[str, list[HeadPlan]]:
-    """Plans by score at every budget, and the same budgets spent in other ways.
+    """Return plans by score at every budget, and plans that spend the same budgets in other ways.
 
     Every head follows its own rule (`granularity="query"`), so that equal budgets are equal numbers of heads; choices
     of groups that share keys spend the same share on groups.
 
     Args:
-        scores: What ranks heads.
-        group_size: Query heads that share a head of keys.
-        streaming: What the other heads keep.
-        budgets: Shares of all heads, or of all groups, that attend to everything.
-        seeds: Of random heads.
+        scores: Ranking of the heads.
+        group_size: Number of query heads that share a KV head.
+        streaming: Rule of the heads outside of the budget.
+        budgets: Shares of all heads, or of all groups, that attend to everything, in (0, 1].
+        seeds: Seeds of the random draws.
 
     Returns:
         By name and budget, as in `core 5%`: `core` (the best heads), `random`, `random, same layers`, `bottom`, `best
         groups` (a group is as good as its best head), `groups by mean` (as good as its heads' mean, which is how
         DuoAttention chooses, whose gates are learned instead), `whole layers`; and `none` without a budget. Controls
         that need more heads than there are beside the best are left out.
+
+    Raises:
+        ValueError: If a budget is outside of its range.
     """
-
-    def plans(choose: Callable[[], list[HeadSet]]) -> list[HeadPlan]:
-        try:
-            sets = choose()
-        except ValueError:
-            # Too few other heads.
-            return []
-        return [HeadPlan(dict.fromkeys(heads, Full()), streaming, "query", name=heads.name) for heads in sets]
-
-    def at(budget: float | int) -> dict[str, list[HeadPlan]]:
-        return {
-            "core": plans(lambda: [scores.top(budget)]),
-            "random": plans(lambda: [scores.random(seed, budget) for seed in seeds]),
-            "random, same layers": plans(lambda: [scores.layer_matched_random(seed, budget) for seed in seeds]),
-            "bottom": plans(lambda: [scores.bottom(budget)]),
-            "best groups": plans(lambda: [best_groups(scores, budget, group_size)]),
-            "groups by mean": plans(lambda: [best_groups(scores, budget, group_size, "mean")]),
-            "whole layers": plans(lambda: [best_layers(scores, budget)]),
+    sets = {"none": [HeadSet((), "no head")]}
+    for budget in budgets:
+        sets |= {
+            f"{name} {100 * budget:g}%": choices
+            for name, choices in _head_sets(scores, budget, group_size, seeds).items()
+            if choices
         }
+    return {
+        name: [HeadPlan(dict.fromkeys(heads, Full()), streaming, "query", name=heads.name) for heads in choices]
+        for name, choices in sets.items()
+    }
 
-    found = {"none": plans(lambda: [HeadSet((), "no head")])}
-    found |= {f"{name} {100 * budget:g}%": own for budget in budgets for name, own in at(budget).items()}
-    return {name: own for name, own in found.items() if own}
+
+def _head_sets(
+    scores: HeadScores, budget: float | int, group_size: int, seeds: Sequence[int]
+) -> Mapping[str, list[HeadSet]]:
+    controls = scores.controls(budget, seeds)
+    return {
+        "core": controls["top"],
+        "random": controls.get("random", []),
+        "random, same layers": controls.get("random, same layers", []),
+        "bottom": controls["bottom"],
+        "best groups": [best_groups(scores, budget, group_size)],
+        "groups by mean": [best_groups(scores, budget, group_size, "mean")],
+        "whole layers": [best_layers(scores, budget)],
+    }
 
 
 def best_groups(
     scores: HeadScores, share: float | int, group_size: int, by: Literal["best", "mean"] = "best"
 ) -> HeadSet:
-    """The heads of the best groups that share keys, for a budget of memory.
+    """Return the heads of the best groups that share keys, for a budget of memory.
 
     Args:
-        scores: One number per head.
+        scores: Ranking of the heads.
         share: Share of all groups, in (0, 1].
-        group_size: Query heads that share a head of keys.
-        by: Whether a group counts as much as its best head, so that a single head that sees is not lost among
-            neighbours that do not, or as their mean.
+        group_size: Number of query heads that share a KV head.
+        by: Score of a group: that of its best head, so that a single retrieval head is not lost among neighbours that
+            are none, or the mean of its heads.
 
     Returns:
-        All heads of the chosen groups, best group first.
+        All heads of the selected groups, best group first.
     """
     groups: dict[tuple[int, int], list[float]] = {}
     for head in scores.ranked():
@@ -85,23 +91,23 @@ def best_groups(
     ranked = list(groups)
     if by == "mean":
         ranked.sort(key=lambda group: -sum(groups[group]) / len(groups[group]))
-    chosen = ranked[: _count(share, len(ranked))]
-    heads = [Head(layer, group * group_size + own) for layer, group in chosen for own in range(group_size)]
-    return HeadSet(tuple(heads), f"best {len(chosen)} of {len(ranked)} groups by {by} {scores.metric}")
+    selected = ranked[: _count(share, len(ranked))]
+    heads = [Head(layer, group * group_size + member) for layer, group in selected for member in range(group_size)]
+    return HeadSet(tuple(heads), f"best {len(selected)} of {len(ranked)} groups by {by} {scores.metric}")
 
 
 def best_layers(scores: HeadScores, share: float | int) -> HeadSet:
-    """All heads of the layers that score most in the mean, best layer first.
+    """Return all heads of the layers with the highest mean score, best layer first.
 
     Args:
-        scores: One number per head.
+        scores: Ranking of the heads.
         share: Share of the layers that have heads, in (0, 1].
     """
-    ranked = scores.per_head.nanmean(1).nan_to_num(-torch.inf).argsort(descending=True).tolist()
-    existing = [layer for layer in ranked if scores.mask[layer].any()]
-    chosen = existing[: _count(share, len(existing))]
-    heads = [Head(layer, head) for layer in chosen for head in scores.mask[layer].nonzero().flatten().tolist()]
-    return HeadSet(tuple(heads), f"best {len(chosen)} of {len(existing)} layers by {scores.metric}")
+    order = scores.per_head.nanmean(1).nan_to_num(-torch.inf).argsort(descending=True).tolist()
+    ranked = [layer for layer in order if scores.mask[layer].any()]
+    selected = ranked[: _count(share, len(ranked))]
+    heads = [Head(layer, head) for layer in selected for head in scores.mask[layer].nonzero().flatten().tolist()]
+    return HeadSet(tuple(heads), f"best {len(selected)} of {len(ranked)} layers by {scores.metric}")
 
 
 def _count(share: float | int, n: int) -> int:

@@ -1,4 +1,4 @@
-r"""What head-sparse inference costs, and from which length on it pays: arithmetic for prefill, bytes for decoding.
+r"""Cost model of head-sparse inference: arithmetic in prefill, bytes in decoding, and the length from which it pays.
 
 With $S$ positions, sinks and window together $c$, and the share $f$ of query heads (and $f_{kv}$ of kv heads) full:
 
@@ -6,7 +6,7 @@ $$ N_{full} = \frac{S(S+1)}{2} \qquad N_{loc} = \frac{c(c+1)}{2} + (S - c)c \; (
 \rho = f + (1-f) \frac{N_{loc}}{N_{full}} \qquad \varphi = f_{kv} + (1-f_{kv}) \min(1, c/S) $$
 
 $\rho$ is the share of dense attention's arithmetic in prefill and $\varphi$ that of its keys and values in decoding, so
-that $1/\rho$ and $1/\varphi$ limit what attention alone can gain. Layers are taken to be all of one kind.
+that $1/\rho$ and $1/\varphi$ limit the speedup of attention alone. Layers are taken to be all of one kind.
 """
 
 import time
@@ -24,17 +24,17 @@ from transformers import AutoModel, PreTrainedConfig
 
 @dataclass(frozen=True)
 class Dimensions:
-    """The sizes of a model that decide its cost."""
+    """Sizes of a model that determine its cost."""
 
     layers: int
     heads: int
     kv_heads: int
     d_head: int
     linear_parameters: int
-    """Weights of the decoder layers' matrices, which every position passes."""
+    """Weights of the decoder layers' matrices, applied at every position."""
 
     output_parameters: int
-    """Weights of the last matrix, to the vocabulary, which only positions pass that are asked for logits."""
+    """Weights of the unembedding, applied only at positions whose logits are requested."""
 
     value_bytes: int = 2
     """Bytes of one weight, key or value."""
@@ -44,28 +44,28 @@ class Dimensions:
 
     @property
     def weight_bytes(self) -> int:
-        """What decoding reads for every token, whatever the length."""
+        """Bytes of weights that decoding reads for every token, whatever the length."""
         return (self.linear_parameters + self.output_parameters) * self.value_bytes
 
     @property
     def position_bytes(self) -> int:
-        """Keys and values of one position of a dense cache."""
+        """Bytes of keys and values of one position of a dense cache."""
         return 2 * self.layers * self.kv_heads * self.d_head * self.value_bytes
 
     def attention_flops(self, n: int) -> int:
-        """Dense causal attention over n positions: 4 d_head a pair of query and key, in each head of each layer."""
+        """FLOPs of dense causal attention over n positions: 4 d_head a pair of query and key, per head and layer."""
         return 4 * self.d_head * self.heads * self.layers * pairs_full(n)
 
 
 @dataclass(frozen=True)
 class Shares:
-    """What of a plan decides its cost."""
+    """Properties of a plan that determine its cost."""
 
     full_heads: float
     """Share of query heads that are full, in [0, 1]."""
 
     full_kv_heads: float
-    """Share of kv heads whose whole cache is kept, in [0, 1]."""
+    """Share of kv heads that are stored for all positions, in [0, 1]."""
 
     sink: int
     window: int
@@ -83,7 +83,7 @@ class Shares:
         return self.full_heads + (1 - self.full_heads) * local
 
     def decode_share(self, n: int) -> float:
-        """Share of a dense cache that is held, and read for the next token, after n positions."""
+        """Share of a dense cache that is stored, and read for the next token, after n positions."""
         return self.full_kv_heads + (1 - self.full_kv_heads) * min(1, (self.sink + self.window) / n)
 
 
@@ -92,7 +92,7 @@ DENSE = Shares(full_heads=1.0, full_kv_heads=1.0, sink=0, window=1)
 
 @dataclass(frozen=True)
 class Device:
-    """How fast a device computes and reads."""
+    """Rates at which a device computes and reads."""
 
     matmul_flops_s: float
     attention_flops_s: float
@@ -105,18 +105,18 @@ DEVICES = {
     "H200": Device(989e12, 989e12, 4.8e12),
 }
 """Assumed: the maker's peaks for dense bfloat16 and memory (SXM), for attention too. Real runs reach a part of them, so
-that seconds are lower bounds. What they say of ratios holds if all parts fall short alike."""
+that seconds are lower bounds. Ratios hold if all parts fall short alike."""
 
 
 def pairs_full(n: int) -> int:
-    """Pairs of query and key in causal attention over n positions."""
+    """Number of pairs of query and key in causal attention over n positions."""
     return n * (n + 1) // 2
 
 
-def pairs_streaming(n: int, seen: int) -> int:
-    """The same where each query sees at most `seen` keys."""
-    seen = min(n, seen)
-    return seen * (seen + 1) // 2 + (n - seen) * seen
+def pairs_streaming(n: int, n_keys: int) -> int:
+    """Number of pairs of query and key over n positions where each query attends to at most `n_keys` keys."""
+    n_keys = min(n, n_keys)
+    return n_keys * (n_keys + 1) // 2 + (n - n_keys) * n_keys
 
 
 def dimensions(
@@ -126,20 +126,20 @@ def dimensions(
     patches_per_token: int | None = None,
     patches_per_picture: int = 4096,
 ) -> Dimensions:
-    """The sizes of a model, from its configuration alone.
+    """Compute the sizes of a model from its configuration alone.
 
     The vision tower's layers are counted: four matrices of attention and two of the MLP for every patch, and attention
-    among the patches of a picture. What embeds and merges patches is small beside them and left out.
+    among the patches of a picture. The embedding and the merging of patches are small beside them and left out.
 
     Args:
-        config: Hugging Face's, of a multimodal model or a decoder.
-        value_bytes: Of one weight, key or value; 2 in half precision.
-        patches_per_token: Patches that become one visual token; None to take `spatial_merge_size` squared.
-        patches_per_picture: Patches that attend to each other.
+        config: Hugging Face configuration of a multimodal model or a decoder.
+        value_bytes: Bytes of one weight, key or value; 2 in half precision.
+        patches_per_token: Number of patches that become one visual token; None to take `spatial_merge_size` squared.
+        patches_per_picture: Number of patches that attend to each other.
 
     Raises:
-        ValueError: If the decoder has experts, of which a token passes only some, or nothing says how many patches
-            become a token.
+        ValueError: If the decoder has experts, of which a token passes only some, or the number of patches per token is
+            not known.
     """
     text, vision = config.get_text_config(), getattr(config, "vision_config", None)
     with torch.device("meta"):
@@ -150,7 +150,9 @@ def dimensions(
     merge = getattr(vision, "spatial_merge_size", None)
     if vision is not None and patches_per_token is None:
         if merge is None:
-            raise ValueError(f"{config.model_type} does not say how many patches become a token: `patches_per_token`.")
+            raise ValueError(
+                f"{config.model_type} does not state how many patches a token has: give `patches_per_token`."
+            )
         patches_per_token = merge**2
     return Dimensions(
         layers=text.num_hidden_layers,
@@ -173,15 +175,15 @@ def _patch_flops(vision: Any, patches_per_picture: int) -> float:
 def prefill_seconds(
     model: Dimensions, shares: Shares, n: int, device: Device, *, visual: float = 0.0, efficiency: float = 1.0
 ) -> float:
-    r"""Time until a prompt is read: $2PS$ and the vision tower as matrix products, and $\rho A$ as attention.
+    r"""Seconds of prefill: $2PS$ and the vision tower as matrix products, and $\rho A$ as attention.
 
     Args:
-        model: Its sizes.
-        shares: Those of the plan, or `DENSE`.
-        n: Positions of the prompt.
-        device: What computes.
+        model: Sizes of the model.
+        shares: Properties of the plan, or `DENSE`.
+        n: Number of positions of the prompt.
+        device: Rates of the device.
         visual: Share of the positions that are visual tokens.
-        efficiency: Share of the limit that sparse attention reaches; of 1 for dense attention.
+        efficiency: Share of the limit that sparse attention reaches; 1 for dense attention.
     """
     linear = n * (2 * model.linear_parameters + visual * model.vision_flops)
     attention = model.attention_flops(n) * shares.prefill_share(n) / efficiency
@@ -191,22 +193,22 @@ def prefill_seconds(
 def decode_seconds(
     model: Dimensions, shares: Shares, n: int, device: Device, *, batch: int = 1, efficiency: float = 1.0
 ) -> float:
-    r"""Time of the next token of each of a batch of sequences: $W + bK\varphi$ bytes.
+    r"""Seconds of the next token of each of a batch of sequences: $W + bK\varphi$ bytes.
 
     Args:
-        model: Its sizes.
-        shares: Those of the plan, or `DENSE`.
-        n: Positions so far.
-        device: What reads.
-        batch: Sequences.
-        efficiency: Share of the limit that sparse attention reaches; of 1 for dense attention.
+        model: Sizes of the model.
+        shares: Properties of the plan, or `DENSE`.
+        n: Number of positions so far.
+        device: Rates of the device.
+        batch: Number of sequences.
+        efficiency: Share of the limit that sparse attention reaches; 1 for dense attention.
     """
     cache = cache_bytes(model, shares, n) / efficiency
     return (model.weight_bytes + batch * cache) / device.bytes_s
 
 
 def cache_bytes(model: Dimensions, shares: Shares, n: int) -> float:
-    """Keys and values held of one sequence of n positions."""
+    """Bytes of keys and values of one sequence of n positions."""
     return model.position_bytes * n * shares.decode_share(n)
 
 
@@ -218,15 +220,15 @@ def pays_from(
     new_tokens: int = 256,
     efficiency: float = 0.8,
 ) -> int | None:
-    """The shortest prompt for which prefill and decoding together are faster than dense; None if there is none.
+    """Length of the shortest prompt for which prefill and decoding are faster than dense; None if there is none.
 
-    The vision tower costs both the same. What starting a kernel costs is not counted.
+    The vision tower costs the same either way. The time to launch kernels is not counted.
 
     Args:
-        model: Its sizes.
-        shares: Those of the plan.
-        device: What computes and reads.
-        new_tokens: Tokens generated.
+        model: Sizes of the model.
+        shares: Properties of the plan.
+        device: Rates of the device.
+        new_tokens: Number of generated tokens.
         efficiency: Share of the limits that sparse attention reaches; `benchmarks/sparse_kernels.py` measures it.
     """
 
@@ -234,7 +236,7 @@ def pays_from(
         token = decode_seconds(model, shares, n, device, efficiency=efficiency)
         return prefill_seconds(model, shares, n, device, efficiency=efficiency) + new_tokens * token
 
-    # Nothing is saved up to `sink + window`; from there on what is saved is convex, and becomes positive only once.
+    # Nothing is saved up to `sink + window`; from there on the saving is convex in n, and becomes positive only once.
     longest = 2**30
     n = bisect_left(range(longest), True, lo=1, key=lambda n: seconds(shares, n, efficiency) < seconds(DENSE, n, 1.0))
     return n if n < longest else None
@@ -242,20 +244,20 @@ def pays_from(
 
 @lru_cache
 def rates(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Device:
-    """The rates of a device, from a matrix product, causal attention and a copy, the fastest of five each."""
+    """Measure the rates of a device by a matrix product, causal attention and a copy, the fastest of five each."""
     square = torch.randn(1024, 1024, device=device, dtype=dtype)
     heads = torch.randn(1, 8, 2048, 128, device=device, dtype=dtype)
     memory = torch.empty(2**26, dtype=torch.uint8, device=device)
 
     def seconds(run: Callable[[], Any]) -> float:
-        taken = []
+        times = []
         for _ in range(6):
-            began = time.perf_counter()
+            start = time.perf_counter()
             run()
             if device != "cpu":
                 torch.accelerator.synchronize()
-            taken.append(time.perf_counter() - began)
-        return min(taken[1:])
+            times.append(time.perf_counter() - start)
+        return min(times[1:])
 
     return Device(
         matmul_flops_s=2 * 1024**3 / seconds(lambda: square @ square),

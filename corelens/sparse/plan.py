@@ -1,4 +1,19 @@
-"""Plans: what each head may attend to, given by hand or from a ranking, and what that means for a model's layers."""
+"""Head plans: the tokens that each attention head may attend to, given by hand or derived from a ranking.
+
+If a few heads fetch the evidence, the others need not read the whole prompt. A `HeadPlan` gives every query head of a
+model one of four rules. `HeadPlan.layer` translates it into a `LayerPlan`, which also gives the part of the KV cache
+that the layer stores: a KV head is stored for all positions if one of its query heads is full or reads top blocks.
+
+    query heads          0       1         2          3           4         5
+    rules              Full    Full    Streaming  Streaming   Streaming    Off
+    KV heads           [---- 0 ----]   [-------- 1 -------]   [------ 2 ------]
+    stored positions        all            first, last            first, last
+
+Here `full_kv_heads` is `(0,)` and `window_kv_heads` is `(1, 2)`. With `granularity="kv_group"` the rule of the most
+permissive head of a group applies to all its heads that are not off. Read on in `resolve` (a plan on a model), `apply`
+(passes and `generate` under a plan), `attention` (head outputs by rule), `cache_layer` (stored keys and values) and
+`cost_model` (the prompt length from which a plan pays).
+"""
 
 import json
 from collections import Counter
@@ -7,32 +22,33 @@ from dataclasses import asdict, astuple, dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from corelens.errors import check_choice
 from corelens.heads import Head, HeadSet
 
 
 @dataclass(frozen=True)
 class Full:
-    """The head attends to everything before it."""
+    """Rule of a head that attends to everything before it."""
 
 
 @dataclass(frozen=True)
 class Streaming:
-    """The head attends to the last tokens, to the first, and, if asked, to all text of the prompt.
+    """Rule of a head that attends to the first tokens, to the last, and optionally to all text of the prompt.
 
     Source: StreamingLLM (sinks and window); 128 and 2,048 are what Elastic Attention, of the authors' laboratory, uses.
     That the paper's own acceleration does the same is inferred.
     """
 
     sink: int = 128
-    """How many of the first tokens, padding left out."""
+    """Number of first tokens (attention sinks), padding not counted."""
 
     window: int = 2048
-    """How many of the last tokens, the attending one among them."""
+    """Number of last tokens, the query itself included."""
 
     keep_text: bool = False
-    """Whether every token of the prompt that is not a part of a picture or video stays in sight."""
+    """True if the head also attends to every token of the prompt that is not part of a picture or video."""
 
     def __post_init__(self) -> None:
         if self.sink < 0 or self.window < 1:
@@ -43,13 +59,13 @@ class Streaming:
 
 @dataclass(frozen=True)
 class TopBlocks:
-    """In the prompt the head attends to the key blocks that hold most attention, by an estimate; then to everything.
+    """Rule of a head that, in the prompt, attends to the key blocks with most estimated attention; then to everything.
 
     Source: XAttention (antidiagonal scores).
     """
 
     top_p: float = 0.9
-    """Share of the estimated attention that the chosen blocks hold."""
+    """Share of the estimated attention that the selected blocks hold, in (0, 1]."""
 
     def __post_init__(self) -> None:
         if not 0 < self.top_p <= 1:
@@ -58,121 +74,157 @@ class TopBlocks:
 
 @dataclass(frozen=True)
 class Off:
-    """The head contributes nothing."""
+    """Rule of a head whose output is zero."""
 
 
 HeadRule = Full | Streaming | TopBlocks | Off
-"""What a head may attend to."""
+"""The tokens that a head may attend to."""
 
 Granularity = Literal["kv_group", "query"]
 
 RULES: dict[str, type[HeadRule]] = {rule.__name__.lower(): rule for rule in (Full, TopBlocks, Streaming, Off)}
+"""Rules by their name in files, the most permissive first."""
 
 
 @dataclass(frozen=True)
 class HeadPlan:
-    """What each head of a model may attend to.
+    """A rule for each head of a model.
 
     Examples:
         >>> plan = hybrid(HeadSet.parse("L0H1, L2H3"), sink=4, window=32)
         >>> plan.rule(Head(0, 1)), plan.rule(Head(0, 2))
-        (Full(), Streaming(sink=4, window=32, text=False))
+        (Full(), Streaming(sink=4, window=32, keep_text=False))
     """
 
     rules: Mapping[Head, HeadRule]
-    """Of the heads that are named."""
+    """Rules of the heads that have one of their own."""
 
     default: HeadRule
-    """Of all other heads."""
+    """Rule of all other heads."""
 
     granularity: Granularity = "kv_group"
-    """`kv_group`: a head that sees more lifts the heads that share its keys, which costs no memory. `query`: heads
-    follow their own rule, also where the keys are kept anyway for a neighbour; the paper's meaning (inferred)."""
+    """`kv_group`: a more permissive head lifts the heads that share its keys, which costs no memory. `query`: heads
+    follow their own rule, also where the keys are stored anyway for a neighbour; the paper's meaning (inferred)."""
 
     dense_layers: frozenset[int] = field(default=frozenset())
     """Layers whose heads all attend to everything."""
 
     name: str = "by hand"
-    """How it was made, as it appears in tables and files."""
+    """How the plan was made, as it appears in tables and files."""
 
     def __post_init__(self) -> None:
+        check_choice("granularity", self.granularity, Granularity)
         object.__setattr__(self, "rules", {Head(*head): rule for head, rule in self.rules.items()})
-        object.__setattr__(self, "untouched", frozenset(self.dense_layers))
-        if self.granularity not in get_args(Granularity):
-            raise ValueError(f"granularity is 'kv_group' or 'query', not {self.granularity!r}.")
+        object.__setattr__(self, "dense_layers", frozenset(self.dense_layers))
 
     def rule(self, head: Head) -> HeadRule:
-        """The rule of a head, before heads that share keys are lifted."""
+        """Return the rule of a head, before heads that share keys are lifted."""
         return Full() if head.layer in self.dense_layers else self.rules.get(head, self.default)
 
     def layer(self, layer: int, n_heads: int, n_kv_heads: int) -> "LayerPlan":
-        """What the plan means for a layer.
+        """Return the plan of one layer.
 
         Raises:
             ValueError: If streaming heads of the layer keep different tokens.
         """
         rules = [self.rule(Head(layer, head)) for head in range(n_heads)]
         if self.granularity == "kv_group":
-            group = n_heads // n_kv_heads
-            for first in range(0, n_heads, group):
-                own = [rule for rule in rules[first : first + group] if not isinstance(rule, Off)]
-                rules[first : first + group] = [
-                    rule if isinstance(rule, Off) else min(own, key=_sees) for rule in rules[first : first + group]
+            group_size = n_heads // n_kv_heads
+            for first in range(0, n_heads, group_size):
+                group = slice(first, first + group_size)
+                active = [rule for rule in rules[group] if not isinstance(rule, Off)]
+                rules[group] = [
+                    rule if isinstance(rule, Off) else min(active, key=_permissiveness_order) for rule in rules[group]
                 ]
         return LayerPlan(tuple(rules), n_kv_heads)
 
     def __str__(self) -> str:
-        named = Counter(self.rules.values())
-        parts = [f"{n} heads {_said(rule)}" for rule, n in sorted(named.items(), key=lambda item: _sees(item[0]))]
-        return f"{self.name}: " + ", ".join([*parts, f"all others {_said(self.default)}"])
+        counts = sorted(Counter(self.rules.values()).items(), key=lambda item: _permissiveness_order(item[0]))
+        parts = [f"{n} heads {_describe(rule)}" for rule, n in counts]
+        return f"{self.name}: " + ", ".join([*parts, f"all others {_describe(self.default)}"])
 
     def to_json(self) -> dict[str, Any]:
-        """The plan, ready for JSON."""
-        by_rule: dict[HeadRule, list[str]] = {}
+        """Return the plan as JSON-serializable values."""
+        heads_by_rule: dict[HeadRule, list[str]] = {}
         for head, rule in self.rules.items():
-            by_rule.setdefault(rule, []).append(str(head))
+            heads_by_rule.setdefault(rule, []).append(str(head))
         return {
             "name": self.name,
             "granularity": self.granularity,
-            "untouched": sorted(self.dense_layers),
-            "others": _written(self.default),
-            "rules": [_written(rule) | {"heads": heads} for rule, heads in by_rule.items()],
+            "dense_layers": sorted(self.dense_layers),
+            "default": _rule_to_json(self.default),
+            "rules": [_rule_to_json(rule) | {"heads": heads} for rule, heads in heads_by_rule.items()],
         }
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Writes the plan as JSON."""
+        """Write the plan to a JSON file."""
         Path(path).write_text(json.dumps(self.to_json(), indent=1))
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "HeadPlan":
-        """Reads what `save` wrote.
+        """Read a plan from a file that `save` wrote.
 
         Raises:
             ValueError: If the file holds something else.
         """
         try:
             saved = json.loads(Path(path).read_text())
-            rules = {Head.parse(head): _read(rule) for rule in saved["rules"] for head in rule["heads"]}
             return cls(
-                rules, _read(saved["others"]), saved["granularity"], frozenset(saved["untouched"]), saved["name"]
+                {Head.parse(head): _rule_from_json(rule) for rule in saved["rules"] for head in rule["heads"]},
+                _rule_from_json(saved["default"]),
+                saved["granularity"],
+                frozenset(saved["dense_layers"]),
+                saved["name"],
             )
         except (KeyError, TypeError, ValueError) as cause:
             raise ValueError(f"{path} does not hold a head plan: {cause}") from cause
 
 
+def hybrid(
+    core: HeadSet | Iterable[Head],
+    sink: int = 128,
+    window: int = 2048,
+    *,
+    keep_text: bool = False,
+    granularity: Granularity = "kv_group",
+    dense_layers: Iterable[int] = (),
+) -> HeadPlan:
+    """Return the plan of the paper: CoRe heads attend to everything, all others to the first and the last tokens.
+
+    Args:
+        core: Heads that attend to everything.
+        sink: Number of first tokens that the other heads attend to.
+        window: Number of last tokens that the other heads attend to.
+        keep_text: True if the other heads also attend to all text of the prompt, so that they drop only pictures and
+            videos.
+        granularity: See `HeadPlan`.
+        dense_layers: Layers whose heads all attend to everything, e.g. the first two.
+    """
+    source = core.name if isinstance(core, HeadSet) else "by hand"
+    return HeadPlan(
+        dict.fromkeys(core, Full()),
+        Streaming(sink, window, keep_text),
+        granularity,
+        frozenset(dense_layers),
+        f"hybrid of {source}",
+    )
+
+
 @dataclass(frozen=True)
 class RuleGroup:
-    """Query heads of a layer that follow one rule, and which of the stored keys they read."""
+    """Query heads of a layer that follow one rule and read the same cache, full or window."""
 
     rule: HeadRule
     heads: tuple[int, ...]
-    kv_heads: tuple[int, ...]
-    """By number within their store; each serves equally many of the heads, in order."""
+    """Numbers of the query heads."""
+
+    kv_indices: tuple[int, ...]
+    """Index, within that cache, of the KV heads that they read; each serves equally many of the heads, in order."""
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What the heads of one layer may attend to, and which keys and values are therefore kept."""
+    """Rules of the heads of one layer, and the keys and values that are therefore stored."""
 
     rules: tuple[HeadRule, ...]
     """By query head."""
@@ -181,120 +233,98 @@ class LayerPlan:
 
     def __post_init__(self) -> None:
         if len(kinds := {rule for rule in self.rules if isinstance(rule, Streaming)}) > 1:
-            both = " and ".join(_said(rule) for rule in sorted(kinds, key=_sees)[:2])
+            both = " and ".join(_describe(rule) for rule in sorted(kinds, key=_permissiveness_order)[:2])
             raise ValueError(f"streaming heads of one layer must keep the same tokens, and some are {both}.")
         if len(self.rules) % self.n_kv_heads:
-            raise ValueError(f"{len(self.rules)} query heads cannot share {self.n_kv_heads} heads of keys evenly.")
+            raise ValueError(f"{len(self.rules)} query heads cannot share {self.n_kv_heads} KV heads evenly.")
 
     @property
-    def group(self) -> int:
-        """How many query heads share a head of keys."""
+    def group_size(self) -> int:
+        """Number of query heads that share a KV head."""
         return len(self.rules) // self.n_kv_heads
 
     @property
     def streaming(self) -> Streaming | None:
-        """The rule of its streaming heads."""
+        """Rule of the layer's streaming heads; None without any."""
         return next((rule for rule in self.rules if isinstance(rule, Streaming)), None)
 
     @cached_property
-    def whole(self) -> tuple[int, ...]:
-        """The heads of keys that are kept for all positions."""
-        return self._keys_of(Full, TopBlocks)
+    def full_kv_heads(self) -> tuple[int, ...]:
+        """KV heads that are stored for all positions."""
+        return self._kv_heads_with(Full, TopBlocks)
 
     @cached_property
-    def window(self) -> tuple[int, ...]:
-        """The heads of keys that are kept for the first and the last positions only."""
-        return tuple(sorted(set(self._keys_of(Streaming)) - set(self.whole)))
+    def window_kv_heads(self) -> tuple[int, ...]:
+        """KV heads that are stored for the first and the last positions only."""
+        return tuple(sorted(set(self._kv_heads_with(Streaming)) - set(self.full_kv_heads)))
 
     @cached_property
-    def of_whole(self) -> tuple[RuleGroup, ...]:
-        """The heads that read keys of all positions."""
-        return self._parts(self.whole)
+    def full_groups(self) -> tuple[RuleGroup, ...]:
+        """Query heads that read the full cache, by rule."""
+        return self._rule_groups(self.full_kv_heads)
 
     @cached_property
-    def of_window(self) -> tuple[RuleGroup, ...]:
-        """The heads that read keys of the first and the last positions; one part or none."""
-        return self._parts(self.window)
+    def window_groups(self) -> tuple[RuleGroup, ...]:
+        """Query heads that read the window cache; one group or none."""
+        return self._rule_groups(self.window_kv_heads)
 
     @cached_property
-    def off(self) -> tuple[int, ...]:
-        """The heads that contribute nothing."""
+    def off_heads(self) -> tuple[int, ...]:
+        """Query heads whose output is zero."""
         return tuple(head for head, rule in enumerate(self.rules) if isinstance(rule, Off))
 
     @cached_property
-    def streams_of_whole(self) -> tuple[bool, ...]:
-        """Which of the heads that read keys of all positions are streaming themselves."""
-        return tuple(isinstance(self.rules[head], Streaming) for head in self.readers(self.whole))
+    def full_cache_streaming(self) -> tuple[bool, ...]:
+        """True for each query head that reads the full cache although its own rule is streaming."""
+        return tuple(isinstance(self.rules[head], Streaming) for head in self.query_heads(self.full_kv_heads))
 
-    def readers(self, store: tuple[int, ...]) -> tuple[int, ...]:
-        """The query heads that read some heads of keys, in order."""
-        return tuple(kv * self.group + head for kv in store for head in range(self.group))
+    def query_heads(self, kv_heads: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the query heads that share the given KV heads, in order."""
+        return tuple(kv_head * self.group_size + member for kv_head in kv_heads for member in range(self.group_size))
 
-    def _keys_of(self, *kinds: type[HeadRule]) -> tuple[int, ...]:
-        return tuple(sorted({head // self.group for head, rule in enumerate(self.rules) if isinstance(rule, kinds)}))
+    def _kv_heads_with(self, *kinds: type[HeadRule]) -> tuple[int, ...]:
+        """KV heads that a query head with such a rule reads."""
+        return tuple(
+            sorted({head // self.group_size for head, rule in enumerate(self.rules) if isinstance(rule, kinds)})
+        )
 
-    def _parts(self, store: Sequence[int]) -> tuple[RuleGroup, ...]:
-        parts = []
-        for rule in sorted(set(self.rules) - {Off()}, key=_sees):
-            heads = [head for head, own in enumerate(self.rules) if own == rule and head // self.group in store]
+    def _rule_groups(self, kv_heads: Sequence[int]) -> tuple[RuleGroup, ...]:
+        groups = []
+        for rule in sorted(set(self.rules) - {Off()}, key=_permissiveness_order):
+            heads = [
+                head
+                for head, head_rule in enumerate(self.rules)
+                if head_rule == rule and head // self.group_size in kv_heads
+            ]
             if not heads:
                 continue
-            kv_heads = [store.index(head // self.group) for head in heads]
-            even = len(set(Counter(kv_heads).values())) == 1
-            parts.append(RuleGroup(rule, tuple(heads), tuple(dict.fromkeys(kv_heads)) if even else tuple(kv_heads)))
-        return tuple(parts)
+            indices = [kv_heads.index(head // self.group_size) for head in heads]
+            even = len(set(Counter(indices).values())) == 1
+            groups.append(RuleGroup(rule, tuple(heads), tuple(dict.fromkeys(indices)) if even else tuple(indices)))
+        return tuple(groups)
 
 
-def hybrid(
-    core: HeadSet | Iterable[Head],
-    sink: int = 128,
-    window: int = 2048,
-    *,
-    text: bool = False,
-    granularity: Granularity = "kv_group",
-    untouched: Iterable[int] = (),
-) -> HeadPlan:
-    """The plan of the paper: CoRe heads attend to everything, all others to the first and the last tokens.
-
-    Args:
-        core: The heads that keep seeing everything.
-        sink: How many of the first tokens the others see.
-        window: How many of the last tokens the others see.
-        text: Whether the others also see all text of the prompt, so that only pictures and videos fade.
-        granularity: See `HeadPlan`.
-        untouched: Layers whose heads all attend to everything, e.g. the first two.
-    """
-    named = core.name if isinstance(core, HeadSet) else "by hand"
-    return HeadPlan(
-        dict.fromkeys(core, Full()),
-        Streaming(sink, window, text),
-        granularity,
-        frozenset(untouched),
-        f"hybrid of {named}",
-    )
-
-
-def _sees(rule: HeadRule) -> tuple[float | int, ...]:
-    """Sorts rules: those that see most come first."""
+def _permissiveness_order(rule: HeadRule) -> tuple[float | int, ...]:
+    """Sort key that puts the most permissive rules first."""
     return (list(RULES.values()).index(type(rule)), *(-setting for setting in astuple(rule)))
 
 
-def _said(rule: HeadRule) -> str:
+def _describe(rule: HeadRule) -> str:
     match rule:
         case Full():
             return "full"
-        case Streaming(sink, window, text):
-            return f"streaming (first {sink}, last {window}{', text' if text else ''})"
+        case Streaming(sink, window, keep_text):
+            return f"streaming (first {sink}, last {window}{', text' if keep_text else ''})"
         case TopBlocks(top_p):
             return f"top blocks (p = {top_p:g})"
         case Off():
             return "off"
 
 
-def _written(rule: HeadRule) -> dict[str, Any]:
+def _rule_to_json(rule: HeadRule) -> dict[str, Any]:
     return {"kind": type(rule).__name__.lower(), **asdict(rule)}
 
 
-def _read(saved: Mapping[str, Any]) -> HeadRule:
+def _rule_from_json(saved: Mapping[str, Any]) -> HeadRule:
     settings = {name: value for name, value in saved.items() if name not in ("kind", "heads")}
     return RULES[saved["kind"]](**settings)

@@ -1,4 +1,4 @@
-"""A plan on a model: what its layers keep, and what that costs."""
+"""A head plan resolved on a model: the plan of each layer, and the bytes that its cache takes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,28 +7,28 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from corelens.heads import Head
 from corelens.hf.architecture import AttentionModule, decoder_layers
-from corelens.sparse.cache import plannable
+from corelens.hooks.points import check_heads
+from corelens.sparse.cache import plannable_layers
 from corelens.sparse.cost_model import Shares
-from corelens.sparse.plan import Full, HeadPlan, HeadRule, LayerPlan, Streaming, TopBlocks
+from corelens.sparse.plan import Full, HeadPlan, LayerPlan, Streaming, TopBlocks
 
 
 @dataclass(frozen=True)
 class ResolvedPlan:
-    """A plan on a model.
+    """A plan resolved on a model.
 
-    Layers that see a window only, or that are not made of softmax attention, follow no plan and do not count.
+    Layers with sliding-window attention, or without softmax attention, follow no plan and do not count.
     """
 
     layers: Mapping[int, LayerPlan]
-    """Of the layers that follow the plan, by number."""
+    """Plans of the layers that follow the plan, by layer number."""
 
     modules: Mapping[int, nn.Module]
-    """Their attention modules."""
+    """Attention modules of these layers."""
 
     bytes_per_position: Mapping[int, int]
-    """Of one head of keys and values in each of them."""
+    """Bytes that one KV head stores for a position, by layer."""
 
     @property
     def share_of_full_heads(self) -> float:
@@ -37,14 +37,14 @@ class ResolvedPlan:
         return sum(isinstance(rule, Full) for rule in rules) / len(rules)
 
     @property
-    def share_of_whole_groups(self) -> float:
-        """Share of the heads of keys that are kept for all positions, in [0, 1]."""
+    def share_of_full_kv_heads(self) -> float:
+        """Share of the KV heads that are stored for all positions, in [0, 1]."""
         layers = self.layers.values()
-        return sum(len(layer.whole) for layer in layers) / sum(layer.n_kv_heads for layer in layers)
+        return sum(len(layer.full_kv_heads) for layer in layers) / sum(layer.n_kv_heads for layer in layers)
 
     @property
     def shares(self) -> Shares:
-        """What the cost model needs to know of the plan: at most what it costs.
+        """Upper bounds of the plan's cost, for the cost model.
 
         Heads of top blocks count as full, since prompts decide what they read, and where layers keep windows of
         different lengths, the longest counts.
@@ -52,33 +52,34 @@ class ResolvedPlan:
         rules = [rule for layer in self.layers.values() for rule in layer.rules]
         dense = sum(isinstance(rule, Full | TopBlocks) for rule in rules) / len(rules)
         streaming = [(rule.sink, rule.window) for rule in rules if isinstance(rule, Streaming)]
-        return Shares(dense, self.share_of_whole_groups, *max(streaming, key=sum, default=(0, 1)))
+        return Shares(dense, self.share_of_full_kv_heads, *max(streaming, key=sum, default=(0, 1)))
 
     def bytes(self, length: int) -> int:
-        """Bytes of keys and values of one sequence of a length in positions, kept text not counted."""
+        """Return the bytes of keys and values of one sequence of `length` positions, retained text not counted."""
         total = 0
-        for number, plan in self.layers.items():
+        for layer, plan in self.layers.items():
             rule = plan.streaming or Streaming(0, 1)
-            window = rule.window + min(rule.sink, length)
-            total += self.bytes_per_position[number] * (len(plan.whole) * length + len(plan.window) * window)
+            slots = rule.window + min(rule.sink, length)
+            n_entries = len(plan.full_kv_heads) * length + len(plan.window_kv_heads) * slots
+            total += self.bytes_per_position[layer] * n_entries
         return total
 
     def full_cache_bytes(self, length: int) -> int:
-        """The same without a plan."""
-        return sum(self.bytes_per_position[number] * plan.n_kv_heads * length for number, plan in self.layers.items())
+        """Return the bytes of the same sequence without a plan."""
+        return sum(self.bytes_per_position[layer] * plan.n_kv_heads * length for layer, plan in self.layers.items())
 
     def summary(self, length: int) -> str:
-        """The plan in numbers, for sequences of a length in positions."""
-        kept, stock = self.bytes(length), self.full_cache_bytes(length)
+        """Describe the plan in numbers, for sequences of `length` positions."""
+        planned, full = self.bytes(length), self.full_cache_bytes(length)
         return (
-            f"{self.share_of_full_heads:.1%} of query heads attend to everything, {self.share_of_whole_groups:.1%} of "
-            f"key heads are kept whole; at {length:,} positions a sequence holds {kept / 1e6:.1f} MB of "
-            f"{stock / 1e6:.1f} MB ({kept / stock:.1%})"
+            f"{self.share_of_full_heads:.1%} of query heads attend to everything, {self.share_of_full_kv_heads:.1%} of "
+            f"KV heads store all positions; at {length:,} positions a sequence holds {planned / 1e6:.1f} MB of "
+            f"{full / 1e6:.1f} MB ({planned / full:.1%})"
         )
 
 
 def resolve(plan: HeadPlan, hf_model: PreTrainedModel) -> ResolvedPlan:
-    """What a plan means for a model.
+    """Return the plan of each layer of a model.
 
     Raises:
         ValueError: If the plan names a head that does not exist, or one that cannot follow a rule; or if no layer of
@@ -87,36 +88,32 @@ def resolve(plan: HeadPlan, hf_model: PreTrainedModel) -> ResolvedPlan:
     name = type(hf_model).__name__
     layers = decoder_layers(hf_model)
     if hf_model.config.is_encoder_decoder or any(
-        s.is_cross_attention for layer in layers for s in layer.attentions.values()
+        module.is_cross_attention for layer in layers for module in layer.attentions.values()
     ):
         raise ValueError(f"{name} attends to an encoder, and plans are for decoders that attend to themselves alone.")
-    able = set(plannable(hf_model.config))
-    sites = {site.layer: site.attentions["attn"] for site in layers if "attn" in site.attentions}
-    planned = {layer: site for layer, site in sites.items() if layer in able}
+    plannable = set(plannable_layers(hf_model.config))
+    planned = {
+        layer.layer: layer.attentions["attn"]
+        for layer in layers
+        if "attn" in layer.attentions and layer.layer in plannable
+    }
     if not planned:
         raise ValueError(f"no layer of {name} keeps keys and values of all positions of its own: nothing to plan.")
+    check_heads(plan.rules, layers)
     for head, rule in plan.rules.items():
-        _check(head, rule, sites, planned)
+        if head.layer not in planned and not isinstance(rule, Full):
+            raise ValueError(
+                f"{head} cannot be {type(rule).__name__.lower()}: layer {head.layer} attends to a window only, shares "
+                f"keys with another layer or keeps a state, so its heads follow no plan."
+            )
     return ResolvedPlan(
-        {layer: plan.layer(layer, site.n_heads, site.n_kv_heads) for layer, site in planned.items()},
-        {layer: site.module for layer, site in planned.items()},
-        {layer: _bytes_per_position(site, hf_model.dtype) for layer, site in planned.items()},
+        {layer: plan.layer(layer, module.n_heads, module.n_kv_heads) for layer, module in planned.items()},
+        {layer: module.module for layer, module in planned.items()},
+        {layer: _bytes_per_position(module, hf_model.dtype) for layer, module in planned.items()},
     )
 
 
-def _check(
-    head: Head, rule: HeadRule, sites: Mapping[int, AttentionModule], planned: Mapping[int, AttentionModule]
-) -> None:
-    if head.layer not in sites or not 0 <= head.head < sites[head.layer].n_heads:
-        raise ValueError(f"the plan names {head}, and the model has no such head.")
-    if head.layer not in planned and not isinstance(rule, Full):
-        raise ValueError(
-            f"{head} cannot be {type(rule).__name__.lower()}: layer {head.layer} sees a window only, shares keys with "
-            f"another layer or keeps a state, so its heads follow no plan."
-        )
-
-
-def _bytes_per_position(site: AttentionModule, dtype: torch.dtype) -> int:
-    # Where keys are compressed, they are wider than what heads write.
-    d_qk = getattr(site.module, "qk_head_dim", site.d_head)
-    return (d_qk + site.d_head) * dtype.itemsize
+def _bytes_per_position(attention: AttentionModule, dtype: torch.dtype) -> int:
+    # Compressed keys are wider than head outputs.
+    d_qk = getattr(attention.module, "qk_head_dim", attention.d_head)
+    return (d_qk + attention.d_head) * dtype.itemsize

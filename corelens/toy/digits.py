@@ -12,43 +12,55 @@ from PIL import Image
 
 from corelens.errors import optional_import
 from corelens.tokens import Box
-from corelens.toy.scene import COLOURS, DIGITS, SIDE, Mark, Scene, Split, Thing, World, crop, free_boxes, some
+from corelens.toy.scene import (
+    COLOURS,
+    DIGITS,
+    SIDE,
+    Mark,
+    Scene,
+    Split,
+    Thing,
+    World,
+    free_boxes,
+    random_crop,
+    random_keys,
+)
 
 _TRAIN_DIGITS = 1_400
 
 
 @cache
 def glyphs(split: Split) -> dict[str, Float[np.ndarray, "glyph 8 8"]]:
-    """The handwritten digits of one split, ink from 0 to 1, by the digit they show."""
+    """The handwritten digits of one split, ink from 0 to 1, by digit."""
     with optional_import("app"):
         from sklearn.datasets import load_digits
 
     data: Any = load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
-    chosen = order[:_TRAIN_DIGITS] if split == "train" else order[_TRAIN_DIGITS:]
-    ink = (data.images[chosen] / 16).astype(np.float32)
-    return {digit: ink[data.target[chosen] == int(digit)] for digit in DIGITS}
+    indices = order[:_TRAIN_DIGITS] if split == "train" else order[_TRAIN_DIGITS:]
+    ink = (data.images[indices] / 16).astype(np.float32)
+    return {digit: ink[data.target[indices] == int(digit)] for digit in DIGITS}
 
 
 def _background(rng: np.random.Generator, split: Split) -> Float[np.ndarray, "row column 3"]:
-    """Half the time coloured noise, half the time a darkened photograph crop, so that every tint stays visible."""
+    """Coloured noise or, half of the time, a photograph crop, darkened so that every tint stays visible."""
     if rng.random() < 0.5:
         base = rng.uniform(0, 110, 3)
         return np.clip(base + rng.normal(0, rng.uniform(5, 35), (SIDE, SIDE, 3)), 0, 255).astype(np.float32)
-    return crop(rng, split) * rng.uniform(0.3, 0.6)
+    return random_crop(rng, split) * rng.uniform(0.3, 0.6)
 
 
 def draw_scene(rng: np.random.Generator, n_things: int, split: Split, distinct: bool = True) -> Scene:
-    """A cluttered scene.
+    """Draw a cluttered scene.
 
     Args:
-        rng: Decides everything about the scene.
-        n_things: How many digits; with `distinct`, at most 8, since colours must differ.
-        split: Which handwritten digits and photograph regions may appear.
-        distinct: Whether no digit and no colour appears twice, so that questions have one answer.
+        rng: Source of all random draws.
+        n_things: Number of digits; with `distinct`, at most 8, since colours must differ.
+        split: Split of the handwritten digits and photograph regions.
+        distinct: No digit and no colour appears twice, so that questions have one answer.
     """
     if distinct and not 1 <= n_things <= len(COLOURS):
-        raise ValueError(f"n_things={n_things} is outside 1..{len(COLOURS)}: every digit needs a colour of its own.")
+        raise ValueError(f"n_things={n_things} is outside 1..{len(COLOURS)}: the colours of digits must differ.")
     canvas = _background(rng, split)
     boxes = free_boxes(rng, n_things)
     digits = rng.choice(DIGITS, len(boxes), replace=not distinct)
@@ -57,7 +69,7 @@ def draw_scene(rng: np.random.Generator, n_things: int, split: Split, distinct: 
 
 
 def draw(rng: np.random.Generator, pairs: list[tuple[str, str]], split: Split) -> Scene:
-    """The scene of some colours and their digits; what finds no place is left out, the last ones first."""
+    """Draw the scene of colours and their digits; pairs without a free place are left out, the last ones first."""
     canvas, boxes = _background(rng, split), free_boxes(rng, len(pairs))
     return _paint(rng, canvas, boxes, pairs, split)
 
@@ -69,7 +81,7 @@ def _paint(
     pairs: list[tuple[str, str]],
     split: Split,
 ) -> Scene:
-    """The scene in which every box holds its colour and digit; a pair without a box is left out."""
+    """Paint a digit in its colour into every box; pairs without a box are left out."""
     things = []
     for box, (colour, digit) in zip(boxes, pairs, strict=False):
         ink = glyphs(split)[digit]
@@ -87,8 +99,8 @@ def _paint(
 WORLD = World(
     keys=tuple(COLOURS),
     values=DIGITS,
-    choose=some(2, 6),
+    choose=random_keys(2, 6),
     draw=draw,
-    of_value="which digit is {key} ?",
-    of_key="what colour is the {value} ?",
+    value_question="which digit is {key} ?",
+    key_question="what colour is the {value} ?",
 )

@@ -2,40 +2,41 @@
 
 import numpy as np
 
+from corelens.errors import check_choice
 from corelens.toy import digits
 from corelens.toy.scene import COLOURS, DIGITS
 
 TEXT_TASKS = ("copy", "recall", "sum")
 
 
-def ask_text(rng: np.random.Generator, task: str) -> tuple[str, str]:
-    """A question that needs no picture, and its answer, in the same vocabulary as the visual ones."""
+def draw_text_question(rng: np.random.Generator, task: str) -> tuple[str, str]:
+    """Draw a question that needs no picture, with its answer, in the vocabulary of the visual questions."""
+    check_choice("task", task, TEXT_TASKS)
     if task == "sum":
         total = int(rng.integers(10))
         first = int(rng.integers(total + 1))
         return f"what is {first} plus {total - first} ?", str(total)
     pairs = draw_pairs(rng)
     if task == "copy":
-        words = " ".join(say_pairs(pairs).split()[: int(rng.integers(2, 7))])
+        words = " ".join(pairs_text(pairs).split()[: int(rng.integers(2, 7))])
         return f"copy {words}", words
-    if task == "recall":
-        question, answer = ask_pairs(rng, pairs)
-        return f"{say_pairs(pairs)} . {question}", answer
-    raise ValueError(f"{task!r} is not a text task; the text tasks are {', '.join(TEXT_TASKS)}.")
+    question, answer = draw_pair_question(rng, pairs)
+    return f"{pairs_text(pairs)} . {question}", answer
 
 
 def draw_pairs(rng: np.random.Generator) -> list[tuple[str, str]]:
-    """Two to four colours, each with a digit: a scene in words."""
+    """Draw two to four colours, each with a digit: a scene in words."""
     n = int(rng.integers(2, 5))
-    chosen = rng.choice(DIGITS, n, replace=False)
+    values = rng.choice(DIGITS, n, replace=False)
     colours = rng.choice(tuple(COLOURS), n, replace=False)
-    return [(str(colour), str(digit)) for colour, digit in zip(colours, chosen, strict=True)]
+    return [(str(colour), str(digit)) for colour, digit in zip(colours, values, strict=True)]
 
 
-def say_pairs(pairs: list[tuple[str, str]]) -> str:
+def pairs_text(pairs: list[tuple[str, str]]) -> str:
+    """Colours and digits as a list of words."""
     return " ".join(f"{colour} {digit}" for colour, digit in pairs)
 
 
-def ask_pairs(rng: np.random.Generator, pairs: list[tuple[str, str]]) -> tuple[str, str]:
-    """A question about one pair, in the words of the questions about scenes, and its answer."""
+def draw_pair_question(rng: np.random.Generator, pairs: list[tuple[str, str]]) -> tuple[str, str]:
+    """Draw a question about one pair, in the words of the questions about scenes, with its answer."""
     return digits.WORLD.ask(rng, *pairs[rng.integers(len(pairs))])

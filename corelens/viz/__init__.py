@@ -1,4 +1,4 @@
-"""Figures: functions from numbers to plotly figures."""
+"""Figures of head scores, interventions and attention, made with plotly."""
 
 from corelens.errors import optional_import
 

@@ -1,4 +1,4 @@
-"""Curves of head scores: how they fall, how they share out, and where in the depth of a model they lie."""
+"""Curves of head scores: by rank, concentration, depth, and pairs and groups of them."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ from corelens.viz.style import ACCENT, QUIET, apply_style, colours
 
 
 def score_curve(scores: HeadScores, chosen: HeadSet) -> go.Figure:
-    """Every head's score, best first.
+    """Draw every head's score, best first.
 
     Marks: a bar is a head; those of `chosen` are vermilion, all others grey.
 
@@ -38,10 +38,10 @@ def score_curve(scores: HeadScores, chosen: HeadSet) -> go.Figure:
 
 
 def lorenz_curves(scores: Mapping[str, HeadScores]) -> go.Figure:
-    """How few heads hold how much of a score.
+    """Draw Lorenz curves: the share of a score that the best heads hold.
 
-    Marks: a line is a score: the share that the best heads hold (up) by how many of all heads they are (right). Its dot
-    is where half is reached, `corelens.metrics.rho`. On the dotted line all heads would hold alike.
+    Marks: a line is a score: the share that the best heads hold (up) by their share of all heads (right). Its dot is
+    where half is reached, `corelens.metrics.rho`. On the dotted line all heads hold the same.
 
     Args:
         scores: By the name that the figure shows.
@@ -49,24 +49,24 @@ def lorenz_curves(scores: Mapping[str, HeadScores]) -> go.Figure:
     Raises:
         ValueError: If there is none, or one has no positive score.
     """
-    _require_some(scores)
+    _require_scores(scores)
     figure = go.Figure()
-    for (name, one), colour in zip(scores.items(), colours(len(scores)), strict=True):
-        held = lorenz_curve(one.per_head).cpu().numpy()
+    for (name, head_scores), colour in zip(scores.items(), colours(len(scores)), strict=True):
+        shares = lorenz_curve(head_scores.per_head).cpu().numpy()
         figure.add_scatter(
             name=name,
             legendgroup=name,
-            x=np.linspace(0, 1, len(held), dtype=np.float32),
-            y=held,
+            x=np.linspace(0, 1, len(shares), dtype=np.float32),
+            y=shares,
             mode="lines",
             line=dict(color=colour, width=2),
             hovertemplate=f"{name}<br>%{{x:.1%}} of heads hold %{{y:.1%}}<extra></extra>",
         )
-        half = rho(one.per_head, 0.5)
+        half = rho(head_scores.per_head, 0.5)
         figure.add_scatter(
             legendgroup=name,
             x=[half],
-            y=[float(held[round(half * (len(held) - 1))])],
+            y=[float(shares[round(half * (len(shares) - 1))])],
             mode="markers",
             marker=dict(color=colour, size=9),
             showlegend=False,
@@ -79,10 +79,10 @@ def lorenz_curves(scores: Mapping[str, HeadScores]) -> go.Figure:
 
 
 def depth_profiles(scores: Mapping[str, HeadScores]) -> go.Figure:
-    """Where in the depth of models a score lies; models of different depth can be compared.
+    """Draw the distribution of a score over the depth of models; models of different depth can be compared.
 
     Marks: a line is a model (or a score), a dot on it a layer: how many times as much of all positive scores the layer
-    holds as it would if all layers held alike. The triangle on the axis is the mean depth, weighted by the scores.
+    holds as it would if all layers held the same. The triangle on the axis is the mean depth, weighted by the scores.
 
     Args:
         scores: By the name that the figure shows.
@@ -90,10 +90,10 @@ def depth_profiles(scores: Mapping[str, HeadScores]) -> go.Figure:
     Raises:
         ValueError: If there is none, or one has no positive score.
     """
-    _require_some(scores)
+    _require_scores(scores)
     figure = go.Figure()
-    for (name, one), colour in zip(scores.items(), colours(len(scores)), strict=True):
-        profile = depth_profile(one.per_head)
+    for (name, head_scores), colour in zip(scores.items(), colours(len(scores)), strict=True):
+        profile = depth_profile(head_scores.per_head)
         figure.add_scatter(
             name=f"{name} ({len(profile.depth)} layers)",
             legendgroup=name,
@@ -124,9 +124,9 @@ def depth_profiles(scores: Mapping[str, HeadScores]) -> go.Figure:
 
 
 def heads_by_two(across: HeadScores, up: HeadScores, chosen: HeadSet) -> go.Figure:
-    """Every head by two measures at once.
+    """Draw every head by two metrics at once.
 
-    Marks: a dot is a head, at its score of one measure (right) and of another (up); those of `chosen` are vermilion,
+    Marks: a dot is a head, at its score of one metric (right) and of another (up); those of `chosen` are vermilion,
     all others grey. Heads without a score in both are left out.
 
     Raises:
@@ -138,10 +138,10 @@ def heads_by_two(across: HeadScores, up: HeadScores, chosen: HeadSet) -> go.Figu
             f"{tuple(up.per_head.shape)}: both must be of one model."
         )
     figure = go.Figure()
-    both = [head for head in across.ranked() if up.mask[head]]
+    scored = [head for head in across.ranked() if up.mask[head]]
     for name, colour, heads in (
-        ("others", QUIET, [head for head in both if head not in chosen]),
-        (chosen.name, ACCENT, [head for head in both if head in chosen]),
+        ("others", QUIET, [head for head in scored if head not in chosen]),
+        (chosen.name, ACCENT, [head for head in scored if head in chosen]),
     ):
         figure.add_scatter(
             name=name,
@@ -158,22 +158,22 @@ def heads_by_two(across: HeadScores, up: HeadScores, chosen: HeadSet) -> go.Figu
 
 
 def group_distributions(scores: Mapping[str, HeadScores], chosen: HeadSet) -> go.Figure:
-    """How heads of two groups are distributed, by several measures.
+    """Draw the distributions of two groups of heads, by several metrics.
 
-    Marks: one panel a measure, two in a row; a dot is a head, a box the middle half of a group with its median.
+    Marks: one panel per metric, two in a row; a dot is a head, a box the middle half of a group with its median.
     `chosen` is vermilion, all others grey. Heads without a finite score are left out.
 
     Raises:
         ValueError: If there are no scores.
     """
-    _require_some(scores)
+    _require_scores(scores)
     titles = [name.replace("_", " ") for name in scores]
     figure = make_subplots(-(-len(titles) // 2), min(len(titles), 2), subplot_titles=titles)
-    for number, one in enumerate(scores.values()):
-        for name, colour, inside in (("others", QUIET, False), ("chosen", ACCENT, True)):
-            own = [one.per_head[head] for head in one.ranked() if (head in chosen) == inside]
+    for number, head_scores in enumerate(scores.values()):
+        for name, colour, is_chosen in (("others", QUIET, False), ("chosen", ACCENT, True)):
+            group = [head_scores.per_head[head] for head in head_scores.ranked() if (head in chosen) == is_chosen]
             figure.add_box(
-                y=np.array([float(score) for score in own if score.isfinite()], np.float32),
+                y=np.array([float(score) for score in group if score.isfinite()], np.float32),
                 name=name,
                 boxpoints="all",
                 pointpos=0,
@@ -182,9 +182,9 @@ def group_distributions(scores: Mapping[str, HeadScores], chosen: HeadSet) -> go
                 row=1 + number // 2,
                 col=1 + number % 2,
             )
-    return apply_style(figure, "Heads of two groups by each measure", f"Chosen: {chosen.name}.")
+    return apply_style(figure, "Heads of two groups by each metric", f"Chosen: {chosen.name}.")
 
 
-def _require_some(scores: Mapping[str, HeadScores]) -> None:
+def _require_scores(scores: Mapping[str, HeadScores]) -> None:
     if not scores:
         raise ValueError("there are no scores to show; pass them by name, e.g. {'ram': scores}.")

@@ -1,4 +1,4 @@
-"""Figures of what interventions and savings do to accuracy."""
+"""Accuracy under interventions and sparse attention."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +12,7 @@ from corelens.viz.style import QUIET, apply_style, colours
 
 
 def ablation_curves(curve: AblationCurve, n_samples: int | None = None) -> go.Figure:
-    """Accuracy as more and more heads are ablated, for every way of choosing them.
+    """Draw accuracy as more and more heads are ablated, for every way of choosing them.
 
     Marks: a line is a way of choosing heads, a dot on it the mean accuracy at a share of heads. The band of a choice
     with chance goes from the lowest to the highest seed. That of a choice without is there if `n_samples` is given: the
@@ -20,7 +20,7 @@ def ablation_curves(curve: AblationCurve, n_samples: int | None = None) -> go.Fi
 
     Args:
         curve: From `corelens.ablation_curve`.
-        n_samples: On how many samples each accuracy was measured.
+        n_samples: Number of samples behind each accuracy.
 
     Raises:
         ValueError: If an accuracy is outside [0, 1], or there are no samples.
@@ -69,27 +69,29 @@ def ablation_curves(curve: AblationCurve, n_samples: int | None = None) -> go.Fi
 
 
 def accuracy_bars(accuracies: Mapping[str, Mapping[str, Sequence[float]]], changed: str = "heads removed") -> go.Figure:
-    """Accuracy by what was changed.
+    """Draw accuracy by condition.
 
     Marks: a bar is a task under a condition, as high as the mean accuracy; a dot is a seed, where there are several.
 
     Args:
         accuracies: Task, then condition, then one accuracy in [0, 1] per seed.
-        changed: What the conditions are.
+        changed: Name of the conditions.
 
     Raises:
         ValueError: If an accuracy is outside [0, 1], or missing.
     """
     for task, conditions in accuracies.items():
         _require_accuracies({f"{task}, {condition}": values for condition, values in conditions.items()})
-    figure, inks = go.Figure(), colours(len(accuracies))
+    figure, bar_colours = go.Figure(), colours(len(accuracies))
     for number, (task, conditions) in enumerate(accuracies.items()):
         figure.add_bar(
             name=task,
             offsetgroup=task,
             x=list(conditions),
             y=[float(np.mean(values)) for values in conditions.values()],
-            marker=dict(color=inks[number], pattern_shape=("", "/", "x")[number // 6 % 3]),  # there are six colours
+            marker=dict(
+                color=bar_colours[number], pattern_shape=("", "/", "x")[number // 6 % 3]
+            ),  # there are six colours
             hovertemplate="%{x}<br>" + task + " %{y:.1%}<extra></extra>",
         )
         seeds = [(name, value) for name, values in conditions.items() if len(values) > 1 for value in values]
@@ -114,7 +116,7 @@ def speed_against_accuracy(
     plain: float | int,
     gain: str = "times as fast",
 ) -> go.Figure:
-    """What savings cost: accuracy by how much faster the model is, or another gain; better is up and to the right.
+    """Draw accuracy by speed-up, or by another gain; better is up and to the right.
 
     Marks: a line is a method, a dot on it a setting, with its name where there is room for it; a circle is the model as
     it is, and the dotted line its accuracy.
@@ -122,20 +124,22 @@ def speed_against_accuracy(
     Args:
         measured: Method, then setting, then speed-up (2 is twice as fast as the model as it is) and accuracy.
         plain: Accuracy of the model as it is.
-        gain: What numbers of gain mean, as in `times fewer bytes`.
+        gain: Unit of the gains, as in `times fewer bytes`.
 
     Raises:
         ValueError: If an accuracy is outside [0, 1], or a speed-up is not positive.
     """
     _require_accuracies({"the model as it is": [plain]})
     figure = go.Figure()
-    named: list[tuple[float, float]] = []
-    gains = [1.0, *(gained for settings in measured.values() for gained, _ in settings.values())]
+    label_places: list[tuple[float, float]] = []
+    gains = [1.0, *(speedup for settings in measured.values() for speedup, _ in settings.values())]
     width = max(gains) - min(gains) or 1.0
     for order, ((method, settings), colour) in enumerate(zip(measured.items(), colours(len(measured)), strict=True)):
         _require_accuracies({f"{method}, {name}": [accuracy] for name, (_, accuracy) in settings.items()})
         if wrong := [name for name, (speedup, _) in settings.items() if not 0 < speedup < np.inf]:
-            raise ValueError(f"{method}, {wrong[0]}: a speed-up of {settings[wrong[0]][0]} is none; 1 is as fast.")
+            raise ValueError(
+                f"{method}, {wrong[0]}: a speed-up of {settings[wrong[0]][0]} is not above zero and finite."
+            )
         figure.add_scatter(
             name=method,
             zorder=len(measured) - order,  # the first on top
@@ -143,8 +147,8 @@ def speed_against_accuracy(
             y=[float(accuracy) for _, accuracy in settings.values()],
             customdata=list(settings),
             text=[
-                name if _has_room(gained / width, accuracy, named) else ""
-                for name, (gained, accuracy) in settings.items()
+                name if _takes_room(speedup / width, accuracy, label_places) else ""
+                for name, (speedup, accuracy) in settings.items()
             ],
             mode="lines+markers+text",
             textposition="bottom center",
@@ -167,11 +171,11 @@ def speed_against_accuracy(
     return apply_style(figure, "What savings cost", "Better is up and to the right; 1 x is the model as it is.")
 
 
-def _has_room(across: float, up: float, named: list[tuple[float, float]]) -> bool:
-    """Whether no name stands close to this place, in shares of the axes; it is taken then."""
-    if any(abs(across - x) < 0.09 and abs(up - y) < 0.08 for x, y in named):
+def _takes_room(across: float, up: float, places: list[tuple[float, float]]) -> bool:
+    """True if no label is close to a place, in shares of the axes; the place is taken then."""
+    if any(abs(across - x) < 0.09 and abs(up - y) < 0.08 for x, y in places):
         return False
-    named.append((across, up))
+    places.append((across, up))
     return True
 
 
@@ -185,8 +189,8 @@ def _band(seeds: Sequence[float], n_samples: int | None) -> tuple[float, float] 
 
 
 def _require_accuracies(values: Mapping[str, Sequence[float | int]]) -> None:
-    for name, own in values.items():
-        if not len(own):
+    for name, accuracies in values.items():
+        if not len(accuracies):
             raise ValueError(f"{name}: there is no accuracy.")
-        if wrong := [value for value in own if not 0 <= value <= 1]:
+        if wrong := [value for value in accuracies if not 0 <= value <= 1]:
             raise ValueError(f"{name}: {wrong[0]} is no accuracy; accuracies are in [0, 1].")

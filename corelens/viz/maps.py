@@ -1,20 +1,21 @@
-"""Figures whose cells are numbers: heads, overlaps, depths and lengths, layers and places."""
+"""Heat maps: heads, overlaps of scores, depths and lengths, layers and positions."""
 
 from collections.abc import Mapping, Sequence
 from itertools import count
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
 
+from corelens.errors import check_choice
 from corelens.heads import Head, HeadSet
 from corelens.scores import HeadScores, agreement
 from corelens.viz.style import ACCENT, QUIET, apply_style, cells, colour_bar, colour_range, require_names
 
-Measure = Literal["jaccard", "shared", "spearman", "rank_biased_overlap"]
-_MEASURES = {
+AgreementMetric = Literal["jaccard", "shared", "spearman", "rank_biased_overlap"]
+_TITLES = {
     "jaccard": "Share of the heads in either top set that are in both",
     "shared": "Share of one's top heads that are in the other's",
     "spearman": "Rank correlation over all heads",
@@ -23,11 +24,11 @@ _MEASURES = {
 
 
 def head_map(scores: HeadScores, marked: HeadSet) -> go.Figure:
-    """Every head as a cell, layers upwards.
+    """Draw every head as a cell, layers upwards.
 
     Marks: the stronger the colour of a cell, the higher the head's score (`per_head`); where some scores are negative,
-    blue is above zero and vermilion below. `marked` heads are outlined. A cross stands where there is no head, or no
-    score.
+    blue is above zero and vermilion below. `marked` heads are outlined. Crosses mark
+    cells without a head or a score.
 
     Raises:
         ValueError: If no head has a score, one is infinite, or a marked head is not in the map.
@@ -38,12 +39,12 @@ def head_map(scores: HeadScores, marked: HeadSet) -> go.Figure:
     for head in marked:
         if head not in ranked:
             raise ValueError(f"{head} cannot be marked: it has no score in {n_layers} layers of {n_heads} heads.")
-    said = [[f"rank {ranked.get(Head(layer, head))}" for head in range(n_heads)] for layer in range(n_layers)]
+    labels = [[f"rank {ranked.get(Head(layer, head))}" for head in range(n_heads)] for layer in range(n_layers)]
     gap = 2 if n_heads <= 24 else 1
     figure = go.Figure(
         go.Heatmap(
             z=values,
-            text=said,
+            text=labels,
             **colour_range(values),
             colorbar=colour_bar(scores.metric),
             hovertemplate=f"L%{{y}}H%{{x}}<br>%{{z:.3f}}, %{{text}} of {len(ranked)}<extra></extra>",
@@ -63,7 +64,7 @@ def head_map(scores: HeadScores, marked: HeadSet) -> go.Figure:
             showlegend=False,
         )
     line = dict(color=ACCENT, width=gap + 1)
-    # At once: plotly checks all of them again whenever one is added.
+    # All at once, since plotly validates all of them again whenever one is added.
     figure.layout.shapes = [
         dict(type="rect", x0=head - 0.5, x1=head + 0.5, y0=layer - 0.5, y1=layer + 0.5, line=line)
         for layer, head in marked
@@ -74,38 +75,39 @@ def head_map(scores: HeadScores, marked: HeadSet) -> go.Figure:
     return apply_style(
         figure,
         f"{scores.metric[:1].upper()}{scores.metric[1:]} of every head",
-        f"{_aggregated(scores)} over {len(scores.samples)} samples.{outlined}",
+        f"{_aggregation_label(scores)} over {len(scores.samples)} samples.{outlined}",
     )
 
 
-def overlap_matrix(scores: Mapping[str, HeadScores], measure: Measure = "jaccard", n: float | int = 0.05) -> go.Figure:
-    """How far scores of the same heads agree, each with each: metrics, data sets, or tasks.
+def overlap_matrix(
+    scores: Mapping[str, HeadScores], metric: AgreementMetric = "jaccard", n: float | int = 0.05
+) -> go.Figure:
+    """Draw the pairwise agreement of scores of the same heads: metrics, data sets, or tasks.
 
-    Marks: a cell is a pair; its number is `agreement` of the two, and a stronger colour is more. Blue and vermilion
-    tell positive from negative rank correlations.
+    Marks: a cell is a pair; its number is the `agreement` of the two, and a stronger colour is more. Positive rank
+    correlations are blue, negative ones vermilion.
 
     Args:
         scores: By the name that the figure shows.
-        measure: Which number of `corelens.agreement`.
+        metric: A field of `corelens.agreement`.
         n: Size of the top sets, for `jaccard` and `shared`.
 
     Raises:
-        ValueError: If there are fewer than two, the measure is not known, or they score other heads.
+        ValueError: If there are fewer than two, the metric is not known, or they score other heads.
     """
-    if measure not in get_args(Measure):
-        raise ValueError(f"measure={measure!r} is not known; it is one of {', '.join(get_args(Measure))}.")
+    check_choice("metric", metric, AgreementMetric)
     if len(scores) < 2:
         raise ValueError(f"{len(scores)} scores have nothing to agree with; an overlap matrix needs two or more.")
     names = list(scores)
     values = cells(
-        [[getattr(agreement(one, other, n), measure) for other in scores.values()] for one in scores.values()],
+        [[getattr(agreement(row, column, n), metric) for column in scores.values()] for row in scores.values()],
         "score score",
     )
-    of_sets = measure in ("jaccard", "shared")
-    below = f"Top sets: {scores[names[0]].top(n).name.rpartition(' by ')[0]}." if of_sets else ""
+    has_sets = metric in ("jaccard", "shared")
+    below = f"Top sets: {scores[names[0]].top(n).name.rpartition(' by ')[0]}." if has_sets else ""
     return apply_style(
-        _table(values, names, names, measure.replace("_", " "), ".2f", dict(zmin=min(0.0, *values.flat), zmax=1.0)),
-        _MEASURES[measure],
+        _table(values, names, names, metric.replace("_", " "), ".2f", dict(zmin=min(0.0, *values.flat), zmax=1.0)),
+        _TITLES[metric],
         below,
     ).update_yaxes(autorange="reversed")
 
@@ -116,16 +118,16 @@ def depth_length_grid(
     lengths: Sequence[int],
     unit: str = "pictures",
 ) -> go.Figure:
-    """Accuracy by how long the prompt is and how deep in it the evidence lies: a needle in a haystack.
+    """Draw accuracy by length of the prompt and depth of the evidence in it: a needle in a haystack.
 
     Marks: a cell is a length and a depth; its number is the accuracy in percent, and a stronger colour is better. Cells
     without a measurement (NaN) are empty.
 
     Args:
         accuracy: In [0, 1].
-        depths: Where the evidence lies: 0 for the beginning, 1 for the end.
-        lengths: How long prompts are.
-        unit: What lengths count.
+        depths: Positions of the evidence: 0 for the beginning, 1 for the end.
+        lengths: Lengths of prompts.
+        unit: Unit of the lengths.
 
     Raises:
         ValueError: If shapes and names do not match, or an accuracy is outside [0, 1].
@@ -146,7 +148,7 @@ def depth_length_grid(
 def patching_map(
     effects: Float[Tensor, "layer place"] | Float[np.ndarray, "layer place"], places: Sequence[str], effect: str
 ) -> go.Figure:
-    """What patching the residual stream (or heads, or edges) does, by layer and by place in the prompt.
+    """Draw effects of patching the residual stream (or heads, or edges), by layer and place in the prompt.
 
     Marks: a cell is a layer and a place, layers upwards; the stronger its colour, the larger the effect; where some
     effects are negative, blue is above zero and vermilion below. NaN, not measured, is empty.
@@ -154,7 +156,7 @@ def patching_map(
     Args:
         effects: Mean effect of each patch.
         places: Tokens, or groups of tokens such as `evidence`, in the order of the prompt.
-        effect: What the numbers are, with their unit.
+        effect: Name of the numbers, with their unit.
 
     Raises:
         ValueError: If shapes and names do not match, or names repeat.
@@ -181,7 +183,7 @@ def patching_map(
 def _table(
     values: np.ndarray, rows: list[str], columns: list[str], title: str, number: str, limits: dict[str, Any]
 ) -> go.Figure:
-    """A map whose cells show their numbers."""
+    """Draw a heat map whose cells show their numbers."""
     figure = go.Figure(
         go.Heatmap(
             z=values,
@@ -201,10 +203,10 @@ def _table(
     return figure
 
 
-def _step(n: int, most: int) -> int:
-    """Every how many layers or heads there is a tick, so that there are few enough."""
-    return next(2**power for power in count() if n <= most * 2**power)
+def _step(n: int, max_ticks: int) -> int:
+    """Distance of ticks, a power of two, with at most `max_ticks` of them."""
+    return next(2**power for power in count() if n <= max_ticks * 2**power)
 
 
-def _aggregated(scores: HeadScores) -> str:
+def _aggregation_label(scores: HeadScores) -> str:
     return scores.aggregation.replace("_", " ").capitalize()

@@ -1,4 +1,4 @@
-"""Attention over what a model sees: pictures, pages and the frames of videos."""
+"""Attention over the media of a prompt: pictures, pages and the frames of videos."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -29,20 +29,20 @@ def attention_over_picture(
     evidence: Sequence[Box] = (),
     highest: float | None = None,
 ) -> go.Figure:
-    """One map of attention over one picture, a cell per visual token; `attention_over_media` takes token maps.
+    """Draw one map of attention over one picture, a cell per visual token; `attention_over_media` takes token maps.
 
     Marks: the redder a cell, the more attention it gets; clear means none. Evidence is outlined in white.
 
     Args:
         picture: The original picture.
-        attention: Attention of one query token, or the mean of several, as it stands in the picture.
-        region: The pixels that the grid covers.
-        title: What is shown.
+        attention: Attention of one query token, or the mean of several, laid out as in the picture.
+        region: The part of the picture that the grid covers.
+        title: Title of the figure.
         evidence: Regions to outline.
         highest: Attention that gets the strongest colour; the highest in the picture by default.
 
     Raises:
-        ValueError: If some attention is negative or no number, or the region is empty.
+        ValueError: If some attention is negative or NaN, or the region is empty.
     """
     _require_attention("attention", attention)
     if not (region.left < region.right and region.top < region.bottom):
@@ -52,7 +52,7 @@ def attention_over_picture(
     down = torch.linspace(region.top, region.bottom, rows + 1)
     figure = make_subplots(1, 1)
     _draw(figure, (1, 1), picture, [(attention, Grid(0, across.tolist(), down.tolist()))], evidence, PIXELS)
-    return _heated(figure, highest or float(attention.max()), title)
+    return _with_heat(figure, highest or float(attention.max()), title)
 
 
 def attention_over_media(
@@ -62,23 +62,23 @@ def attention_over_media(
     title: str,
     evidence: Sequence[Evidence] = (),
 ) -> go.Figure:
-    """Attention over all pictures, pages and frames of a prompt; of one head, or of several side by side.
+    """Draw attention over all pictures, pages and frames of a prompt; of one head, or of several side by side.
 
-    Marks: a panel is a picture, an overview of it, or what a video shows at a time. In it a cell is a visual token over
-    the pixels that it stands for; the redder, the more attention it gets, on one scale for all panels; clear means
-    none. Titles say what share of the attention falls on a panel; what is missing goes to text and delimiters. Evidence
-    is outlined in white. Large pictures are shown smaller than they are.
+    Marks: a panel is a picture, an overview of it, or a frame of a video. In it a cell is a visual token over the
+    pixels that it stands for; the redder, the more attention it gets, on one scale for all panels; clear means none.
+    Titles state the share of the attention that falls on a panel; the rest goes to text and delimiters. Evidence is
+    outlined in white. Large pictures are shrunk.
 
     Args:
         media: The pictures and videos of the prompt, in its order.
         attention: By the name that the figure shows, e.g. `L3H14`: attention of one query token, or the mean of
             several, to every position.
         tokens: The map of the prompt.
-        title: What is shown.
+        title: Title of the figure.
         evidence: Regions to outline; of a video, in the panels that show some of their time.
 
     Raises:
-        ValueError: If the map is of several samples, does not fit media or attention, or knows no pixels; says why.
+        ValueError: If the map is of several samples, does not fit media or attention, or has no boxes.
     """
     _require_match(media, attention, tokens)
     views = [view for view in media_views(media, tokens) if view.grids]
@@ -105,7 +105,7 @@ def attention_over_media(
     tallest = max(view.picture.height / view.picture.width for view in views)
     figure.update_layout(height=110 + rows * min(30 + 760 / columns * tallest, 420))
     highest = max(float(row[tokens.visual[0]].max()) for row in attention.values())
-    return _heated(figure, highest, title, "Percentages: share of all attention that falls on the panel.")
+    return _with_heat(figure, highest, title, "Percentages: share of all attention that falls on the panel.")
 
 
 def _draw(
@@ -116,7 +116,7 @@ def _draw(
     outlined: Sequence[Box],
     n_pixels: int,
 ) -> None:
-    """Puts a picture, what lies over it and what is outlined into a panel."""
+    """Draw a picture, maps over it and outlines into a panel."""
     row, column = cell
     for values, grid in maps:
         figure.add_trace(
@@ -133,7 +133,7 @@ def _draw(
     place = dict(x=0, y=0, sizex=picture.width, sizey=picture.height, sizing="stretch", layer="below")
     figure.add_layout_image(source=data_url(picture, n_pixels), **place, row=row, col=column)
     for box in outlined:
-        # Dark around white, to be seen on any picture.
+        # Dark around white, to be visible on any picture.
         for colour, width in (("rgba(0,0,0,0.75)", 5), ("white", 2.5)):
             sides = dict(x0=box.left, x1=box.right, y0=box.top, y1=box.bottom)
             figure.add_shape(type="rect", **sides, line=dict(color=colour, width=width), row=row, col=column)
@@ -150,7 +150,7 @@ def _draw(
     )
 
 
-def _heated(figure: go.Figure, highest: float, title: str, below: str = "") -> go.Figure:
+def _with_heat(figure: go.Figure, highest: float, title: str, below: str = "") -> go.Figure:
     figure.update_layout(coloraxis=dict(colorscale=HEAT, cmin=0, cmax=highest or 1.0, colorbar=colour_bar("attention")))
     return apply_style(figure, title, below).update_layout(margin_b=16)
 
@@ -171,11 +171,15 @@ def _require_match(
         raise ValueError("there is nothing to show: it needs a picture or video, and attention by name.")
     if tokens.no_boxes:
         raise ValueError(f"attention cannot be laid over the picture: {tokens.no_boxes}")
-    for number, (one, (width, height)) in enumerate(zip(media, tokens.sizes[0], strict=True)):
-        if isinstance(one, Video) != bool((tokens.video & (tokens.media == number)).any()):
-            raise ValueError(f"media {number} is no {'video' if isinstance(one, Video) else 'picture'} in the prompt.")
-        if not isinstance(one, Video) and (own := load_picture(one).size) != (width, height):
-            raise ValueError(f"picture {number} has {own[0]} x {own[1]} pixels, and in the prompt {width} x {height}.")
+    for number, (medium, (width, height)) in enumerate(zip(media, tokens.sizes[0], strict=True)):
+        if isinstance(medium, Video) != bool((tokens.video & (tokens.media == number)).any()):
+            raise ValueError(
+                f"media {number} is no {'video' if isinstance(medium, Video) else 'picture'} in the prompt."
+            )
+        if not isinstance(medium, Video) and (size := load_picture(medium).size) != (width, height):
+            raise ValueError(
+                f"picture {number} has {size[0]} x {size[1]} pixels, and in the prompt {width} x {height}."
+            )
     for name, row in attention.items():
         if row.shape != tokens.role.shape[1:]:
             raise ValueError(

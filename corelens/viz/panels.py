@@ -1,4 +1,4 @@
-"""What a model sees, panel by panel: a picture in its tiles or as a whole, a video at a time."""
+"""Panels of a prompt's media: a picture in its tiles or as an overview, a frame of a video."""
 
 import base64
 import io
@@ -17,10 +17,10 @@ from corelens.inputs.media import Clip, Picture, Video, load_picture
 from corelens.tokens import TokenMap
 
 PIXELS = 800_000
-"""Of all pictures that are shown together; larger ones are shrunk, so that figures and messages stay small."""
+"""Most pixels of all pictures that are shown together; others are shrunk, so that figures and messages stay small."""
 
 LOSSLESS = 256**2
-"""Pixels up to which a picture is shown as it is, since every one of them is seen; browsers enlarge it."""
+"""Most pixels of a picture that is sent without loss, since every one of them is visible once browsers enlarge it."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Grid:
     """Visual tokens in rows and columns: a cell between every two neighbouring edges, in pixels of the original."""
 
     view: int
-    """Which view of the token map."""
+    """Number of the view in the token map."""
 
     x: list[float]
     y: list[float]
@@ -36,21 +36,21 @@ class Grid:
 
 @dataclass(frozen=True)
 class View:
-    """What one panel shows."""
+    """One panel: a picture or a frame, and the visual tokens on it."""
 
     media: int
     name: str
-    """What tells it from the other panels of its prompt; empty if it is the only one."""
+    """Name among the panels of its prompt; empty if it is the only one."""
 
     picture: Image.Image
     grids: list[Grid]
-    """None if the model's visual tokens have no place in the picture."""
+    """Grids of visual tokens; empty if the model's visual tokens have no boxes."""
 
     seconds: tuple[float, float] | None = None
-    """When, of a video."""
+    """Start and end of a video's panel."""
 
     def shows(self, region: Evidence) -> bool:
-        """Whether some of a region can be seen here."""
+        """True if the panel shows a part of a region."""
         if region.media != self.media:
             return False
         if self.seconds is None or region.seconds is None:
@@ -59,54 +59,56 @@ class View:
 
 
 def media_views(media: Sequence[Picture | Video | Clip], tokens: TokenMap) -> list[View]:
-    """The panels of one prompt, in its order; `tokens` is the map of it alone."""
-    return [view for number, one in enumerate(media) for view in _views(number, one, tokens, len(media) > 1)]
+    """Return the panels of one prompt, in its order; `tokens` is the map of it alone."""
+    return [view for number, medium in enumerate(media) for view in _views(number, medium, tokens, len(media) > 1)]
 
 
 def flatten_panels(tokens: TokenMap, views: Sequence[View], values: Float[Tensor, "position"]) -> Float[Tensor, "cell"]:
-    """Values of all visual tokens in the order in which views, their grids and these grids' rows list them."""
+    """Return the values of all visual tokens, in the order of views, their grids, and the grids' rows."""
     cells = [tokens.grid(values, view.media, grid.view).flatten() for view in views for grid in view.grids]
     return torch.cat(cells) if cells else values[:0]
 
 
 def data_url(picture: Image.Image, n_pixels: int) -> str:
-    """A picture as a data URL, shrunk to at most so many pixels."""
-    shown, scale = picture.convert("RGB"), math.sqrt(n_pixels / (picture.width * picture.height))
+    """Encode a picture as a data URL, shrunk to at most `n_pixels`."""
+    shrunk, scale = picture.convert("RGB"), math.sqrt(n_pixels / (picture.width * picture.height))
     if scale < 1:
-        shown.thumbnail((max(1, int(shown.width * scale)), max(1, int(shown.height * scale))))
+        shrunk.thumbnail((max(1, int(shrunk.width * scale)), max(1, int(shrunk.height * scale))))
     file = io.BytesIO()
-    shown.save(file, "WebP", quality=85, method=2, lossless=shown.width * shown.height <= LOSSLESS)
+    shrunk.save(file, "WebP", quality=85, method=2, lossless=shrunk.width * shrunk.height <= LOSSLESS)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _views(number: int, one: Picture | Video | Clip, tokens: TokenMap, several: bool) -> Iterator[View]:
-    placed = tokens.media_tokens(number)[0] & (tokens.row[0] >= 0) & (not tokens.no_boxes)
-    if isinstance(one, Video | Clip):
+def _views(number: int, medium: Picture | Video | Clip, tokens: TokenMap, several: bool) -> Iterator[View]:
+    has_box = tokens.media_tokens(number)[0] & (tokens.row[0] >= 0) & (not tokens.no_boxes)
+    if isinstance(medium, Video | Clip):
         name = f"video {number}" if several else ""
-        for view in tokens.view[0, placed].unique().tolist():
-            start, end = tokens.seconds[0, placed & (tokens.view[0] == view)][0].tolist()
+        for view in tokens.view[0, has_box].unique().tolist():
+            start, end = tokens.seconds[0, has_box & (tokens.view[0] == view)][0].tolist()
             time = f"{start:.1f} to {end:.1f} s"
-            yield View(number, _joined(name, time), _frame(one, start), [_grid(tokens, number, view)], (start, end))
-        if not placed.any():
-            yield View(number, name, _frame(one, 0), [])
+            yield View(
+                number, _join_names(name, time), _frame(medium, start), [_grid(tokens, number, view)], (start, end)
+            )
+        if not has_box.any():
+            yield View(number, name, _frame(medium, 0), [])
         return
-    name, picture = f"picture {number}" if several else "", load_picture(one)
-    overview = placed & tokens.overview[0]
-    tiles = placed & ~overview
-    for kind, shown in (("tiles", tiles), ("overview", overview)):
-        if shown.any():
-            grids = [_grid(tokens, number, view) for view in tokens.view[0, shown].unique().tolist()]
-            yield View(number, _joined(name, kind if tiles.any() and overview.any() else ""), picture, grids)
-    if not placed.any():
+    name, picture = f"picture {number}" if several else "", load_picture(medium)
+    overview = has_box & tokens.overview[0]
+    tiles = has_box & ~overview
+    for kind, mask in (("tiles", tiles), ("overview", overview)):
+        if mask.any():
+            grids = [_grid(tokens, number, view) for view in tokens.view[0, mask].unique().tolist()]
+            yield View(number, _join_names(name, kind if tiles.any() and overview.any() else ""), picture, grids)
+    if not has_box.any():
         yield View(number, name, picture, [])
 
 
-def _joined(*names: str) -> str:
+def _join_names(*names: str) -> str:
     return ", ".join(filter(None, names))
 
 
 def _frame(video: Video | Clip, second: float) -> Image.Image:
-    """The frame that stands for what begins at a time."""
+    """Frame of a video that is closest to a time."""
     if isinstance(video, Clip):
         times = np.array(video.metadata.frames_indices or [0]) / (video.metadata.fps or 1)
         return Image.fromarray(video.frames[int(np.abs(times - second).argmin())])

@@ -1,4 +1,4 @@
-"""The look that all figures share, on white and on dark pages."""
+"""The style that all figures share, on white and on dark pages."""
 
 import textwrap
 from itertools import cycle, islice
@@ -13,7 +13,7 @@ BLUE, VERMILION, GREEN, PINK, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#c
 """Colours that colour-blind readers can tell apart (Okabe and Ito 2008)."""
 
 ACCENT, QUIET = VERMILION, "#9aa5b1"
-"""What is meant, and all else; both can be seen on white and on dark."""
+"""Highlighted marks and all others; both are visible on white and on dark."""
 
 
 def _template(ink: str, paper: str, grid: str, low: str, middle: str, high: str) -> go.layout.Template:
@@ -48,70 +48,72 @@ def _template(ink: str, paper: str, grid: str, low: str, middle: str, high: str)
 
 
 LIGHT = _template("#1f2430", "#ffffff", "#e6e9ee", "#edf2f7", "#6aaed6", "#08306b")
-"""Dark ink on white: what figures have."""
+"""Dark ink on white: the default of figures."""
 
 DARK = _template("#e8eaed", "#14171f", "#2c313c", "#20262f", "#2f7fb5", "#d9f0ff")
 """Light ink on a dark page: `figure.update_layout(template=DARK)`."""
 
 
 def colours(n: int) -> list[str]:
-    """One for each of some lines; again from the first after six."""
+    """Return `n` colours; they repeat after six."""
     return list(islice(cycle((BLUE, VERMILION, GREEN, PINK, ORANGE, SKY)), n))
 
 
 def apply_style(figure: go.Figure, title: str, below: str = "") -> go.Figure:
-    """A figure in this look.
+    """Apply the shared style to a figure, and return it.
 
     Args:
-        figure: All of it but the look.
-        title: What is seen.
-        below: How to read it, smaller.
+        figure: The figure.
+        title: Title, which is wrapped.
+        below: Subtitle: how to read the figure.
     """
     lines, small = textwrap.wrap(title, 56), textwrap.wrap(below, 72)
-    panels = bool(list(figure.select_annotations()))  # which have titles of their own
+    has_panel_titles = bool(list(figure.select_annotations()))
     figure.update_layout(
         template=LIGHT,
         title=dict(
             text="<br>".join(lines), subtitle=dict(text="<br>".join(small)), pad=dict(t=12 + 12 * (len(lines) - 1))
         ),
-        margin=dict(l=56, r=24, t=22 + 19 * len(lines) + (8 + 16 * len(small)) * bool(small) + 20 * panels, b=48),
+        margin=dict(
+            l=56, r=24, t=22 + 19 * len(lines) + (8 + 16 * len(small)) * bool(small) + 20 * has_panel_titles, b=48
+        ),
     )
     return figure
 
 
 def colour_bar(title: str) -> dict[str, Any]:
-    """A colour bar whose title runs beside it, in lines that are not longer than it."""
+    """Return a colour bar whose title runs beside it, wrapped to its length."""
     return dict(title=dict(text="<br>".join(textwrap.wrap(title, 32)), side="right"))
 
 
 def cells(values: Any, axes: str) -> Float32[np.ndarray, "row column"]:
-    """Numbers of a map, in the few bytes that a figure needs.
+    """Return the numbers of a map in float32, which keeps figures small.
 
     Raises:
         ValueError: If they are not a map, are infinite, or all missing.
     """
-    found = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, np.float32)
-    if found.ndim != 2 or not found.size:
-        raise ValueError(f"a map has the axes [{axes}], and these numbers have the shape {list(found.shape)}.")
-    if np.isinf(found).any():
-        row, column = np.argwhere(np.isinf(found))[0]
+    numbers = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, np.float32)
+    if numbers.ndim != 2 or not numbers.size:
+        raise ValueError(f"a map has the axes [{axes}], and these numbers have the shape {list(numbers.shape)}.")
+    if np.isinf(numbers).any():
+        row, column = np.argwhere(np.isinf(numbers))[0]
         raise ValueError(
             f"the number at [{axes}] = [{row}, {column}] is infinite, and no colour can show it; leave it out (NaN)."
         )
-    if np.isnan(found).all():
+    if np.isnan(numbers).all():
         raise ValueError(f"all of these numbers [{axes}] are NaN: there is nothing to show.")
-    return found
+    return numbers
 
 
 def colour_range(values: Shaped[np.ndarray, "..."]) -> dict[str, float]:
-    """From zero up; around zero if some are negative, so that no sign is lost."""
+    """Return the range of colours: from zero up, or around zero if some values are negative."""
     highest = float(np.nanmax(np.abs(values))) or 1.0
     return dict(zmin=-highest if np.nanmin(values) < 0 else 0.0, zmax=highest)
 
 
-def require_names(given: Any, shape: tuple[int, int], axes: tuple[str, str]) -> None:
-    """Raises a ValueError unless there are as many different names for rows and columns as there are."""
-    for names, n, axis in zip(given, shape, axes, strict=True):
+def require_names(axis_names: Any, shape: tuple[int, int], axes: tuple[str, str]) -> None:
+    """Raise a ValueError unless every row and column has a name of its own."""
+    for names, n, axis in zip(axis_names, shape, axes, strict=True):
         if len(names) != n:
             raise ValueError(f"{len(names)} {axis} were named for {n} of them.")
         if repeated := [name for name in dict.fromkeys(names) if list(names).count(name) > 1]:

@@ -280,9 +280,9 @@ def test_mistakes_are_named_before_anything_is_written(
 
 def test_samples_that_no_rule_can_score_are_refused_before_anything_runs(toy_model: Any, tmp_path: Path):
     (sample,) = toy.scenes(1, seed=0)
-    with pytest.raises(ValueError, match="is scored by 'taste'; the rules that corelens has are"):
+    with pytest.raises(ValueError, match="is scored by 'taste'; the rules of corelens are"):
         run_ablation(toy_model, [replace(sample, scoring="taste")], {}, out=tmp_path / "run")
-    with pytest.raises(ValueError, match="asks for a box: say in which unit the model answers, by box_unit="):
+    with pytest.raises(ValueError, match="asks for a box: state the unit of the model's boxes, by box_unit="):
         run_ablation(toy_model, [replace(sample, scoring="box")], {}, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     # The toy says no boxes.

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from corelens.cli import app
 from corelens.study import StudyBudget
-from tests.data.readers import test_readers as files
+from tests.helpers import dataset_files as files
 from tests.helpers import processors, tiny, verified, video_processors
 
 PAGE = (verified.ROOT / "docs" / "reproduce.md").read_text()
@@ -69,24 +69,27 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             "yubo2333/MMLongBench-Doc", "ZhaoweiWang/MMLongBench", "MLVU/MVLU",
         )
     }  # fmt: skip
-    small = {"image": {"bytes": files.encoded((100, 80), kind="PNG"), "path": "a.png"}, "answer": ["a", "b", "c", "d"]}
+    small = {
+        "image": {"bytes": files.encoded_picture((100, 80), kind="PNG"), "path": "a.png"},
+        "answer": ["a", "b", "c", "d"],
+    }
     for split in ("val", "test"):
-        files.write_table(places["lmms-lab/RefCOCOg"] / "data" / f"{split}-0.parquet", [files.reference(**small)])
-    files.write_json(places["k-nick/VidSTG"] / "test_annotations.json", [files.sentence()] * 4)
+        files.write_table(places["lmms-lab/RefCOCOg"] / "data" / f"{split}-0.parquet", [files.refcocog_row(**small)])
+    files.write_json(places["k-nick/VidSTG"] / "test_annotations.json", [files.vidstg_row()] * 4)
     edges = {"xmin": 5, "ymin": 5, "xmax": 25, "ymax": 25}
     course = [[{"tid": 0, "bbox": edges}]] * files.N_FRAMES
     files.write_json(places["vidor"] / "annotation" / "2401075277.json", {"trajectories": course})
     files.write_video(places["vidor"] / "video" / "2401075277.mp4")
     layout = {"page": 1, "page_size": [612.0, 792.0], "bbox": [61.2, 79.2, 306, 396]}
-    documents = files.document_folder(places["MMDocIR/MMDocIR_Evaluation_Dataset"], [
-        files.asked(layout_mapping=[layout]) for _ in range(4)
+    documents = files.mmdocir_folder(places["MMDocIR/MMDocIR_Evaluation_Dataset"], [
+        files.mmdocir_question(layout_mapping=[layout]) for _ in range(4)
     ])  # fmt: skip
-    page = {"image_binary": files.encoded((153, 198))}
+    page = {"image_binary": files.encoded_picture((153, 198))}
     files.write_table(documents / "MMDocIR_pages.parquet", [
         {"doc_name": "report", "passage_id": str(number), **page} for number in range(3)
     ])  # fmt: skip
     doc = places["yubo2333/MMLongBench-Doc"]
-    files.write_json(doc / "samples.json", [files.question_on_document()] * 4)
+    files.write_json(doc / "samples.json", [files.mmlongbench_doc_row()] * 4)
     (doc / "documents").mkdir()
     pages = [Image.new("RGB", (72, 96), (60 * number, 0, 0)) for number in range(3)]
     pages[0].save(doc / "documents" / "report.pdf", save_all=True, append_images=pages[1:], resolution=72)
@@ -94,11 +97,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (bench / "mmlb_image" / "mm-niah").mkdir(parents=True)
     for name in ("a", "b", "needle", "c0", "c1", "page1", "page2"):
         Image.new("RGB", (60, 60)).save(bench / "mmlb_image" / "mm-niah" / f"{name}.png")
-    files.write_lines(bench / "mmlb_data" / "NIAH" / "retrieval-image_test_K8_dep6.jsonl", [files.niah()] * 4)
+    files.write_lines(
+        bench / "mmlb_data" / "NIAH" / "retrieval-image_test_K8_dep6.jsonl", [files.mmlongbench_needle_row()] * 4
+    )
     slides = {"page_list": ["mm-niah/page1.png", "mm-niah/page2.png"], "doc_name": "mm-niah", "question": "How many?"}
     slides |= {"answer": "18", "answer_format": "Integer"}
     files.write_lines(bench / "mmlb_data" / "docqa" / "slidevqa_K8.jsonl", [slides] * 4)
-    files.write_json(places["MLVU/MVLU"] / "json" / "1_plotQA.json", [files.long_video()] * 4)
+    files.write_json(places["MLVU/MVLU"] / "json" / "1_plotQA.json", [files.mlvu_row()] * 4)
     files.write_video(places["MLVU/MVLU"] / "video" / "1_plotQA" / "needle_32.mp4")
     return places
 

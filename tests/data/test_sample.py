@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from tests.helpers import processors, tiny
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
+def model() -> HookedMLLM:
     return HookedMLLM(tiny.build("qwen3_vl"), processors.build("qwen3_vl"))
 
 
@@ -94,7 +93,7 @@ def test_weights_and_fractions_count_once_where_regions_overlap():
     assert float(fractions.sum()) == 0.5
 
 
-def test_a_batch_with_one_weighted_sample_is_weights_throughout(model: Any):
+def test_a_batch_with_one_weighted_sample_is_weights_throughout(model: HookedMLLM):
     box = Box(30, 30, 60, 50)
     samples = [
         Sample("a", "Which digit is red?", "7", (picture(),), (Evidence(box),)),
@@ -108,7 +107,7 @@ def test_a_batch_with_one_weighted_sample_is_weights_throughout(model: Any):
     assert torch.equal(mask[:1] > 0, inputs.tokens[0].in_box(box))
 
 
-def test_all_of_a_picture_are_all_of_its_visual_tokens_and_of_no_other(model: Any):
+def test_all_of_a_picture_are_all_of_its_visual_tokens_and_of_no_other(model: HookedMLLM):
     sample = Sample("s", "Which digit is red?", "7", (picture(), picture(1)), (Evidence(media=1),))
     ((batch, inputs),) = prepare_batches(model, [sample], 1, "test")
     tokens = inputs.tokens
@@ -116,17 +115,17 @@ def test_all_of_a_picture_are_all_of_its_visual_tokens_and_of_no_other(model: An
     assert torch.equal(evidence_tokens(batch, tokens, "fraction"), (tokens.image & (tokens.media == 1)).float())
 
 
-def test_pictures_may_be_paths_or_functions_and_are_read_when_prepared(model: Any, tmp_path: Path):
+def test_pictures_may_be_paths_or_functions_and_are_read_when_prepared(model: HookedMLLM, tmp_path: Path):
     picture().save(tmp_path / "a.png")
     read = []
 
-    def drawn() -> Image.Image:
+    def draw() -> Image.Image:
         read.append(True)
         return picture()
 
     samples = [
         Sample(name, "Which digit is red?", "7", (image,))
-        for name, image in (("given", picture()), ("path", tmp_path / "a.png"), ("function", drawn))
+        for name, image in (("given", picture()), ("path", tmp_path / "a.png"), ("function", draw))
     ]
     assert not read
     ((_, inputs),) = prepare_batches(model, samples, 3, "test")
@@ -137,7 +136,7 @@ def test_pictures_may_be_paths_or_functions_and_are_read_when_prepared(model: An
     assert [np.array_equal(sample.pictures[0], picture()) for sample in samples] == [True] * 3
 
 
-def test_a_prompt_puts_media_between_texts(model: Any):
+def test_a_prompt_puts_media_between_texts(model: HookedMLLM):
     prompt = ("Look at", 0, "and then at", 1, "Which digit is red?")
     sample = Sample("s", "Which digit is red?", "7", (picture(), picture(1)), prompt=prompt)
     plain = replace(sample, prompt=())
@@ -149,7 +148,7 @@ def test_a_prompt_puts_media_between_texts(model: Any):
     assert int(inputs.tokens.image.sum()) == int(other.tokens.image.sum())
 
 
-def test_a_scan_of_a_haystack_runs_from_seed_to_scores(model: Any):
+def test_a_scan_of_a_haystack_runs_from_seed_to_scores(model: HookedMLLM):
     samples = haystacks(1, lengths=(3,), depths=(0, 1))
     scores = scan(model, samples, batch_size=1)
     assert scores.samples == ("haystacks-0-0-3-0", "haystacks-0-0-3-1")
@@ -161,7 +160,7 @@ def test_values_that_are_no_evidence_and_samples_that_do_not_fit_together():
         Evidence(weight=0)
     with pytest.raises(ValueError, match="media=-1 is negative"):
         Evidence(media=-1)
-    with pytest.raises(ValueError, match=r"seconds=\(2, 1\) is no time"):
+    with pytest.raises(ValueError, match=r"seconds=\(2, 1\) is not a time span"):
         Evidence(seconds=(2, 1))
     with pytest.raises(ValueError, match=r"sample s: evidence is in media \[1\], and there are 1"):
         Sample("s", "q", "a", (picture(),), (Evidence(media=1),))
@@ -169,7 +168,7 @@ def test_values_that_are_no_evidence_and_samples_that_do_not_fit_together():
         Sample("s", "q", "a", (picture(), picture()), prompt=(1, "q", 0))
 
 
-def test_a_picture_that_cannot_be_read_is_named_with_its_samples(model: Any):
+def test_a_picture_that_cannot_be_read_is_named_with_its_samples(model: HookedMLLM):
     sample = Sample("lost", "q?", "a", ("nowhere.png",))
     with pytest.raises(FileNotFoundError, match=r"samples lost to lost: there is no picture file 'nowhere\.png'"):
         list(prepare_batches(model, [sample], 1, "test"))

@@ -1,4 +1,4 @@
-"""The explorer in a real browser: what is clicked is what happens, and what is drawn is what was computed.
+"""The explorer in a real browser: clicks change the state, and pixels show the computed values.
 
 Needs chromium (Debian: apt install chromium), which pip cannot install; .ci/run does.
 """
@@ -10,7 +10,8 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -19,33 +20,33 @@ import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-import corelens as cl
-from corelens import toy
+from corelens import HeadScores, HookedMLLM, toy
 from corelens.explorer import Explorer
+from corelens.explorer.server import create_app
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
 
 
 @pytest.fixture(scope="module")
-def explorer(toy_model: Any) -> Any:
-    values = torch_scores()
-    return Explorer(toy_model, toy.scenes(3, seed=0), cl.HeadScores(values, "retrieval attention mass", ("a",)))
+def explorer(toy_model: HookedMLLM) -> Explorer:
+    scores = HeadScores(head_values(), "retrieval attention mass", ("a",))
+    return Explorer(toy_model, toy.scenes(3, seed=0), scores)
 
 
-def torch_scores() -> Any:
-    """By which L2H4, L2H6, L2H10, L3H0 and L3H14 are the top five percent."""
+def head_values() -> torch.Tensor:
+    """Scores by which L2H4, L2H6, L2H10, L3H0 and L3H14 are the top five percent."""
     values = torch.zeros(1, 6, 16)
     values[0, [2, 2, 2, 3, 3], [4, 6, 10, 0, 14]] = torch.linspace(1, 0.5, 5)
     return values
 
 
 @pytest.fixture(scope="module")
-def address(explorer: Any) -> Iterator[str]:
-    from corelens.explorer.server import page
-
+def address(explorer: Explorer) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(page(explorer, "token"), log_level="error", lifespan="off", ws="none"))
+        server = uvicorn.Server(
+            uvicorn.Config(create_app(explorer, "token"), log_level="error", lifespan="off", ws="none")
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
@@ -69,7 +70,7 @@ def opened(browser: Browser, address: str) -> Page:
     page.set_default_timeout(60_000)
     page.errors = []  # pyright: ignore
     page.on("pageerror", lambda error: page.errors.append(str(error)))  # pyright: ignore
-    page.on("console", lambda said: page.errors.append(said.text) if said.type == "error" else None)  # pyright: ignore
+    page.on("console", lambda entry: page.errors.append(entry.text) if entry.type == "error" else None)  # pyright: ignore
     page.goto(address)
     settled(page)
     return page
@@ -84,14 +85,12 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
 
 
 def settled(page: Page) -> None:
-    """Waits until what is shown is of the state that was chosen."""
+    """Wait until the page shows the view of its state."""
     page.wait_for_selector(".corelens[aria-busy=false] .answers table")
 
 
 def state(page: Page) -> dict[str, Any]:
     """The state, as the address holds it."""
-    from urllib.parse import unquote
-
     return json.loads(unquote(page.evaluate("location.hash").removeprefix("#view=")))
 
 
@@ -126,7 +125,7 @@ def drag(page: Page, start: tuple[float, float], end: tuple[float, float], shift
     settled(page)
 
 
-def test_choosing_a_head_changes_the_map(page: Page, explorer: Any):
+def test_choosing_a_head_changes_the_map(page: Page, explorer: Explorer):
     before = drawn(page)
     page.click("[data-head=L0H3]")
     settled(page)
@@ -139,20 +138,20 @@ def test_choosing_a_head_changes_the_map(page: Page, explorer: Any):
     assert page.locator(".others figure").count() == 1
 
 
-def test_what_looked_at_patch_is_lit_and_what_is_not_is_dark(page: Page, explorer: Any):
+def test_attended_patches_are_lit_and_others_are_dark(page: Page, explorer: Explorer):
     picture = np.asarray(explorer.samples["scene-test-0-0"].images[0].resize((8, 8), Image.Resampling.BOX), float)
     shown = np.asarray(Image.fromarray(drawn(page).astype(np.uint8)).resize((8, 8), Image.Resampling.BOX), float)
-    (attention,) = explorer.look(explorer.first())["maps"]
+    (attention,) = explorer.view(explorer.first())["maps"]
     cells = np.array(attention["cells"]).reshape(8, 8)
     brighter = (shown - picture).sum(-1)
     assert brighter[cells == cells.max()].mean() > 20
     assert brighter[cells < 0.01].mean() < 0
 
 
-def test_values_are_told_under_the_pointer(page: Page, explorer: Any):
+def test_values_are_shown_under_the_pointer(page: Page, explorer: Explorer):
     drawn(page)
     page.locator(".panels canvas").first.hover(position=place(page, 104, 60))
-    (shown,) = explorer.look(explorer.first())["maps"]
+    (shown,) = explorer.view(explorer.first())["maps"]
     expect(page.locator(".pictures .readout")).to_contain_text("row 3, column 6 · pixels 96 to 112, 48 to 64")
     expect(page.locator(".pictures .readout")).to_contain_text(f"attention {shown['cells'][3 * 8 + 6]:.3g}"[:14])
     page.hover("[data-head=L2H4]")
@@ -224,7 +223,7 @@ def test_a_token_a_metric_and_an_order_can_be_chosen(page: Page):
     page.click("text=Highest first")
     settled(page)
     first = page.locator("[role=gridcell]").first
-    assert "rank 1 of 96" in (first.get_attribute("data-told") or "")
+    assert "rank 1 of 96" in (first.get_attribute("data-readout") or "")
 
 
 def test_everything_can_be_done_by_keyboard(page: Page):
@@ -255,7 +254,7 @@ def test_everything_can_be_done_by_keyboard(page: Page):
     assert state(page)["regions"] == []
 
 
-def test_an_own_picture_and_question_are_asked(page: Page, tmp_path: Path):
+def test_a_picture_and_a_question_of_the_user_are_shown(page: Page, tmp_path: Path):
     Image.new("RGB", (160, 96), "red").save(tmp_path / "mine.png")
     page.set_input_files("input[type=file]", tmp_path / "mine.png")
     settled(page)
@@ -268,13 +267,13 @@ def test_an_own_picture_and_question_are_asked(page: Page, tmp_path: Path):
     shape = drawn(page).shape
     assert abs(shape[1] / shape[0] - 160 / 96) < 0.02
     expect(page.locator(".map .note")).to_contain_text("Mark the evidence")
-    expect(page.locator(".asked .note")).to_be_hidden()
+    expect(page.locator(".prompt .note")).to_be_hidden()
     page.fill("input[type=text]", "what is on the sofa ?")
     page.keyboard.press("Enter")
-    expect(page.locator(".asked .note")).to_contain_text("does not know all of these words")
+    expect(page.locator(".prompt .note")).to_contain_text("does not know all of these words")
 
 
-def test_a_file_that_is_no_picture_is_refused_and_the_view_stays(browser: Browser, address: str, tmp_path: Path):
+def test_a_file_that_is_no_picture_is_an_error_and_the_view_stays(browser: Browser, address: str, tmp_path: Path):
     page = opened(browser, address)
     (tmp_path / "notes.png").write_text("no picture")
     page.set_input_files("input[type=file]", tmp_path / "notes.png")
@@ -304,12 +303,12 @@ def test_a_second_tab_has_a_state_of_its_own_and_links_restore_one(page: Page, b
     page.reload()
     settled(page)
     assert len(state(page)["ablated"]) == 5
-    for one in (other, linked):
-        assert not one.errors  # pyright: ignore
-        one.context.close()
+    for tab in (other, linked):
+        assert not tab.errors  # pyright: ignore
+        tab.context.close()
 
 
-def test_a_page_of_another_name_is_refused(browser: Browser, address: str):
+def test_a_page_under_another_host_name_is_rejected(browser: Browser, address: str):
     page = browser.new_page()
     # What DNS rebinding does: another name for this machine.
     answer = page.goto(address.replace("127.0.0.1", "rebound.localhost"))
@@ -319,27 +318,27 @@ def test_a_page_of_another_name_is_refused(browser: Browser, address: str):
     page.context.close()
 
 
-def saved(page: Page, what: str) -> Path:
+def saved(page: Page, menu_item: str) -> Path:
     page.click("summary:has-text('Save')")
     with page.expect_download() as download:
-        page.click(f"text={what}")
+        page.click(f"text={menu_item}")
     return download.value.path()
 
 
 def test_a_saved_view_restores_everything_with_its_pictures(
-    page: Page, browser: Browser, address: str, explorer: Any, tmp_path: Path
+    page: Page, browser: Browser, address: str, explorer: Explorer, tmp_path: Path
 ):
     Image.new("RGB", (64, 64), "blue").save(tmp_path / "mine.png")
     page.set_input_files("input[type=file]", tmp_path / "mine.png")
     settled(page)
     page.click("[data-head=L4H4]")
     settled(page)
-    kept = tmp_path / "view.json"
-    kept.write_bytes(saved(page, "View (JSON)").read_bytes())
-    assert json.loads(kept.read_text())["state"] == state(page)
+    view_file = tmp_path / "view.json"
+    view_file.write_bytes(saved(page, "View (JSON)").read_bytes())
+    assert json.loads(view_file.read_text())["state"] == state(page)
     explorer.prompts.uploads.clear()  # as if corelens had been started anew
     other = opened(browser, address)
-    other.set_input_files("input[type=file]", kept)
+    other.set_input_files("input[type=file]", view_file)
     settled(other)
     expect(other.locator(".pictures .readout")).to_contain_text("L4H4")
     assert state(other) == state(page)
@@ -371,7 +370,7 @@ def test_nothing_is_wider_than_a_narrow_page(page: Page):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read(page: Page, scheme: Any):
+def test_text_can_be_read(page: Page, scheme: Literal["light", "dark"]):
     """Contrast of at least 4.5 to 1 (WCAG AA), for all text that is not switched off."""
     page.emulate_media(color_scheme=scheme)
     page.click("text=Ablate CoRe heads")

@@ -1,45 +1,40 @@
-"""The explorer's page: who may talk to it, what it takes, and that it stops when nobody waits."""
+"""The explorer's server: access, requests, cancellation, and the command that starts it."""
 
 import base64
 import http.client
-import io
 import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import uvicorn
-from PIL import Image
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
-from corelens import toy
+from corelens import HookedMLLM, toy
 from corelens.cli import app
-from corelens.explorer import Explorer, frontend
-from corelens.explorer.server import page
+from corelens.explorer import Explorer, frontend, server
+from corelens.explorer.server import create_app
+from corelens.explorer.state import ExplorerState
+from tests.helpers.explorer import png
 
 TOKEN = "the-token"
 
 
-def png(n: int = 32) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (n, n, 3), np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
 @pytest.fixture(scope="module")
-def explorer(toy_model: Any) -> Any:
+def explorer(toy_model: HookedMLLM) -> Explorer:
     return Explorer(toy_model, toy.scenes(3, seed=0))
 
 
 @pytest.fixture
-def client(explorer: Any) -> Iterator[TestClient]:
-    with TestClient(page(explorer, TOKEN), base_url=f"http://127.0.0.1:8000/{TOKEN}/") as client:
+def client(explorer: Explorer) -> Iterator[TestClient]:
+    with TestClient(create_app(explorer, TOKEN), base_url=f"http://127.0.0.1:8000/{TOKEN}/") as client:
         yield client
 
 
@@ -48,38 +43,38 @@ def test_every_file_of_the_front_end_is_part_of_its_module():
 
 
 def test_the_page_and_its_modules_are_served(client: TestClient):
-    kinds = {"": "text/html", "explorer.js": "javascript", "page.js": "javascript", "explorer.css": "css"}
-    for name, kind in kinds.items():
+    media_types = {"": "text/html", "explorer.js": "javascript", "page.js": "javascript", "explorer.css": "css"}
+    for name, media_type in media_types.items():
         answer = client.get(name)
         assert answer.status_code == 200
-        assert kind in answer.headers["content-type"]
+        assert media_type in answer.headers["content-type"]
         assert answer.headers["content-security-policy"].startswith("default-src 'none'")
         assert answer.headers["cache-control"] == "no-store"
     assert "http" not in client.get("").text  # nothing is fetched from elsewhere
 
 
-def test_a_view_is_that_of_the_explorer(client: TestClient, explorer: Any):
+def test_a_view_is_that_of_the_explorer(client: TestClient, explorer: Explorer):
     about = client.get("about").json()
     assert about == explorer.about()
     shown = client.post("view", json={"state": about["first"]}).json()
-    assert shown == {"view": explorer.look(explorer.first()), "prompt": explorer.prompt(explorer.first())}
+    assert shown == {"view": explorer.view(explorer.first()), "prompt": explorer.prompt(explorer.first())}
     again = client.post("view", json={"state": about["first"], "prompt": shown["prompt"]["key"]}).json()
     assert set(again) == {"view"}
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "0.0.0.0", ""])
-def test_a_foreign_host_is_refused(client: TestClient, host: str):
+def test_a_foreign_host_is_rejected(client: TestClient, host: str):
     for answer in (client.get("", headers={"host": host}), client.post("view", headers={"host": host}, json={})):
         assert answer.status_code == 400
         assert "corelens" not in answer.text
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "https://127.0.0.1:8000", "http://127.0.0.1:9999", "null"])
-def test_a_foreign_origin_is_refused(client: TestClient, origin: str):
+def test_a_foreign_origin_is_rejected(client: TestClient, origin: str):
     state = client.get("about").json()["first"]
     assert client.post("view", headers={"origin": origin}, json={"state": state}).status_code == 403
-    own = {"origin": "http://127.0.0.1:8000"}
-    assert client.post("view", headers=own, json={"state": state}).status_code == 200
+    page_origin = {"origin": "http://127.0.0.1:8000"}
+    assert client.post("view", headers=page_origin, json={"state": state}).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/about", "/other-token/", "/other/view", "/the-token-/about", "/the-toke"])
@@ -101,30 +96,28 @@ def test_no_other_file_is_served(client: TestClient, path: str):
         b"\xff\xfe", b"\x80\x04\x95",
     ],
 )  # fmt: skip
-def test_requests_that_make_no_sense_are_refused_and_said(client: TestClient, body: bytes):
+def test_invalid_requests_are_answered_with_an_error(client: TestClient, body: bytes):
     answer = client.post("view", content=body)
     assert answer.status_code == 400
     assert answer.json()["error"]
 
 
-def test_requests_are_read_no_further_than_they_may_be_long(client: TestClient, monkeypatch: pytest.MonkeyPatch):
-    from corelens.explorer import server
-
-    sent = []
+def test_requests_are_read_only_up_to_the_limit(client: TestClient, monkeypatch: pytest.MonkeyPatch):
+    chunks = []
 
     def body() -> Iterator[bytes]:
         for _ in range(20):
-            sent.append(None)
+            chunks.append(None)
             yield b" " * 2**20
 
     answer = client.post("view", content=body())
     assert answer.status_code == 400
-    assert answer.json()["error"] == f"the request cannot be read: it has more than {server.MOST_BODY >> 20} MiB."
+    assert answer.json()["error"] == f"the request cannot be read: it has more than {server.MAX_BODY_BYTES >> 20} MiB."
 
 
-def test_a_picture_is_uploaded_once_and_asked_about(client: TestClient):
+def test_a_picture_is_uploaded_once(client: TestClient):
     state = {"sample": "", "pictures": ["k"], "question": "what is red ?", "metric": "visual_share", "heads": ["L2H4"]}
-    upload = {"k": {"name": "mine.png", "data": base64.b64encode(png()).decode()}}
+    upload = {"k": {"name": "mine.png", "data": base64.b64encode(png(32, 32)).decode()}}
     shown = client.post("view", json={"state": state, "uploads": upload}).json()
     (panel,) = shown["prompt"]["panels"]
     assert (panel["width"], panel["height"]) == (32, 32)
@@ -137,50 +130,52 @@ def test_a_picture_is_uploaded_once_and_asked_about(client: TestClient):
 
 
 @pytest.fixture
-def slow(explorer: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A server in which one state takes as long as its browser waits, and what happened there."""
-    seen = {"running": 0, "together": 0, "stopped": threading.Event(), "began": threading.Event()}
-    look = explorer.look
+def slow(explorer: Explorer, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """Events of a server in which the metric `effect` takes as long as its browser waits."""
+    events = {"running": 0, "together": 0, "stopped": threading.Event(), "began": threading.Event()}
+    view = explorer.view
 
-    def looking(state: Any, cancelled: Any) -> Any:
-        seen["running"] += 1
-        seen["together"] = max(seen["together"], seen["running"])
-        seen["began"].set()
+    def slow_view(state: ExplorerState, cancelled: Callable[[], bool]) -> dict[str, Any]:
+        events["running"] += 1
+        events["together"] = max(events["together"], events["running"])
+        events["began"].set()
         try:
             while state.metric == "effect":
                 time.sleep(0.01)
-                look(explorer.first(), cancelled)
+                view(explorer.first(), cancelled)
                 explorer.prompts.prepared.clear()
-            return look(state, cancelled)
+            return view(state, cancelled)
         finally:
-            seen["running"] -= 1
+            events["running"] -= 1
             if state.metric == "effect":
-                seen["stopped"].set()
+                events["stopped"].set()
 
-    monkeypatch.setattr(explorer, "look", looking)
+    monkeypatch.setattr(explorer, "view", slow_view)
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(page(explorer, TOKEN), log_level="error", lifespan="off", ws="none"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        uvicorn_server = uvicorn.Server(
+            uvicorn.Config(create_app(explorer, TOKEN), log_level="error", lifespan="off", ws="none")
+        )
+        thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [listening]})
         thread.start()
-        seen["port"] = listening.getsockname()[1]
+        events["port"] = listening.getsockname()[1]
         try:
-            yield seen
+            yield events
         finally:
-            server.should_exit = True
+            uvicorn_server.should_exit = True
             thread.join()
 
 
-def test_a_request_whose_browser_has_gone_ends_and_others_wait_for_it(slow: Any, explorer: Any):
+def test_a_request_ends_with_its_connection_and_others_wait_for_it(slow: dict[str, Any], explorer: Explorer):
     first = explorer.first().json()
 
-    def ask(state: Any) -> http.client.HTTPConnection:
+    def post(state: dict[str, Any]) -> http.client.HTTPConnection:
         connection = http.client.HTTPConnection("127.0.0.1", slow["port"], timeout=60)
         connection.request("POST", f"/{TOKEN}/view", json.dumps({"state": state}))
         return connection
 
-    endless = ask(first | {"metric": "effect"})
+    endless = post(first | {"metric": "effect"})
     assert slow["began"].wait(60)
-    waiting = ask(first)
+    waiting = post(first)
     time.sleep(0.3)
     assert not slow["stopped"].is_set()
     endless.close()
@@ -192,29 +187,28 @@ def test_a_request_whose_browser_has_gone_ends_and_others_wait_for_it(slow: Any,
     waiting.close()
 
 
-def test_the_server_listens_on_this_machine_alone_and_tells_its_address(explorer: Any, monkeypatch: pytest.MonkeyPatch):
-    from corelens.explorer import server
-
-    told, listened = [], []
-    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: listened.extend(s.getsockname() for s in sockets))
-    server.serve(explorer, 0, told.append)
-    server.serve(explorer, 0, told.append)
-    assert [host for host, _ in listened] == ["127.0.0.1", "127.0.0.1"]
-    tokens = [address.split("/")[3] for address in told]
+def test_the_server_listens_on_this_machine_alone_and_reports_its_address(
+    explorer: Explorer, monkeypatch: pytest.MonkeyPatch
+):
+    addresses, sockets_used = [], []
+    monkeypatch.setattr(
+        uvicorn.Server, "run", lambda self, sockets: sockets_used.extend(s.getsockname() for s in sockets)
+    )
+    server.serve(explorer, 0, addresses.append)
+    server.serve(explorer, 0, addresses.append)
+    assert [host for host, _ in sockets_used] == ["127.0.0.1", "127.0.0.1"]
+    tokens = [address.split("/")[3] for address in addresses]
     assert len({*tokens}) == 2
     assert min(map(len, tokens)) >= 22
-    assert told[0].startswith(f"http://127.0.0.1:{listened[0][1]}/")
+    assert addresses[0].startswith(f"http://127.0.0.1:{sockets_used[0][1]}/")
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
-        server.serve(explorer, taken.getsockname()[1], told.append)
+        server.serve(explorer, taken.getsockname()[1], addresses.append)
 
 
-# --- the command ---
-
-
-def explored(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
-    """What the command would serve."""
+def served_explorer(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Explorer:
+    """The explorer that the command would serve."""
     served = []
-    monkeypatch.setattr(page, "serve", lambda explorer, port, ready: served.append(explorer))
+    monkeypatch.setattr(server, "serve", lambda explorer, port, ready: served.append(explorer))
     monkeypatch.setattr(import_module("corelens.cli.explore"), "N_SCANNED", 4)
     result = CliRunner().invoke(app, ["explore", *arguments])
     assert result.exit_code == 0, result.output
@@ -222,27 +216,27 @@ def explored(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
 
 
 def test_the_command_shows_the_shipped_model_and_its_code_runs(monkeypatch: pytest.MonkeyPatch):
-    explorer = explored(monkeypatch)
+    explorer = served_explorer(monkeypatch)
     assert len(explorer.samples) == 12
     assert len(explorer.core) == 5
-    view = explorer.look(explorer.first())
-    made: dict[str, Any] = {}
-    exec(compile(view["code"], "view.py", "exec"), made)
-    assert np.allclose(np.array(view["map"], float), made["values"], rtol=2e-3, atol=1e-5)
-    assert made["scores"].top().heads == explorer.core
+    view = explorer.view(explorer.first())
+    namespace: dict[str, Any] = {}
+    exec(compile(view["code"], "view.py", "exec"), namespace)
+    assert np.allclose(np.array(view["map"], float), namespace["values"], rtol=2e-3, atol=1e-5)
+    assert namespace["scores"].top().heads == explorer.core
 
 
-def test_the_command_asks_about_a_picture_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Any):
-    (tmp_path / "a.png").write_bytes(png(64))
-    explorer = explored(monkeypatch, "--image", str(tmp_path / "a.png"), "--question", "what is red ?")
-    view = explorer.look(explorer.first())
-    made: dict[str, Any] = {}
-    exec(compile(view["code"], "view.py", "exec"), made)
-    assert np.allclose(np.array(view["map"], float), made["values"], rtol=2e-3, atol=1e-5)
+def test_the_command_shows_a_picture_and_a_question(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(png(64, 64))
+    explorer = served_explorer(monkeypatch, "--image", str(tmp_path / "a.png"), "--question", "what is red ?")
+    view = explorer.view(explorer.first())
+    namespace: dict[str, Any] = {}
+    exec(compile(view["code"], "view.py", "exec"), namespace)
+    assert np.allclose(np.array(view["map"], float), namespace["values"], rtol=2e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--image", "a.png"], "say what is asked"),
         (["--image", "missing.png", "--question", "why ?"], "there is no picture file 'missing.png'"),
@@ -251,18 +245,18 @@ def test_the_command_asks_about_a_picture_of_ones_own(monkeypatch: pytest.Monkey
         (["--port", "99999"], "65535"),
     ],
 )
-def test_mistakes_are_said_without_a_traceback(monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str):
+def test_mistakes_are_reported_without_a_traceback(monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str):
     monkeypatch.setattr(import_module("corelens.cli.explore"), "N_SCANNED", 2)
     result = CliRunner().invoke(app, ["explore", *arguments])
     assert result.exit_code == 2
-    assert said in " ".join(result.output.replace("│", " ").split())
+    assert message in " ".join(result.output.replace("│", " ").split())
 
 
-def test_what_a_model_itself_cannot_do_is_said(client: TestClient, explorer: Any, monkeypatch: pytest.MonkeyPatch):
-    def look(state: Any, cancelled: Any) -> Any:
+def test_errors_of_a_model_are_reported(client: TestClient, explorer: Explorer, monkeypatch: pytest.MonkeyPatch):
+    def failing_view(state: ExplorerState, cancelled: Callable[[], bool]) -> dict[str, Any]:
         raise RuntimeError("out of memory")
 
     first = explorer.first().json()
-    monkeypatch.setattr(explorer, "look", look)
+    monkeypatch.setattr(explorer, "view", failing_view)
     answer = client.post("view", json={"state": first})
     assert (answer.status_code, answer.json()) == (400, {"error": "out of memory"})

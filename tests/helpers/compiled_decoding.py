@@ -1,4 +1,7 @@
-"""Decodes with a compiled model; run by itself, since checked types do not compile. Prints graphs and differences."""
+"""Decode with a compiled model, and print the number of graphs and the difference of logits.
+
+Run as a script, since functions with checked types do not compile.
+"""
 
 import json
 
@@ -13,21 +16,21 @@ from tests.helpers.tiny import batch, build, generation_inputs
 def main() -> None:
     graphs = []
 
-    def compiler(graph: torch.fx.GraphModule, example_inputs: object) -> object:
+    def record_graph(graph: torch.fx.GraphModule, example_inputs: object) -> object:
         graphs.append(graph)
         return graph.forward
 
-    compiled = CompileConfig(fullgraph=True, backend=compiler, mode=None)  # pyright: ignore[reportArgumentType]
+    compiled = CompileConfig(fullgraph=True, backend=record_graph, mode=None)  # pyright: ignore[reportArgumentType]
     compiled._compile_all_devices = True
     model = build("qwen3_vl")
     settings = dict(max_new_tokens=10, min_new_tokens=10, output_logits=True, return_dict_in_generate=True)
     with apply(model, hybrid(HeadSet.parse("L0H1, L2H3"), 2, 5, granularity="query"), force=True):
-        one, other = (
-            model.generate(**generation_inputs("qwen3_vl", batch("qwen3_vl")), **settings, **more)
-            for more in ({}, dict(cache_implementation="static", compile_config=compiled))
+        eager, static = (
+            model.generate(**generation_inputs("qwen3_vl", batch("qwen3_vl")), **settings, **options)
+            for options in ({}, dict(cache_implementation="static", compile_config=compiled))
         )
-    off = (torch.stack(one.logits) - torch.stack(other.logits)).abs().max()
-    print(json.dumps({"graphs": len(graphs), "difference": float(off)}))
+    difference = (torch.stack(eager.logits) - torch.stack(static.logits)).abs().max()
+    print(json.dumps({"graphs": len(graphs), "difference": float(difference)}))
 
 
 if __name__ == "__main__":

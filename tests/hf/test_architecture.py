@@ -195,7 +195,9 @@ def test_cached_generation_shows_eager_rows(
 
 def attentions(model: Any) -> dict[str, Any]:
     """Every decoder attention by the name of its hook points."""
-    named = {f"blocks.{b._site.layer}.{kind}": getattr(b, kind) for b in model._blocks for kind in b._site.attentions}
+    named = {
+        f"blocks.{b.hf_layer.layer}.{kind}": getattr(b, kind) for b in model._blocks for kind in b.hf_layer.attentions
+    }
     assert {f"{name}.hook_pattern" for name in named} == {
         key for key in model.hook_dict if key.endswith("hook_pattern") and not key.startswith("vision.")
     }
@@ -231,7 +233,7 @@ def test_zeroing_a_head_is_zeroing_its_columns_of_w_o(
         return
     real = real_queries(hf_model, padded, model(padded).shape[1])
     for name, attention in attentions(model).items():
-        site = attention._site
+        site = attention.hf_attention
         weight = site.w_o.weight
         columns = slice(site.d_head, 2 * site.d_head)
         kept = weight[:, columns].clone()
@@ -255,7 +257,7 @@ def test_heads_write_through_w_o_and_gates_are_found(model: Any, plain: dict[str
     """What enters W_O is `z` unless the layer has `hook_o_in`; heads times W_O, summed, is what W_O returns."""
     entered: dict[str, tuple[Tensor, Tensor]] = {}
     handles = [
-        attention._site.w_o.register_forward_hook(
+        attention.hf_attention.w_o.register_forward_hook(
             lambda module, args, output, name=name: entered.__setitem__(name, (args[0], output))
         )
         for name, attention in attentions(model).items()
@@ -266,22 +268,22 @@ def test_heads_write_through_w_o_and_gates_are_found(model: Any, plain: dict[str
     for name, attention in attentions(model).items():
         o_in, out = entered[name]
         z, gated = cache[f"{name}.hook_z"], f"{name}.hook_o_in" in cache
-        assert z.shape[2:] == (attention._site.n_heads, attention._site.d_head)
+        assert z.shape[2:] == (attention.hf_attention.n_heads, attention.hf_attention.d_head)
         same = torch.equal(z.reshape(-1), o_in.reshape(-1))
         assert same != gated, f"{name} changes z before W_O, and has no hook_o_in" if not gated else name
         found = cache[f"{name}.hook_o_in"] if gated else z
         assert torch.equal(found.reshape(-1), o_in.reshape(-1))
         written = torch.einsum("bphd,hdm->bpm", found, attention.W_O)
-        if attention._site.w_o.bias is not None:
-            written += attention._site.w_o.bias
+        if attention.hf_attention.w_o.bias is not None:
+            written += attention.hf_attention.w_o.bias
         assert_close(written.reshape(-1), out.reshape(-1), atol=2e-5, rtol=1e-4)
 
 
 def kinds_of_heads(model: Any) -> list[str]:
     """What is unusual about a decoder's attention."""
-    sites = [site for block in model._blocks for site in block._site.attentions.values()]
+    sites = [site for block in model._blocks for site in block.hf_layer.attentions.values()]
     found = {
-        "hybrid": any(block._site.missing.get("attn") for block in model._blocks),
+        "hybrid": any(block.hf_layer.missing.get("attn") for block in model._blocks),
         "MLA": any("kv_b_proj" in dict(site.module.named_children()) for site in sites),
         "gated": any(site.gated and not site.mixing_norm for site in sites),
         "mixing norm": any(site.mixing_norm for site in sites),
@@ -311,9 +313,9 @@ def test_heads_are_those_that_exist(model: Any, plain: dict[str, Tensor], record
 def test_the_residual_stream_adds_up_where_it_has_hook_points(model: Any, plain: dict[str, Tensor]):
     _, cache = model.run_with_cache(plain)
     for block in model._blocks:
-        layer, points = block._site.layer, set(block._site.points)
+        layer, points = block.hf_layer.layer, set(block.hf_layer.points)
         assert {"resid_pre", "resid_post"} <= points
-        if not block._site.attentions:
+        if not block.hf_layer.attentions:
             with pytest.raises(ValueError, match=rf"layer {layer} has no softmax attention; it is made of \w+"):
                 model.run_with_cache(plain, names_filter=f"blocks.{layer}.attn.hook_z")
         if {"attn_out", "resid_mid"} <= points:
@@ -332,8 +334,8 @@ def test_the_residual_stream_adds_up_where_it_has_hook_points(model: Any, plain:
 def test_edits_of_the_residual_stream_act(model: Any, plain: dict[str, Tensor]):
     before = model(plain)
     for block in model._blocks:
-        for point in block._site.points:
-            name = f"blocks.{block._site.layer}.hook_{point}"
+        for point in block.hf_layer.points:
+            name = f"blocks.{block.hf_layer.layer}.hook_{point}"
             after = model.run_with_hooks(plain, fwd_hooks=[(name, lambda x, hook: x.flip(1))])
             assert not torch.allclose(after, before, atol=1e-4), f"an edit of {name} changed nothing"
 

@@ -38,7 +38,7 @@ def test_layers_without_heads_are_named(tmp_path: Path):
     hf_model = tiny.build("qwen3_5")
     hf_model.config.save_pretrained(tmp_path)
     said = json.loads(models(str(tmp_path), "--json").output)
-    sites = HookedMLLM(hf_model)._sites
+    sites = HookedMLLM(hf_model).hf_layers
     assert list(said["headless"]) == [str(site.layer) for site in sites if "attn" in site.missing]
     assert len(said["headless"]) == 2
     assert all("Qwen3_5GatedDeltaNet" in parts for parts in said["headless"].values())

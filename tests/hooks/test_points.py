@@ -32,7 +32,7 @@ def mapped(tensors: dict[str, Tensor]) -> Any:
 
 def with_columns(model: Any, inputs: Any, head: Any, new: Tensor) -> Tensor:
     """Logits of a pass in which other numbers enter a head's columns of W_O, by PyTorch's own hook."""
-    site = model.blocks[head.layer]._site.attentions["attn"]
+    site = model.blocks[head.layer].hf_layer.attentions["attn"]
 
     def write(module: Any, args: tuple[Tensor]) -> tuple[Tensor]:
         entering = args[0].unflatten(-1, (site.n_heads, -1)).clone()
@@ -95,7 +95,7 @@ def test_means_before_and_behind_a_gate_are_different_means(name: str):
     assert_close(logits[1], with_columns(model, prompts[0], head, mean.expand(prompts[0].shape[1], -1)))
     assert not torch.allclose(logits[0], logits[1], atol=1e-4)
     with pytest.raises(
-        ValueError, match=r"needs instead=mean_activations\(model, samples\), and this was measured .* o_in"
+        ValueError, match=r"needs reference=mean_activations\(model, samples\), and this was measured .* o_in"
     ):
         cl.ablate([head], "mean", means)
 
@@ -127,7 +127,7 @@ def test_a_mean_query_meets_the_keys_as_they_are(name: str):
     _, plain = model.run_with_cache(inputs)
     with model.hooks(fwd_hooks=cl.ablate([head], "mean_query", means, positions="question")):
         _, cache = model.run_with_cache(inputs)
-    site = model.blocks[head.layer]._site.attentions["attn"]
+    site = model.blocks[head.layer].hf_layer.attentions["attn"]
     keys = plain["k", head.layer, "attn"][:, :, head.head * site.n_kv_heads // site.n_heads]
     scores = (keys @ mean * site.module.scaling)[:, None].masked_fill(
         plain["pattern", head.layer][:, head.head] == 0, -1e9

@@ -1,7 +1,7 @@
-"""Rectangles of visual tokens, family by family, checked against what the vision tower sees."""
+"""Rectangles of visual tokens by family, checked by the vision tower: a token's own pixels change its feature most."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from corelens import HookedMLLM
-from corelens.inputs.processor_probe import ProcessorProbe, coordinate_image
+from corelens import HookedMLLM, TokenMap
+from corelens.inputs.processor_probe import ProcessorProbe
 from corelens.inputs.token_geometry import SEGMENTS, ProcessedImage, segments
 from tests.helpers import processors, tiny
 from tests.helpers.architectures import ARCHITECTURES
+from tests.helpers.pictures import random_picture
 
 pytestmark = pytest.mark.filterwarnings(
     # PaliGemma's processor turns tensors into arrays.
@@ -30,18 +31,19 @@ FAMILIES = (
     "internvl", "gemma3", "gemma3_pan_and_scan", "idefics3", "smolvlm", "mistral3", "mistral_large4", "lighton_ocr",
     "deepseek_vl", "janus", "paligemma", "aya_vision", "cohere2_vision", "llama4", "perception_lm",
 )  # fmt: skip
-"""Those whose vision towers are asked here; `test_processor_probe` sees what the decoders of the others get."""
+"""Families whose vision towers are called here; `test_token_geometry_decoder` checks the others by their decoders."""
 VARIANTS = {"gemma3_pan_and_scan": "gemma3", "llava_pixtral": "llava"}
-"""Of what they are variants."""
+"""Variants of another family's processor, with the name of that family."""
 CLIPPED = {"llava", "vipllava", "fast_vlm"}
-"""Their processor cuts out the middle."""
+"""Families whose processor crops the middle of a picture."""
 NEWLINES = {"llava_next", "llava_onevision"}
-"""Some of their image tokens stand for no pixels."""
+"""Families some of whose image tokens stand for no pixels."""
 PICTURE_NEEDED = {"paligemma", "llama4", "gemma3", "gemma3_pan_and_scan"}
+"""Families whose processor takes no prompt without a picture."""
 SAME_NUMBER_OF_TILES = {"perception_lm"}
-"""Their processor stacks the tiles of all pictures in a prompt or a batch."""
-PADDING_SEEN = {"mistral_large4"}
-"""Their sparse attention picks keys from padding, too, so left padding changes the logits even of plain text."""
+"""Families whose processor stacks the tiles of all pictures in a prompt or a batch."""
+PADDING_ATTENDED = {"mistral_large4"}
+"""Families whose sparse attention selects padded keys, too, so that left padding changes the logits even of text."""
 
 LARGE = {"vision_config": {"image_size": 112}}
 LARGER = {"vision_config": {"image_size": 224}}
@@ -60,11 +62,19 @@ TOWERS: dict[str, dict[str, Any]] = {
         if (settings := processors.FAMILIES[name].settings)
     },
 }
-"""What fits the towers of the tiny models to the sizes of the pictures here."""
+"""Changes of the tiny configurations that fit their towers to the sizes of the pictures here."""
+
+
+@dataclass
+class HookedFamily:
+    """A tiny model of a family whose tower fits the pictures here."""
+
+    name: str
+    model: HookedMLLM
 
 
 @pytest.fixture(scope="module", params=processors.families(FAMILIES))
-def seeing(request: pytest.FixtureRequest) -> Iterator[Any]:
+def family(request: pytest.FixtureRequest) -> HookedFamily:
     name = request.param
     architecture_name = VARIANTS.get(name, name)
     architecture = ARCHITECTURES[architecture_name]
@@ -79,41 +89,40 @@ def seeing(request: pytest.FixtureRequest) -> Iterator[Any]:
         for part, parameter in hf_model.get_encoder("image").named_parameters():
             if any(output in part for output in ("out_proj", "o_proj", "attn.proj")):
                 parameter.mul_(0.03)
-    return SimpleNamespace(name=name, model=HookedMLLM(hf_model, processors.build(name)))
+    return HookedFamily(name, HookedMLLM(hf_model, processors.build(name)))
 
 
 def test_every_family_with_rectangles_is_checked():
-    """Here or in `test_processor_probe`, which takes all others of this table."""
+    """Here or in `test_token_geometry_decoder`, which takes all others of this table."""
     assert {VARIANTS.get(name, name) for name in processors.FAMILIES} == set(SEGMENTS)
 
 
-def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
-    width, height = size
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
-
-
 def pictures(sizes: list[tuple[int, int]]) -> list[Image.Image]:
-    return [picture(size, seed) for seed, size in enumerate(sizes)]
+    return [random_picture(size, seed) for seed, size in enumerate(sizes)]
 
 
 @torch.no_grad()
-def features(model: Any, images: list[Image.Image]) -> torch.Tensor:
-    """Visual features of the pictures of one prompt, as the decoder gets them, with those that stand for no pixels."""
+def features(model: HookedMLLM, images: list[Image.Image]) -> torch.Tensor:
+    """Visual features of the pictures of one prompt, as the decoder gets them, also of placeholders without pixels."""
     inputs = model.processor(text=[model.processor.image_token * len(images)], images=[images], return_tensors="pt")
     pixels = {key: value for key, value in inputs.items() if key.startswith(("pixel", "image", "batch_num"))}
     pixels["pixel_values"] = pixels["pixel_values"].to(model.hf_model.dtype)
     owner = model.hf_model if hasattr(model.hf_model, "get_image_features") else model.hf_model.model
     output = owner.get_image_features(**pixels, return_dict=True)
-    found = output.last_hidden_state if output.pooler_output is None else output.pooler_output
-    return torch.cat([part.flatten(0, -2) for part in ([found] if isinstance(found, torch.Tensor) else found)])
+    pictures = output.last_hidden_state if output.pooler_output is None else output.pooler_output
+    pictures = [pictures] if isinstance(pictures, torch.Tensor) else pictures
+    return torch.cat([picture.flatten(0, -2) for picture in pictures])
 
 
-def hits(model: Any, images: list[Image.Image], tokens: Any, n: int = 10) -> list[bool]:
-    """Whether changing the inside of a token's rectangle changes its feature most within its view, for some tokens."""
-    before = features(model, images)
+def token_hits(model: HookedMLLM, images: list[Image.Image], tokens: TokenMap, n: int = 10) -> list[bool]:
+    """True for each of n sampled tokens t if t = argmax_u |f'_u - f_u| over the tokens u of its view.
+
+    f are the features of the pictures, and f' those of pictures whose pixels inside the rectangle of t are inverted.
+    """
+    original_features = features(model, images)
     placeholders = (tokens.image | (tokens.structural & (tokens.view >= 0)))[0].nonzero().flatten()
-    assert len(placeholders) == len(before)
-    found = []
+    assert len(placeholders) == len(original_features)
+    hits = []
     for token in np.random.default_rng(0).permutation(tokens.image[0].nonzero().flatten()).tolist():
         media = int(tokens.media[0, token])
         left, top, right, bottom = tokens.box[0, token].tolist()
@@ -123,34 +132,33 @@ def hits(model: Any, images: list[Image.Image], tokens: Any, n: int = 10) -> lis
         rows = slice(max(int(top + y), 0), max(min(int(np.ceil(bottom - y)), extent[1]), 0))
         changed = np.array(images[media])
         if not changed[rows, columns].size:
-            continue  # sees padding
+            continue  # padding
         changed[rows, columns] = 255 - changed[rows, columns]
-        moved = (features(model, [*images[:media], Image.fromarray(changed), *images[media + 1 :]]) - before).norm(
-            dim=-1
-        )
-        mine = (tokens.image & (tokens.media == media) & (tokens.view == tokens.view[0, token]))[0, placeholders]
-        found.append(int(placeholders[torch.where(mine, moved, -1).argmax()]) == token)
-        if len(found) == n:
+        changed_images = [*images[:media], Image.fromarray(changed), *images[media + 1 :]]
+        distance = (features(model, changed_images) - original_features).norm(dim=-1)
+        in_view = (tokens.image & (tokens.media == media) & (tokens.view == tokens.view[0, token]))[0, placeholders]
+        hits.append(int(placeholders[torch.where(in_view, distance, -1).argmax()]) == token)
+        if len(hits) == n:
             break
-    return found
+    return hits
 
 
 @pytest.mark.parametrize("sizes", [*([size] for size in SIZES), PAIR], ids=str)
-def test_changing_pixels_of_a_token_changes_its_feature_most(seeing: Any, sizes: list[tuple[int, int]]):
-    if seeing.name in SAME_NUMBER_OF_TILES:
+def test_changing_pixels_of_a_token_changes_its_feature_most(family: HookedFamily, sizes: list[tuple[int, int]]):
+    if family.name in SAME_NUMBER_OF_TILES:
         sizes = sizes[:1] * len(sizes)
     images = pictures(sizes)
-    found = hits(seeing.model, images, seeing.model.prepare(images, QUESTION).tokens)
-    assert len(found) >= 8
-    assert np.mean(found) >= 0.95
+    hits = token_hits(family.model, images, family.model.prepare(images, QUESTION).tokens)
+    assert len(hits) >= 8
+    assert np.mean(hits) >= 0.95
 
 
-def transposed(tokens: Any, view: torch.Tensor) -> torch.Tensor:
-    """The order of a view's tokens column by column."""
+def transposed(tokens: TokenMap, view: torch.Tensor) -> torch.Tensor:
+    """Order of a view's tokens column by column."""
     return torch.argsort(tokens.column[0, view] * 1000 + tokens.row[0, view])
 
 
-WRONG: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
+WRONG: dict[str, Callable[[TokenMap, torch.Tensor], torch.Tensor]] = {
     "rows and columns swapped": transposed,
     "one cell late": lambda tokens, view: torch.arange(len(view)).roll(1),
     "upside down": lambda tokens, view: torch.argsort(-tokens.row[0, view], stable=True),
@@ -158,22 +166,22 @@ WRONG: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_wrong_rectangles_are_found_out(seeing: Any, wrong: str):
+def test_wrong_rectangles_are_found_out(family: HookedFamily, wrong: str):
     """The test above can fail."""
     images = pictures(SIZES[:1])
-    tokens = seeing.model.prepare(images, QUESTION).tokens
+    tokens = family.model.prepare(images, QUESTION).tokens
     box = tokens.box.clone()
     for number in range(int(tokens.view.max()) + 1):
         view = (tokens.image & (tokens.view == number))[0].nonzero().flatten()
         box[0, view] = box[0, view[WRONG[wrong](tokens, view)]]
-    found = hits(seeing.model, images, replace(tokens, box=box))
-    assert len(found) >= 8
-    assert np.mean(found) <= 0.5
+    hits = token_hits(family.model, images, replace(tokens, box=box))
+    assert len(hits) >= 8
+    assert np.mean(hits) <= 0.5
 
 
-def test_views_in_another_order_are_found_out(seeing: Any):
+def test_views_in_another_order_are_found_out(family: HookedFamily):
     images = pictures(SIZES[:1])
-    tokens = seeing.model.prepare(images, QUESTION).tokens
+    tokens = family.model.prepare(images, QUESTION).tokens
     views = [
         (tokens.image & (tokens.view == view))[0].nonzero().flatten() for view in range(int(tokens.view.max()) + 1)
     ]
@@ -181,26 +189,26 @@ def test_views_in_another_order_are_found_out(seeing: Any):
         pytest.skip("the views of a picture cannot be mistaken for each other")
     box = tokens.box.clone()
     box[0, torch.cat(views)] = box[0, torch.cat(views[1:] + views[:1])]
-    assert np.mean(hits(seeing.model, images, replace(tokens, box=box))) <= 0.5
+    assert np.mean(token_hits(family.model, images, replace(tokens, box=box))) <= 0.5
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_rectangles_tile_the_picture(seeing: Any, size: tuple[int, int]):
+def test_rectangles_tile_the_picture(family: HookedFamily, size: tuple[int, int]):
     """Every pixel of the picture lies in exactly one token of the tiles, and in exactly one of the overview."""
-    tokens = seeing.model.prepare(picture(size), QUESTION).tokens
+    tokens = family.model.prepare(random_picture(size), QUESTION).tokens
     width, height = size
     x, y = torch.arange(width) + 0.5, torch.arange(height)[:, None] + 0.5
     expected = torch.ones(height, width)
-    if seeing.name in CLIPPED:
+    if family.name in CLIPPED:
         # The tiny CLIP resizes the short side to its crop, so it sees the middle square.
         expected = ((x - width / 2).abs() < min(size) / 2) & ((y - height / 2).abs() < min(size) / 2)
-    for chosen in (tokens.image & ~tokens.overview, tokens.image & tokens.overview):
-        if not chosen.any():
+    for mask in (tokens.image & ~tokens.overview, tokens.image & tokens.overview):
+        if not mask.any():
             continue
         n = torch.zeros(height, width)
-        for left, top, right, bottom in tokens.box[chosen].tolist():
+        for left, top, right, bottom in tokens.box[mask].tolist():
             n += (left <= x) & (x < right) & (top <= y) & (y < bottom)
-        if seeing.name in NEWLINES and not tokens.overview[chosen].any():
+        if family.name in NEWLINES and not tokens.overview[mask].any():
             # With the padding, less than one row or column of tokens is cut off the picture at either side.
             assert n.max() == 1
             rows, columns = tokens.grid_shape(view=1)
@@ -209,33 +217,33 @@ def test_rectangles_tile_the_picture(seeing: Any, size: tuple[int, int]):
             assert shown_y > rows / (rows + 2)
         else:
             # The edges of a crop are measured.
-            assert (n == expected).float().mean() > (0.97 if seeing.name in CLIPPED else 0.9999)
+            assert (n == expected).float().mean() > (0.97 if family.name in CLIPPED else 0.9999)
 
 
-def test_roles_and_views(seeing: Any):
-    inputs = seeing.model.prepare(pictures(PAIR if seeing.name not in SAME_NUMBER_OF_TILES else PAIR[:1] * 2), QUESTION)
+def test_roles_and_views(family: HookedFamily):
+    inputs = family.model.prepare(pictures(PAIR if family.name not in SAME_NUMBER_OF_TILES else PAIR[:1] * 2), QUESTION)
     tokens, ids = inputs.tokens, inputs["input_ids"]
-    image_id = seeing.model.hf_model.config.image_token_id
+    image_id = family.model.hf_model.config.image_token_id
     assert (ids[tokens.image] == image_id).all()
     newlines = tokens.structural & (ids == image_id)
-    assert newlines.any() == (seeing.name in NEWLINES)
+    assert newlines.any() == (family.name in NEWLINES)
     assert tokens.box[tokens.image].isfinite().all()
     assert tokens.box[~tokens.image].isnan().all()
     assert (tokens.row[~tokens.image] == -1).all()
-    decode = seeing.model.processor.tokenizer.decode
+    decode = family.model.processor.tokenizer.decode
     assert decode(ids[tokens.question]).strip() == QUESTION
     for media in range(2):
         (views,) = (tokens.media == media).nonzero(as_tuple=True)[1:]
         for view in range(int(tokens.view[0, views].max()) + 1):
             rows, columns = tokens.grid_shape(media, view)
-            mine = (tokens.image & (tokens.media == media) & (tokens.view == view))[0].nonzero().flatten()
-            assert len(mine) == rows * columns
+            view_tokens = (tokens.image & (tokens.media == media) & (tokens.view == view))[0].nonzero().flatten()
+            assert len(view_tokens) == rows * columns
             # Row by row.
-            assert (tokens.row * columns + tokens.column)[0, mine].tolist() == list(range(rows * columns))
+            assert (tokens.row * columns + tokens.column)[0, view_tokens].tolist() == list(range(rows * columns))
 
 
-def test_regions_of_a_picture_that_is_seen_more_than_once(seeing: Any):
-    tokens = seeing.model.prepare(picture((160, 96)), QUESTION).tokens
+def test_regions_of_a_picture_that_is_seen_more_than_once(family: HookedFamily):
+    tokens = family.model.prepare(random_picture((160, 96)), QUESTION).tokens
     box = (60, 20, 90, 50)
     both, tiles, overview = (tokens.in_box(box, views=views) for views in ("all", "tiles", "overview"))
     if tokens.overview.any():
@@ -249,60 +257,34 @@ def test_regions_of_a_picture_that_is_seen_more_than_once(seeing: Any):
 
 
 @torch.no_grad()
-def test_a_batch_is_its_samples_left_padded(seeing: Any):
-    """Different pictures, numbers of pictures and questions; one sample has none, where the processor lets it."""
-    one, two = (PAIR[:1] * 3, PAIR[:1] * 2) if seeing.name in SAME_NUMBER_OF_TILES else (SIZES[1:2], PAIR)
-    images: list[Any] = [None, pictures(one)[0], pictures(two)]
+def test_a_batch_is_its_samples_left_padded(family: HookedFamily):
+    """Different pictures, numbers of pictures and questions; one sample has none, where the processor allows it."""
+    first, second = (PAIR[:1] * 3, PAIR[:1] * 2) if family.name in SAME_NUMBER_OF_TILES else (SIZES[1:2], PAIR)
+    images: list[Any] = [None, pictures(first)[0], pictures(second)]
     questions = ["You?", QUESTION, "What colour is the 7?"]
-    if seeing.name in PICTURE_NEEDED:
+    if family.name in PICTURE_NEEDED:
         images, questions = images[1:], questions[1:]
-    together = seeing.model.prepare(images, questions)
-    logits = seeing.model(together)
+    together = family.model.prepare(images, questions)
+    logits = family.model(together)
     for index in range(len(images)):
-        alone = seeing.model.prepare([images[index]], [questions[index]])
+        alone = family.model.prepare([images[index]], [questions[index]])
         n = alone["input_ids"].shape[1]
         assert torch.equal(together["input_ids"][index, -n:], alone["input_ids"][0])
         assert together.tokens.padding[index, :-n].all()
-        mine = together.tokens[index]
+        tokens = together.tokens[index]
         for name in ("role", "media", "view", "overview", "row", "column"):
-            assert torch.equal(getattr(mine, name)[:, -n:], getattr(alone.tokens, name))
-        assert torch.equal(mine.box[:, -n:].nan_to_num(-1), alone.tokens.box.nan_to_num(-1))
-        assert mine.sizes == alone.tokens.sizes
-        if seeing.name in PADDING_SEEN:
+            assert torch.equal(getattr(tokens, name)[:, -n:], getattr(alone.tokens, name))
+        assert torch.equal(tokens.box[:, -n:].nan_to_num(-1), alone.tokens.box.nan_to_num(-1))
+        assert tokens.sizes == alone.tokens.sizes
+        if family.name in PADDING_ATTENDED:
             continue
-        torch.testing.assert_close(logits[index, -1], seeing.model(alone)[0, -1], atol=2e-4, rtol=1e-3)
-
-
-@pytest.mark.parametrize("size", [(6000, 400), (400, 5003), (333, 250)], ids=str)
-def test_tiles_of_large_pictures_are_exact(size: tuple[int, int]):
-    """Eight bits of colour say where a tile ends, to a thousandth of its size."""
-    *tiles, whole = ProcessorProbe(processors.build("internvl"), size).tiles
-    assert whole == (0, 0, *size)
-    for extent, first, last in ((size[0], 0, 2), (size[1], 1, 3)):
-        starts, ends = sorted({tile[first] for tile in tiles}), sorted({tile[last] for tile in tiles})
-        assert starts[1:] == ends[:-1]
-        expected = np.linspace(0, extent, len(starts) + 1)
-        np.testing.assert_allclose([*starts, extent], expected, atol=expected[1] / 1000)
-
-
-def test_tiles_that_are_mostly_padding():
-    """A picture of 230 x 25 pixels at the top left of four tiles of 112."""
-    canvas = np.zeros((112, 4 * 112, 3))
-    canvas[:25, :230] = coordinate_image(230, 25)
-    tiles = canvas.reshape(112, 4, 112, 3).transpose(1, 3, 0, 2)
-    seen = ProcessorProbe(None, (230, 25))
-    regions = np.array(seen.regions(tiles[:3]))
-    np.testing.assert_allclose(regions[:, 0], [0, 112, 224], atol=0.5)
-    np.testing.assert_allclose(regions[:, 2], [112, 224, 336], atol=0.5)
-    np.testing.assert_allclose(regions[:, [1, 3]], [[0, 112]] * 3, atol=0.5)
-    # One without any pixel of the picture has no region.
-    assert np.isnan(seen.regions(tiles)[3][0])
+        torch.testing.assert_close(logits[index, -1], family.model(alone)[0, -1], atol=2e-4, rtol=1e-3)
 
 
 def test_a_picture_that_another_follows_is_not_tiled_by_llava_onevision():
     """It is padded to a square instead."""
     config = SimpleNamespace(model_type="llava_onevision", vision_config=SimpleNamespace(image_size=56, patch_size=14))
-    measured = ProcessorProbe(processors.build("llava_onevision"), (160, 96), 2)
-    (segment,) = segments(ProcessedImage(config, {}, 0, measured, 17))
+    probe = ProcessorProbe(processors.build("llava_onevision"), (160, 96), 2)
+    (segment,) = segments(ProcessedImage(config, {}, 0, probe, 17))
     assert (segment.rows, segment.columns, segment.end, segment.overview) == (4, 4, 1, False)
     np.testing.assert_allclose(segment.region, (0, -32, 160, 128), atol=0.5)

@@ -342,7 +342,7 @@ def test_files_are_decoded_only_where_sampled(tmp_path: Path, monkeypatch: pytes
     assert torch.equal(inputs["pixel_values_videos"], expected["pixel_values_videos"])
     assert torch.equal(inputs.tokens.seconds.nan_to_num(-1), expected.tokens.seconds.nan_to_num(-1))
     n = 3
-    with pytest.raises(ValueError, match=r"promises 12 frames, but only 3 of the 6 sampled ones could be decoded"):
+    with pytest.raises(ValueError, match=r"should have 12 frames, but only 3 of the 6 sampled ones could be decoded"):
         model.prepare(question=QUESTION, videos=str(file))
 
 
@@ -370,8 +370,8 @@ def test_without_torchvision_videos_are_refused_with_the_way_out(monkeypatch: py
 @pytest.mark.parametrize(
     ("frames", "fps", "error", "message"),
     [
-        (noise(2), 0.0, ValueError, "fps=0.0 is no speed"),
-        (noise(2), float("inf"), ValueError, "fps=inf is no speed"),
+        (noise(2), 0.0, ValueError, "fps=0.0 is no frame rate"),
+        (noise(2), float("inf"), ValueError, "fps=inf is no frame rate"),
         ([], 8.0, ValueError, "the video has no frames"),
         ("a.mp4", 8.0, TypeError, "not str; pass the path of a video file as it is"),
         (noise(2).transpose(0, 3, 1, 2), 8.0, ValueError, r"this one is \[2, 3, 100, 150\] of uint8"),

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -29,7 +28,7 @@ from corelens.sparse.kernels import visible_full, visible_streaming
 from tests.helpers import tiny, verified
 
 
-def shares(f: float, sink: int = 64, window: int = 512) -> Any:
+def shares(f: float, sink: int = 64, window: int = 512) -> Shares:
     return Shares(full_heads=f, full_kv_heads=f, sink=sink, window=window)
 
 
@@ -38,8 +37,8 @@ def shares(f: float, sink: int = 64, window: int = 512) -> Any:
 def test_pairs_are_those_of_the_masks(n: int, sink: int, window: int):
     position = torch.arange(n)
     assert pairs_full(n) == visible_full(position, position).sum()
-    kept = (position < sink)[None]
-    assert pairs_streaming(n, sink + window) == visible_streaming(position, position, kept, window=window).sum()
+    sinks = (position < sink)[None]
+    assert pairs_streaming(n, sink + window) == visible_streaming(position, position, sinks, window=window).sum()
 
 
 def test_linear_and_vision_flops_are_those_that_torch_counts():
@@ -47,10 +46,10 @@ def test_linear_and_vision_flops_are_those_that_torch_counts():
     size, n = dimensions(model.config, value_bytes=4), 40
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.model.language_model(inputs_embeds=torch.zeros(1, n, model.config.get_text_config().hidden_size))
-    products = 2 * n * size.linear_parameters
+    linear = 2 * n * size.linear_parameters
     attention = 4 * size.d_head * size.heads * size.layers * n * n  # eager attention computes the whole square
     # Besides, torch counts the product that makes the angles of rotation.
-    assert 0 <= counter.get_total_flops() - products - attention <= 2 * 3 * n * size.d_head
+    assert 0 <= counter.get_total_flops() - linear - attention <= 2 * 3 * n * size.d_head
     assert size.output_parameters == model.lm_head.weight.numel()
     assert size.weight_bytes == 4 * (size.linear_parameters + size.output_parameters)
 
@@ -59,8 +58,8 @@ def test_linear_and_vision_flops_are_those_that_torch_counts():
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         pixels = torch.zeros(patches, tower.patch_embed.proj.weight[0].numel())
         tower(pixels, grid_thw=torch.tensor([[1, 16, 16]]))
-    blocks = [of for name, of in counter.get_flop_counts().items() if re.search(r"\.blocks\.\d+$", name)]
-    in_blocks = sum(sum(of.values()) for of in blocks)
+    blocks = [flops for name, flops in counter.get_flop_counts().items() if re.search(r"\.blocks\.\d+$", name)]
+    in_blocks = sum(sum(flops.values()) for flops in blocks)
     size = dimensions(model.config, patches_per_picture=patches)
     assert size.vision_flops * patches / vision.spatial_merge_size**2 == pytest.approx(in_blocks)
 
@@ -124,31 +123,31 @@ def test_it_pays_from_the_first_length_that_saves_time(f: float, sink: int, wind
     model, device, plan = verified.qwen3_vl()["8B"], DEVICES["A100 80GB"], shares(f, sink, window)
 
     def pays(n: int) -> bool:
-        ways = ((plan, 0.8), (DENSE, 1.0))
+        plans = ((plan, 0.8), (DENSE, 1.0))
         sparse, dense = (
-            prefill_seconds(model, way, n, device, efficiency=efficiency)
-            + new_tokens * decode_seconds(model, way, n, device, efficiency=efficiency)
-            for way, efficiency in ways
+            prefill_seconds(model, candidate, n, device, efficiency=efficiency)
+            + new_tokens * decode_seconds(model, candidate, n, device, efficiency=efficiency)
+            for candidate, efficiency in plans
         )
         return sparse < dense
 
-    found = pays_from(model, plan, device, new_tokens=new_tokens)
-    assert found is not None
-    assert all(pays(n) for n in (found, found + 1, 2 * found, 100 * found))
-    assert not any(pays(n) for n in {*range(1, found, max(1, found // 50)), found - 1} if n > 0)
+    shortest = pays_from(model, plan, device, new_tokens=new_tokens)
+    assert shortest is not None
+    assert all(pays(n) for n in (shortest, shortest + 1, 2 * shortest, 100 * shortest))
+    assert not any(pays(n) for n in {*range(1, shortest, max(1, shortest // 50)), shortest - 1} if n > 0)
 
 
 def test_measured_rates_are_rates():
-    here = rates()
-    assert min(here.matmul_flops_s, here.attention_flops_s, here.bytes_s) > 1e6
+    device = rates()
+    assert min(device.matmul_flops_s, device.attention_flops_s, device.bytes_s) > 1e6
 
 
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"full_kv_heads=1.1 is outside \[0, 1\]"):
-        shares(1.0).__class__(full_heads=0.5, full_kv_heads=1.1, sink=0, window=1)
+        Shares(full_heads=0.5, full_kv_heads=1.1, sink=0, window=1)
     with pytest.raises(ValueError, match="sink=4, window=0"):
         shares(0.5, 4, 0)
     with pytest.raises(ValueError, match="has experts"):
         dimensions(Qwen3VLMoeTextConfig(num_hidden_layers=1, num_experts=2, num_experts_per_tok=1))
-    with pytest.raises(ValueError, match="llava does not say how many patches become a token"):
+    with pytest.raises(ValueError, match="llava does not state how many patches a token has"):
         dimensions(tiny.build("llava").config)

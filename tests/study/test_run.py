@@ -505,6 +505,6 @@ def test_speeds_of_another_prompt_or_of_other_plans_are_not_kept(toy_model: Any,
 def test_answers_that_cannot_be_scored_are_refused_before_any_work(toy_model: Any, tmp_path: Path):
     pictures, texts = data(4)
     boxes = {name: [replace(sample, scoring="box") for sample in own] for name, own in pictures.items()}
-    with pytest.raises(ValueError, match="say in which unit the model answers"):
+    with pytest.raises(ValueError, match="state the unit of the model's boxes"):
         run_study(toy_model, boxes, texts, tmp_path, small())
     assert not any(tmp_path.iterdir())

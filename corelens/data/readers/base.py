@@ -1,28 +1,28 @@
-"""What all readers share: finding files, checking rows, and reporting those that are skipped."""
+"""The parts that all readers share: finding files, validating rows, and reporting the rows that are skipped."""
 
 import ast
 import json
-import math
 import re
 import tarfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from PIL import Image, UnidentifiedImageError
+from pydantic import BeforeValidator, Field, FiniteFloat, StringConstraints, TypeAdapter, ValidationError
 
 from corelens.data.sample import Sample
 from corelens.tokens import Box
 
 
 class BadRow(ValueError):
-    """A row of a data set that cannot become a sample, and why."""
+    """The reason why a row of a data set cannot become a sample."""
 
 
 class Skipped(NamedTuple):
@@ -33,7 +33,7 @@ class Skipped(NamedTuple):
 
 
 Row = tuple[str, Callable[[], Sample]]
-"""The id of a row, and what makes a sample of it or raises `BadRow`."""
+"""The id of a row, and the function that makes a sample of it or raises `BadRow`."""
 
 
 @dataclass
@@ -44,11 +44,11 @@ class Samples:
     """
 
     name: str
-    """The data set and the part of it, as it appears in results."""
+    """Name of the data set and its part, as it appears in results."""
 
     rows: Callable[[], Iterator[Row]]
     skipped: list[Skipped] = field(default_factory=list)
-    """What the last iteration left out."""
+    """The rows that the last iteration left out."""
 
     def __iter__(self) -> Iterator[Sample]:
         self.skipped, n_rows = [], 0
@@ -69,52 +69,49 @@ class Samples:
             )
 
     def with_evidence(self) -> "Samples":
-        """Only samples that say where their evidence is; the others count as skipped."""
+        """Return only the samples with evidence; the others count as skipped."""
 
-        def checked(make: Callable[[], Sample]) -> Sample:
+        def make_with_evidence(make: Callable[[], Sample]) -> Sample:
             sample = make()
             if not sample.evidence:
-                raise BadRow("it does not say where its evidence is")
+                raise BadRow("it has no evidence")
             return sample
 
         def rows() -> Iterator[Row]:
             for row, make in self.rows():
-                yield row, partial(checked, make)
+                yield row, partial(make_with_evidence, make)
 
         return Samples(self.name, rows)
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def require_path(package: str) -> Any:
-    """A package of the extra `data`."""
+def require_package(name: str) -> Any:
+    """Import a package of the extra `data`."""
     try:
-        return import_module(package)
+        return import_module(name)
     except ImportError as cause:
         raise ImportError(
-            f"this data set needs {package}, which is not installed: pip install 'corelens[data]'."
+            f"this data set needs {name}, which is not installed: pip install 'corelens[data]'."
         ) from cause
 
 
-def folder_of(source: str | PathLike[str], patterns: Sequence[str], access: str = "") -> Path:
-    """A local folder, or the folder to which a data set of the Hub was downloaded.
+def dataset_folder(source: str | PathLike[str], patterns: Sequence[str], access: str = "") -> Path:
+    """Return a local folder, or the folder to which a data set of the Hub was downloaded.
 
     Args:
         source: The folder, or `owner/name`.
-        patterns: Which files of the Hub's repository to download.
-        access: What to do if the repository is gated.
+        patterns: Patterns of the files to download from the Hub's repository.
+        access: Way to get access if the repository is gated, for the error.
     """
     if (folder := Path(source).expanduser()).is_dir():
         return folder
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(source)):
         raise FileNotFoundError(f"there is no folder {str(source)!r}, and it is no Hub id, which reads owner/name.")
-    hub = require_path("huggingface_hub")
+    hub = require_package("huggingface_hub")
     try:
         return Path(hub.snapshot_download(str(source), repo_type="dataset", allow_patterns=list(patterns)))
     except hub.errors.GatedRepoError as cause:
         raise PermissionError(
-            f"{source} is gated. {access or 'Ask for access on its page'}: https://huggingface.co/datasets/{source}, "
+            f"{source} is gated. {access or 'Request access on its page'}: https://huggingface.co/datasets/{source}, "
             f"then log in with `hf auth login`."
         ) from cause
     except (hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError, OSError) as cause:
@@ -125,33 +122,34 @@ def folder_of(source: str | PathLike[str], patterns: Sequence[str], access: str 
 
 
 def unpack_archives(archives: Path, name: str) -> Path:
-    """What the .tar.gz archives of a downloaded folder hold, unpacked once, beside Hugging Face's cache."""
-    folder = Path(require_path("huggingface_hub").constants.HF_HOME) / "corelens" / name
+    """Unpack the .tar.gz archives of a downloaded folder once, beside Hugging Face's cache; return the folder."""
+    folder = Path(require_package("huggingface_hub").constants.HF_HOME) / "corelens" / name
     folder.mkdir(parents=True, exist_ok=True)
     for archive in sorted(archives.rglob("*.tar.gz")):
-        # Its size tells a newer archive of the same name apart. The mark is made last: what was interrupted is redone.
-        mark = folder / f".{archive.name}-{archive.stat().st_size}"
-        if not mark.exists():
-            with tarfile.open(archive) as opened:
-                opened.extractall(folder, filter="data")  # nothing outside the folder, no devices
-            mark.touch()
+        # The size distinguishes newer archives of the same name. The marker comes last: interrupted work is repeated.
+        marker = folder / f".{archive.name}-{archive.stat().st_size}"
+        if not marker.exists():
+            with tarfile.open(archive) as files:
+                files.extractall(folder, filter="data")  # no files outside the folder, no devices
+            marker.touch()
     return folder
 
 
-def files_in(folder: Path, *patterns: str) -> list[Path]:
-    """The files of the first pattern that matches any, at any depth, in order of their names."""
+def find_files(folder: Path, *patterns: str) -> list[Path]:
+    """Files, at any depth, that match the first pattern with a match, in order of their names."""
     for pattern in patterns:
-        if found := sorted(folder.rglob(pattern)):
-            return found
+        if paths := sorted(folder.rglob(pattern)):
+            return paths
     raise FileNotFoundError(f"{str(folder)!r} holds no {' and no '.join(patterns)}.")
 
 
-def refuse(cause: BadRow) -> Sample:
-    """Makes no sample, of a row that was found to be broken before its turn."""
-    raise cause
+def raise_error(error: BadRow) -> Sample:
+    """Raise the error of a row that turned out to be broken before its sample was requested."""
+    raise error
 
 
 def read_json(path: Path) -> Any:
+    """Contents of a JSON file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as cause:
@@ -159,7 +157,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """A JSON file that is a list of objects."""
+    """Rows of a JSON file, which must be a list of objects."""
     rows = read_json(path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{str(path)!r} is not a list of rows.")
@@ -167,7 +165,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines of a JSON Lines file that hold something, and their numbers from one."""
+    """Non-empty lines of a JSON Lines file, with their numbers from one."""
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
@@ -175,6 +173,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_line(line: str) -> dict[str, Any]:
+    """Object in a line of a JSON Lines file."""
     try:
         row = json.loads(line)
     except ValueError as cause:
@@ -185,12 +184,12 @@ def read_line(line: str) -> dict[str, Any]:
 
 
 def read_table(paths: Sequence[Path]) -> Any:
-    """Parquet files as one table whose rows are read from disk one by one; pictures stay encoded.
+    """Open Parquet files as one table whose rows are read from disk one by one; pictures stay encoded.
 
     The `datasets` library writes them to its cache in Arrow form on first use, since a row of Parquet cannot be read
     alone.
     """
-    datasets = require_path("datasets")
+    datasets = require_package("datasets")
     rows = datasets.Dataset.from_parquet([str(path) for path in paths])
     for name, feature in rows.features.items():
         if isinstance(feature, datasets.Image):
@@ -198,52 +197,52 @@ def read_table(paths: Sequence[Path]) -> Any:
     return rows
 
 
-# --- rows ------------------------------------------------------------------------------------------------------------
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+"""Not empty, without the space around it."""
+Number = int | FiniteFloat
+Corners = Annotated[list[Number], Field(min_length=4, max_length=4)]
 
 
-def get_field(row: Any, name: str, *kinds: type) -> Any:
-    """A field of a row, or of an object in a row, of one of some types."""
+def _parse_list(value: Any) -> Any:
+    try:
+        return ast.literal_eval(value) if isinstance(value, str) else value
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as cause:
+        raise ValueError("it cannot be read as a list") from cause
+
+
+Item = TypeVar("Item")
+ListOf = Annotated[list[Item], BeforeValidator(_parse_list)]
+"""A list that may be written as a string, such as `"['Chart']"` or `"[5]"`."""
+
+_adapter = cache(TypeAdapter)
+
+
+def read_field(row: Any, name: str, kind: Any) -> Any:
+    """A field of a row, or of an object in a row, validated by pydantic in strict mode.
+
+    Args:
+        row: The row.
+        name: Name of the field.
+        kind: Its type, such as `Text`, `int | float` or `ListOf[int]`.
+
+    Raises:
+        BadRow: If there is no such field, or its value is not of this type; names the field and its value.
+    """
     if not isinstance(row, Mapping):
-        raise BadRow(f"{row!r:.80} is no object with a {name!r}")
+        raise BadRow(f"{row!r:.80} is not an object with a field {name!r}")
     if name not in row:
         raise BadRow(f"it has no field {name!r}")
-    if not isinstance(row[name], kinds):
-        raise BadRow(f"its {name!r} is {row[name]!r:.80}, not {' or '.join(kind.__name__ for kind in kinds)}")
-    return row[name]
+    try:
+        return _adapter(kind).validate_python(row[name], strict=True)
+    except ValidationError as cause:
+        reasons = "; ".join(dict.fromkeys(error["msg"] for error in cause.errors()))
+        raise BadRow(f"its {name!r} is {row[name]!r:.80}: {reasons}") from cause
 
 
-def text_field(row: Any, name: str) -> str:
-    """A text of a row, which must not be empty."""
-    if not (found := get_field(row, name, str).strip()):
-        raise BadRow(f"its {name!r} is empty")
-    return found
+def pixel_box(corners: Sequence[float | int], size: tuple[int, int], scale: tuple[float, float] = (1.0, 1.0)) -> Box:
+    """Scale left, top, right and bottom to a box in pixels of a picture of the given size.
 
-
-def list_field(row: Any, name: str, kind: type) -> list[Any]:
-    """A list of a row that may be written as a string, such as `"['Chart']"` or `"[5]"`."""
-    found = get_field(row, name, list, str)
-    if isinstance(found, str):
-        try:
-            found = ast.literal_eval(found)
-        except (ValueError, SyntaxError, MemoryError, RecursionError) as cause:
-            raise BadRow(f"its {name!r} is {found!r:.80}, which does not read as a list") from cause
-    if not isinstance(found, list) or not all(isinstance(item, kind) for item in found):
-        raise BadRow(f"its {name!r} is {found!r:.80}, which is no list of {kind.__name__}")
-    return found
-
-
-def number_list(row: Any, name: str, n: int) -> list[float | int]:
-    """So many numbers of a row."""
-    found = get_field(row, name, list)
-    if len(found) != n or not all(isinstance(number, int | float) and math.isfinite(number) for number in found):
-        raise BadRow(f"its {name!r} is {found!r:.80}, not {n} numbers")
-    return found
-
-
-def box_in(corners: Sequence[float | int], size: tuple[int, int], scale: tuple[float, float] = (1.0, 1.0)) -> Box:
-    """Left, top, right, bottom as a box of a picture of some size, after scaling.
-
-    Annotations may pass the border by up to a pixel, which is cut off.
+    Annotations may extend up to a pixel beyond the border; this pixel is cut off.
     """
     left, top, right, bottom = (corner * scale[axis % 2] for axis, corner in enumerate(corners))
     width, height = size
@@ -257,15 +256,15 @@ def box_in(corners: Sequence[float | int], size: tuple[int, int], scale: tuple[f
 
 @dataclass(frozen=True)
 class StoredPicture:
-    """A picture in a column of a table, read when it is called."""
+    """A picture in a column of a table, read on call."""
 
     rows: Any
     row: int
     column: str
 
     def __call__(self) -> Image.Image:
-        stored = self.rows[self.row][self.column]
-        encoded = stored["bytes"] if isinstance(stored, dict) else stored
+        value = self.rows[self.row][self.column]
+        encoded = value["bytes"] if isinstance(value, dict) else value
         if not encoded:
             raise BadRow(f"row {self.row} holds no picture in {self.column!r}")
         try:
@@ -275,7 +274,7 @@ class StoredPicture:
 
 
 def picture_file(path: Path) -> str:
-    """The path of a picture, which must exist."""
+    """Return the path of a picture, which must exist."""
     if not path.is_file():
         raise BadRow(f"its picture {str(path)!r} does not exist")
     return str(path)
@@ -283,5 +282,5 @@ def picture_file(path: Path) -> str:
 
 def picture_size(picture: Callable[[], Image.Image]) -> tuple[int, int]:
     """Width and height of a picture, without decoding it."""
-    with picture() as opened:
-        return opened.size
+    with picture() as image:
+        return image.size

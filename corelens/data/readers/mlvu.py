@@ -6,32 +6,32 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from corelens.data.readers.base import BadRow, Row, Samples, folder_of, get_field, read_rows, text_field
+from corelens.data.readers.base import BadRow, Row, Samples, Text, dataset_folder, read_field, read_rows
 from corelens.data.sample import Sample
+from corelens.errors import check_choice
 
 TASKS = ("plotQA", "needle", "ego", "count", "order", "anomaly_reco", "topic_reasoning", "sub_scene", "summary")
 
 
 def mlvu(source: str | PathLike[str] = "MLVU/MVLU", task: str = "needle") -> Samples:
-    """One sample per question of one task. MLVU does not say where in a video the evidence is.
+    """Read one sample per question of one task. MLVU does not annotate the evidence in its videos.
 
     Args:
         source: A folder with `json/*_{task}.json` and `video/*_{task}/`, or the Hub id, from which only this task is
-            downloaded; ask for access first.
+            downloaded; request access first.
         task: plotQA, needle, ego, count, order, anomaly_reco and topic_reasoning are multiple-choice; sub_scene and
-            summary are open, and the authors have them judged by a language model.
+            summary are open, and the authors score them with a language model.
     """
-    if task not in TASKS:
-        raise ValueError(f"task={task!r} is not known; the tasks of MLVU are {', '.join(TASKS)}.")
-    folder = folder_of(
+    check_choice("task", task, TASKS)
+    folder = dataset_folder(
         source,
         [f"**/json/*_{task}.json", f"**/video/*_{task}/*"],
         "MLVU may be used for academic research only: accept its terms on its page",
     )
-    if not (found := sorted(folder.rglob(f"json/*{task}.json"))):
+    if not (paths := sorted(folder.rglob(f"json/*{task}.json"))):
         raise FileNotFoundError(f"{str(folder)!r} holds no json/*_{task}.json.")
-    rows = read_rows(found[0])
-    videos = found[0].parent.parent / "video" / found[0].stem
+    rows = read_rows(paths[0])
+    videos = paths[0].parent.parent / "video" / paths[0].stem
 
     def read() -> Iterator[Row]:
         for index, row in enumerate(rows):
@@ -42,12 +42,12 @@ def mlvu(source: str | PathLike[str] = "MLVU/MVLU", task: str = "needle") -> Sam
 
 
 def _sample(name: str, row: Mapping[str, Any], videos: Path, task: str) -> Sample:
-    path = videos / text_field(row, "video")
+    path = videos / read_field(row, "video", Text)
     if not path.is_file():
         raise BadRow(f"its video {str(path)!r} does not exist")
-    question, answer = text_field(row, "question"), text_field(row, "answer")
-    given = get_field(row, "candidates", list) if row.get("candidates") else []
-    choices = tuple(str(choice).strip() for choice in given)
+    question, answer = read_field(row, "question", Text), read_field(row, "answer", Text)
+    candidates = read_field(row, "candidates", list) if row.get("candidates") else []
+    choices = tuple(str(candidate).strip() for candidate in candidates)
     if choices:
         if answer not in choices:
             raise BadRow(f"its answer {answer!r} is none of its candidates {choices}")
@@ -60,5 +60,5 @@ def _sample(name: str, row: Mapping[str, Any], videos: Path, task: str) -> Sampl
         videos=(str(path),),
         choices=choices,
         scoring="choice" if choices else "judge",
-        about={"task": task, "duration": get_field(row, "duration", int, float), "points": row.get("scoring_points")},
+        about={"task": task, "duration": read_field(row, "duration", int | float), "points": row.get("scoring_points")},
     )

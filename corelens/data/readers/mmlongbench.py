@@ -15,20 +15,21 @@ import numpy as np
 
 from corelens.data.readers.base import (
     BadRow,
+    ListOf,
     Row,
     Samples,
-    folder_of,
-    get_field,
-    list_field,
+    Text,
+    dataset_folder,
     picture_file,
+    raise_error,
+    read_field,
     read_json,
     read_line,
     read_lines,
-    refuse,
-    text_field,
     unpack_archives,
 )
 from corelens.data.sample import Evidence, Sample
+from corelens.errors import check_choice
 
 LENGTHS = (8, 16, 32, 64, 128)
 INTERLEAVED = (
@@ -38,17 +39,17 @@ IMAGE = re.compile("<image>")
 
 
 class Task(NamedTuple):
-    """How the rows of a task become samples."""
+    """A task's category, and the function that makes samples of its rows."""
 
     category: str
     sample: Callable[[str, Mapping[str, Any], Path], Sample]
 
 
 def mmlongbench(source: str | PathLike[str], task: str, length: int = 8, seed: int = 0) -> Samples:
-    """One sample per row of one task at one length, with text and pictures in their places.
+    """Read one sample per row of one task at one length, with text and pictures interleaved.
 
-    Of the tasks, those of `NIAH` with needles among the pictures say where the evidence is: all of the needle. The
-    instructions are ours; they ask for what the authors' ask for, in fewer words.
+    Only the tasks of `NIAH` with needles among the pictures have evidence: all of the needle. The instructions are
+    ours; they are shorter versions of the authors'.
 
     Args:
         source: The folder that holds `mmlb_data` and `mmlb_image`, the unpacked archives of the Hub's repository; or
@@ -57,31 +58,29 @@ def mmlongbench(source: str | PathLike[str], task: str, length: int = 8, seed: i
         length: Thousands of tokens: 8, 16, 32, 64 or 128.
         seed: Chooses and orders the examples of many-shot tasks, as the authors' code does without one.
     """
-    if task not in TASKS:
-        raise ValueError(f"task={task!r} is not known; the tasks of MMLongBench are {', '.join(TASKS)}.")
-    if length not in LENGTHS:
-        raise ValueError(f"length={length} is not known; the lengths of MMLongBench are {LENGTHS}, in thousands.")
+    check_choice("task", task, TASKS)
+    check_choice("length", length, LENGTHS)
     if seed < 0:
         raise ValueError(f"seed={seed} is negative.")
-    folder = folder_of(source, ["*.tar.gz"])
+    folder = dataset_folder(source, ["*.tar.gz"])
     if not Path(source).expanduser().is_dir():
         folder = unpack_archives(folder, "MMLongBench")
     if not (folder / "mmlb_data").is_dir():
         raise FileNotFoundError(
-            f"there is no folder {str(folder / 'mmlb_data')!r}. MMLongBench comes in archives: give the Hub id "
+            f"there is no folder {str(folder / 'mmlb_data')!r}. MMLongBench comes in archives: pass the Hub id "
             f"ZhaoweiWang/MMLongBench, or `hf download ZhaoweiWang/MMLongBench --repo-type dataset --local-dir FOLDER` "
             f"and unpack every .tar.gz there."
         )
     endings = re.compile(rf"_K{length}(_.*)?\.jsonl?$")
-    found = [path for path in sorted((folder / "mmlb_data").rglob(f"{task}*")) if endings.search(path.name)]
-    if not found:
+    paths = [path for path in sorted((folder / "mmlb_data").rglob(f"{task}*")) if endings.search(path.name)]
+    if not paths:
         raise FileNotFoundError(f"{str(folder / 'mmlb_data')!r} holds no file {task}*_K{length}*.jsonl.")
     rows = _examples if TASKS[task].category == "ICL" else _lines
 
     def read() -> Iterator[Row]:
-        for path in found:
-            for name, row in rows(path, seed):
-                yield name, partial(_checked, name, row, TASKS[task], folder / "mmlb_image", task, length)
+        for path in paths:
+            for name, make_row in rows(path, seed):
+                yield name, partial(_sample, name, make_row, TASKS[task], folder / "mmlb_image", task, length)
 
     return Samples(f"MMLongBench {task}, {length}K", read)
 
@@ -92,93 +91,93 @@ def _lines(path: Path, seed: int) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def _examples(path: Path, seed: int) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """The questions of a many-shot task, each with examples in an order of its own."""
+    """Questions of a many-shot task, each with its own order of examples."""
     domains = read_json(path)
     if not isinstance(domains, dict):
-        raise ValueError(f"{str(path)!r} does not hold examples by domain.")
+        raise ValueError(f"{str(path)!r} does not contain examples by domain.")
     for domain, content in domains.items():
         try:
-            sets, questions = get_field(content, "exemplar_list", list), get_field(content, "test_example", list)
+            sets, questions = read_field(content, "exemplar_list", list), read_field(content, "test_example", list)
         except BadRow as cause:
-            yield f"{path.stem}-{domain}", partial(refuse, cause)
+            yield f"{path.stem}-{domain}", partial(raise_error, cause)
             continue
-        for number, asked in enumerate(questions):
-            yield f"{path.stem}-{domain}-{number}", partial(_shuffled, sets, asked, [seed, number])
+        for number, question in enumerate(questions):
+            yield f"{path.stem}-{domain}-{number}", partial(_with_examples, sets, question, [seed, number])
 
 
-def _shuffled(sets: list[Any], asked: Any, seed: list[int]) -> dict[str, Any]:
-    """A question with one of several sets of examples, which come in rounds and are shuffled within each."""
-    if not isinstance(asked, dict) or not sets:
-        raise BadRow("its question is no object, or there are no examples")
+def _with_examples(sets: list[Any], question: Any, seed: list[int]) -> dict[str, Any]:
+    """Question with one of several sets of examples, which come in rounds and are shuffled within each round."""
+    if not isinstance(question, dict) or not sets:
+        raise BadRow("its question is not an object, or there are no examples")
     rng = np.random.default_rng(seed)
     rounds = sets[rng.integers(len(sets))]
     if not isinstance(rounds, list) or not all(isinstance(part, list) for part in rounds):
         raise BadRow("its examples do not come in rounds")
-    return {**asked, "examples": [part[index] for part in rounds for index in rng.permutation(len(part))]}
+    return {**question, "examples": [part[index] for part in rounds for index in rng.permutation(len(part))]}
 
 
-def _checked(name: str, make: Callable[[], Any], task: Task, pictures: Path, task_name: str, length: int) -> Sample:
-    row = make()
-    sample = task.sample(name, row, pictures)
+def _sample(name: str, make_row: Callable[[], Any], task: Task, folder: Path, task_name: str, length: int) -> Sample:
+    row = make_row()
+    sample = task.sample(name, row, folder)
     about = {"category": task.category, "task": task_name, "length": length, "id": row.get("id")}
     return replace(sample, about={**about, **sample.about})
 
 
 def _interleave(marked: str, n_pictures: int) -> tuple[str | int, ...]:
-    """Texts and numbers of pictures, from a text that has `<image>` in their places."""
+    """Split a text with `<image>` at the places of pictures into texts and picture numbers."""
     texts = IMAGE.split(marked)
     if len(texts) - 1 != n_pictures:
         raise BadRow(f"its text has places for {len(texts) - 1} pictures, and it has {n_pictures}")
     parts: list[str | int] = [texts[0]]
-    for number, after in enumerate(texts[1:]):
-        parts += [number, after]
+    for number, text in enumerate(texts[1:]):
+        parts += [number, text]
     return tuple(part for part in parts if part != "")
 
 
 def _pictures(row: Mapping[str, Any], names: list[str], folder: Path) -> tuple[str, ...]:
-    paths = [path for name in names for path in list_field(row, name, str)]
+    paths = [path for name in names for path in read_field(row, name, ListOf[str])]
     return tuple(picture_file(folder / path) for path in paths)
 
 
 def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """An answer, or several of which each is right."""
-    found = get_field(row, "answer", str, list, int)
-    found = tuple(str(answer).strip() for answer in (found if isinstance(found, list) else [found]))
-    if not found or not all(found):
+    """Accepted answers; the field holds one or several."""
+    value = read_field(row, "answer", str | list | int)
+    answers = tuple(str(answer).strip() for answer in (value if isinstance(value, list) else [value]))
+    if not answers or not all(answers):
         raise BadRow("its 'answer' is empty")
-    return found
+    return answers
 
 
 def _context(row: Mapping[str, Any]) -> str:
-    return "\n\n".join(text_field(part, "text") for part in get_field(row, "ctxs", list))
+    return "\n\n".join(read_field(part, "text", Text) for part in read_field(row, "ctxs", list))
 
 
 def _needles(row: Mapping[str, Any]) -> tuple[Evidence, ...]:
-    """The pictures of the haystack that are needles."""
+    """Evidence for the pictures of the haystack that are needles."""
     needles = [part["image"] for part in row.get("positive_ctxs") or () if isinstance(part, dict) and part.get("image")]
     # Needles are named without the folder of their task.
-    where = [
+    media = [
         index
         for index, path in enumerate(row["image_list"])
         if any(path == needle or path.endswith(f"/{needle}") for needle in needles)
     ]
-    if not where:
+    if not media:
         raise BadRow("none of its pictures is a needle that 'positive_ctxs' names")
-    return tuple(Evidence(media=index) for index in where)
+    return tuple(Evidence(media=index) for index in media)
 
 
 def _retrieval_augmented(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
     passages = [
-        f"Document (Title: {text_field(part, 'title')}): {text_field(part, 'text')}"
-        for part in get_field(row, "ctxs", list)
+        f"Document (Title: {read_field(part, 'title', Text)}): {read_field(part, 'text', Text)}"
+        for part in read_field(row, "ctxs", list)
     ]
-    question, (answer, *others) = text_field(row, "question"), _answers(row)
+    question, (answer, *others) = read_field(row, "question", Text), _answers(row)
     instruction = "Use the given documents to answer the question about the entity shown in the image.\n\n"
     return Sample(
         name,
         question,
         answer,
-        (picture_file(folder / text_field(row, "image")),),
+        (picture_file(folder / read_field(row, "image", Text)),),
         prompt=(instruction + "\n\n".join(passages) + "\n\n", 0, f"Question: {question}"),
         also_accepted=tuple(others),
         scoring="contains",
@@ -187,31 +186,32 @@ def _retrieval_augmented(name: str, row: Mapping[str, Any], folder: Path) -> Sam
 
 def _visual_haystack(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
     answer = {"0": "No", "1": "Yes"}.get(_answers(row)[0], _answers(row)[0])
-    question = f"{text_field(row, 'question')} Answer Yes or No."
+    question = f"{read_field(row, 'question', Text)} Answer Yes or No."
     return Sample(name, question, answer, _pictures(row, ["ctxs"], folder), scoring="yes-no")
 
 
 def _text_needle(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
-    pictures, question, answers = _pictures(row, ["image_list"], folder), text_field(row, "question"), _answers(row)
+    pictures, question = _pictures(row, ["image_list"], folder), read_field(row, "question", Text)
+    answer, *others = _answers(row)
     return Sample(
         name,
         question,
-        answers[0],
+        answer,
         pictures,
         prompt=_interleave(f"{INTERLEAVED}{_context(row)}\n\nQuestion: {question}", len(pictures)),
-        also_accepted=answers[1:],
+        also_accepted=tuple(others),
         scoring="contains",
     )
 
 
 def _counting(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
-    """How often does something occur? The answer is a list of numbers, of which the sum counts."""
+    """Sample that asks for a count; the answer is a list of numbers, which is scored by its sum."""
     images = ["image_list", "needle_image_list"] if "needle_image_list" in row else ["image_list"]
-    pictures, question = _pictures(row, images, folder), text_field(row, "question")
+    pictures, question = _pictures(row, images, folder), read_field(row, "question", Text)
     return Sample(
         name,
         question,
-        str(get_field(row, "answer", list)),
+        str(read_field(row, "answer", list)),
         pictures,
         _needles(row) if "needle_image_list" in row else (),
         prompt=_interleave(f"{INTERLEAVED}{_context(row)}\n\nQuestion: {question}", len(pictures)),
@@ -220,29 +220,29 @@ def _counting(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
 
 
 def _image_needle(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
-    """Which of these pictures is somewhere in the document?"""
-    pictures, question = _pictures(row, ["image_list", "choices_image"], folder), text_field(row, "question")
+    """Sample that asks which of several pictures occurs in the document."""
+    pictures, question = _pictures(row, ["image_list", "choices_image"], folder), read_field(row, "question", Text)
     letters = [chr(ord("A") + index) for index in range(len(row["choices_image"]))]
-    if not 0 <= (right := get_field(row, "answer", int)) < len(letters):
-        raise BadRow(f"its 'answer' is {right}, and it has {len(letters)} choices")
+    if not 0 <= (correct := read_field(row, "answer", int)) < len(letters):
+        raise BadRow(f"its 'answer' is {correct}, and it has {len(letters)} choices")
     options = "".join(f"\n{letter}. <image>" for letter in letters)
-    ask = f"\n\nQuestion: {question}{options}\nAnswer with the option's letter."
+    instruction = f"\n\nQuestion: {question}{options}\nAnswer with the option's letter."
     return Sample(
         name,
         question,
-        letters[right],
+        letters[correct],
         pictures,
         _needles(row),
-        prompt=_interleave(f"{INTERLEAVED}{_context(row)}{ask}", len(pictures)),
+        prompt=_interleave(f"{INTERLEAVED}{_context(row)}{instruction}", len(pictures)),
         choices=tuple(letters),
         scoring="choice",
     )
 
 
 def _many_shot(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
-    examples = get_field(row, "examples", list)
-    pictures = tuple(picture_file(folder / text_field(part, "image")) for part in [*examples, row])
-    labels = "\n\n".join(f"<image>\nlabel: {get_field(part, 'id', int, str)}" for part in examples)
+    examples = read_field(row, "examples", list)
+    pictures = tuple(picture_file(folder / read_field(part, "image", Text)) for part in [*examples, row])
+    labels = "\n\n".join(f"<image>\nlabel: {read_field(part, 'id', int | str)}" for part in examples)
     question = 'Now classify this image. Only output "label: {label}".'
     return Sample(
         name,
@@ -255,18 +255,18 @@ def _many_shot(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
 
 
 def _pages(row: Mapping[str, Any], name: str) -> str:
-    """The pages of documents, each under its name and number, which are in its path: `.../{document}/page{n}.png`."""
-    paths = [Path(path) for path in list_field(row, name, str)]
+    """Pages, each under the document name and page number in its path: `.../{document}/page{n}.png`."""
+    paths = [Path(path) for path in read_field(row, name, ListOf[str])]
     return "\n\n".join(
         f"Document {path.parent.name[:15]} (page {path.stem.split('page')[-1]}): <image>" for path in paths
     )
 
 
 def _summary(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
-    summary, pictures = get_field(row, "summary", str, list), _pictures(row, ["image_list"], folder)
+    summary, pictures = read_field(row, "summary", str | list), _pictures(row, ["image_list"], folder)
     if isinstance(summary, list):
         summary = "\n\n".join(
-            f"{text_field(part, 'section_title')}:\n" + "\n".join(get_field(part, "paragraphs", list))
+            f"{read_field(part, 'section_title', Text)}:\n" + "\n".join(read_field(part, "paragraphs", list))
             for part in summary
         )
     question = "Summarize these documents."
@@ -275,23 +275,20 @@ def _summary(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
 
 
 def _document(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
-    pictures, asked, document = (
-        _pictures(row, ["page_list"], folder),
-        text_field(row, "question"),
-        text_field(row, "doc_name"),
-    )
-    question = (
+    pictures = _pictures(row, ["page_list"], folder)
+    question, document = read_field(row, "question", Text), read_field(row, "doc_name", Text)
+    instruction = (
         f"Based on Document {document[:15]}, answer the following question as concisely as you can, or write 'Not "
-        f"answerable'. {asked}"
+        f"answerable'. {question}"
     )
     return Sample(
         name,
-        asked,
-        str(get_field(row, "answer", str, int, float)),
+        question,
+        str(read_field(row, "answer", str | int | float)),
         pictures,
-        prompt=_interleave(f"{_pages(row, 'page_list')}\n\n{question}", len(pictures)),
+        prompt=_interleave(f"{_pages(row, 'page_list')}\n\n{instruction}", len(pictures)),
         scoring="mmlongbench-docqa",
-        about={"document": document, "answer format": text_field(row, "answer_format")},
+        about={"document": document, "answer format": read_field(row, "answer_format", Text)},
     )
 
 
@@ -307,4 +304,4 @@ TASKS: dict[str, Task] = {
     **dict.fromkeys(("gov-report", "lexsum", "multi-lexsum"), Task("summarisation", _summary)),
     **dict.fromkeys(("longdocurl", "mmlongdoc", "slidevqa"), Task("DocVQA", _document)),
 }
-"""Every task by the name that its files begin with."""
+"""Every task, by the prefix of its file names."""

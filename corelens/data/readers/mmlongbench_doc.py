@@ -14,43 +14,44 @@ from PIL import Image
 
 from corelens.data.readers.base import (
     BadRow,
+    ListOf,
     Row,
     Samples,
-    files_in,
-    folder_of,
-    list_field,
+    Text,
+    dataset_folder,
+    find_files,
+    read_field,
     read_rows,
     read_table,
-    require_path,
-    text_field,
+    require_package,
 )
 from corelens.data.sample import Evidence, Sample
+from corelens.data.scoring.documents import DOC_FORMATS
+from corelens.errors import check_choice
 
-FORMATS = ("Str", "Int", "Float", "List", "None")
+Pages = Literal["all", "evidence"]
 
 
 def mmlongbench_doc(
     source: str | PathLike[str] = "yubo2333/MMLongBench-Doc",
-    pages: Literal["all", "evidence"] = "all",
+    pages: Pages = "all",
     dots_per_inch: int = 144,
 ) -> Samples:
-    """One sample per question; the evidence are whole pages. Questions that cannot be answered have none.
+    """Read one sample per question; whole pages are the evidence. Unanswerable questions have none.
 
     Pages count from one in the data set, and from zero in `about["pages"]`.
 
     Args:
         source: A folder with `samples.json` or `*.parquet`, and the PDFs in `documents/`; or a Hub id.
-        pages: `all` shows the model the whole document (47 pages on average), `evidence` only the pages that hold the
-            evidence.
-        dots_per_inch: How finely pages are drawn; the authors' 144 give pictures of 1224 x 1584 pixels for a letter.
+        pages: `all` shows the model the whole document (47 pages on average), `evidence` only the evidence pages.
+        dots_per_inch: Resolution of the pages; the authors' 144 give pictures of 1224 x 1584 pixels for a letter.
     """
-    if pages not in ("all", "evidence"):
-        raise ValueError(f"pages={pages!r} is not known; pages are all or evidence.")
+    check_choice("pages", pages, Pages)
     if dots_per_inch < 1:
         raise ValueError(f"dots_per_inch={dots_per_inch} is less than one.")
-    folder = folder_of(source, ["data/*.parquet", "samples.json", "documents/*.pdf"])
-    found = files_in(folder, "samples.json", "*.parquet")
-    rows = read_rows(found[0]) if found[0].suffix == ".json" else read_table(found)
+    folder = dataset_folder(source, ["data/*.parquet", "samples.json", "documents/*.pdf"])
+    paths = find_files(folder, "samples.json", "*.parquet")
+    rows = read_rows(paths[0]) if paths[0].suffix == ".json" else read_table(paths)
     documents = {path.name: path for path in folder.rglob("*.pdf")}
 
     def read() -> Iterator[Row]:
@@ -62,45 +63,45 @@ def mmlongbench_doc(
 
 
 def _sample(
-    row: str, asked: Mapping[str, Any], documents: Mapping[str, Path], pages: str, dots_per_inch: int
+    row: str, question: Mapping[str, Any], documents: Mapping[str, Path], pages: str, dots_per_inch: int
 ) -> Sample:
-    document, answer_format = text_field(asked, "doc_id"), text_field(asked, "answer_format")
-    if answer_format not in FORMATS:
-        raise BadRow(f"its 'answer_format' is {answer_format!r}, which is none of {', '.join(FORMATS)}")
+    document, answer_format = read_field(question, "doc_id", Text), read_field(question, "answer_format", Text)
+    if answer_format not in DOC_FORMATS:
+        raise BadRow(f"its 'answer_format' is {answer_format!r}, which is none of {', '.join(DOC_FORMATS)}")
     if document not in documents:
-        raise BadRow(f"its document {document!r} is not there")
-    holding = sorted({page - 1 for page in list_field(asked, "evidence_pages", int)})
+        raise BadRow(f"its document {document!r} does not exist")
+    evidence_pages = sorted({page - 1 for page in read_field(question, "evidence_pages", ListOf[int])})
     n_pages = _n_pages(documents[document])
-    if wrong := [page + 1 for page in holding if not 0 <= page < n_pages]:
-        raise BadRow(f"its document has no page {wrong}; it has 1 to {n_pages}")
-    if pages == "evidence" and not holding:
+    if missing := [page + 1 for page in evidence_pages if not 0 <= page < n_pages]:
+        raise BadRow(f"its document has no page {missing}; it has 1 to {n_pages}")
+    if pages == "evidence" and not evidence_pages:
         raise BadRow("it names no evidence page to show")
-    shown = holding if pages == "evidence" else list(range(n_pages))
+    shown_pages = evidence_pages if pages == "evidence" else list(range(n_pages))
     return Sample(
         row,
-        text_field(asked, "question"),
-        text_field(asked, "answer"),
-        tuple(PdfPage(documents[document], page, dots_per_inch) for page in shown),
-        tuple(Evidence(media=shown.index(page)) for page in holding),
+        read_field(question, "question", Text),
+        read_field(question, "answer", Text),
+        tuple(PdfPage(documents[document], page, dots_per_inch) for page in shown_pages),
+        tuple(Evidence(media=shown_pages.index(page)) for page in evidence_pages),
         scoring="mmlongbench-doc",
         about={
             "document": document,
-            "domain": asked.get("doc_type"),
-            "kinds": list_field(asked, "evidence_sources", str),
+            "domain": question.get("doc_type"),
+            "kinds": read_field(question, "evidence_sources", ListOf[str]),
             "answer format": answer_format,
-            "pages": shown,
+            "pages": shown_pages,
         },
     )
 
 
 @lru_cache
 def _n_pages(path: Path) -> int:
-    with _opened(path) as document:
+    with _open_pdf(path) as document:
         return len(document)
 
 
-def _opened(path: Path) -> Any:
-    pdfium = require_path("pypdfium2")
+def _open_pdf(path: Path) -> Any:
+    pdfium = require_package("pypdfium2")
     try:
         return pdfium.PdfDocument(path)
     except pdfium.PdfiumError as cause:
@@ -109,12 +110,12 @@ def _opened(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class PdfPage:
-    """A page of a PDF, counted from zero, drawn when it is called."""
+    """A page of a PDF, counted from zero, drawn on call."""
 
     path: Path
     page: int
     dots_per_inch: int
 
     def __call__(self) -> Image.Image:
-        with _opened(self.path) as document:
+        with _open_pdf(self.path) as document:
             return document[self.page].render(scale=self.dots_per_inch / 72).to_pil()

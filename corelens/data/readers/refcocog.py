@@ -1,4 +1,4 @@
-"""RefCOCOg: where is the thing that a sentence describes? (Mao et al., 2016; Hub: lmms-lab/RefCOCOg)"""
+"""RefCOCOg: the location of the object that an expression describes (Mao et al., 2016; Hub: lmms-lab/RefCOCOg)."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -7,15 +7,15 @@ from typing import Any
 
 from corelens.data.readers.base import (
     BadRow,
+    Corners,
     Row,
     Samples,
     StoredPicture,
-    box_in,
-    files_in,
-    folder_of,
-    get_field,
-    number_list,
+    dataset_folder,
+    find_files,
     picture_size,
+    pixel_box,
+    read_field,
     read_table,
 )
 from corelens.data.sample import Evidence, Sample
@@ -26,38 +26,38 @@ QUESTION = "Please provide the bounding box coordinate of the region this senten
 def refcocog(
     source: str | PathLike[str] = "lmms-lab/RefCOCOg", split: str = "val", question: str = QUESTION
 ) -> Samples:
-    """One sample for every referring expression; the box of the thing is the evidence and the answer.
+    """Read one sample per referring expression; the box of its object is the evidence and the answer.
 
     The field `answer` of the data set holds the expressions, `bbox` is left, top, width and height in pixels.
 
     Args:
         source: A folder with `{split}-*.parquet`, or a Hub id.
         split: `val` or `test`.
-        question: What is asked, with `{expression}` in it. Models differ in how they are asked for a box and in which
-            unit they answer; `corelens.data.score` must be told the unit.
+        question: The question, with `{expression}` in it. Models differ in the question that they expect and in the
+            unit of their answers; `corelens.data.score` needs the unit.
     """
     if "{expression}" not in question:
-        raise ValueError(f"question={question!r} has no place for the sentence: write {{expression}} in it.")
-    rows = read_table(files_in(folder_of(source, [f"data/{split}-*.parquet"]), f"{split}-*.parquet"))
+        raise ValueError(f"question={question!r} has no place for the expression: write {{expression}} in it.")
+    rows = read_table(find_files(dataset_folder(source, [f"data/{split}-*.parquet"]), f"{split}-*.parquet"))
 
     def read() -> Iterator[Row]:
         ids, expressions = rows["question_id"], rows["answer"]
-        for index, (row, said) in enumerate(zip(ids, expressions, strict=True)):
-            for number in range(max(1, len(said or ()))):
-                yield f"{row}-{number}", partial(_sample, rows, index, number, question)
+        for index, (row_id, row_expressions) in enumerate(zip(ids, expressions, strict=True)):
+            for number in range(max(1, len(row_expressions or ()))):
+                yield f"{row_id}-{number}", partial(_sample, rows, index, number, question)
 
     return Samples(f"RefCOCOg {split}", read)
 
 
 def _sample(rows: Any, index: int, number: int, question: str) -> Sample:
     row = rows[index]
-    expressions = get_field(row, "answer", list)
+    expressions = read_field(row, "answer", list)
     if not expressions or not (expression := (expressions[number] or "").strip()):
         raise BadRow("its 'answer' holds no referring expression")
     picture = StoredPicture(rows, index, "image")
     size = picture_size(picture)
-    left, top, width, height = number_list(row, "bbox", 4)
-    box = box_in([left, top, left + width, top + height], size)
+    left, top, width, height = read_field(row, "bbox", Corners)
+    box = pixel_box([left, top, left + width, top + height], size)
     return Sample(
         f"{row['question_id']}-{number}",
         question.format(expression=expression),

@@ -1,4 +1,4 @@
-"""VidSTG: which object does a sentence mean, where and when? (Zhang et al., 2020), with boxes from VidOR."""
+"""VidSTG: the place and time of the object that a sentence describes (Zhang et al., 2020), with boxes from VidOR."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,25 +13,28 @@ from corelens.data.readers.base import (
     BadRow,
     Row,
     Samples,
-    box_in,
-    files_in,
-    folder_of,
-    get_field,
+    Text,
+    dataset_folder,
+    find_files,
+    pixel_box,
+    read_field,
     read_json,
     read_rows,
-    require_path,
-    text_field,
+    require_package,
 )
 from corelens.data.sample import Evidence, Sample
+from corelens.errors import check_choice
 from corelens.inputs.media import Video
+
+Sentences = Literal["questions", "captions"]
 
 
 @dataclass
 class FileFrames(Sequence[Image.Image]):
-    """Frames `start` up to `end`, which is not one of them, of a video file.
+    """Frames from `start` to before `end` of a video file.
 
-    Frames are counted by decoding from the beginning, so their numbers are exact whatever the file says of its times;
-    asked for in order, every frame is decoded once. Needs PyAV.
+    Frames are counted by decoding from the beginning, so their numbers do not depend on the timestamps in the file;
+    accessed in order, every frame is decoded once. Needs PyAV.
     """
 
     path: Path
@@ -41,7 +44,7 @@ class FileFrames(Sequence[Image.Image]):
     _next: int = field(default=0, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A decoder cannot travel to another process; there, decoding begins anew.
+        # A decoder cannot be pickled; another process decodes from the beginning.
         return FileFrames, (self.path, self.start, self.end)
 
     def __len__(self) -> int:
@@ -50,18 +53,18 @@ class FileFrames(Sequence[Image.Image]):
     def __getitem__(self, index: int) -> Image.Image:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not 0 <= index < len(self):
             raise IndexError(f"there is no frame {index}: the clip has {len(self)}.")
-        wanted = self.start + index
-        if self._decoding is None or wanted < self._next:
+        number = self.start + index
+        if self._decoding is None or number < self._next:
             self._decoding, self._next = self._decode(), 0
-        for number, frame in self._decoding:
-            self._next = number + 1
-            if number == wanted:
+        for decoded, frame in self._decoding:
+            self._next = decoded + 1
+            if decoded == number:
                 return frame.to_image()
         self._decoding = None
-        raise ValueError(f"{str(self.path)!r} has no frame {wanted}: it ends after {self._next}.")
+        raise ValueError(f"{str(self.path)!r} has no frame {number}: it ends after {self._next}.")
 
     def _decode(self) -> Iterator[tuple[int, Any]]:
-        av = require_path("av")
+        av = require_package("av")
         try:
             with av.open(str(self.path)) as container:
                 yield from enumerate(container.decode(video=0))
@@ -73,14 +76,14 @@ def vidstg(
     source: str | PathLike[str],
     vidor: str | PathLike[str],
     split: Literal["train", "val", "test"] = "test",
-    sentences: Literal["questions", "captions"] = "questions",
+    sentences: Sentences = "questions",
 ) -> Samples:
-    """One sample per sentence: the used segment of a video, with the target's box in every frame as evidence.
+    """Read one sample per sentence: the used segment of a video, with the target's box in every frame as evidence.
 
-    VidSTG names a target and when the sentence holds of it; its boxes are in VidOR's annotations, and the videos are
-    VidOR's. Segments hold their first frame and not their last, as in the code of TubeDETR. Seconds count from the
-    beginning of the segment. An answer is right if it names the target's kind; this is ours, since the authors measure
-    how a predicted course of boxes overlaps the target's.
+    VidSTG names a target and the time at which the sentence is true of it; its boxes are in VidOR's annotations, and
+    the videos are VidOR's. Segments include their first frame and exclude their last, as in the code of TubeDETR.
+    Seconds count from the beginning of the segment. An answer is right if it names the target's category; this is
+    ours, since the authors measure the overlap of a predicted tube of boxes with the target's.
 
     Args:
         source: A folder with `{split}_annotations.json`, or a Hub id such as `k-nick/VidSTG`.
@@ -88,20 +91,19 @@ def vidstg(
         split: `train` and `val` are from VidOR's training videos, `test` from its validation videos.
         sentences: `questions` ask for the target ("what is ..."), `captions` describe it.
     """
-    if sentences not in ("questions", "captions"):
-        raise ValueError(f"sentences={sentences!r} is not known; they are questions or captions.")
+    check_choice("sentences", sentences, Sentences)
     if not Path(vidor).is_dir():
         raise FileNotFoundError(f"there is no folder {str(vidor)!r} with VidOR's annotations and videos.")
-    path = files_in(folder_of(source, [f"*{split}_annotations.json"]), f"{split}_annotations.json")[0]
+    path = find_files(dataset_folder(source, [f"*{split}_annotations.json"]), f"{split}_annotations.json")[0]
     rows = read_rows(path)
-    boxes = {file.stem: file for file in Path(vidor).rglob("*.json")}
+    annotations = {file.stem: file for file in Path(vidor).rglob("*.json")}
     videos = {file.stem: file for file in Path(vidor).rglob("*.mp4")}
 
     def read() -> Iterator[Row]:
         for index, row in enumerate(rows):
-            for number in range(max(1, len(said) if isinstance(said := row.get(sentences), list) else 0)):
+            for number in range(max(1, len(entries) if isinstance(entries := row.get(sentences), list) else 0)):
                 name = f"{row.get('vid', '')}-{index}-{number}"
-                yield name, partial(_sample, name, row, number, sentences, boxes, videos)
+                yield name, partial(_sample, name, row, number, sentences, annotations, videos)
 
     return Samples(f"VidSTG {split} {sentences}", read)
 
@@ -111,36 +113,38 @@ def _sample(
     row: Mapping[str, Any],
     number: int,
     sentences: str,
-    boxes: Mapping[str, Path],
+    annotations: Mapping[str, Path],
     videos: Mapping[str, Path],
 ) -> Sample:
-    video = text_field(row, "vid")
-    said = get_field(row, sentences, list)
-    if not said:
+    video = read_field(row, "vid", Text)
+    entries = read_field(row, sentences, list)
+    if not entries:
         raise BadRow(f"its {sentences!r} are empty")
-    sentence, target = text_field(said[number], "description"), get_field(said[number], "target_id", int)
-    if video not in boxes:
-        raise BadRow(f"there is no trajectory file {video}.json of VidOR")
+    entry = entries[number]
+    sentence, target = read_field(entry, "description", Text), read_field(entry, "target_id", int)
+    if video not in annotations:
+        raise BadRow(f"there is no annotation file {video}.json of VidOR")
     if video not in videos:
         raise BadRow(f"there is no video file {video}.mp4 of VidOR")
-    n_frames, fps = get_field(row, "frame_count", int), get_field(row, "fps", int, float)
-    size = (get_field(row, "width", int), get_field(row, "height", int))
+    n_frames, fps = read_field(row, "frame_count", int), read_field(row, "fps", int | float)
+    size = (read_field(row, "width", int), read_field(row, "height", int))
     start, end = _span(row, "used_segment")
     if fps <= 0:
         raise BadRow(f"its 'fps' is {fps}")
     if not 0 <= start < end <= n_frames:
-        raise BadRow(f"its segment {start} to {end} is no part of its {n_frames} frames")
+        raise BadRow(f"its segment {start} to {end} is not within its {n_frames} frames")
     first, last = _span(row, "temporal_gt")
     if not start <= first < last <= end:
-        raise BadRow(f"its target's time {first} to {last} is no part of the used segment {start} to {end}")
-    course = _trajectories(boxes[video])
+        raise BadRow(f"its target's time {first} to {last} is not within the used segment {start} to {end}")
+    trajectory = _trajectories(annotations[video])
     evidence = []
-    for frame in range(first, min(last, len(course))):
-        if target in course[frame]:
+    for frame in range(first, min(last, len(trajectory))):
+        if target in trajectory[frame]:
             seconds = ((frame - start) / fps, (frame + 1 - start) / fps)
-            evidence.append(Evidence(box_in(course[frame][target], size), 0, seconds))
+            evidence.append(Evidence(pixel_box(trajectory[frame][target], size), 0, seconds))
     categories = {
-        get_field(thing, "tid", int): text_field(thing, "category") for thing in get_field(row, "subject/objects", list)
+        read_field(entity, "tid", int): read_field(entity, "category", Text)
+        for entity in read_field(row, "subject/objects", list)
     }
     if target not in categories:
         raise BadRow(f"its target {target} is none of its objects {sorted(categories)}")
@@ -153,21 +157,21 @@ def _sample(
         evidence=tuple(evidence),
         videos=(Video(FileFrames(videos[video], start, end), fps),),
         scoring="contains",
-        about={"video": video, "target": target, "kind": said[number].get("type"), "frames": (first, last)},
+        about={"video": video, "target": target, "kind": entry.get("type"), "frames": (first, last)},
     )
 
 
 def _span(row: Mapping[str, Any], name: str) -> tuple[int, int]:
-    span = get_field(row, name, dict)
-    return get_field(span, "begin_fid", int), get_field(span, "end_fid", int)
+    span = read_field(row, name, dict)
+    return read_field(span, "begin_fid", int), read_field(span, "end_fid", int)
 
 
 @lru_cache(maxsize=4)
 def _trajectories(path: Path) -> list[dict[int, list[float]]]:
-    """Boxes by object, for every frame."""
+    """Boxes by object id, for every frame."""
     try:
         return [
-            {thing["tid"]: [float(thing["bbox"][edge]) for edge in ("xmin", "ymin", "xmax", "ymax")] for thing in frame}
+            {item["tid"]: [float(item["bbox"][edge]) for edge in ("xmin", "ymin", "xmax", "ymax")] for item in frame}
             for frame in read_json(path)["trajectories"]
         ]
     except (ValueError, KeyError, TypeError) as cause:

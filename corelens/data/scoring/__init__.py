@@ -22,7 +22,7 @@ from corelens.data.scoring.rules import yes_no as yes_no
 from corelens.errors import docs_link
 from corelens.inputs.media import load_picture
 
-_SHORT = {
+_RULES = {
     "exact": exact,
     "contains": contains,
     "anls": anls,
@@ -31,60 +31,60 @@ _SHORT = {
     "count": count,
     "label": label,
 }
-_BY_FORMAT = {"mmlongbench-doc": mmlongbench_doc, "mmlongbench-docqa": mmlongbench_docqa}
+_FORMAT_RULES = {"mmlongbench-doc": mmlongbench_doc, "mmlongbench-docqa": mmlongbench_docqa}
 
 
-def score(sample: Sample, said: str, box_unit: BoxUnit | None = None) -> float | None:
-    """How good an answer to a sample is, by the rule that `sample.scoring` names.
+def score(sample: Sample, prediction: str, box_unit: BoxUnit | None = None) -> float | None:
+    """Score an answer to a sample by the rule that `sample.scoring` names.
 
     Args:
-        sample: What was asked.
-        said: What the model said.
-        box_unit: The unit in which the model says boxes; needed for samples that ask for a box.
+        sample: The sample.
+        prediction: The model's answer.
+        box_unit: Unit of the boxes in the model's answers; needed for samples that ask for a box.
 
     Returns:
-        From 0 to 1, or None if the answer cannot be read; `tally` counts these as wrong, and apart.
+        From 0 to 1, or None if the answer is unreadable; `tally` counts these as wrong, and separately.
 
     Raises:
-        ValueError: If the answer is a box and no unit was given, or no rule can judge it.
+        ValueError: If the answer is a box and there is no unit, or no rule can score it.
     """
-    if sample.scoring in _SHORT:
-        return _SHORT[sample.scoring](said, sample.answers)
-    if sample.scoring in _BY_FORMAT:
-        return _BY_FORMAT[sample.scoring](said, sample.answer, sample.about["answer format"])
+    if sample.scoring in _RULES:
+        return _RULES[sample.scoring](prediction, sample.answers)
+    if sample.scoring in _FORMAT_RULES:
+        return _FORMAT_RULES[sample.scoring](prediction, sample.answer, sample.about["answer format"])
     if sample.scoring == "choice":
-        return choice(said, sample.choices, sample.answer)
+        return choice(prediction, sample.choices, sample.answer)
     if sample.scoring == "box":
-        return _box(sample, said, box_unit)
-    known = ", ".join([*_SHORT, *_BY_FORMAT, "choice", "box"])
-    raise ValueError(f"sample {sample.id} is scored by {sample.scoring!r}; the rules that corelens has are {known}.")
+        return _box(sample, prediction, box_unit)
+    known = ", ".join([*_RULES, *_FORMAT_RULES, "choice", "box"])
+    raise ValueError(f"sample {sample.id} is scored by {sample.scoring!r}; the rules of corelens are {known}.")
 
 
-def _box(sample: Sample, said: str, unit: BoxUnit | None) -> float | None:
+def _box(sample: Sample, prediction: str, unit: BoxUnit | None) -> float | None:
     if unit is None:
         raise ValueError(
-            f"sample {sample.id} asks for a box: say in which unit the model answers, by box_unit='pixels', "
-            f"'thousandths', 'fractions' or the size of the picture as the model sees it. {docs_link('box-unit')}"
+            f"sample {sample.id} asks for a box: state the unit of the model's boxes, by box_unit='pixels', "
+            f"'thousandths', 'fractions' or the size of the processed picture. {docs_link('box-unit')}"
         )
     (evidence,) = sample.evidence
-    assert evidence.box is not None  # what readers promise with this rule
+    assert evidence.box is not None  # guaranteed by readers that use this rule
     size = load_picture(sample.images[evidence.media]).size
-    return box_hit(said, evidence.box, size, unit)
+    return box_hit(prediction, evidence.box, size, unit)
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What many scores come to."""
+    """Mean of many scores."""
 
     mean: float
-    """Over all answers, those that cannot be read counting as 0."""
+    """Over all answers; unreadable ones count as 0."""
 
     n: int
     n_unreadable: int
 
 
 def tally(scores: Iterable[float | None]) -> Tally:
-    """The mean of some scores, and how many answers could not be read.
+    """Compute the mean of scores and the number of unreadable answers.
 
     Raises:
         ValueError: If there is no score.
@@ -92,4 +92,4 @@ def tally(scores: Iterable[float | None]) -> Tally:
     scores = list(scores)
     if not scores:
         raise ValueError("there are no scores.")
-    return Tally(sum(one or 0.0 for one in scores) / len(scores), len(scores), scores.count(None))
+    return Tally(sum(value or 0.0 for value in scores) / len(scores), len(scores), scores.count(None))

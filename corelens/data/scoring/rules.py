@@ -1,4 +1,4 @@
-"""Scores of short answers: 0 to 1, or None where an answer cannot be read as an answer at all."""
+"""Scores of short answers: 0 to 1, or None for an unreadable answer."""
 
 import re
 import string
@@ -8,7 +8,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def without_articles(text: str) -> str:
-    """Lower case, without punctuation, articles and superfluous space: SQuAD's normal form."""
+    """Normalize a text as SQuAD does: lower case, without punctuation, articles and superfluous space."""
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split())
 
 
@@ -17,113 +17,115 @@ def numbers_in(text: str) -> list[float]:
     return [float(number) for number in re.findall(r"-?(?:\d+\.?\d*|\.\d+)", re.sub(r"(?<=\d),(?=\d{3})", "", text))]
 
 
-def similarity(one: str, other: str) -> float:
-    """One minus the Levenshtein distance as a share of the longer text; two empty texts are the same."""
-    if not one and not other:
+def similarity(first: str, second: str) -> float:
+    """One minus the Levenshtein distance divided by the longer length; 1 for two empty texts."""
+    if not first and not second:
         return 1.0
-    distances = list(range(len(other) + 1))
-    for row, a in enumerate(one, 1):
+    distances = list(range(len(second) + 1))
+    for row, a in enumerate(first, 1):
         diagonal, distances[0] = distances[0], row
-        for column, b in enumerate(other, 1):
+        for column, b in enumerate(second, 1):
             diagonal, distances[column] = (
                 distances[column],
                 min(diagonal + (a != b), distances[column] + 1, distances[column - 1] + 1),
             )
-    return 1 - distances[-1] / max(len(one), len(other))
+    return 1 - distances[-1] / max(len(first), len(second))
 
 
-def exact(said: str, answers: Sequence[str]) -> float:
-    """One if the answer is one of those accepted, letter for letter, but for space around it."""
-    return float(said.strip() in {answer.strip() for answer in answers})
+def exact(prediction: str, answers: Sequence[str]) -> float:
+    """Return 1 if the answer equals an accepted one, apart from surrounding space, and 0 otherwise."""
+    return float(prediction.strip() in {answer.strip() for answer in answers})
 
 
-def contains(said: str, answers: Sequence[str]) -> float:
-    """One if an accepted answer occurs in what was said, without case, punctuation and articles.
+def contains(prediction: str, answers: Sequence[str]) -> float:
+    """Return 1 if an accepted answer occurs in the prediction, ignoring case, punctuation and articles.
 
     Source:
-        MMLongBench's `sub_em`. An accepted answer of which nothing is left never counts; theirs always would.
+        MMLongBench's `sub_em`, except that an accepted answer that is empty without articles never counts.
     """
-    said = without_articles(said)
-    return float(any((bare := without_articles(answer)) != "" and bare in said for answer in answers))
+    prediction = without_articles(prediction)
+    return float(any((text := without_articles(answer)) != "" and text in prediction for answer in answers))
 
 
-def anls(said: str, answers: Sequence[str], threshold: float = 0.5) -> float:
+def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> float:
     """Normalised Levenshtein similarity to the nearest accepted answer, without case; 0 at the threshold or below.
 
     Source:
         Biten et al. 2019 (ST-VQA), equation 1; the mean over samples is ANLS.
     """
-    best = max(similarity(said.strip().lower(), answer.strip().lower()) for answer in answers)
+    best = max(similarity(prediction.strip().lower(), answer.strip().lower()) for answer in answers)
     return best if best > threshold else 0.0
 
 
-def numeric(said: str, answers: Sequence[str], tolerance: float = 0.05) -> float | None:
-    """One if the only, or else the last, number said is within a share of an accepted number; None without a number.
+def numeric(prediction: str, answers: Sequence[str], tolerance: float = 0.05) -> float | None:
+    """Return 1 if the last number is within a relative tolerance of an accepted number; None without a number.
 
     Source:
-        Relaxed accuracy of ChartQA (Masry et al. 2022), which takes the whole answer as a number and counts others as
-        wrong. As there, 0 is met only by 0, and a percent sign changes nothing.
+        Relaxed accuracy of ChartQA (Masry et al. 2022), which reads the whole answer as a number and counts others as
+        wrong. As there, only 0 matches 0, and percent signs are ignored.
     """
-    found = numbers_in(said)
-    if not found:
+    numbers = numbers_in(prediction)
+    if not numbers:
         return None
-    wanted = [number for answer in answers for number in numbers_in(answer)]
-    return float(any(abs(found[-1] - number) <= tolerance * abs(number) for number in wanted))
+    accepted = [number for answer in answers for number in numbers_in(answer)]
+    return float(any(abs(numbers[-1] - number) <= tolerance * abs(number) for number in accepted))
 
 
-def choice(said: str, choices: Sequence[str], answer: str) -> float | None:
-    """One if the chosen option is the right one; None if no option, or more than one, can be read from what was said.
+def choice(prediction: str, choices: Sequence[str], answer: str) -> float | None:
+    """Return 1 if the chosen option is correct; None if no option, or more than one, can be read from the prediction.
 
-    Read, in this order: the text of one option, word for word; a letter at the beginning, as in `B`, `(B) blue` or
-    `B.`; a letter after "answer is", "answer:" or "option"; the only option whose text occurs; the only capital letter
-    of an option that stands alone, other than the words A and I.
+    The option is read from, in this order: the text of one option, word for word; a letter at the beginning, as in `B`,
+    `(B) blue` or `B.`; a letter after "answer is", "answer:" or "option"; the only option whose text occurs; the only
+    capital letter of an option that stands alone, other than the words A and I.
 
     Source:
-        MLVU takes what stands before the first `)`, MMLongBench the last lone capital; both count what they cannot
-        read as wrong.
+        MLVU takes the text before the first `)`, MMLongBench the last lone capital; both count unreadable answers
+        as wrong.
     """
-    right, text = list(choices).index(answer), said.strip()
-    same = [index for index, option in enumerate(choices) if option.strip().lower() == text.rstrip(".").lower()]
-    if len(same) == 1:
-        return float(same[0] == right)
+    correct, text = list(choices).index(answer), prediction.strip()
+    exact_matches = [
+        index for index, option in enumerate(choices) if option.strip().lower() == text.rstrip(".").lower()
+    ]
+    if len(exact_matches) == 1:
+        return float(exact_matches[0] == correct)
     letters = string.ascii_uppercase[: len(choices)]
     for pattern in (
         rf"\(?([{letters}])(?:[).:,]|\s*$)",
         rf"(?:.*?)\b(?i:answer(?:\s+is)?|option)\s*:?\s*\(?([{letters}])\b",
     ):
         if match := re.match(pattern, text, re.DOTALL):
-            return float(letters.index(match[1]) == right)
-    named = [index for index, option in enumerate(choices) if len(option) > 1 and _says(text, option)]
-    if not named:
-        alone = set(re.findall(rf"\b([{letters}])\b", text)) - {"A", "I"}
-        named = [letters.index(letter) for letter in alone]
-    return float(named[0] == right) if len(named) == 1 else None
+            return float(letters.index(match[1]) == correct)
+    candidates = [index for index, option in enumerate(choices) if len(option) > 1 and _contains_words(text, option)]
+    if not candidates:
+        lone_capitals = set(re.findall(rf"\b([{letters}])\b", text)) - {"A", "I"}
+        candidates = [letters.index(letter) for letter in lone_capitals]
+    return float(candidates[0] == correct) if len(candidates) == 1 else None
 
 
-def _says(text: str, option: str) -> bool:
+def _contains_words(text: str, option: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(option.strip())}(?!\w)", text, re.IGNORECASE) is not None
 
 
-def yes_no(said: str, answers: Sequence[str]) -> float | None:
-    """One if the last yes or no that was said is right; None if there is neither.
+def yes_no(prediction: str, answers: Sequence[str]) -> float | None:
+    """Return 1 if the last yes or no is correct; None without either.
 
     Source:
         MMLongBench's `binary_acc`, which gives a fixed guess for an answer without either.
     """
-    found = re.findall(r"\b(yes|no)\b", said.lower())
-    return float(found[-1] in {answer.strip().lower() for answer in answers}) if found else None
+    words = re.findall(r"\b(yes|no)\b", prediction.lower())
+    return float(words[-1] in {answer.strip().lower() for answer in answers}) if words else None
 
 
-def count(said: str, answers: Sequence[str]) -> float | None:
-    """One if the numbers said have the sum of the accepted ones; None without a number.
+def count(prediction: str, answers: Sequence[str]) -> float | None:
+    """Return 1 if the numbers have the sum of the accepted ones; None without a number.
 
-    Of what was said, the last list in brackets counts, or else all whole numbers.
+    The numbers are those of the last list in brackets, or all whole numbers without one.
 
     Source:
         MMLongBench's `soft_acc`.
     """
-    found = _whole_numbers(said)
-    return float(any(sum(found) == sum(_whole_numbers(answer) or []) for answer in answers)) if found else None
+    numbers = _whole_numbers(prediction)
+    return float(any(sum(numbers) == sum(_whole_numbers(answer) or []) for answer in answers)) if numbers else None
 
 
 def _whole_numbers(text: str) -> list[int] | None:
@@ -131,12 +133,12 @@ def _whole_numbers(text: str) -> list[int] | None:
     return [int(number) for number in re.findall(r"\d+", lists[-1] if lists else text)] or None
 
 
-def label(said: str, answers: Sequence[str]) -> float | None:
-    """One if the number after "label:", or else the last whole number, is an accepted one; None without a number.
+def label(prediction: str, answers: Sequence[str]) -> float | None:
+    """Return 1 if the number after "label:", or else the last whole number, is accepted; None without a number.
 
     Source:
         MMLongBench's `cls_acc`.
     """
-    found = re.search(r"label:\s*(\d+)", said, re.IGNORECASE)
-    numbers = [found[1]] if found else re.findall(r"\b\d+\b", said)
+    match = re.search(r"label:\s*(\d+)", prediction, re.IGNORECASE)
+    numbers = [match[1]] if match else re.findall(r"\b\d+\b", prediction)
     return float(int(numbers[-1]) in {int(answer) for answer in answers}) if numbers else None

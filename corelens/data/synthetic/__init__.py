@@ -1,4 +1,4 @@
-"""Pictures drawn from a seed that know where their evidence is.
+"""Synthetic data sets with known evidence, drawn from a seed.
 
-Sample n of a seed is the same however many are drawn, and its pictures are drawn when they are looked at.
+Sample n depends on the seed and n alone, not on the number of samples; its pictures are drawn on access.
 """

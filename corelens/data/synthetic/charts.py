@@ -1,4 +1,4 @@
-"""Bar charts: how high is a bar, and which is the highest?"""
+"""Bar charts with questions about the value of a bar or the highest bar."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from corelens.data.readers.base import Samples
 from corelens.data.sample import Evidence, Sample
-from corelens.data.synthetic.drawing import Colour, drawn, write
+from corelens.data.synthetic.drawing import Colour, drawn_samples, write
 from corelens.tokens import Box
 
 SIZE = (640, 480)
@@ -20,7 +20,7 @@ COLOURS: tuple[Colour, ...] = ((52, 101, 164), (204, 98, 40), (67, 140, 90), (13
 
 @dataclass(frozen=True)
 class Chart:
-    """What a chart shows. No two bars have the same height."""
+    """Contents of a chart. No two bars have the same height."""
 
     topic: str
     colour: Colour
@@ -28,16 +28,16 @@ class Chart:
 
 
 def charts(n: int, seed: int = 0) -> Samples:
-    """`n` charts with one question each, on the value of a bar or on the highest; the evidence is that bar.
+    """Draw `n` charts with one question each, about the value of a bar or the highest bar; the evidence is that bar.
 
-    Values are multiples of five from 10 to 95, above an axis with lines at every ten; none is written on its bar.
+    Values are multiples of five from 10 to 95, above an axis with lines at every ten; they are not written on the bars.
     """
-    return drawn("charts", n, seed, _sample)
+    return drawn_samples("charts", n, seed, _sample)
 
 
 def _sample(seed: int, index: int) -> Sample:
     rng = np.random.default_rng([seed, index])
-    chart = draw_values(rng)
+    chart = draw_contents(rng)
     label = str(rng.choice(list(chart.values)))
     question, answer, scoring = f"What is the value of {label}?", str(chart.values[label]), "numeric"
     if rng.random() < 0.5:
@@ -55,11 +55,11 @@ def _sample(seed: int, index: int) -> Sample:
 
 
 def _picture(seed: int, index: int) -> Image.Image:
-    return draw_chart(draw_values(np.random.default_rng([seed, index])))[0]
+    return draw_chart(draw_contents(np.random.default_rng([seed, index])))[0]
 
 
-def draw_values(rng: np.random.Generator) -> Chart:
-    """What a random chart shows."""
+def draw_contents(rng: np.random.Generator) -> Chart:
+    """Draw the contents of a random chart."""
     n = int(rng.integers(4, 8))
     labels, heights = rng.choice(LABELS, n, replace=False), rng.choice(np.arange(10, 100, 5), n, replace=False)
     values = {str(label): int(height) for label, height in zip(labels, heights, strict=True)}
@@ -67,7 +67,7 @@ def draw_values(rng: np.random.Generator) -> Chart:
 
 
 def draw_chart(chart: Chart) -> tuple[Image.Image, dict[str, Box]]:
-    """The chart, and the box of every bar."""
+    """Draw a chart and return it with the box of every bar."""
     picture = Image.new("RGB", SIZE, (255, 255, 255))
     draw = ImageDraw.Draw(picture)
     write(picture, (SIZE[0] / 2, 46), chart.topic, 24, anchor="ms")

@@ -1,4 +1,4 @@
-"""Invoices and reports: which number stands in which field?"""
+"""Invoices with questions about their fields and their table."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from corelens.data.readers.base import Samples
 from corelens.data.sample import Evidence, Sample
-from corelens.data.synthetic.drawing import Colour, drawn, write
+from corelens.data.synthetic.drawing import Colour, drawn_samples, write
 from corelens.tokens import Box
 
 SIZE = (640, 800)
@@ -37,7 +37,7 @@ ACCENTS: tuple[Colour, ...] = ((30, 70, 140), (140, 45, 45), (35, 105, 65), (95,
 
 @dataclass(frozen=True)
 class Document:
-    """What a page says. No value occurs twice on it."""
+    """Contents of a page. No value occurs twice on it."""
 
     company: str
     accent: Colour
@@ -47,27 +47,27 @@ class Document:
 
 
 def documents(n: int, seed: int = 0) -> Samples:
-    """`n` pages with fields and a table, and a question on one of them; the evidence is the value that answers it."""
-    return drawn("documents", n, seed, _sample)
+    """Draw `n` pages with fields, a table and a question about one value, which is the evidence."""
+    return drawn_samples("documents", n, seed, _sample)
 
 
 def _sample(seed: int, index: int) -> Sample:
     rng = np.random.default_rng([seed, index])
     document = draw_document(rng)
-    where = str(rng.choice(list(document.fields)))
-    question, answer = f"What is the {where.lower()}?", document.fields.get(where, "")
+    field = str(rng.choice(list(document.fields)))
+    question, answer = f"What is the {field.lower()}?", document.fields.get(field, "")
     if rng.random() < 0.5:
         item, column = str(rng.choice(list(document.items))), str(rng.choice(COLUMNS))
-        where = f"{item}, {column}"
+        field = f"{item}, {column}"
         question, answer = f"What is the {column.lower()} of the {item.lower()}?", document.items[item][column]
     return Sample(
         f"documents-{seed}-{index}",
         question,
         answer,
         (partial(_picture, seed, index),),
-        (Evidence(draw_page(document)[1][where]),),
+        (Evidence(draw_page(document)[1][field]),),
         scoring="anls",
-        about={"field": where},
+        about={"field": field},
     )
 
 
@@ -76,14 +76,14 @@ def _picture(seed: int, index: int) -> Image.Image:
 
 
 def draw_document(rng: np.random.Generator) -> Document:
-    """What a random page says."""
+    """Draw the contents of a random page."""
     used: set[int] = set()
 
     def number(low: int, high: int) -> int:
-        while (drawn := int(rng.integers(low, high))) in used:
+        while (value := int(rng.integers(low, high))) in used:
             pass
-        used.add(drawn)
-        return drawn
+        used.add(value)
+        return value
 
     def date(year: int) -> str:
         return f"{number(10, 29)} {rng.choice(MONTHS)} {year}"
@@ -110,7 +110,7 @@ def draw_document(rng: np.random.Generator) -> Document:
 
 
 def draw_page(document: Document) -> tuple[Image.Image, dict[str, Box]]:
-    """The page, and the box of every value, by the name of its field or by its item and column."""
+    """Draw a page and return it with the box of every value, by the name of its field or by its item and column."""
     page = Image.new("RGB", SIZE, (252, 251, 247))
     draw = ImageDraw.Draw(page)
     width = SIZE[0]

@@ -1,4 +1,4 @@
-"""A needle among many pictures: a grid of how many there are and how deep it lies."""
+"""A needle among many pictures, in a grid of haystack lengths and needle depths."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -7,7 +7,8 @@ import numpy as np
 
 from corelens.data.readers.base import Row, Samples
 from corelens.data.sample import Evidence, Sample
-from corelens.data.synthetic.photographs import COLOURS, SHAPES, boxes_of, draw_things, paste
+from corelens.data.synthetic.drawing import check_draw
+from corelens.data.synthetic.photographs import COLOURS, SHAPES, draw_scene, render, shape_boxes
 
 NEEDLE = "star"
 
@@ -18,26 +19,25 @@ def haystacks(
     lengths: Sequence[int] = (5, 9, 17, 33),
     depths: Sequence[float | int] = (0.0, 0.25, 0.5, 0.75, 1.0),
 ) -> Samples:
-    """`n` samples for each length and depth: one photograph of many shows a star; what colour is it?
+    """Draw `n` samples for each length and depth; the question is the colour of the star in one of many photographs.
 
-    The others show one other shape each. Sample i has the same needle at every length and depth, and its longer
-    haystacks begin with the pictures of the shorter ones.
+    The other photographs show one other shape each. Sample i has the same needle at every length and depth, and its
+    longer haystacks begin with the pictures of the shorter ones.
 
     Args:
-        n: Samples a cell of the grid.
-        seed: Decides everything else.
-        lengths: How many pictures, the needle's included.
-        depths: Where the needle's is: 0 for the first picture, 1 for the last.
+        n: Samples per cell of the grid.
+        seed: Seed of all random draws.
+        lengths: Numbers of pictures, the needle's included.
+        depths: Positions of the needle's picture: 0 for the first picture, 1 for the last.
 
     Raises:
         ValueError: If there are too few pictures for the depths, so that two of them are the same picture.
     """
-    if n < 1 or seed < 0:
-        raise ValueError(f"n={n} and seed={seed}: a world needs at least one sample and a seed of 0 or more.")
+    check_draw(n, seed)
     for length in lengths:
         if length < 1 or not all(0 <= depth <= 1 for depth in depths):
-            raise ValueError(f"length={length} and depths={tuple(depths)}: it needs length >= 1 and 0 <= depth <= 1.")
-        if len({_place(length, depth) for depth in depths}) < len(depths):
+            raise ValueError(f"length={length} and depths={tuple(depths)}: they need length >= 1 and 0 <= depth <= 1.")
+        if len({_needle_index(length, depth) for depth in depths}) < len(depths):
             raise ValueError(
                 f"of {length} pictures, two of the depths {tuple(depths)} are the same; take fewer depths or more "
                 f"pictures."
@@ -53,25 +53,25 @@ def haystacks(
     return Samples(f"haystacks, seed {seed}", rows)
 
 
-def _place(length: int, depth: float | int) -> int:
+def _needle_index(length: int, depth: float | int) -> int:
     return round(depth * (length - 1))
 
 
 def _sample(name: str, seed: int, index: int, length: int, depth: float | int) -> Sample:
-    place = _place(length, depth)
+    needle_index = _needle_index(length, depth)
     rng = np.random.default_rng([seed, index])
-    needle = draw_things(rng, (NEEDLE,))
+    needle = draw_scene(rng, (NEEDLE,))
     others = []
     while len(others) < length - 1:
-        kind = str(rng.choice([kind for kind in SHAPES if kind != NEEDLE]))
-        others.append(draw_things(rng, (kind,), (str(rng.choice(list(COLOURS))),)))
-    scenes = [*others[:place], needle, *others[place:]]
+        shape = str(rng.choice([name for name in SHAPES if name != NEEDLE]))
+        others.append(draw_scene(rng, (shape,), (str(rng.choice(list(COLOURS))),)))
+    scenes = [*others[:needle_index], needle, *others[needle_index:]]
     return Sample(
         name,
         "One of the pictures shows a star. What colour is the star?",
-        needle.things[0].colour,
-        tuple(partial(paste, scene) for scene in scenes),
-        (Evidence(boxes_of(needle)[0], place),),
+        needle.shapes[0].colour,
+        tuple(partial(render, scene) for scene in scenes),
+        (Evidence(shape_boxes(needle)[0], needle_index),),
         scoring="contains",
         about={"length": length, "depth": depth},
     )

@@ -1,20 +1,18 @@
-"""Photographs with things pasted on them: what colour is which?
+"""Photographs with pasted shapes and questions about their colours and shapes.
 
 The photographs are the two that scikit-learn ships.
 """
 
 import math
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any
+from functools import partial
 
 import numpy as np
 from PIL import Image
 
 from corelens.data.readers.base import Samples
 from corelens.data.sample import Evidence, Sample
-from corelens.data.synthetic.drawing import Colour, drawn, shape
-from corelens.errors import optional_import
+from corelens.data.synthetic.drawing import Colour, draw_shape, drawn_samples, sample_photographs
 from corelens.tokens import Box
 
 SIZE = (448, 336)
@@ -29,17 +27,17 @@ COLOURS: dict[str, Colour] = {
 }
 
 
-def _round(n: int, start: float = -90.0, inner: float = 1.0) -> list[tuple[float | int, float | int]]:
-    """Corners on the unit circle, every other one moved inward."""
+def _polygon(n: int, start: float = -90.0, inner: float = 1.0) -> list[tuple[float | int, float | int]]:
+    """Corners on the unit circle, every other one moved inward to the radius `inner`."""
     corners = [(inner if corner % 2 else 1.0, math.radians(start + 360 * corner / n)) for corner in range(n)]
     return [(radius * math.cos(angle), radius * math.sin(angle)) for radius, angle in corners]
 
 
 SHAPES: dict[str, list[tuple[float | int, float | int]]] = {
-    "circle": _round(96),
-    "square": _round(4, -45.0),
-    "triangle": _round(3),
-    "star": _round(10, inner=0.42),
+    "circle": _polygon(96),
+    "square": _polygon(4, -45.0),
+    "triangle": _polygon(3),
+    "star": _polygon(10, inner=0.42),
     "diamond": [(0, -1), (0.62, 0), (0, 1), (-0.62, 0)],
     "cross": [
         (x * a, y * b)
@@ -51,8 +49,8 @@ SHAPES: dict[str, list[tuple[float | int, float | int]]] = {
 
 
 @dataclass(frozen=True)
-class Pasted:
-    """One thing on a photograph."""
+class PastedShape:
+    """A shape on a photograph."""
 
     shape: str
     colour: str
@@ -62,81 +60,73 @@ class Pasted:
 
 @dataclass(frozen=True)
 class Scene:
-    """A part of a photograph and the things on it. No shape and no colour occurs twice."""
+    """A part of a photograph and the shapes on it. No shape and no colour occurs twice."""
 
     photograph: int
     corner: tuple[int, int]
     mirrored: bool
-    things: tuple[Pasted, ...]
+    shapes: tuple[PastedShape, ...]
 
 
 def photographs(n: int, seed: int = 0, n_things: int = 4) -> Samples:
-    """`n` photographs with `n_things` coloured shapes on each and one question; the evidence is the shape asked for."""
+    """Draw `n` photographs with `n_things` coloured shapes and a question about one shape, which is the evidence."""
     if not 1 <= n_things <= len(SHAPES):
-        raise ValueError(f"n_things={n_things} is outside 1..{len(SHAPES)}: every thing needs a shape of its own.")
-    return drawn("photographs", n, seed, partial(_sample, n_things))
+        raise ValueError(f"n_things={n_things} is outside 1..{len(SHAPES)}: shapes must differ.")
+    return drawn_samples("photographs", n, seed, partial(_sample, n_things))
 
 
 def _sample(n_things: int, seed: int, index: int) -> Sample:
     rng = np.random.default_rng([seed, index])
-    scene = draw_things(rng, tuple(rng.permutation(list(SHAPES))[:n_things]))
+    scene = draw_scene(rng, tuple(rng.permutation(list(SHAPES))[:n_things]))
     number = int(rng.integers(n_things))
-    thing = scene.things[number]
-    question, answer = f"What colour is the {thing.shape}?", thing.colour
+    pasted = scene.shapes[number]
+    question, answer = f"What colour is the {pasted.shape}?", pasted.colour
     if rng.random() < 0.5:
-        question, answer = f"Which shape is {thing.colour}?", thing.shape
+        question, answer = f"Which shape is {pasted.colour}?", pasted.shape
     return Sample(
         f"photographs-{seed}-{index}",
         question,
         answer,
-        (partial(paste, scene),),
-        (Evidence(boxes_of(scene)[number]),),
+        (partial(render, scene),),
+        (Evidence(shape_boxes(scene)[number]),),
         scoring="contains",
-        about={"shape": thing.shape, "colour": thing.colour},
+        about={"shape": pasted.shape, "colour": pasted.colour},
     )
 
 
-def draw_things(rng: np.random.Generator, shapes: tuple[str, ...], colours: tuple[str, ...] | None = None) -> Scene:
-    """Things of given shapes at free places of a random part of a photograph; colours at random unless given."""
+def draw_scene(rng: np.random.Generator, shapes: tuple[str, ...], colours: tuple[str, ...] | None = None) -> Scene:
+    """Draw shapes at free places of a random part of a photograph; their colours are random unless given."""
     if colours is None:
         colours = tuple(str(colour) for colour in rng.permutation(list(COLOURS))[: len(shapes)])
-    things: list[Pasted] = []
-    while len(things) < len(shapes):
+    pasted: list[PastedShape] = []
+    while len(pasted) < len(shapes):
         radius = float(rng.uniform(20, 34))
         x, y = (float(rng.uniform(radius + 6, extent - radius - 6)) for extent in SIZE)
-        if all(math.dist((x, y), other.centre) > 1.5 * (radius + other.radius) for other in things):
-            things.append(Pasted(str(shapes[len(things)]), colours[len(things)], (x, y), radius))
+        if all(math.dist((x, y), other.centre) > 1.5 * (radius + other.radius) for other in pasted):
+            pasted.append(PastedShape(str(shapes[len(pasted)]), colours[len(pasted)], (x, y), radius))
     photograph = int(rng.integers(2))
-    height, width, _ = _stored()[photograph].shape
+    height, width, _ = sample_photographs()[photograph].shape
     corner = (int(rng.integers(width - SIZE[0] + 1)), int(rng.integers(height - SIZE[1] + 1)))
-    return Scene(photograph, corner, bool(rng.random() < 0.5), tuple(things))
+    return Scene(photograph, corner, bool(rng.random() < 0.5), tuple(pasted))
 
 
-def paste(scene: Scene) -> Image.Image:
-    """The picture of a scene."""
-    return _pasted(scene)[0]
+def render(scene: Scene) -> Image.Image:
+    """Draw the picture of a scene."""
+    return _render_with_boxes(scene)[0]
 
 
-def boxes_of(scene: Scene) -> list[Box]:
-    """The smallest box around each thing, its outline included."""
-    return _pasted(scene)[1]
+def shape_boxes(scene: Scene) -> list[Box]:
+    """Smallest box around each shape, its outline included."""
+    return _render_with_boxes(scene)[1]
 
 
-def _pasted(scene: Scene) -> tuple[Image.Image, list[Box]]:
+def _render_with_boxes(scene: Scene) -> tuple[Image.Image, list[Box]]:
     left, top = scene.corner
-    part = _stored()[scene.photograph][top : top + SIZE[1], left : left + SIZE[0]]
-    picture = Image.fromarray(part[:, ::-1] if scene.mirrored else part)
+    region = sample_photographs()[scene.photograph][top : top + SIZE[1], left : left + SIZE[0]]
+    picture = Image.fromarray(region[:, ::-1] if scene.mirrored else region)
     boxes = []
-    for thing in scene.things:
-        x, y = thing.centre
-        corners = [(x + thing.radius * right, y + thing.radius * down) for right, down in SHAPES[thing.shape]]
-        boxes.append(shape(picture, corners, COLOURS[thing.colour]))
+    for pasted in scene.shapes:
+        x, y = pasted.centre
+        corners = [(x + pasted.radius * right, y + pasted.radius * down) for right, down in SHAPES[pasted.shape]]
+        boxes.append(draw_shape(picture, corners, COLOURS[pasted.colour]))
     return picture, boxes
-
-
-@cache
-def _stored() -> list[Any]:
-    with optional_import("app"):
-        from sklearn.datasets import load_sample_images
-
-    return [np.ascontiguousarray(picture) for picture in load_sample_images().images]

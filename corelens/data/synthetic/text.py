@@ -1,4 +1,4 @@
-"""Questions without a picture whose answers are known: the control that tells "cannot see" from "cannot answer"."""
+"""Questions without a picture: the control that tells "cannot see" from "cannot answer"."""
 
 from corelens.data.sample import Sample
 
@@ -9,7 +9,7 @@ COPIED = (
 
 
 def plain_text() -> list[Sample]:
-    """Ten sums and ten texts to repeat, scored by whether the answer occurs in what was said."""
+    """Ten sums and ten texts to repeat; an answer is right if it contains the accepted one."""
     sums = [(f"What is {a} plus {b}? Answer with the number only.", str(a + b)) for a, b in SUMS]
     copied = [(f"Repeat this text, and say nothing else: {text}", text) for text in COPIED]
     return [

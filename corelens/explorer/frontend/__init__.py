@@ -1,4 +1,4 @@
-"""The front end: plain JavaScript, one idea a file, joined into the one module that notebooks take."""
+"""The front end: plain JavaScript, one idea per file, concatenated into the one module that notebooks load."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ PARTS = (
     "elements", "numbers", "questions", "canvas", "interaction", "pictures", "heads", "answers", "figure", "files", 
     "header", "explorer",
 )  # fmt: skip
-"""In this order; all share one scope, and the last one exports what notebooks call."""
+"""Files in order; all share one scope, and the last exports the function that notebooks call."""
 
 MODULE = "\n".join((FOLDER / f"{part}.js").read_text(encoding="utf-8") for part in PARTS)
 STYLE = (FOLDER / "explorer.css").read_text(encoding="utf-8")

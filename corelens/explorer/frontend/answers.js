@@ -1,13 +1,13 @@
-// What the model answers, what was changed, and the code that does the same.
+// The answers of the model, the changes, and the code that does the same.
 
-function answers(ui) {
+function answersSection(ui) {
   const element = make("section", { className: "answers", "aria-live": "polite" });
-  const card = (name, label, said) => make("div", { className: `answer ${name}` },
-    span("quiet", label), make("strong", {}, said.text), span("", percent(said.probability)));
+  const card = (name, label, answer) => make("div", { className: `answer ${name}` },
+    span("quiet", label), make("strong", {}, answer.text), span("", percent(answer.probability)));
   const bar = (name, value) => {
-    const drawn = span(`bar-of ${name}`);
-    drawn.style.setProperty("--share", value);
-    return make("td", {}, drawn, span("value", percent(value)));
+    const fill = span(`bar-of ${name}`);
+    fill.style.setProperty("--share", value);
+    return make("td", {}, fill, span("value", percent(value)));
   };
   function draw() {
     if (!ui.view.before) return element.replaceChildren();
@@ -15,10 +15,10 @@ function answers(ui) {
     const { before, after, alternatives, state } = ui.view;
     const changed = state.ablated.length + state.regions.length > 0; // as it is shown
     const { expected } = ui.prompt;
-    const left = after.text === before.text ? "" : ` (${before.text}: ${percent(after.of_plain)})`;
+    const plainAnswer = after.text === before.text ? "" : ` (${before.text}: ${percent(after.of_plain)})`;
     element.replaceChildren(
       make("div", { className: "pair" }, card("before", expected ? `answer (expected: ${expected})` : "answer", before),
-        changed ? card("after", `with changes${left}`, after) : ""),
+        changed ? card("after", `with changes${plainAnswer}`, after) : ""),
       make("table", {}, make("caption", {}, "first token of the answer"), make("tbody", {},
         ...alternatives.map((row) => make("tr", {}, make("th", { scope: "row" }, row.text),
           bar("before", row.before), changed ? bar("after", row.after) : null)))));
@@ -26,34 +26,37 @@ function answers(ui) {
   return { element, draw };
 }
 
-function changes(ui) {
+function changesSection(ui) {
   const chips = make("div", { className: "chips" });
   const bar = make("div", { className: "bar" });
   const title = make("h2", {}, "Changes, from the question on");
   const hint = "None yet. Ablate heads in the map (Alt-click, or A), or hide parts of the picture (Shift-drag).";
   function draw() {
     const { ablated, regions, how, blind, heads } = ui.state;
-    const more = (label, names) => button(label, () => ui.change({ ablated: [...new Set([...ablated, ...names])] }),
+    const ablateButton = (label, names) => button(label,
+      () => ui.change({ ablated: [...new Set([...ablated, ...names])] }),
       { disabled: names.every((name) => ablated.includes(name)) });
-    const hows = { zero: "Zero", mean: "Mean" }, blinds = { all: "Hidden from all heads", chosen: "From those shown" };
+    const replacements = { zero: "Zero", mean: "Mean" };
+    const scopes = { all: "Hidden from all heads", chosen: "From those shown" };
     refill(bar,
-      more("Ablate shown", heads),
-      ui.about.core.length ? more("Ablate CoRe heads", ui.about.core) : null,
-      choice("What stands in for what ablated heads find", hows, how, (how) => ui.change({ how })),
-      regions.length ? choice("Whom regions are hidden from", blinds, blind, (blind) => ui.change({ blind })) : null,
+      ablateButton("Ablate shown", heads),
+      ui.about.core.length ? ablateButton("Ablate CoRe heads", ui.about.core) : null,
+      choice("Replacement of ablated heads' outputs", replacements, how, (how) => ui.change({ how })),
+      !regions.length ? null
+        : choice("Heads that regions are hidden from", scopes, blind, (blind) => ui.change({ blind })),
       button("Clear", () => ui.change({ ablated: [], regions: [] }), { disabled: !ui.changed }));
     const chip = (label, patch) => button(`${label} ×`, () => ui.change(patch),
       { className: "chip", "aria-label": `Undo: ${label}` });
-    const named = ({ box }) => (box ? `${box.map(Math.round).join(" ")} hidden` : "all hidden");
+    const regionLabel = ({ box }) => (box ? `${box.map(Math.round).join(" ")} hidden` : "all hidden");
     refill(chips,
       ...ablated.map((name) => chip(`${name} ablated`, { ablated: without(ablated, name) })),
-      ...regions.map((region) => chip(named(region), { regions: without(regions, region) })),
+      ...regions.map((region) => chip(regionLabel(region), { regions: without(regions, region) })),
       ui.changed ? null : span("quiet", hint));
   }
   return { element: make("section", { className: "changes" }, title, bar, chips), draw };
 }
 
-function code(ui) {
+function codeSection(ui) {
   const text = make("pre", { tabIndex: 0 });
   const copy = button("Copy", () => copyText(text.textContent, copy));
   const element = make("details", { className: "code" },

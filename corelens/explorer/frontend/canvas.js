@@ -1,14 +1,14 @@
-// Pictures with attention over them, drawn.
+// Pictures with attention drawn over them.
 
-const cellsOf = (grid) => (grid.x.length - 1) * (grid.y.length - 1);
-const brightest = (map) => (map?.cells ?? []).reduce((most, value) => Math.max(most, value), 1e-9);
+const cellCount = (grid) => (grid.x.length - 1) * (grid.y.length - 1);
+const maxAttention = (map) => (map?.cells ?? []).reduce((most, value) => Math.max(most, value), 1e-9);
 
-/** Where each panel's cells begin among the values of a map. */
-function starts(panels) {
+/** The index of each panel's first cell among the values of a map. */
+function cellOffsets(panels) {
   let next = 0;
   return panels.map(({ grids }) => {
     const start = next;
-    next += grids.reduce((sum, grid) => sum + cellsOf(grid), 0);
+    next += grids.reduce((sum, grid) => sum + cellCount(grid), 0);
     return start;
   });
 }
@@ -23,46 +23,46 @@ function cellAt(panel, x, y) {
       const box = [grid.x[column], grid.y[row], grid.x[column + 1], grid.y[row + 1]];
       return { row, column, box, index: start + row * (grid.x.length - 1) + column };
     }
-    start += cellsOf(grid);
+    start += cellCount(grid);
   }
   return null;
 }
 
-/** A picture with attention over it: dark where there is none, lit where there is most, and still to be seen. */
+/** Draws a picture with attention over it: dark where there is none, lit where there is most, never opaque. */
 function paint(context, width, panel, image, map, start, marks, strength) {
   const scale = width / panel.width;
   const onCanvas = (box) => {
-    const whole = [0, 0, panel.width, panel.height];
-    const [left, top, right, bottom] = (box ?? whole).map((edge) => Math.round(edge * scale));
+    const wholePanel = [0, 0, panel.width, panel.height];
+    const [left, top, right, bottom] = (box ?? wholePanel).map((edge) => Math.round(edge * scale));
     return [left, top, right - left, bottom - top]; // whole pixels, so that no seams show
   };
   context.imageSmoothingEnabled = image.naturalWidth >= width;
   context.drawImage(image, 0, 0, width, panel.height * scale);
-  const high = brightest(map);
+  const highest = maxAttention(map);
   let index = start;
   for (const { x, y } of map ? panel.grids : []) {
     for (let row = 0; row + 1 < y.length; row++) {
       for (let column = 0; column + 1 < x.length; column++) {
-        const share = map.cells[index++] / high;
-        for (const [end, alpha] of [[[0, 0, 0], 0.65 * (1 - share)], [CIVIDIS.at(-1), 0.6 * share]]) {
-          context.fillStyle = css(end, strength * alpha);
+        const share = map.cells[index++] / highest;
+        for (const [rgb, alpha] of [[[0, 0, 0], 0.65 * (1 - share)], [CIVIDIS.at(-1), 0.6 * share]]) {
+          context.fillStyle = css(rgb, strength * alpha);
           context.fillRect(...onCanvas([x[column], y[row], x[column + 1], y[row + 1]]));
         }
       }
     }
   }
-  const here = ({ media, seconds }) => media === panel.media
+  const isInPanel = ({ media, seconds }) => media === panel.media
     && (!seconds || !panel.seconds || (seconds[0] < panel.seconds[1] && panel.seconds[0] < seconds[1]));
-  for (const { box } of marks.regions.filter(here)) {
+  for (const { box } of marks.regions.filter(isInPanel)) {
     context.fillStyle = "rgba(16,18,24,0.88)";
     context.fillRect(...onCanvas(box));
     outline(context, onCanvas(box), "#ffffff", [4, 3]);
   }
-  for (const { box } of marks.evidence.filter(here)) outline(context, onCanvas(box), "#ffffff", []);
+  for (const { box } of marks.evidence.filter(isInPanel)) outline(context, onCanvas(box), "#ffffff", []);
   if (marks.cursor) outline(context, onCanvas(marks.cursor), "#7fd0ff", []);
 }
 
-/** A line that is seen on any picture. */
+/** Draws an outline that is visible on any picture. */
 function outline(context, rectangle, stroke, dashes) {
   for (const [style, thickness, dash] of [["rgba(0,0,0,0.75)", 4.5, []], [stroke, 2, dashes]]) {
     context.strokeStyle = style;
@@ -73,8 +73,8 @@ function outline(context, rectangle, stroke, dashes) {
   context.setLineDash([]);
 }
 
-/** A decoded picture; draws everything again once it is there. */
-function imageOf(ui, src) {
+/** A decoded picture, or null; draws everything again once it is loaded. */
+function loadedImage(ui, src) {
   if (!ui.images.has(src)) {
     const image = new Image();
     image.onload = ui.draw;
@@ -85,5 +85,5 @@ function imageOf(ui, src) {
   return image.complete && image.naturalWidth ? image : null;
 }
 
-const marksOf = (ui) => ({ evidence: ui.state.evidence ?? ui.prompt.evidence, regions: ui.state.regions });
-const boxOf = ([x0, y0], [x1, y1]) => [Math.min(x0, x1), Math.min(y0, y1), Math.max(x0, x1), Math.max(y0, y1)];
+const regionMarks = (ui) => ({ evidence: ui.state.evidence ?? ui.prompt.evidence, regions: ui.state.regions });
+const boxBetween = ([x0, y0], [x1, y1]) => [Math.min(x0, x1), Math.min(y0, y1), Math.max(x0, x1), Math.max(y0, y1)];

@@ -18,28 +18,28 @@ function button(label, action, properties = {}) {
   return make("button", { type: "button", onclick: action, ...properties }, label);
 }
 
-/** Other children; what had the keyboard keeps it. */
+/** Replaces children; the focused control keeps the focus. */
 function refill(parent, ...children) {
   const focused = parent.getRootNode().activeElement;
-  const at = parent.contains(focused) ? [...parent.querySelectorAll("button, input, select")].indexOf(focused) : -1;
+  const index = parent.contains(focused) ? [...parent.querySelectorAll("button, input, select")].indexOf(focused) : -1;
   parent.replaceChildren(...children.filter((child) => child !== null));
-  if (at < 0) return;
+  if (index < 0) return;
   const controls = [...parent.querySelectorAll("button, input, select")];
-  (controls.find((one) => one.textContent === focused.textContent) ?? controls[at])?.focus();
+  (controls.find((control) => control.textContent === focused.textContent) ?? controls[index])?.focus();
 }
 
-/** Buttons of which one is chosen. */
+/** Buttons of which one is pressed. */
 function choice(name, options, chosen, choose) {
   return make("span", { className: "choice", role: "group", "aria-label": name },
     ...Object.entries(options).map(([value, label]) =>
       button(label, () => choose(value), { "aria-pressed": String(value === chosen), "data-value": value })));
 }
 
-async function copyText(text, by) {
-  const label = by.textContent;
+async function copyText(text, copyButton) {
+  const label = copyButton.textContent;
   await navigator.clipboard.writeText(text);
-  by.textContent = "Copied";
-  setTimeout(() => (by.textContent = label), 1500);
+  copyButton.textContent = "Copied";
+  setTimeout(() => (copyButton.textContent = label), 1500);
 }
 
 function save(name, content, type) {
@@ -48,11 +48,11 @@ function save(name, content, type) {
   setTimeout(() => URL.revokeObjectURL(url), 1000);
 }
 
-function read(file, how) {
-  return new Promise((done, failed) => {
+function read(file, method) {
+  return new Promise((resolve, reject) => {
     const reader = new FileReader();
-    reader.onload = () => done(reader.result);
-    reader.onerror = () => failed(reader.error);
-    reader[how](file);
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(reader.error);
+    reader[method](file);
   });
 }

@@ -1,16 +1,16 @@
-// The whole: the parts, and the state that they share.
+// The explorer: its sections, and the state that they share.
 //
-// All there is to say is in a few values that are synchronised with Python: `state` is what the user has chosen, and is
-// written here alone; `prompt` and `view` are what Python shows for it. Nothing here computes a number about the model.
+// A few values are synchronised with Python: `state` holds the user's choices, and is written here alone; `prompt` and
+// `view` are what Python computes for it. Nothing here computes a number about the model.
 
 function render({ model, el }) {
   const about = model.get("about");
   const ui = {
     model, about,
-    tool: "read", // what a click on a picture does
-    clicking: "look", // what a click on a head does
+    tool: "read", // applied by a click on a picture
+    clicking: "show", // applied by a click on a head
     strength: 0.75, // of the overlay
-    files: {}, // own pictures, as they were dropped
+    files: {}, // uploaded pictures
     images: new Map(), // decoded, by address
     past: [], future: [],
     get state() { return { ...about.first, ...model.get("state") }; },
@@ -25,8 +25,8 @@ function render({ model, el }) {
       ui.put(next);
     },
     put(state) {
-      const needed = state.pictures.filter((key) => ui.files[key]);
-      if (needed.length) model.set("uploads", Object.fromEntries(needed.map((key) => [key, ui.files[key]])));
+      const keys = state.pictures.filter((key) => ui.files[key]);
+      if (keys.length) model.set("uploads", Object.fromEntries(keys.map((key) => [key, ui.files[key]])));
       model.set("state", state);
       root.setAttribute("aria-busy", "true");
       model.save_changes();
@@ -36,7 +36,7 @@ function render({ model, el }) {
       to.push(ui.state);
       ui.put(from.pop());
     },
-    say(error) {
+    showError(error) {
       alert.textContent = error;
       alert.hidden = !error;
     },
@@ -44,22 +44,23 @@ function render({ model, el }) {
       const { ablated } = ui.state;
       ui.change({ ablated: ablated.includes(name) ? without(ablated, name) : [...ablated, name] });
     },
-    look(name, more) {
+    showHead(name, add) {
       const shown = ui.state.heads;
-      if (!more) ui.change({ heads: [name] });
+      if (!add) ui.change({ heads: [name] });
       else if (shown.includes(name)) ui.change({ heads: without(shown, name) });
       else ui.change({ heads: [name, ...shown].slice(0, about.most_maps) });
     },
     draw,
   };
-  const parts = [header(ui), gallery(ui), question(ui), pictures(ui), heads(ui), answers(ui), changes(ui), code(ui)];
-  const [top, strip, asked, shown, map, said, changed, script] = parts.map((part) => part.element);
+  const sections = [headerSection, gallerySection, questionSection, picturesSection, headsSection, answersSection,
+    changesSection, codeSection].map((section) => section(ui));
+  const [header, gallery, question, pictures, heads, answers, changes, code] = sections.map(({ element }) => element);
   const alert = make("p", { className: "error", role: "alert", hidden: true });
-  const root = make("div", { className: "corelens", tabIndex: -1 }, top, alert, strip,
+  const root = make("div", { className: "corelens", tabIndex: -1 }, header, alert, gallery,
     make("div", { className: "columns" },
-      make("div", { className: "column" }, asked, shown),
-      make("div", { className: "column" }, map, said, changed)),
-    script);
+      make("div", { className: "column" }, question, pictures),
+      make("div", { className: "column" }, heads, answers, changes)),
+    code);
   root.classList.toggle("still", Boolean(model.get("still")));
   root.setAttribute("data-lm-suppress-shortcuts", "true"); // Jupyter's, which would delete the cell on "d d"
   root.addEventListener("keydown", (event) => {
@@ -78,16 +79,16 @@ function render({ model, el }) {
     draw();
   }
   function draw() {
-    ui.say(model.get("error"));
-    // What is asked and what is shown of it come one after the other.
+    ui.showError(model.get("error"));
+    // Prompt and view arrive one after the other.
     ui.current = Boolean(ui.prompt) && ui.view.prompt === ui.prompt.key;
-    for (const part of parts) part.draw();
+    for (const section of sections) section.draw();
   }
-  const listened = { "change:state": draw, "change:view": settled, "change:error": settled };
-  for (const [event, listener] of Object.entries(listened)) model.on(event, listener);
+  const listeners = { "change:state": draw, "change:view": settled, "change:error": settled };
+  for (const [event, listener] of Object.entries(listeners)) model.on(event, listener);
   draw();
   return () => {
-    for (const [event, listener] of Object.entries(listened)) model.off(event, listener);
+    for (const [event, listener] of Object.entries(listeners)) model.off(event, listener);
   };
 }
 

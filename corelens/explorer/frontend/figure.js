@@ -1,13 +1,13 @@
-// What is shown, as one picture to keep.
+// The view as one picture to save.
 
 function figure(ui) {
   const { panels, question, tokens } = ui.prompt;
   const [focus] = ui.view.maps;
   const left = 40, right = 690, top = 96, side = 560;
-  const across = Math.ceil(Math.sqrt(panels.length)), each = side / across;
-  const tallest = Math.max(...panels.map((panel) => each * panel.height / panel.width), 0);
+  const columns = Math.ceil(Math.sqrt(panels.length)), panelSide = side / columns;
+  const tallest = Math.max(...panels.map((panel) => panelSide * panel.height / panel.width), 0);
   const rows = ui.about.n_heads.length, size = Math.min(670 / Math.max(...ui.about.n_heads), 34);
-  const height = top + 40 + Math.max(Math.ceil(panels.length / across) * tallest, rows * size + 150);
+  const height = top + 40 + Math.max(Math.ceil(panels.length / columns) * tallest, rows * size + 150);
   const canvas = make("canvas", { width: 2 * 1400, height: 2 * height });
   const context = canvas.getContext("2d");
   const write = (text, x, y, size = 15, align = "left") => {
@@ -20,25 +20,26 @@ function figure(ui) {
   context.fillStyle = "#ffffff";
   context.fillRect(0, 0, 1400, height);
   write(question, left, 44, 22);
-  const looking = tokens.find(({ position }) => position === ui.state.token) ?? tokens.at(-1);
-  const highest = number(brightest(focus));
-  write(focus ? `${focus.head}, from “${looking.text.trim()}”; brightest ${highest}` : "", left, 76);
+  const queryToken = tokens.find(({ position }) => position === ui.state.token) ?? tokens.at(-1);
+  const highest = number(maxAttention(focus));
+  write(focus ? `${focus.head}, from “${queryToken.text.trim()}”; brightest ${highest}` : "", left, 76);
   write(ui.about.metrics[ui.state.metric], right, 76);
-  const begin = starts(panels);
+  const offsets = cellOffsets(panels);
   panels.forEach((panel, index) => {
     context.save();
-    context.translate(left + (index % across) * each, top + Math.floor(index / across) * tallest);
-    paint(context, each - 6, panel, imageOf(ui, panel.src), focus, begin[index], marksOf(ui), ui.strength);
+    context.translate(left + (index % columns) * panelSide, top + Math.floor(index / columns) * tallest);
+    const image = loadedImage(ui, panel.src);
+    paint(context, panelSide - 6, panel, image, focus, offsets[index], regionMarks(ui), ui.strength);
     context.restore();
   });
-  const list = ranked(ui), scale = scaleOf(list);
+  const list = rankedHeads(ui), scale = scaleOf(list);
   for (const { name, layer, head, value } of list) {
     const x = right + head * size, y = top + (rows - 1 - layer) * size, inner = size - 2;
-    const share = scale.share(value), marks = marksOfHead(ui, name);
+    const share = scale.share(value), marks = headMarks(ui, name);
     if (!head) write(`L${layer}`, x - 10, y + size / 2 + 4, 12, "right");
     context.fillStyle = value === null ? "#e6e9ee" : css(colour(share));
     context.fillRect(x, y, inner, inner);
-    context.strokeStyle = inkOn(value === null ? 1 : share);
+    context.strokeStyle = markColour(value === null ? 1 : share);
     context.lineWidth = size / 18;
     context.beginPath();
     if (marks.core) context.arc(x + inner / 2, y + inner / 2, inner / 4, 0, 2 * Math.PI);
@@ -49,14 +50,14 @@ function figure(ui) {
     context.stroke();
     if (marks.shown) outline(context, [x, y, inner, inner], "#ff9d5c", []);
   }
-  const below = top + rows * size;
-  const done = [ui.state.ablated.length ? `${ui.state.ablated.join(", ")} ablated (${ui.state.how})` : "",
+  const bottom = top + rows * size;
+  const changes = [ui.state.ablated.length ? `${ui.state.ablated.join(", ")} ablated (${ui.state.how})` : "",
     ui.state.regions.length ? `regions hidden: ${ui.state.regions.length}` : ""].filter(Boolean).join("; ");
   const { before, after } = ui.view;
   const key = "outlined: shown; ring: CoRe head; cross: ablated";
-  write(`${number(scale.low)} to ${number(scale.high)}; ${key}`, right, below + 24, 13);
-  write(`answer: ${before.text} (${percent(before.probability)})`, right, below + 70, 20);
-  if (done) write(`with changes: ${after.text} (${percent(after.probability)})`, right, below + 100, 20);
-  write(done, right, below + 124, 13);
+  write(`${number(scale.low)} to ${number(scale.high)}; ${key}`, right, bottom + 24, 13);
+  write(`answer: ${before.text} (${percent(before.probability)})`, right, bottom + 70, 20);
+  if (changes) write(`with changes: ${after.text} (${percent(after.probability)})`, right, bottom + 100, 20);
+  write(changes, right, bottom + 124, 13);
   return canvas;
 }

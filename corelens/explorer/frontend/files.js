@@ -1,40 +1,40 @@
-// What is opened and what is saved.
+// Files that are opened and saved.
 
-/** Pictures become what is asked about; a saved view is restored. */
+/** Opens pictures, which the next question is about, or a saved view, which is restored. */
 async function open(ui, files) {
   const pictures = [];
   // More than this breaks the connections of notebooks.
   const sizes = [...files].filter((file) => !file.name.endsWith(".json")).map((file) => file.size);
   if (sizes.reduce((sum, size) => sum + size, 0) > ui.about.most_bytes) {
-    return ui.say(`At most ${ui.about.most_bytes >> 20} MiB of pictures can be asked about; make them smaller.`);
+    return ui.showError(`At most ${ui.about.most_bytes >> 20} MiB of pictures can be opened; make them smaller.`);
   }
   for (const file of files) {
     if (file.name.endsWith(".json")) {
-      let kept = null;
-      try { kept = JSON.parse(await read(file, "readAsText")); } catch { /* said below */ }
-      if (!kept?.state) return ui.say(`${file.name} is no saved view.`);
-      Object.assign(ui.files, kept.pictures);
-      ui.change({ ...ui.about.first, ...kept.state });
+      let saved = null;
+      try { saved = JSON.parse(await read(file, "readAsText")); } catch { /* reported below */ }
+      if (!saved?.state) return ui.showError(`${file.name} is no saved view.`);
+      Object.assign(ui.files, saved.pictures);
+      ui.change({ ...ui.about.first, ...saved.state });
       return;
     }
     const key = crypto.getRandomValues(new Uint32Array(4)).join("-");
     ui.files[key] = { name: file.name, data: (await read(file, "readAsDataURL")).split(",")[1] };
     pictures.push(key);
   }
-  const asked = ui.prompt?.question ?? ui.state.question ?? "";
-  ui.change({ sample: "", pictures, question: asked, evidence: null, regions: [], token: null });
+  const question = ui.prompt?.question ?? ui.state.question ?? "";
+  ui.change({ sample: "", pictures, question, evidence: null, regions: [], token: null });
 }
 
 function acceptDrops(root, ui) {
-  const over = (shown) => (event) => {
+  const markDrop = (dropping) => (event) => {
     if (!event.dataTransfer?.types.includes("Files")) return;
     event.preventDefault();
-    root.classList.toggle("dropping", shown);
+    root.classList.toggle("dropping", dropping);
   };
-  root.addEventListener("dragover", over(true));
-  root.addEventListener("dragleave", over(false));
+  root.addEventListener("dragover", markDrop(true));
+  root.addEventListener("dragleave", markDrop(false));
   root.addEventListener("drop", (event) => {
-    over(false)(event);
+    markDrop(false)(event);
     if (event.dataTransfer.files.length) open(ui, event.dataTransfer.files);
   });
 }
@@ -44,7 +44,7 @@ function savedView(ui) {
   return JSON.stringify({ state: ui.state, pictures }, null, 1);
 }
 
-/** This view as a page that needs neither network nor Python; values can be read in it, and nothing else chosen. */
+/** This view as a page that needs neither network nor Python; its values can be read, but nothing else chosen. */
 function stillPage(ui) {
   const about = { ...ui.about, gallery: [] };
   const values = { about, state: ui.state, prompt: ui.prompt, view: ui.view, error: "", still: true };

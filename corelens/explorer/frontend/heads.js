@@ -1,11 +1,11 @@
-// All heads of the model, coloured by a measure.
+// All heads of the model, coloured by a metric.
 
 /** Every head with its value, highest first; heads without a value last. */
-function ranked(ui) {
+function rankedHeads(ui) {
   const list = ui.about.n_heads.flatMap((count, layer) => Array.from({ length: count }, (_, head) =>
     ({ name: `L${layer}H${head}`, layer, head, value: ui.view.map?.[layer][head] ?? null })));
-  const height = ({ value }) => value ?? -Infinity;
-  return list.sort((one, other) => height(other) - height(one) || one.layer - other.layer || one.head - other.head);
+  const sortKey = ({ value }) => value ?? -Infinity;
+  return list.sort((a, b) => sortKey(b) - sortKey(a) || a.layer - b.layer || a.head - b.head);
 }
 
 /** Values as shares of the colours, one end of which is zero unless values lie on both sides of it. */
@@ -15,18 +15,18 @@ function scaleOf(list) {
   return { low, high, share: (value) => (value - low) / (high - low) };
 }
 
-/** What can be said of a head beside its value. */
-function marksOfHead(ui, name) {
+/** Marks of a head beside its value. */
+function headMarks(ui, name) {
   return {
     shown: ui.state.heads.includes(name), focus: ui.state.heads[0] === name,
     core: ui.about.core.includes(name), ablated: ui.state.ablated.includes(name),
   };
 }
 
-/** Marks have to be seen on dark blue and on yellow. */
-const inkOn = (share) => (share > 0.6 ? "#10131a" : "#ffffff");
+/** The colour of marks, which have to be visible on dark blue and on yellow. */
+const markColour = (share) => (share > 0.6 ? "#10131a" : "#ffffff");
 
-function heads(ui) {
+function headsSection(ui) {
   const { about } = ui;
   const metric = make("select", { "aria-label": "Coloured by", onchange: () => ui.change({ metric: metric.value }) },
     ...Object.entries(about.metrics).map(([value, label]) => make("option", { value }, label)));
@@ -42,22 +42,22 @@ function heads(ui) {
 
   /** Lays out the cells anew if their order has changed. */
   function layOut(list) {
-    const ranks = ui.state.order === "score";
-    const key = ranks ? list.map(({ name }) => name).join() : "layer";
+    const isRanked = ui.state.order === "score";
+    const key = isRanked ? list.map(({ name }) => name).join() : "layer";
     if (key === order) return;
     order = key;
     const widest = Math.max(...about.n_heads);
-    const inOrder = ranks ? list : [...list].sort((one, other) => other.layer - one.layer || one.head - other.head);
+    const inOrder = isRanked ? list : [...list].sort((a, b) => b.layer - a.layer || a.head - b.head);
     const rows = [];
     inOrder.forEach((head, rank) => {
-      const row = ranks ? Math.floor(rank / widest) : about.n_heads.length - 1 - head.layer;
+      const row = isRanked ? Math.floor(rank / widest) : about.n_heads.length - 1 - head.layer;
       (rows[row] ??= []).push(head);
     });
     const focused = headOf(grid.getRootNode().activeElement);
     cells.clear();
     grid.style.setProperty("--heads", widest);
     grid.replaceChildren(...rows.filter((row) => row.length).map((row, index) => {
-      const label = ranks ? `${index * widest + 1}` : `L${row[0].layer}`;
+      const label = isRanked ? `${index * widest + 1}` : `L${row[0].layer}`;
       const title = make("span", { className: "layer", role: "rowheader" }, label);
       return make("div", { className: "row", role: "row" }, title, ...row.map(({ name }) => {
         cells.set(name, make("button", { type: "button", role: "gridcell", tabIndex: -1, "data-head": name }));
@@ -68,25 +68,25 @@ function heads(ui) {
   }
 
   function drawCell({ name, value }, rank, list, scale) {
-    const cell = cells.get(name), marks = marksOfHead(ui, name);
+    const cell = cells.get(name), marks = headMarks(ui, name);
     cell.style.background = value === null ? "" : css(colour(scale.share(value)));
-    cell.style.setProperty("--mark", value === null ? "" : inkOn(scale.share(value)));
+    cell.style.setProperty("--mark", value === null ? "" : markColour(scale.share(value)));
     cell.className = Object.keys(marks).filter((mark) => marks[mark]).join(" ");
     cell.tabIndex = name === active ? 0 : -1;
     cell.setAttribute("aria-selected", String(marks.shown));
     const rankOf = `rank ${rank + 1} of ${list.length}`;
-    const told = { [rankOf]: value !== null, "CoRe head": marks.core, ablated: marks.ablated };
-    cell.dataset.told = [name, number(value), ...Object.keys(told).filter((what) => told[what])].join(" · ");
-    cell.setAttribute("aria-label", cell.dataset.told);
+    const facts = { [rankOf]: value !== null, "CoRe head": marks.core, ablated: marks.ablated };
+    cell.dataset.readout = [name, number(value), ...Object.keys(facts).filter((fact) => facts[fact])].join(" · ");
+    cell.setAttribute("aria-label", cell.dataset.readout);
   }
 
   function draw() {
-    const clicks = { look: "Look", ablate: "Ablate" }, orders = { layer: "By layer", score: "Highest first" };
+    const clicks = { show: "Show", ablate: "Ablate" }, orders = { layer: "By layer", score: "Highest first" };
     metric.value = ui.state.metric;
     refill(bar, make("label", {}, "coloured by ", metric),
       choice("Order", orders, ui.state.order, (order) => ui.change({ order })),
       choice("What a click on a head does", clicks, ui.clicking, (clicking) => { ui.clicking = clicking; ui.draw(); }));
-    const list = ranked(ui), scale = scaleOf(list);
+    const list = rankedHeads(ui), scale = scaleOf(list);
     layOut(list);
     active = cells.has(active) ? active : ui.state.heads[0] ?? list[0].name;
     list.forEach((head, rank) => drawCell(head, rank, list, scale));
@@ -98,27 +98,27 @@ function heads(ui) {
     legend.replaceChildren(...(ui.view.map ? [number(scale.low), ramp, number(scale.high)] : []),
       ...Object.entries(keys).map(([mark, label]) => span("key", make("i", { className: mark }), label)));
     legend.title = about.core_name && `CoRe heads: ${about.core_name}`;
-    tell(active);
+    showReadout(active);
   }
 
   const headOf = (element) => element?.closest?.("[data-head]")?.dataset.head;
-  const tell = (name) => { readout.textContent = cells.get(name)?.dataset.told ?? ""; };
+  const showReadout = (name) => { readout.textContent = cells.get(name)?.dataset.readout ?? ""; };
   grid.addEventListener("click", (event) => {
     const name = headOf(event.target);
     if (!name || ui.model.get("still")) return;
     active = name;
     if (ui.clicking === "ablate" || event.altKey) ui.toggleAblated(name);
-    else ui.look(name, event.ctrlKey || event.metaKey || event.shiftKey);
+    else ui.showHead(name, event.ctrlKey || event.metaKey || event.shiftKey);
   });
   for (const name of ["pointerover", "focusin"]) {
-    grid.addEventListener(name, (event) => headOf(event.target) && tell(headOf(event.target)));
+    grid.addEventListener(name, (event) => headOf(event.target) && showReadout(headOf(event.target)));
   }
-  grid.addEventListener("pointerleave", () => tell(active));
+  grid.addEventListener("pointerleave", () => showReadout(active));
   grid.addEventListener("keydown", (event) => {
     const name = headOf(event.target);
     if (!name || ui.model.get("still")) return;
     if (event.key === "a") ui.toggleAblated(name);
-    else if (event.key === "+") ui.look(name, true);
+    else if (event.key === "+") ui.showHead(name, true);
     else if (event.key in ARROWS) {
       const rows = [...grid.children].map((row) => [...row.querySelectorAll("button")]);
       const y = rows.findIndex((row) => row.includes(cells.get(name))), x = rows[y].indexOf(cells.get(name));

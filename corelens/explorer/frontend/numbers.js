@@ -6,14 +6,14 @@ const CIVIDIS = [
 
 /** A colour between 0 and 1: dark blue to yellow, even in lightness, also for eyes that mix red and green. */
 function colour(share) {
-  const at = Math.min(Math.max(share, 0), 1) * (CIVIDIS.length - 1);
-  const [low, high] = [CIVIDIS[Math.floor(at)], CIVIDIS[Math.ceil(at)]];
-  return low.map((value, index) => Math.round(value + (high[index] - value) * (at - Math.floor(at))));
+  const place = Math.min(Math.max(share, 0), 1) * (CIVIDIS.length - 1);
+  const [low, high] = [CIVIDIS[Math.floor(place)], CIVIDIS[Math.ceil(place)]];
+  return low.map((value, index) => Math.round(value + (high[index] - value) * (place - Math.floor(place))));
 }
 
 const css = (rgb, alpha = 1) => `rgba(${rgb.join(",")},${alpha})`;
-const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
-const without = (list, item) => list.filter((one) => !same(one, item));
+const same = (first, second) => JSON.stringify(first) === JSON.stringify(second);
+const without = (list, item) => list.filter((element) => !same(element, item));
 
 function percent(probability) {
   return probability >= 0.0005 ? `${(100 * probability).toFixed(1)} %` : "< 0.1 %";

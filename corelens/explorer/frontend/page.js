@@ -1,4 +1,4 @@
-// Gives the widget on a page what notebooks give it: a model whose state is synchronised with Python.
+// The widget on a page: a model whose state is synchronised with Python, as notebooks provide it.
 //
 // The address holds the state, so that reloading it, or opening it in another tab, shows the same.
 
@@ -17,9 +17,9 @@ function stateOfLink() {
 
 async function start() {
   const [about, source, style] = await Promise.all([
-    fetch("about").then((answer) => answer.json()),
-    fetch("explorer.js").then((answer) => answer.text()),
-    fetch("explorer.css").then((answer) => answer.text()),
+    fetch("about").then((response) => response.json()),
+    fetch("explorer.js").then((response) => response.text()),
+    fetch("explorer.css").then((response) => response.text()),
   ]);
   const values = {
     about, state: stateOfLink() ?? about.first, uploads: {}, prompt: null, view: {}, error: "", linked: true,
@@ -35,22 +35,22 @@ async function start() {
   }
 
   async function show() {
-    running?.abort(); // nobody waits for the earlier view any more, and the model stops computing it
-    const own = (running = new AbortController());
+    running?.abort(); // the earlier view is not needed any more, and the model stops computing it
+    const request = (running = new AbortController());
     const uploads = Object.fromEntries(Object.entries(values.uploads).filter(([key]) => !sent.has(key)));
     history.replaceState(null, "", LINK + encodeURIComponent(JSON.stringify(values.state)));
     try {
-      const answer = await fetch("view", {
+      const response = await fetch("view", {
         method: "POST",
         body: JSON.stringify({ state: values.state, uploads, prompt: values.prompt?.key }),
-        signal: own.signal,
+        signal: request.signal,
       });
-      const shown = await answer.json();
-      if (own !== running) return;
-      if (!shown.error) Object.keys(uploads).forEach((key) => sent.add(key));
-      if ("prompt" in shown) put("prompt", shown.prompt);
-      if (shown.view) put("view", shown.view);
-      put("error", shown.error ?? "");
+      const content = await response.json();
+      if (request !== running) return;
+      if (!content.error) Object.keys(uploads).forEach((key) => sent.add(key));
+      if ("prompt" in content) put("prompt", content.prompt);
+      if (content.view) put("view", content.view);
+      put("error", content.error ?? "");
     } catch (cause) {
       if (cause.name !== "AbortError") put("error", "corelens does not answer: is it still running?");
     }
@@ -62,7 +62,7 @@ async function start() {
     save_changes: show,
     on: (event, listener) => (listeners[event] ??= []).push(listener),
     off: (event, listener) => {
-      listeners[event] = (listeners[event] ?? []).filter((one) => one !== listener);
+      listeners[event] = (listeners[event] ?? []).filter((other) => other !== listener);
     },
   };
   explorer.render({ model, el: document.getElementById("explorer") });

@@ -1,4 +1,4 @@
-"""Attention of full and of streaming heads, and of chosen blocks; all equal to `reference` under its masks."""
+"""Attention kernels of full and streaming heads and of selected blocks, each equal to `reference` under a mask."""
 
 from corelens.sparse.kernels.block_sparse import block_attention as block_attention
 from corelens.sparse.kernels.reference import reference as reference

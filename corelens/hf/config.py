@@ -1,0 +1,51 @@
+"""Shape of a model's decoder, under the names that TransformerLens's tools read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from corelens.hf.architecture import DecoderLayer, final_norm
+
+
+@dataclass
+class HookedMLLMConfig:
+    """Shape, place and name of a wrapped model: `model.cfg`.
+
+    TransformerLens's patching and caches read these fields. The full configuration is `model.hf_model.config`.
+    """
+
+    model_name: str
+    n_layers: int
+    n_heads: int
+    """Of the layer with most heads."""
+
+    n_key_value_heads: int
+    """Of the layer with most."""
+
+    d_head: int
+    """Of the layer with the widest heads."""
+
+    d_model: int
+    device: torch.device
+    dtype: torch.dtype
+    normalization_type: Literal["RMS", "LN"]
+    attn_only: bool = False
+
+    @classmethod
+    def of(cls, hf_model: PreTrainedModel, layers: Sequence[DecoderLayer]) -> "HookedMLLMConfig":
+        """Configuration of a model with these decoder layers."""
+        attentions = [layer.attentions["attn"] for layer in layers if "attn" in layer.attentions]
+        return cls(
+            model_name=hf_model.name_or_path or type(hf_model).__name__,
+            n_layers=len(layers),
+            n_heads=max(attention.n_heads for attention in attentions),
+            n_key_value_heads=max(attention.n_kv_heads for attention in attentions),
+            d_head=max(attention.d_head for attention in attentions),
+            d_model=attentions[0].d_model,
+            device=hf_model.device,
+            dtype=hf_model.dtype,
+            normalization_type="RMS" if "RMS" in type(final_norm(layers[0].stack)).__name__ else "LN",
+        )
