@@ -1,4 +1,4 @@
-"""The docs say what is true: their code runs, and their tables are what the tests and the code show."""
+"""The docs: their code runs, and their tables are those of the tests and the code."""
 
 import ast
 import inspect
@@ -30,12 +30,14 @@ def test_code_of_a_page_runs_in_order(page: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_api_reference_lists_every_public_name():
     package = verified.ROOT / "corelens"
     modules = ["causal", "data", "data/scoring", "interventions", "metrics", "sparse"]
+    packages = {*modules, "toy", "viz"}
     public = [package / "__init__.pyi", *(package / module / "__init__.py" for module in modules)]
     names = {name for path in public for name in re.findall(r"import \w+ as (\w+)", path.read_text())}
-    said = re.findall(r"^::: (corelens\.[\w.]+)\.(\w+)$", (verified.ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
-    for module, name in said:
+    page = (verified.ROOT / "docs" / "api.md").read_text()
+    listed = re.findall(r"^::: (corelens\.[\w.]+)\.(\w+)$", page, re.MULTILINE)
+    for module, name in listed:
         assert hasattr(import_module(module), name), f"docs/api.md lists {module}.{name}, which does not exist"
-    assert names - {*modules, "viz"} <= {name for _, name in said}
+    assert names - packages <= {name for _, name in listed}
 
 
 def test_tables_of_the_docs_are_what_the_tests_showed():
@@ -49,8 +51,8 @@ def test_the_gallery_shows_every_figure_and_stays_small():
     page = (verified.ROOT / "docs/gallery.md").read_text()
     figures = [
         name
-        for name, one in vars(viz).items()
-        if inspect.isfunction(one) and one.__module__.startswith("corelens.viz") and name != "explore"
+        for name, value in vars(viz).items()
+        if inspect.isfunction(value) and value.__module__.startswith("corelens.viz")
     ]
     assert len(figures) >= 12
     for name in figures:
@@ -65,52 +67,56 @@ def test_functions_of_families_stay_small():
     assert all(lines <= 16 for _, lines, _ in rows)
 
 
-def written(node: ast.AST) -> str:
-    """What a piece of source says, with … for what is known only when it runs."""
+def text_of(node: ast.AST) -> str:
+    """Text of an expression, with … for values that are known only when it runs."""
     match node:
         case ast.Constant():
             return str(node.value)
         case ast.JoinedStr():
-            return "".join(map(written, node.values))
+            return "".join(map(text_of, node.values))
         case ast.FormattedValue():
-            return written(node.value)
-        case ast.Call(ast.Name("see"), [ast.Constant(anchor)]):
+            return text_of(node.value)
+        case ast.Call(ast.Name("docs_link"), [ast.Constant(anchor)]):
             return docs_link(anchor)
     return "…"
 
 
 def messages() -> Iterator[str]:
-    """Every whole text in the source of corelens."""
+    """Every complete text in the source of corelens."""
     for path in (verified.ROOT / "corelens").rglob("*.py"):
         nodes = list(ast.walk(ast.parse(path.read_text())))
         pieces = {piece for node in nodes if isinstance(node, ast.JoinedStr) for piece in node.values}
-        yield from (written(node) for node in nodes if node not in pieces)
+        yield from (text_of(node) for node in nodes if node not in pieces)
 
 
-def test_refusals_and_their_sections_in_the_docs_point_at_each_other():
+def test_errors_and_their_sections_in_the_docs_link_to_each_other():
     page = (verified.ROOT / "docs/errors.md").read_text()
     assert docs_link("no-pictures") in page
     sections = dict(re.findall(r"^### [^\n]+ \{ #(\S+) \}\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL))
     assert len(sections) == page.count("\n### ") >= 15
-    found = list(messages())
+    texts = list(messages())
     for anchor, section in sections.items():
         quoted = re.findall(r"```text\n(.*?)\n```", section)
         assert quoted, f"#{anchor} shows no message"
-        for said in quoted:
-            saying = [message for message in found if said in message]
-            assert saying, f"corelens never says {said!r}"
-            assert all(message.endswith(docs_link(anchor)) for message in saying), f"{said!r} does not end in #{anchor}"
-    pointers = {anchor for message in found for anchor in re.findall(rf"\({re.escape(PAGE)}#(.*?)\)", message)}
-    assert pointers == sections.keys()
+        for quote in quoted:
+            quoting = [text for text in texts if quote in text]
+            assert quoting, f"corelens never raises {quote!r}"
+            assert all(text.endswith(docs_link(anchor)) for text in quoting), f"{quote!r} does not end in #{anchor}"
+    links = {anchor for text in texts for anchor in re.findall(rf"\({re.escape(PAGE)}#(.*?)\)", text)}
+    assert links == sections.keys()
 
 
 def test_every_benchmark_is_explained():
-    said = re.findall(r"^### (\w+) ", (verified.ROOT / "docs/benchmarks.md").read_text(), re.MULTILINE)
-    assert sorted(said) == sorted(path.stem for path in (verified.ROOT / "benchmarks").glob("*.py"))
+    explained = re.findall(r"^### (\w+) ", (verified.ROOT / "docs/benchmarks.md").read_text(), re.MULTILINE)
+    assert sorted(explained) == sorted(path.stem for path in (verified.ROOT / "benchmarks").glob("*.py"))
 
 
 def test_the_citation_is_of_this_version():
-    cited = (verified.ROOT / "CITATION.cff").read_text()
+    citation = (verified.ROOT / "CITATION.cff").read_text()
     project = tomllib.loads((verified.ROOT / "pyproject.toml").read_text())["project"]
     for field in ("version", "license", "description"):
-        assert project[field] in cited
+        assert project[field] in citation
+
+
+def test_the_readme_is_short():
+    assert len((verified.ROOT / "README.md").read_text().split()) <= 900
