@@ -14,19 +14,8 @@ from safetensors.torch import save_file
 from torch import nan
 from torch.testing import assert_close
 
-from corelens import HeadScores, agreement, concatenate, metrics
+from corelens import HeadScores, agreement, concatenate
 from corelens.head_formats import load_head_score_list, save_head_score_list, to_parquet
-from corelens.metrics import (
-    aggregate,
-    bimodality_test,
-    bootstrap_interval,
-    depth_profile,
-    jaccard,
-    localization_heads,
-    rank_biased_overlap,
-    spearman,
-    stability_curve,
-)
 
 
 @pytest.fixture
@@ -153,73 +142,10 @@ def test_joining_keeps_samples_and_refuses_to_mix(scores: Any):
         concatenate([one, replace(other, choices={"queries": "all"})])
 
 
-# --- aggregation -----------------------------------------------------------------------------------------------------
-
-
-def test_aggregations_by_hand():
-    values = torch.tensor([[[1.0, 2.0, 5.0, nan]], [[3.0, 2.0, 6.0, nan]], [[8.0, 2.0, nan, nan]]])
-    groups = ("x", "x", "y")
-    assert_close(aggregate(values, "mean"), torch.tensor([[4.0, 2.0, 5.5, nan]]), equal_nan=True)
-    assert_close(aggregate(values, "median"), torch.tensor([[3.0, 2.0, 5.0, nan]]), equal_nan=True)
-    assert_close(aggregate(values, "frequency", fraction=0.34), torch.tensor([[2 / 3, 1 / 3, 1, nan]]), equal_nan=True)
-    assert_close(aggregate(values, "rank"), torch.tensor([[-1.0, -4 / 3, 0.0, nan]]), equal_nan=True)
-    assert_close(aggregate(values, "max", groups), torch.tensor([[8.0, 2.0, 5.5, nan]]), equal_nan=True)
-    x = torch.tensor([2.0, 2.0, 5.5])
-    y = torch.tensor([8.0, 2.0])
-    z_x, z_y = (x - x.mean()) / x.std(correction=0), (y - y.mean()) / y.std(correction=0)
-    expected = torch.stack([(z_x[0] + z_y[0]) / 2, (z_x[1] + z_y[1]) / 2, z_x[2], torch.tensor(nan)])[None]
-    assert_close(aggregate(values, "z_score", groups), expected, equal_nan=True)
-
-
 def test_scores_rank_by_their_aggregation(scores: Any):
     ranked = scores.aggregate_by("rank")
     assert ranked.top(2).name == "top 2 of 96 heads by mass (rank)"
     assert ranked.ranked() == scores.ranked()
-
-
-# --- how sure --------------------------------------------------------------------------------------------------------
-
-
-def test_bootstrap_intervals_cover_the_mean_as_often_as_they_say():
-    draw = torch.Generator().manual_seed(0)
-    # Forty times five heads, each an experiment of its own with thirty samples.
-    values = torch.randn(30, 40, 5, generator=draw, dtype=torch.double) + 3
-    low, high = bootstrap_interval(values, 0.9)
-    covered = ((low < 3) & (high > 3)).double().mean()
-    assert 0.83 < covered < 0.95
-    assert torch.equal(bootstrap_interval(values, 0.9).low, low)
-    values[:, 0, 0] = nan
-    low, _ = bootstrap_interval(values)
-    assert low[0, 0].isnan()
-    assert (~low.isnan()).sum() == 199
-
-
-def test_stability_is_perfect_without_noise_and_chance_with_noise_alone():
-    draw = torch.Generator().manual_seed(0)
-    signal = torch.randn(1, 10, 10, generator=draw)
-    noise = torch.randn(40, 10, 10, generator=draw)
-    assert stability_curve(signal.expand(40, -1, -1)).mean.tolist() == [1.0] * 10
-    assert abs(stability_curve(noise, 0.1).mean.mean() - 0.1) < 0.04
-    mixed = stability_curve(signal + noise, 0.1)
-    assert (mixed.n_samples[0], mixed.n_samples[-1]) == (1, 20)
-    assert mixed.mean[-1] > mixed.mean[0] + 0.2
-    with pytest.raises(ValueError, match="1 sample cannot be split"):
-        stability_curve(noise[:1])
-
-
-def test_agreement_of_rankings():
-    assert jaccard({1, 2, 3}, {2, 3, 4}) == 0.5
-    one = torch.tensor([[1.0, 2.0, 3.0, nan]])
-    assert spearman(one, one**3) == pytest.approx(1)
-    assert spearman(one, -one) == pytest.approx(-1)
-    letters = list("abcdefgh")
-    assert rank_biased_overlap(letters, letters) == pytest.approx(1)
-    swapped_top, swapped_end = list("bacdefgh"), list("abcdefhg")
-    assert rank_biased_overlap(letters, swapped_top, 0.5) < rank_biased_overlap(letters, swapped_end, 0.5) < 1
-    # By hand: A_1 = 0, A_2 = 1; (1 - p)(0 + p) + p^2.
-    assert rank_biased_overlap("ab", "ba", 0.5) == pytest.approx(0.5 * 0.5 + 0.25)
-    with pytest.raises(ValueError, match="rankings of 2 and 3 heads"):
-        rank_biased_overlap("ab", "abc")
 
 
 def test_agreement_of_scores(scores: Any):
@@ -231,52 +157,6 @@ def test_agreement_of_scores(scores: Any):
     assert found.spearman == pytest.approx(-1)
     with pytest.raises(ValueError, match="only scores of the same heads can be compared"):
         agreement(scores, replace(scores, values=scores.values[:, :3]))
-
-
-# --- the shape of a ranking ------------------------------------------------------------------------------------------
-
-
-def test_rho_lorenz_and_elbow():
-    scores = torch.tensor([[4.0, 1.0, -1.0, nan], [3.0, 1.0, 1.0, 0.0]])
-    assert_close(metrics.lorenz_curve(scores), torch.tensor([0.0, 0.4, 0.7, 0.8, 0.9, 1.0, 1.0, 1.0]))
-    assert metrics.rho(scores, 0.5) == pytest.approx(2 / 7)
-    assert metrics.rho(scores, 0.4) == pytest.approx(1 / 7)
-    assert metrics.elbow(torch.tensor([9.0, 8.5, 1.0, 0.9, 0.8, 0.0])) == 2
-    for bad in (torch.zeros(2, 3), -torch.ones(2, 2)):
-        with pytest.raises(ValueError, match="no head has a positive score"):
-            metrics.rho(bad)
-    with pytest.raises(ValueError, match="there is no elbow"):
-        metrics.elbow(torch.ones(5))
-
-
-def test_localization_heads_look_at_the_picture_and_at_one_place():
-    share = torch.tensor([[[0.9, 0.8, 0.05, 0.04, 0.03, 0.0]]]).expand(2, 1, 6)
-    entropy = torch.tensor([[[2.0, 1.0, 0.0, 0.0, 0.0, 0.0]], [[torch.inf, 1.0, 0.0, 0.0, 0.0, 0.0]]])
-    assert localization_heads(share, entropy, 1).int().tolist() == [[[0, 1, 0, 0, 0, 0]]] * 2
-    assert localization_heads(share, entropy, 2).int().tolist() == [[[1, 1, 0, 0, 0, 0]], [[0, 1, 0, 0, 0, 0]]]
-
-
-def test_two_groups_are_told_from_one():
-    draw = torch.Generator().manual_seed(0)
-    broad = torch.randn(1, 300, generator=draw) - 6
-    retrieving = torch.randn(1, 100, generator=draw) / 2
-    one = bimodality_test(broad.exp())
-    two = bimodality_test(torch.cat([broad, retrieving], 1).exp())
-    assert one.p_value > 0.1
-    assert two.p_value < 0.01
-    assert two.upper_share == pytest.approx(0.25, abs=0.02)
-    assert 0.02 < two.threshold < 0.3
-    with pytest.raises(ValueError, match="0 of 6 scores are positive"):
-        bimodality_test(torch.zeros(2, 3))
-
-
-def test_depth_is_relative():
-    scores = torch.tensor([[0.0, 0.0], [nan, nan], [3.0, 1.0], [1.0, -5.0], [0.0, 0.0]])
-    profile = depth_profile(scores)
-    assert_close(profile.depth, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
-    assert_close(profile.share, torch.tensor([0.0, 0.0, 0.8, 0.2, 0.0]))
-    assert profile.centre == pytest.approx(0.55)
-    assert profile.mean[1].isnan()
 
 
 # --- files of others -------------------------------------------------------------------------------------------------
