@@ -21,7 +21,7 @@ def study(
     data: options.Data,
     out: options.Out,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer controls, and 40 samples of each data set.")] = False,
-    beside: Annotated[
+    compare_with: Annotated[
         list[Path] | None,
         typer.Option(help="Folder of a finished study of another model, to compare where its heads lie; or several."),
     ] = None,
@@ -43,47 +43,51 @@ def study(
     from corelens.study import FULL, QUICK, run_study
     from corelens.study.budget import measure_throughput, planned_work
 
-    size = QUICK if quick else FULL
+    budget = QUICK if quick else FULL
     limit = min(limit or 40, 40) if quick else limit
-    asked = ",".join(data)
-    others = {str(folder): _scores(folder) for folder in beside or ()}
-    sets = {name: list(own) for name, own in options.samples(data, seed, limit, evidence=True).items()}
+    compared_models = {str(folder): _scores(folder) for folder in compare_with or ()}
+    samples = {name: list(dataset) for name, dataset in options.samples(data, seed, limit, evidence=True).items()}
     console = Console(highlight=False, markup=False, stderr=True)
     with options.resumable(out, "study"):
-        texts = {name: list(own) for name, own in options.texts(model, limit).items()}
-        works = planned_work(sets, texts, size)
+        texts = {name: list(dataset) for name, dataset in options.texts(model, limit).items()}
+        works = planned_work(samples, texts, budget)
         for name, work in works.items():
-            kind = "answers" if work.answers else "passes"
-            console.print(f"{name}: {work.samples} samples x {work.conditions} = {work.total:,} {kind}")
-        check_scoring(flatten_datasets({**sets, **texts}), box_unit)
+            unit = "answers" if work.answers else "passes"
+            console.print(f"{name}: {work.samples} samples x {work.conditions} = {work.total:,} {unit}")
+        check_scoring(flatten_datasets({**samples, **texts}), box_unit)
         hooked = options.loaded(model, dtype, device)
-        timed = measure_throughput(hooked, sets, out, max_new_tokens, box_unit)
-        seconds = sum(timed.of(work, out) for work in works.values())
+        throughput = measure_throughput(hooked, samples, out, max_new_tokens, box_unit)
+        seconds = sum(throughput.remaining_seconds(work, out) for work in works.values())
         console.print(
-            f"What is left takes about {timedelta(seconds=round(seconds))}, at {timed.scanned:.2g} seconds a pass and "
-            f"{timed.answered:.2g} an answer."
+            f"What is left takes about {timedelta(seconds=round(seconds))}, at {throughput.seconds_per_pass:.2g} "
+            f"seconds a pass and {throughput.seconds_per_answer:.2g} an answer."
         )
-        found = run_study(hooked, sets, texts, out, size, max_new_tokens, box_unit, others, time_again)
-    result = save(found, out, {"data": asked, "seed": seed, "limit": limit, "quick": quick})
+        results = run_study(hooked, samples, texts, out, budget, max_new_tokens, box_unit, compared_models, time_again)
+    summary = save(results, out, {"data": ",".join(data), "seed": seed, "limit": limit, "quick": quick})
     if as_json:
-        print(json.dumps(result, indent=1))
+        print(json.dumps(summary, indent=1))
         return
-    _show(result, out)
+    _print_findings(summary, out)
 
 
 def _scores(folder: Path) -> "HeadScores":
-    """What the heads of another study are ranked by."""
-    if not (scores := folder / "scan" / "ram.safetensors").is_file():
-        raise typer.BadParameter(f"{folder} is no finished study: it has no scan/{scores.name}.", param_hint="--beside")
-    return options.ranking(scores, option="--beside")
+    """Scores by which another study ranked heads."""
+    if not (path := folder / "scan" / "ram.safetensors").is_file():
+        message = f"{folder} is no finished study: it has no scan/{path.name}."
+        raise typer.BadParameter(message, param_hint="--compare-with")
+    return options.ranking(path, option="--compare-with")
 
 
-def _show(result: dict[str, Any], out: Path) -> None:
+def _print_findings(summary: dict[str, Any], out: Path) -> None:
     console = Console(highlight=False, markup=False)
     table = Table("claim", "verdict", "needed, and measured with 95 % interval", box=box.SIMPLE)
-    for finding in result["findings"]:
-        needed = [f"{one['name']} {one['needed']}: {one['said']}" for one in finding["effects"] if one["needed"]]
+    for finding in summary["findings"]:
+        needed = [
+            f"{measurement['name']} {measurement['needed']}: {measurement['text']}"
+            for measurement in finding["measurements"]
+            if measurement["needed"]
+        ]
         table.add_row(finding["claim"], finding["verdict"], "\n".join(needed) or finding["notes"][0])
-    console.print(f"\n{result['model']}")
+    console.print(f"\n{summary['model']}")
     console.print(table)
     console.print(f"All numbers: {out / 'study.json'}, report: {out / 'study.html'}\n")

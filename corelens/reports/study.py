@@ -1,4 +1,4 @@
-"""A study as one HTML page and one JSON object: verdicts first, then a section for each claim."""
+"""Report of a study, as JSON and as an HTML page: verdicts first, then a section for each claim."""
 
 import json
 from collections import Counter
@@ -19,7 +19,7 @@ from corelens.reports.common import identity
 from corelens.reports.page import Page
 from corelens.scores import HeadScores
 from corelens.study.acceleration import speed_up
-from corelens.study.division import MEASURES
+from corelens.study.division import METRICS
 from corelens.study.generality import TOP
 from corelens.study.run import Study, every_other
 from corelens.study.sparsity import EXCESS, shuffled
@@ -37,163 +37,176 @@ from corelens.viz import (
 
 
 def save(study: Study, folder: Path, choices: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes `study.json` and `study.html` into the folder of the study, and returns what the former holds."""
-    about = RunFolder.load(folder / "scan").manifest
-    result = {
+    """Write `study.json` and `study.html` into the folder of the study, and return the content of the former."""
+    manifest = RunFolder.load(folder / "scan").manifest
+    summary = {
         "model": study.scores["ram"].model,
         "findings": [finding.to_json() for finding in study.findings],
         "core heads": [str(head) for head in study.core],
         "accuracy": {
-            "zero": {name: study.ablations.summary(name) for name in dict.fromkeys(study.ablations.datasets)},
-            **{
-                how: {name: found.summary(name) for name in dict.fromkeys(found.datasets)}
-                for how, found in study.others.items()
-            },
-            "plans": {
-                name: study.sparse_results.summary(name) for name in dict.fromkeys(study.sparse_results.datasets)
-            },
+            "zero": _summaries(study.ablations),
+            **{method: _summaries(results) for method, results in study.other_ablations.items()},
+            "plans": _summaries(study.sparse_results),
         },
-        "beside": {name: one.model for name, one in study.compared_models.items()},
+        "compared with": {name: scores.model for name, scores in study.compared_models.items()},
         "times as fast": {
             name: round(speed_up(study.timing, name).value, 4) for name in study.timing.rounds[0] if name != BASELINE
         },
         "text-only": list(study.texts),
         "choices": dict(choices) | study.scores["ram"].choices,
         "skipped": dict(study.scores["ram"].skipped) | dict(study.ablations.skipped),
-        "run": {name: about[name] for name in ("model", "revision", "weights", "dtype", "heads", "versions")},
+        "run": {name: manifest[name] for name in ("model", "revision", "weights", "dtype", "heads", "versions")},
     }
-    text = json.dumps(result, indent=1)
+    text = json.dumps(summary, indent=1)
     atomic_write(folder / "study.json", lambda path: path.write_text(text))
     html = page(folder).html()
     atomic_write(folder / "study.html", lambda path: path.write_text(html, encoding="utf-8"))
-    return result
+    return summary
 
 
 def page(folder: Path) -> Page:
-    """The report, from what the folder of a study holds.
+    """Build the report from the folder of a study.
 
     Raises:
         ValueError: If a part of the study is missing or unfinished.
     """
-    needed = ("model", "findings", "times as fast", "beside", "text-only", "choices", "run", "skipped")
-    result = read_summary(folder / "study.json", *needed)
-    findings = result["findings"]
+    keys = ("model", "findings", "times as fast", "compared with", "text-only", "choices", "run", "skipped")
+    summary = read_summary(folder / "study.json", *keys)
+    findings = summary["findings"]
     verdicts = [finding["verdict"] for finding in findings]
-    made = Page(
-        f"What five claims about retrieval heads come to in {result['model']}",
+    report = Page(
+        f"What five claims about retrieval heads come to in {summary['model']}",
         f"{verdicts.count('supported')} supported, {verdicts.count('not supported')} not supported, "
         f"{verdicts.count('inconclusive')} inconclusive. The claims are those of arXiv 2606.05843; every rule stood "
         f"before this run, and a claim that is not supported of this model may hold of another.",
     )
-    made.table(
+    report.table(
         ["claim", "verdict", "what would change it"],
         [[finding["claim"], finding["verdict"], finding["what would change the verdict"]] for finding in findings],
     )
-    scores, ablated = _scores(folder / "scan"), read_conditions(RunFolder.load(folder / "ablate"))
-    made.text(
-        f"Heads were chosen on {_counted(scores['ram'].datasets)}, and tested on {_counted(ablated.datasets)}. A "
+    scores, ablations = _scores(folder / "scan"), read_conditions(RunFolder.load(folder / "ablate"))
+    report.text(
+        f"Heads were chosen on {_counts(scores['ram'].datasets)}, and tested on {_counts(ablations.datasets)}. A "
         "number meets its need if its whole interval does, and does not if none of the interval does; otherwise this "
         "many samples cannot tell."
     )
-    rows = [
+    sparse_results = read_conditions(RunFolder.load(folder / "accelerate"))
+    figure_rows = [
         [_sparsity(scores, _scores(folder / "untrained"))],
-        [_generality(scores["ram"], result["beside"])],
+        [_generality(scores["ram"], summary["compared with"])],
         [_division(scores)],
-        [[one] for one in _necessity(ablated, result["text-only"])],
-        [[_acceleration(read_conditions(RunFolder.load(folder / "accelerate")), result["times as fast"])]],
+        [[figure] for figure in _necessity(ablations, summary["text-only"])],
+        [[_acceleration(sparse_results, summary["times as fast"])]],
     ]
-    for finding, own in zip(findings, rows, strict=True):
-        _section(made, finding, own)
-    made.heading("Choices and sources")
-    made.facts({name: str(value) for name, value in (result["choices"] | identity(result["run"])).items()})
-    made.text(
+    for finding, rows in zip(findings, figure_rows, strict=True):
+        _section(report, finding, rows)
+    report.heading("Choices and sources")
+    report.facts({name: str(value) for name, value in (summary["choices"] | identity(summary["run"])).items()})
+    report.text(
         "Retrieval attention mass is inferred, since the paper's formula is not public: equation 9 of Elastic "
         "Attention (arXiv 2601.17367). CoRe heads are the top 5 % of all heads, chosen on every other sample and "
         "tested on the rest. Streaming heads are inferred from the same paper."
     )
-    made.heading("Limits")
-    made.text(
+    report.heading("Limits")
+    report.text(
         "One model and the data sets named above. Intervals are 95 % bootstrap intervals over samples, and over heads "
         "where these are drawn by chance, not over models or training runs, and of speed the slowest and fastest "
         "round; neither the five verdicts nor the numbers of each are corrected for being several. The untrained model "
-        f"has the same configuration and one draw of weights. Samples left out: {len(result['skipped'])}."
+        f"has the same configuration and one draw of weights. Samples left out: {len(summary['skipped'])}."
     )
-    return made
+    return report
+
+
+def _summaries(results: ConditionResults[Any]) -> dict[str, Any]:
+    return {name: results.summary(name) for name in dict.fromkeys(results.datasets)}
 
 
 def _scores(folder: Path) -> dict[str, HeadScores]:
-    """Of a finished scan."""
+    """Scores of a finished scan by metric."""
     return {path.stem: HeadScores.load(path) for path in RunFolder.load(folder).folder.glob("*.safetensors")}
 
 
-def _counted(datasets: Sequence[str]) -> str:
+def _counts(datasets: Sequence[str]) -> str:
     return ", ".join(f"{n} of {name}" for name, n in Counter(datasets).items())
 
 
-def _section(made: Page, finding: Mapping[str, Any], figures: Sequence[Sequence[go.Figure]]) -> None:
-    made.heading(f"{finding['claim']}: {finding['verdict']}")
-    made.text(f"Rule: {finding['rule']}")
-    said = {True: "met", False: "not met", None: "cannot tell"}
-    effects = [
-        [said[one["met"]] if one["needed"] else "reported", one["name"], one["said"], one["needed"]]
-        for one in finding["effects"]
+def _section(report: Page, finding: Mapping[str, Any], figure_rows: Sequence[Sequence[go.Figure]]) -> None:
+    """Add a claim with its verdict, rule, measurements, notes and rows of figures."""
+    report.heading(f"{finding['claim']}: {finding['verdict']}")
+    report.text(f"Rule: {finding['rule']}")
+    outcomes = {True: "met", False: "not met", None: "cannot tell"}
+    rows = [
+        [
+            outcomes[measurement["met"]] if measurement["needed"] else "reported",
+            measurement["name"],
+            measurement["text"],
+            measurement["needed"],
+        ]
+        for measurement in finding["measurements"]
     ]
-    if effects:
-        made.table(["", "effect", "value, 95 % interval", "needed"], effects)
+    if rows:
+        report.table(["", "measurement", "value, 95 % interval", "needed"], rows)
     for note in finding["notes"]:
-        made.text(note)
-    for row in figures:
-        made.figures(*row)
+        report.text(note)
+    for figures in figure_rows:
+        report.figures(*figures)
 
 
 def _sparsity(scores: Mapping[str, HeadScores], untrained: Mapping[str, HeadScores]) -> list[go.Figure]:
-    own = scores[EXCESS.name]
-    mixed = own.values.clone()
-    mixed[:, own.mask] = shuffled(own.values[:, None, own.mask], torch.Generator().manual_seed(0))[:, 0]
-    every = {"this model": own, "heads shuffled": replace(own, values=mixed), "untrained": untrained[EXCESS.name]}
-    # Where no head looks at the evidence more than at the rest, there is nothing to share out.
-    shown = {name: one for name, one in every.items() if bool((one.per_head > 0).any())}
-    return [lorenz_curves(shown)] if shown else []
+    excess = scores[EXCESS.name]
+    shuffled_values = excess.values.clone()
+    head_values = excess.values[:, None, excess.mask]
+    shuffled_values[:, excess.mask] = shuffled(head_values, torch.Generator().manual_seed(0))[:, 0]
+    curves = {
+        "this model": excess,
+        "heads shuffled": replace(excess, values=shuffled_values),
+        "untrained": untrained[EXCESS.name],
+    }
+    # Where no head attends to the evidence more than to the rest, there is no mass to share out.
+    curves = {name: heads for name, heads in curves.items() if bool((heads.per_head > 0).any())}
+    return [lorenz_curves(curves)] if curves else []
 
 
-def _generality(ram: HeadScores, beside: Mapping[str, str]) -> list[go.Figure]:
-    by_name: dict[str, HeadScores] = {name: ram.for_dataset(name) for name in dict.fromkeys(ram.datasets)}
-    matrix = [overlap_matrix(by_name, "shared", TOP)] if len(by_name) > 1 else []
-    # Folders of other studies, as long as they stand where they stood.
-    scans = {name: path for name in beside if (path := Path(name) / "scan" / "ram.safetensors").exists()}
-    others = {name: HeadScores.load(path) for name, path in scans.items()}
+def _generality(ram: HeadScores, compared_models: Mapping[str, str]) -> list[go.Figure]:
+    by_dataset: dict[str, HeadScores] = {name: ram.for_dataset(name) for name in dict.fromkeys(ram.datasets)}
+    matrix = [overlap_matrix(by_dataset, "shared", TOP)] if len(by_dataset) > 1 else []
+    # Folders of other studies, unless they were moved since.
+    paths = {name: path for name in compared_models if (path := Path(name) / "scan" / "ram.safetensors").exists()}
+    others = {name: HeadScores.load(path) for name, path in paths.items()}
     models = [depth_profiles({"this model": ram, **others})] if others else []
-    return [*matrix, depth_profiles(by_name), *models]
+    return [*matrix, depth_profiles(by_dataset), *models]
 
 
 def _division(scores: Mapping[str, HeadScores]) -> list[go.Figure]:
     first, second = (every_other(scores, start) for start in (0, 1))
     core = first["ram"].top(TOP)
-    apart = group_distributions({name: second[name] for name in MEASURES}, core)
-    return [heads_by_two(second["entropy"], second["vera"], core), apart]
+    distributions = group_distributions({name: second[name] for name in METRICS}, core)
+    return [heads_by_two(second["entropy"], second["vera"], core), distributions]
 
 
-def _necessity(found: ConditionResults[HeadSet], texts: Sequence[str]) -> list[go.Figure]:
-    doses = sorted({float(name.split()[-1][:-1]) / 100 for name in found.conditions if name.endswith("%")} | {TOP})
+def _necessity(ablations: ConditionResults[HeadSet], texts: Sequence[str]) -> list[go.Figure]:
+    conditions = ablations.conditions
+    fractions = sorted({float(name.split()[-1][:-1]) / 100 for name in conditions if name.endswith("%")} | {TOP})
     heads: dict[str, list[list[HeadSet]]] = {}
-    measured: dict[str, list[list[float]]] = {}
-    pictures = [name for name in dict.fromkeys(found.datasets) if name not in texts]
-    for choice in ("top", "random"):
-        names = [choice if dose == TOP else f"{choice} {dose:.0%}" for dose in doses]
-        heads[choice] = [list(found.conditions[name]) for name in names]
-        by_set = [[found.accuracies(name, of) for of in pictures] for name in names]
-        measured[choice] = [np.mean(one, 0).tolist() for one in by_set]
+    accuracies: dict[str, list[list[float]]] = {}
+    datasets = list(dict.fromkeys(ablations.datasets))
+    visual_sets = [name for name in datasets if name not in texts]
+    for kind in ("top", "random"):
+        names = [kind if fraction == TOP else f"{kind} {fraction:.0%}" for fraction in fractions]
+        heads[kind] = [list(conditions[name]) for name in names]
+        by_dataset = [[ablations.accuracies(name, dataset) for dataset in visual_sets] for name in names]
+        accuracies[kind] = [np.mean(values, 0).tolist() for values in by_dataset]
     bars = {
-        name: {one: found.accuracies(one, name) for one in found.conditions if not one.endswith("%")}
-        for name in dict.fromkeys(found.datasets)
+        dataset: {name: ablations.accuracies(name, dataset) for name in conditions if not name.endswith("%")}
+        for dataset in datasets
     }
-    n_samples = sum(found.datasets.count(name) for name in pictures)
-    return [ablation_curves(AblationCurve(tuple(doses), heads, measured), n_samples), accuracy_bars(bars)]
+    n_samples = sum(ablations.datasets.count(name) for name in visual_sets)
+    return [ablation_curves(AblationCurve(tuple(fractions), heads, accuracies), n_samples), accuracy_bars(bars)]
 
 
-def _acceleration(found: ConditionResults[Any], times_as_fast: Mapping[str, float]) -> go.Figure:
-    ways: dict[str, dict[str, tuple[float, float]]] = {}
+def _acceleration(sparse_results: ConditionResults[Any], times_as_fast: Mapping[str, float]) -> go.Figure:
+    points: dict[str, dict[str, tuple[float, float]]] = {}
     for name, speed in times_as_fast.items():
-        way, _, budget = name.rpartition(" ")
-        ways.setdefault(way or name, {})[budget] = speed, accuracy(found, name, found.datasets)
-    return speed_against_accuracy(ways, accuracy(found, BASELINE, found.datasets))
+        kind, _, fraction = name.rpartition(" ")
+        points.setdefault(kind or name, {})[fraction] = speed, accuracy(sparse_results, name, sparse_results.datasets)
+    return speed_against_accuracy(points, accuracy(sparse_results, BASELINE, sparse_results.datasets))
