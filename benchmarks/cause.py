@@ -1,15 +1,15 @@
-"""Whether the top heads cause the answers of the shipped models: three ablations, cut edges, and patched heads.
+"""Causal role of the top heads of the shipped models: three ablations, attention knockout, and patched heads.
 
 On scenes of digits, for the top 5 percent of heads by retrieval attention mass:
 
 - accuracy with them ablated by zero, mean and resample; and how far the three agree about all heads, ablated one by one
   (Spearman of the drops in the answer's log-probability, and Jaccard of the 5 percent with the largest),
-- accuracy with edges cut instead: from the question and the answer to the evidence, or to a region of the same size
-  elsewhere; for the top heads, and for all,
+- accuracy with attention edges cut instead: from the question and the answer to the evidence, or to a region of the
+  same size elsewhere; for the top heads, and for all,
 - how often the answer becomes that of another scene with the same question, when the outputs of the top heads at the
-  last token are those of the other scene; beside as many random heads, and all heads.
+  last token are patched from the other scene; compared with as many random heads, and all heads.
 
-No time is measured: the last line is JSON, and the numbers carry over to other machines.
+No time is measured. The last line is JSON, and the numbers carry over to other machines.
 
     python benchmarks/cause.py [--samples 200]
 """
@@ -17,7 +17,7 @@ No time is measured: the last line is JSON, and the numbers carry over to other 
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -44,37 +44,43 @@ from corelens import (
     sweep,
     toy,
 )  # fmt: skip
+from corelens.inputs.prepare import PreparedInputs
 from corelens.toy.scene import SIDE
 
 POSITIONS = "from_question"
 
 
-def ablations(model: HookedMLLM, core: HeadSet, n: int, batches: Any) -> dict[str, Any]:
-    others = list(toy.scenes(n, 4))
-    ways: dict[str, Callable[[HeadSet], Any]] = {
+Batches = Sequence[tuple[tuple[Sample, ...], PreparedInputs]]
+
+
+def ablation_results(model: HookedMLLM, core: HeadSet, n: int, batches: Batches) -> dict[str, Any]:
+    """Accuracy without the top heads by each method, and agreement of the methods about single heads."""
+    references = list(toy.scenes(n, 4))
+    methods: dict[str, Callable[[HeadSet], Any]] = {
         "zero": partial(ablate, positions=POSITIONS),
-        "mean": partial(ablate, method="mean", reference=mean_activations(model, others), positions=POSITIONS),
+        "mean": partial(ablate, method="mean", reference=mean_activations(model, references), positions=POSITIONS),
         "resample": partial(
-            ablate, method="resample", reference=resample_activations(model, others), positions=POSITIONS
+            ablate, method="resample", reference=resample_activations(model, references), positions=POSITIONS
         ),
     }
-    accuracy = {name: evaluate(model, batches, way(core)).accuracy for name, way in ways.items()}
+    accuracies = {name: evaluate(model, batches, method(core)).accuracy for name, method in methods.items()}
     drops = {
-        name: sweep(model, toy.scenes(n // 4, 5), way, batch_size=10, at_once=8).scores() for name, way in ways.items()
+        name: sweep(model, toy.scenes(n // 4, 5), method, batch_size=10, at_once=8).scores()
+        for name, method in methods.items()
     }
-    agreed = {
-        f"{a} and {b}": {
-            "all": metrics.spearman(drops[a].per_head, drops[b].per_head),
-            "top": metrics.jaccard(set(drops[a].top()), set(drops[b].top())),
+    agreement = {
+        f"{first} and {second}": {
+            "all": metrics.spearman(drops[first].per_head, drops[second].per_head),
+            "top": metrics.jaccard(set(drops[first].top()), set(drops[second].top())),
         }
-        for a, b in combinations(drops, 2)
+        for first, second in combinations(drops, 2)
     }
-    top = {name: str(own.top()) for name, own in drops.items()}
-    return {"accuracy": accuracy, "agreement": agreed, "top by drop": top}
+    top_heads = {name: str(scores.top()) for name, scores in drops.items()}
+    return {"accuracy": accuracies, "agreement": agreement, "top by drop": top_heads}
 
 
-def elsewhere(sample: Sample, rng: np.random.Generator) -> Box:
-    """A box of the evidence's size that does not touch it."""
+def box_elsewhere(sample: Sample, rng: np.random.Generator) -> Box:
+    """Draw a box of the evidence's size that does not touch it."""
     box = sample.evidence[0].box
     assert box is not None
     width, height = box.right - box.left, box.bottom - box.top
@@ -84,49 +90,50 @@ def elsewhere(sample: Sample, rng: np.random.Generator) -> Box:
             return Box(float(left), float(top), float(left + width), float(top + height))
 
 
-def edges(model: HookedMLLM, core: HeadSet, batches: Any) -> dict[str, float]:
+def knockout_results(model: HookedMLLM, core: HeadSet, batches: Batches) -> dict[str, float]:
+    """Accuracy without the attention edges to the evidence, and to a region of the same size elsewhere."""
     rng = np.random.default_rng(0)
-    found: dict[str, list[float]] = defaultdict(list)
-    everything = HeadSet(model.heads)
+    scores: dict[str, list[float]] = defaultdict(list)
+    all_heads = HeadSet(model.heads)
     for samples, inputs in batches:
         evidence = evidence_tokens(samples, inputs.tokens)
-        boxes = [elsewhere(sample, rng) for sample in samples]
-        other = torch.cat([inputs.tokens[i].in_box(box) for i, box in enumerate(boxes)])
+        boxes = [box_elsewhere(sample, rng) for sample in samples]
+        elsewhere = torch.cat([inputs.tokens[index].in_box(box) for index, box in enumerate(boxes)])
         for name, heads, keys in (
             ("top heads to evidence", core, evidence),
-            ("top heads elsewhere", core, other),
-            ("all heads to evidence", everything, evidence),
-            ("all heads elsewhere", everything, other),
+            ("top heads elsewhere", core, elsewhere),
+            ("all heads to evidence", all_heads, evidence),
+            ("all heads elsewhere", all_heads, elsewhere),
         ):
-            found[name] += evaluate(
-                model, [(samples, inputs)], attention_knockout(heads, POSITIONS, keys)
-            ).scores.tolist()
-    return {name: float(np.mean(scores)) for name, scores in found.items()}
+            hooks = attention_knockout(heads, POSITIONS, keys)
+            scores[name] += evaluate(model, [(samples, inputs)], hooks).scores.tolist()
+    return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
-def pairs(n: int) -> Iterator[tuple[Sample, Sample]]:
-    """Scenes with the same question and different answers."""
-    waiting: dict[str, Sample] = {}
+def scene_pairs(n: int) -> Iterator[tuple[Sample, Sample]]:
+    """Pairs of scenes with the same question and different answers."""
+    unpaired: dict[str, Sample] = {}
     for sample in toy.scenes(20 * n, 6):
-        other = waiting.pop(sample.question, None)
+        other = unpaired.pop(sample.question, None)
         if other is None or other.answer == sample.answer:
-            waiting[sample.question] = sample
+            unpaired[sample.question] = sample
         elif n:
             n -= 1
             yield other, sample
 
 
-def patching(model: HookedMLLM, sets: dict[str, HeadSet], n: int) -> dict[str, float]:
-    moved: dict[str, list[bool]] = defaultdict(list)
-    for source, target in pairs(n):
-        one, other = (model.prepare(sample.images[0], sample.question) for sample in (source, target))
+def patching_results(model: HookedMLLM, sets: dict[str, HeadSet], n: int) -> dict[str, float]:
+    """Share of the answers that become the source's when the outputs of a set of heads are patched."""
+    flips: dict[str, list[bool]] = defaultdict(list)
+    for source, target in scene_pairs(n):
+        source_inputs, target_inputs = (model.prepare(sample.images[0], sample.question) for sample in (source, target))
         with torch.no_grad():
-            _, cache = model.run_with_cache(one, names_filter=model.attn_names("z"))
+            _, cache = model.run_with_cache(source_inputs, names_filter=model.attn_names("z"))
         for name, heads in sets.items():
-            hooks = patch(cache, one.tokens, other.tokens, "z", heads=heads, positions="last")
+            hooks = patch(cache, source_inputs.tokens, target_inputs.tokens, "z", heads=heads, positions="last")
             with model.hooks(fwd_hooks=hooks):
-                moved[name] += [model.answer(other, 4) == [source.answer]]
-    return {name: float(np.mean(found)) for name, found in moved.items()}
+                flips[name] += [model.answer(target_inputs, 4) == [source.answer]]
+    return {name: float(np.mean(values)) for name, values in flips.items()}
 
 
 def main() -> None:
@@ -143,9 +150,9 @@ def main() -> None:
         sets = {"top": core, "random": scores.random(0), "all": HeadSet(model.heads)}
         results[name] = {
             "plain accuracy": evaluate(model, batches).accuracy,
-            "ablations": ablations(model, core, n, batches),
-            "edges": edges(model, core, batches),
-            "answers moved by patching": patching(model, sets, n // 2),
+            "ablations": ablation_results(model, core, n, batches),
+            "edges": knockout_results(model, core, batches),
+            "answers moved by patching": patching_results(model, sets, n // 2),
         }
         print(f"\n{name}\n{json.dumps(results[name], indent=1)}", flush=True)
     print(json.dumps({"benchmark": "cause", "results": results}))

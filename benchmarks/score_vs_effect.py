@@ -1,13 +1,13 @@
-"""Which head score predicts best what removing heads does, on the shipped models.
+"""Comparison of head scores by how well they predict the effect of removing heads, on the shipped models.
 
-Every measure is scanned on scenes of digits; on other scenes every head is zeroed by itself from the question on, and
-the top 5 percent of each measure together, in prefill and decoding. For each measure:
+Every metric is scanned on scenes of digits; on other scenes every head is zeroed by itself from the question on, and
+the top 5 percent by each metric together, in prefill and decoding. For each metric:
 
 - rank correlation (Spearman, over all heads) with the drop in the log-probability of the answer,
-- the share of all positive drops that its top 5 percent hold, beside the most that any five heads hold,
+- the share of all positive drops that its top 5 percent hold, and the most that any five heads hold,
 - accuracy with its top 5 percent removed; lower is better.
 
-No time is measured: the last line is JSON, and the numbers carry over to other machines.
+No time is measured. The last line is JSON, and the numbers carry over to other machines.
 
     python benchmarks/score_vs_effect.py [--samples 200]
 """
@@ -22,30 +22,30 @@ from corelens import HookedMLLM, ablate, evaluate, metrics, prepare_batches, toy
 from corelens.experiments.scan import scan_metrics
 from corelens.experiments.sweep import sweep
 
-MEASURES = (
+METRICS = (
     "ram", "write_ram", "answer_ram", "locos", "ram_question", "vera", "mmrethead", "sparsemm", "relative_attention",
     "localization", "visual_share",
 )  # fmt: skip
 
 
-def compared(name: str, n: int) -> dict[str, Any]:
-    """The numbers of one model."""
+def compare_metrics(name: str, n: int) -> dict[str, Any]:
+    """Compare the metrics on one model."""
     model = HookedMLLM.from_pretrained(name)
-    found = scan_metrics(model, toy.scenes(n, 1), MEASURES)
+    scores_by_metric = scan_metrics(model, toy.scenes(n, 1), METRICS)
     drops = sweep(model, toy.scenes(n, 2), batch_size=20, at_once=8).scores().per_head.clamp(min=0)
-    tested = list(prepare_batches(model, toy.scenes(n, 3), 50, "prepare"))
-    order = drops.flatten().sort(descending=True).values
-    n_top = len(found["ram"].top())
+    batches = list(prepare_batches(model, toy.scenes(n, 3), 50, "prepare"))
+    ordered = drops.flatten().sort(descending=True).values
+    n_top = len(scores_by_metric["ram"].top())
     result: dict[str, Any] = {
-        "nothing removed": evaluate(model, tested).accuracy,
-        "most that so many heads hold": float(order[:n_top].sum() / order.sum()),
+        "nothing removed": evaluate(model, batches).accuracy,
+        "most that so many heads hold": float(ordered[:n_top].sum() / ordered.sum()),
     }
-    for measure, scores in found.items():
+    for metric, scores in scores_by_metric.items():
         top = scores.top()
-        result[measure] = {
+        result[metric] = {
             "spearman": metrics.spearman(scores.per_head, drops),
-            "share of drops": float(sum(drops[head] for head in top) / order.sum()),
-            "accuracy": evaluate(model, tested, ablate(top)).accuracy,
+            "share of drops": float(sum(drops[head] for head in top) / ordered.sum()),
+            "accuracy": evaluate(model, batches, ablate(top)).accuracy,
         }
     return result
 
@@ -57,13 +57,13 @@ def main() -> None:
     logging.set_verbosity_error()
     results = {}
     for name in ("corelens/toy", "corelens/toy-natural"):
-        results[name] = found = compared(name, arguments.samples)
-        print(f"\n{name}: accuracy {found['nothing removed']:.3f}; any heads hold at most "
-              f"{found['most that so many heads hold']:.2f} of the drops")  # fmt: skip
-        print(f"{'measure':>20} {'spearman':>9} {'share of drops':>15} {'accuracy':>9}")
-        for measure in MEASURES:
-            row = found[measure]
-            print(f"{measure:>20} {row['spearman']:>9.2f} {row['share of drops']:>15.2f} {row['accuracy']:>9.3f}")
+        results[name] = result = compare_metrics(name, arguments.samples)
+        print(f"\n{name}: accuracy {result['nothing removed']:.3f}; any heads hold at most "
+              f"{result['most that so many heads hold']:.2f} of the drops")  # fmt: skip
+        print(f"{'metric':>20} {'spearman':>9} {'share of drops':>15} {'accuracy':>9}")
+        for metric in METRICS:
+            row = result[metric]
+            print(f"{metric:>20} {row['spearman']:>9.2f} {row['share of drops']:>15.2f} {row['accuracy']:>9.3f}")
     print(json.dumps({"benchmark": "score_vs_effect", "results": results}))
 
 

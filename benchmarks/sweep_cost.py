@@ -1,13 +1,13 @@
-"""What ablating every head on its own costs, in time and in memory, beside one full pass for each.
+"""Cost of ablating every head by itself, in time and in memory, compared with one full pass for each.
 
 All single heads of a random Qwen3-VL decoder (that of `scan_cost.py`: 8 layers, 16 heads of 64, d_model 1024, float32,
 batch 1) are zero-ablated from the question on, in prompts of 1,024 and 4,096 visual tokens, a question of 20 tokens,
 three of the template and an answer of one. Compared with one full pass for each head under the same ablation, as
-`model(inputs)` runs it, but for logits that nobody needs.
+`model(inputs)` runs it, without the logits of other positions.
 
-`sweep` is all of it, preparation included. `first` is the time to the answer after one head was changed in a session
-that stands, the mean over the heads of all layers. Times are seconds of CPU, summed over threads, so that other work on
-the machine counts little: medians over interleaved repetitions in one process. Peaks are resident memory above the
+`sweep` is all of it, preparation included. `first` is the time to the answer after one head was changed in an existing
+session, the mean over the heads of all layers. Times are seconds of CPU, summed over threads, so that other work on the
+machine counts little: medians over interleaved repetitions in one process. Peaks are resident memory above the
 loaded model, each in a process of its own. The last line is JSON; only its ratios carry over to other machines.
 
     [OMP_NUM_THREADS=1] python benchmarks/sweep_cost.py [--lengths 1024 4096] [--repetitions 3] [--at-once 4]
@@ -19,11 +19,10 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from scan_cost import child, random_model
+from scan_cost import peak_bytes_of, random_model, run_child
 from transformers.utils import logging
 
 from corelens import Head, HookedMLLM, Role, Session, TokenMap, ablate, sweep
@@ -33,7 +32,7 @@ N_QUESTION, N_TEMPLATE, N_ANSWER = 20, 3, 1
 
 
 def prompt(n_visual: int) -> PreparedInputs:
-    """Token ids stand for visual tokens: the decoder's work is the same."""
+    """Build a prompt in which token ids stand for visual tokens: the decoder's work is the same."""
     roles = [
         (Role.IMAGE, n_visual),
         (Role.QUESTION, N_QUESTION),
@@ -51,8 +50,8 @@ def prompt(n_visual: int) -> PreparedInputs:
 
 
 @torch.no_grad()
-def runs(n_visual: int, at_once: int) -> dict[str, Callable[[], Any]]:
-    """One pass for one head, the whole sweep, and one head of each layer in a session."""
+def workloads(n_visual: int, at_once: int) -> dict[str, Callable[[], Any]]:
+    """Functions that run one pass for one head, the whole sweep, and one head of each layer in a session."""
     model, inputs = HookedMLLM(random_model("sdpa")), prompt(n_visual)
     hooks = ablate([Head(4, 3)], positions="from_question")
 
@@ -71,30 +70,24 @@ def runs(n_visual: int, at_once: int) -> dict[str, Callable[[], Any]]:
     return {"pass": one_pass, "sweep": partial(sweep, model, inputs, at_once=at_once), "first": first}
 
 
-def times(n_visual: int, repetitions: int, at_once: int) -> dict[str, float]:
-    taken: dict[str, list[float]] = {}
-    of = runs(n_visual, at_once)
+def median_times(n_visual: int, repetitions: int, at_once: int) -> dict[str, float]:
+    """Median seconds of every workload."""
+    times: dict[str, list[float]] = {}
+    functions = workloads(n_visual, at_once)
     for repetition in range(repetitions + 1):
-        for name, run in of.items():
-            began = time.process_time()
+        for name, run in functions.items():
+            start = time.process_time()
             run()
-            if repetition:  # the first warms up
-                taken.setdefault(name, []).append(time.process_time() - began)
-    seconds = {name: statistics.median(values) for name, values in taken.items()}
+            if repetition:  # the first one is a warm-up
+                times.setdefault(name, []).append(time.process_time() - start)
+    seconds = {name: statistics.median(values) for name, values in times.items()}
     return seconds | {"first": seconds["first"] / 8}
 
 
 def peak_bytes(name: str, n_visual: int, at_once: int) -> int:
-    def status(line: str) -> int:
-        (found,) = [text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith(line)]
-        return int(found.split()[1]) * 1024
-
-    runs(64, at_once)[name]()  # code, kernels and thread pools are not what is measured
-    run = runs(n_visual, at_once)[name]
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = status("VmRSS")
-    run()
-    return status("VmHWM") - before
+    """Peak of resident memory of a workload above the loaded model."""
+    workloads(64, at_once)[name]()  # warm-up: memory of code, kernels and thread pools does not count
+    return peak_bytes_of(workloads(n_visual, at_once)[name])
 
 
 def main() -> None:
@@ -107,7 +100,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     if arguments.times:
-        print(json.dumps(times(arguments.times, arguments.repetitions, arguments.at_once)))
+        print(json.dumps(median_times(arguments.times, arguments.repetitions, arguments.at_once)))
         return
     if arguments.peak:
         print(json.dumps(peak_bytes(arguments.peak[0], int(arguments.peak[1]), arguments.at_once)))
@@ -117,16 +110,16 @@ def main() -> None:
         f"{'visual tokens':>13} {'one pass':>18} {'128 passes / sweep':>20} {'sweep / pass':>14} {'first / pass':>14}"
     )
     for length in arguments.lengths:
-        seconds = child(__file__, "--times", str(length), "--repetitions", str(arguments.repetitions), *at_once)
-        peaks = {name: child(__file__, "--peak", name, str(length), *at_once) for name in ("pass", "sweep")}
+        seconds = run_child(__file__, "--times", str(length), "--repetitions", str(arguments.repetitions), *at_once)
+        peaks = {name: run_child(__file__, "--peak", name, str(length), *at_once) for name in ("pass", "sweep")}
         ratios = {
             "passes / sweep, time": 128 * seconds["pass"] / seconds["sweep"],
             "sweep / pass, memory": peaks["sweep"] / peaks["pass"],
             "first / pass, time": seconds["first"] / seconds["pass"],
         }
         cells = f"{seconds['pass']:.2f} s, {peaks['pass'] / 2**20:.0f} MB"
-        faster, memory, first = ratios.values()
-        print(f"{length:>13} {cells:>18} {faster:>19.1f}x {memory:>11.2f}x MB {first:>12.1%} s", flush=True)
+        speed_up, memory, first = ratios.values()
+        print(f"{length:>13} {cells:>18} {speed_up:>19.1f}x {memory:>11.2f}x MB {first:>12.1%} s", flush=True)
         results.append({"visual tokens": length, "seconds": seconds, "peak_bytes": peaks, "ratios": ratios})
     print(json.dumps({"benchmark": "sweep_cost", "threads": torch.get_num_threads(), "results": results}))
 

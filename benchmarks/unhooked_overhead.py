@@ -1,10 +1,10 @@
-"""What wrapping costs while nobody looks: HookedMLLM.forward without hooks beside the plain Hugging Face forward.
+"""Overhead of wrapping without hooks: HookedMLLM.forward compared with the plain Hugging Face forward.
 
 Five families, random weights (a decoder of 12 layers of 8 heads, d_model 512, MLP 1408; a vision tower of 4 layers,
-width 256; float32), one picture and 320 positions. Both ways run the same model object on the same tensors, in turn,
-and the turn changes every repetition, so that a drift of the machine's speed hits both alike. Times are processor time
-on one core, in which other programs on the machine have little part. The ratio is the median over repetitions of
-wrapped / plain, and its spread is the middle half of them. Peaks are resident memory above the loaded model, in a
+width 256; float32), one picture and 320 positions. Both modes run the same model object on the same tensors, in turn,
+and the order alternates, so that a drift of the machine's speed affects both alike. Times are processor time on one
+core, which other programs on the machine hardly affect. The ratio is the median over repetitions of
+wrapped / plain, and its spread is their interquartile range. Peaks are resident memory above the loaded model, in a
 process of their own. The last line is JSON; only its ratios carry over to other machines.
 
     python benchmarks/unhooked_overhead.py [--repetitions 30]
@@ -92,11 +92,11 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...], int]] = {
 }  # fmt: skip
 """Configuration, shape of the pixels, and visual tokens of one picture."""
 
-WAYS = ("plain", "wrapped")
+MODES = ("plain", "wrapped")
 
 
-def passes(family: str) -> dict[str, Callable[[], Tensor]]:
-    """One pass either way, as functions of nothing."""
+def pass_functions(family: str) -> dict[str, Callable[[], Tensor]]:
+    """Functions without arguments that run one pass in each mode and return its logits."""
     torch.manual_seed(0)
     settings, pixels, n_visual = FAMILIES[family]
     config = AutoConfig.for_model(family, **settings)
@@ -109,44 +109,49 @@ def passes(family: str) -> dict[str, Callable[[], Tensor]]:
     if family == "gemma3":
         inputs["token_type_ids"] = (ids == IMAGE).long()
     model = HookedMLLM(hf_model)
-    ways = {"plain": lambda: hf_model(**inputs).logits, "wrapped": lambda: model(inputs)}
-    return {name: torch.no_grad()(way) for name, way in ways.items()}
+    functions = {"plain": lambda: hf_model(**inputs).logits, "wrapped": lambda: model(inputs)}
+    return {mode: torch.no_grad()(function) for mode, function in functions.items()}
 
 
-def times(family: str, repetitions: int) -> dict[str, list[float]]:
+def pass_times(family: str, repetitions: int) -> dict[str, list[float]]:
+    """Seconds of every repetition by mode."""
     torch.set_num_threads(1)
-    run = passes(family)
-    if not torch.equal(run["plain"](), run["wrapped"]()):
-        raise AssertionError(f"{family}: the logits differ, so that there is nothing to compare.")
-    taken: dict[str, list[float]] = {way: [] for way in WAYS}
+    passes = pass_functions(family)
+    if not torch.equal(passes["plain"](), passes["wrapped"]()):
+        raise AssertionError(f"{family}: the logits differ, so their times cannot be compared.")
+    times: dict[str, list[float]] = {mode: [] for mode in MODES}
     for repetition in range(repetitions):
-        for way in WAYS if repetition % 2 else reversed(WAYS):
-            began = time.process_time()
-            run[way]()
-            taken[way].append(time.process_time() - began)
-    return taken
+        for mode in MODES if repetition % 2 else reversed(MODES):
+            start = time.process_time()
+            passes[mode]()
+            times[mode].append(time.process_time() - start)
+    return times
 
 
-def peaks(family: str, repetitions: int = 9) -> dict[str, float]:
+def peak_bytes(family: str, repetitions: int = 9) -> dict[str, float]:
+    """Median peak of resident memory by mode, above the loaded model."""
+
     def status(name: str) -> int:
         (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
         return int(line.split()[1]) * 1024
 
-    run, found = passes(family), {way: [] for way in WAYS}
+    passes = pass_functions(family)
+    peaks: dict[str, list[int]] = {mode: [] for mode in MODES}
     for repetition in range(repetitions + 1):
-        for way in WAYS:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        for mode in MODES:
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
             before = status("VmRSS")
-            run[way]()
-            if repetition:  # the first loads code, kernels and thread pools
-                found[way].append(status("VmHWM") - before)
-    return {way: statistics.median(values) for way, values in found.items()}
+            passes[mode]()
+            if repetition:  # the first one loads code, kernels and thread pools
+                peaks[mode].append(status("VmHWM") - before)
+    return {mode: statistics.median(values) for mode, values in peaks.items()}
 
 
-def child(*arguments: str, **environment: str) -> Any:
+def run_child(*arguments: str, **environment: str) -> Any:
+    """Run this script in a process of its own and parse its output as JSON."""
     command = [sys.executable, __file__, *arguments]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+    result = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
+    return json.loads(result.stdout)
 
 
 def main() -> None:
@@ -157,24 +162,24 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     if arguments.times:
-        print(json.dumps(times(arguments.times, arguments.repetitions)))
+        print(json.dumps(pass_times(arguments.times, arguments.repetitions)))
         return
     if arguments.peaks:
-        print(json.dumps(peaks(arguments.peaks)))
+        print(json.dumps(peak_bytes(arguments.peaks)))
         return
     results = []
     print(f"{'family':>10} {'plain':>8} {'wrapped / plain, time':>24} {'memory':>8}")
     for family in FAMILIES:
-        taken = child("--times", family, "--repetitions", str(arguments.repetitions))
-        # Freed memory goes back at once, so that a peak is what is in use.
-        peak = child("--peaks", family, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
-        ratios = [wrapped / plain for plain, wrapped in zip(*(taken[way] for way in WAYS), strict=True)]
+        times = run_child("--times", family, "--repetitions", str(arguments.repetitions))
+        # Freed memory is returned at once, so that a peak is the memory in use.
+        peaks = run_child("--peaks", family, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
+        ratios = [wrapped / plain for plain, wrapped in zip(*(times[mode] for mode in MODES), strict=True)]
         low, ratio, high = statistics.quantiles(ratios, n=4)
-        seconds = {way: statistics.median(values) for way, values in taken.items()}
-        memory = peak["wrapped"] / peak["plain"]
+        seconds = {mode: statistics.median(values) for mode, values in times.items()}
+        memory = peaks["wrapped"] / peaks["plain"]
         spread = f"{ratio:.3f} ({low:.3f} to {high:.3f})"
         print(f"{family:>10} {seconds['plain']:>6.2f} s {spread:>24} {memory:>8.3f}", flush=True)
-        results.append({"family": family, "seconds": seconds, "ratio": [low, ratio, high], "peak_bytes": peak})
+        results.append({"family": family, "seconds": seconds, "ratio": [low, ratio, high], "peak_bytes": peaks})
     print(json.dumps({"benchmark": "unhooked_overhead", "results": results}))
 
 

@@ -1,4 +1,4 @@
-"""From one score per sample and head to one per head."""
+"""Aggregation of scores over samples: from one score per sample and head to one per head."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 Aggregation = Literal["mean", "median", "frequency", "rank", "z_score", "max"]
-"""How samples become one number; see `aggregate`."""
+"""Statistic over samples; see `aggregate`."""
 
 
 def aggregate(
@@ -18,17 +18,17 @@ def aggregate(
     groups: Sequence[str] | None = None,
     fraction: float = 0.05,
 ) -> Float[Tensor, "layer head"]:
-    """One number per head from all samples; higher is more, whatever the way.
+    """Aggregate scores over samples to one number per head; higher is more for every aggregation.
 
     Args:
         values: Scores. NaN where there is no head, or where the score of a sample is undefined: that sample does not
             count for that head.
-        how: `mean`, `median`. `frequency`: in how many samples, of those with a score, the head is among the top
+        how: `mean`, `median`. `frequency`: share of the samples with a score in which the head is among the top
             `fraction` of heads. `rank`: minus the mean rank in a sample, zero for a head that is always first; ties
             share a rank. `z_score`: standardised over heads within each data set, then the mean over data sets. `max`:
             the mean of each data set, then the largest.
-        groups: The data set or task of each sample, for `z_score` and `max`; by default they are one.
-        fraction: For `frequency`.
+        groups: The data set or task of each sample, for `z_score` and `max`; one for all by default.
+        fraction: Share of heads in the top set, for `frequency`.
 
     Returns:
         NaN for heads that have no score in any sample.
@@ -43,12 +43,12 @@ def aggregate(
         ranks = _ranks(values)
         if how == "rank":
             return -ranks.nanmean(0)
-        n = reduce(~values.isnan(), "sample layer head -> sample 1 1", "sum").double()
-        chosen = torch.where(ranks.isnan(), torch.nan, (ranks < (fraction * n - 1e-9).ceil()).to(values))
-        return chosen.nanmean(0)
+        n_heads = reduce(~values.isnan(), "sample layer head -> sample 1 1", "sum").double()
+        in_top = torch.where(ranks.isnan(), torch.nan, (ranks < (fraction * n_heads - 1e-9).ceil()).to(values))
+        return in_top.nanmean(0)
     groups = groups or [""] * len(values)
     means = torch.stack(
-        [values[[i for i, own in enumerate(groups) if own == group]].nanmean(0) for group in dict.fromkeys(groups)]
+        [values[[i for i, name in enumerate(groups) if name == group]].nanmean(0) for group in dict.fromkeys(groups)]
     )
     if how == "max":
         # NaN where a head has no score in any group.
@@ -59,10 +59,10 @@ def aggregate(
 
 
 def _ranks(values: Float[Tensor, "sample layer head"]) -> Float[Tensor, "sample layer head"]:
-    """Rank of every head in each sample, from zero for the highest; ties share the mean of theirs."""
+    """Rank of every head in each sample, from zero for the highest; ties share their mean rank."""
     flat = values.flatten(1)
-    known = ~flat.isnan()
-    ordered = torch.where(known, -flat, torch.inf).sort(-1).values.contiguous()
+    scored = ~flat.isnan()
+    ordered = torch.where(scored, -flat, torch.inf).sort(-1).values.contiguous()
     first: Int[Tensor, "sample head"] = torch.searchsorted(ordered, -flat.contiguous(), side="left")
     last: Int[Tensor, "sample head"] = torch.searchsorted(ordered, -flat.contiguous(), side="right") - 1
-    return torch.where(known, (first + last) / 2, torch.nan).unflatten(1, values.shape[1:])
+    return torch.where(scored, (first + last) / 2, torch.nan).unflatten(1, values.shape[1:])

@@ -1,4 +1,4 @@
-"""How heads spread their attention: wide or narrow, near or far, in one place of the picture or in many."""
+"""Spread of attention: entropy, concentration, distance, attention sinks and spatial entropy."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def attention_entropy(
 
     Args:
         pattern: Attention probabilities after softmax.
-        queries: Which rows of `pattern` are query tokens.
+        queries: Mask of the rows of `pattern` that are query tokens.
 
     Returns:
         Zero for a head that attends to one key, ln n for one that attends evenly to n keys.
@@ -34,8 +34,8 @@ def attention_entropy(
         tensor([[4.]])
     """
     require_queries(queries=queries)
-    of_query = reduce(torch.special.entr(pattern), "batch head query key -> batch head query", "sum")
-    return mean_over_queries(of_query, queries)
+    entropies = reduce(torch.special.entr(pattern), "batch head query key -> batch head query", "sum")
+    return mean_over_queries(entropies, queries)
 
 
 def concentration(
@@ -47,7 +47,7 @@ def concentration(
 
     Args:
         pattern: Attention probabilities after softmax.
-        queries: Which rows of `pattern` are query tokens.
+        queries: Mask of the rows of `pattern` that are query tokens.
 
     Returns:
         One for a head that attends to one key, 1 / n for one that attends evenly to n keys.
@@ -56,7 +56,8 @@ def concentration(
         ValueError: If a sample has no query token.
     """
     require_queries(queries=queries)
-    return mean_over_queries(reduce(pattern**2, "batch head query key -> batch head query", "sum"), queries)
+    collision_probabilities = reduce(pattern**2, "batch head query key -> batch head query", "sum")
+    return mean_over_queries(collision_probabilities, queries)
 
 
 def attention_distance(
@@ -64,41 +65,41 @@ def attention_distance(
     queries: Bool[Tensor, "batch query"],
     positions: Int[Tensor, "batch query"],
 ) -> Float[Tensor, "batch head"]:
-    """How many positions back each head looks on average.
+    """Mean distance from query token to attended key of each head, in positions.
 
     Args:
         pattern: Attention probabilities after softmax; key k stands at position k.
-        queries: Which rows of `pattern` are query tokens.
-        positions: Where each row's query token stands in the sequence.
+        queries: Mask of the rows of `pattern` that are query tokens.
+        positions: Position in the sequence of each row's query token.
 
     Returns:
         Zero for a head that attends to the query token itself. Where rows sum to less than one (sinks without a
-        token), the rest counts as no distance.
+        token), the rest counts as zero distance.
 
     Raises:
         ValueError: If a sample has no query token.
     """
     require_queries(queries=queries)
-    back = positions[..., None] - torch.arange(pattern.shape[-1], device=pattern.device)
-    of_query = reduce(pattern * back[:, None], "batch head query key -> batch head query", "sum")
-    return mean_over_queries(of_query, queries)
+    distances = positions[..., None] - torch.arange(pattern.shape[-1], device=pattern.device)
+    mean_distances = reduce(pattern * distances[:, None], "batch head query key -> batch head query", "sum")
+    return mean_over_queries(mean_distances, queries)
 
 
 def attention_sinks(
     resid: Float[Tensor, "batch position d_model"], threshold: float | int = 20.0
 ) -> Bool[Tensor, "batch position"]:
-    """Positions that draw attention whatever is asked: those with a massive activation in the residual stream.
+    """Mask of attention sinks: positions with a massive activation in the residual stream.
 
     A position is a sink if a coordinate of its residual stream is more than `threshold` times their root mean square.
-    Which coordinates these are differs between models; they are found, not given.
+    These coordinates differ between models, so all of them are tested.
 
     Args:
-        resid: The residual stream where the layer begins, `hook_resid_pre`.
+        resid: The residual stream at the start of the layer, `hook_resid_pre`.
         threshold: No position of a model narrower than `threshold` squared can reach it.
 
     Source:
-        Kang et al. 2025, "See What You Are Told: Visual Attention Sink" (ICLR 2025), with threshold 20; theirs looks
-        at two coordinates found beforehand for each model, ours at all.
+        Kang et al. 2025, "See What You Are Told: Visual Attention Sink" (ICLR 2025), with threshold 20; theirs tests
+        two coordinates that are known beforehand for each model, ours all of them.
     """
     resid = resid.float()
     scale = reduce(resid**2, "batch position d_model -> batch position", "mean").sqrt()
@@ -106,20 +107,20 @@ def attention_sinks(
 
 
 def spatial_entropy(maps: Float[Tensor, "*batch row column"]) -> Float[Tensor, "*batch"]:
-    r"""Entropy, in nats, of attention over connected parts of a picture.
+    r"""Entropy, in nats, of attention over the connected parts of a picture.
 
-    Attention above the map's mean falls into parts that touch, also at corners. $H = -\sum_n P_n \ln P_n$, where $P_n$
-    is part n's share of what is above the mean.
+    Attention above the map's mean forms connected parts (tokens that touch at a corner are connected).
+    $H = -\sum_n P_n \ln P_n$, where $P_n$ is part n's share of the attention above the mean.
 
     Args:
-        maps: Attention laid out as the picture's tokens stand, e.g. by `TokenMap.grid`.
+        maps: Attention on the grid of the picture's tokens, e.g. by `TokenMap.grid`.
 
     Returns:
-        Zero for a head that attends to one place; infinite for an even map, which has none.
+        Zero for a head that attends to one part; infinite for an even map, which has no part.
 
     Source:
         Kang et al. 2025, "Your Large Vision-Language Model Only Needs a Few Attention Heads for Visual Grounding"
-        (arXiv 2503.06287), after Batty's spatial entropy. Their code drops what is below 0.001; ours what is below a
+        (arXiv 2503.06287), after Batty's spatial entropy. Their code drops values below 0.001; ours, values below a
         thousandth of the map's maximum, so that the size of the picture does not matter.
     """
     shape = maps.shape
@@ -127,11 +128,11 @@ def spatial_entropy(maps: Float[Tensor, "*batch row column"]) -> Float[Tensor, "
     above = np.maximum(flat - flat.mean((1, 2), keepdims=True), 0)
     above[above <= 1e-3 * flat.max((1, 2), keepdims=True)] = 0
     entropies = np.full(len(flat), np.inf)
-    for number, excess in enumerate(above):
+    for index, excess in enumerate(above):
         # Any: scipy's own annotation does not know that label returns a pair.
-        found: Any = ndimage.label(excess > 0, np.ones((3, 3)))
-        parts, n = found
-        if n:
-            shares = ndimage.sum_labels(excess, parts, range(1, n + 1)) / excess.sum()
-            entropies[number] = max(0.0, -(shares * np.log(shares)).sum())
+        labelled: Any = ndimage.label(excess > 0, np.ones((3, 3)))
+        labels, n_parts = labelled
+        if n_parts:
+            shares = ndimage.sum_labels(excess, labels, range(1, n_parts + 1)) / excess.sum()
+            entropies[index] = max(0.0, -(shares * np.log(shares)).sum())
     return torch.from_numpy(entropies).to(maps.device, torch.float32).reshape(shape[:-2])

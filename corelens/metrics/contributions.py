@@ -1,4 +1,4 @@
-"""What heads write from where they look: attention says where a head looks, not whether anything comes of it."""
+"""Contributions of keys to a head's output: attention alone does not tell whether a key changes the residual stream."""
 
 import torch
 from einops import einsum, repeat
@@ -9,26 +9,25 @@ from torch import Tensor
 def output_norms(
     values: Float[Tensor, "batch key kv_head d_head"], W_O: Float[Tensor, "head d_head d_model"]
 ) -> Float[Tensor, "batch head 1 key"]:
-    r"""Length of what each head would add to the residual stream if it attended to one key alone.
+    r"""Norm of the vector that each head would add to the residual stream if it attended to one key only.
 
     $$s_{h,k} = \lVert W_O^h v_{h,k} \rVert$$
 
-    Times attention it is the size of what a head takes from each key: write-weighted retrieval attention mass is
-    `head_score(pattern * output_norms(values, W_O), evidence, queries)`. A head whose W_O is zero looks, and scores
-    zero.
+    Times attention, it is the size of each key's contribution to the head's output: write-weighted retrieval attention
+    mass is `head_score(pattern * output_norms(values, W_O), evidence, queries)`. A head whose W_O is zero scores zero,
+    wherever it attends.
 
     Args:
-        values: What `hook_v` shows.
-        W_O: What turns each head's output into what it writes. An output gate, which some models have before it, is
-            taken as open.
+        values: Values of `hook_v`.
+        W_O: Output projection of each head. An output gate, which some models have before it, is taken as open.
 
     Source:
-        After Kobayashi et al. 2020 (arXiv 2004.10102), who weight attention by the length of transformed values; its
+        After Kobayashi et al. 2020 (arXiv 2004.10102), who weight attention by the norm of transformed values; its
         use for retrieval heads is corelens's own.
     """
-    # |v W|^2 = v (W W^T) v^T: nothing of the model's width is made for every key.
+    # |v W|^2 = v (W W^T) v^T: no tensor has both the key axis and d_model.
     gram = einsum(W_O.float(), W_O.float(), "head i d_model, head j d_model -> head i j")
-    values = _of_query_heads(values, len(W_O))
+    values = _repeat_kv(values, len(W_O))
     squares = einsum(values, gram, values, "batch key head i, head i j, batch key head j -> batch head key")
     return squares.clamp(min=0).sqrt()[:, :, None]
 
@@ -38,7 +37,7 @@ def logit_contributions(
     W_O: Float[Tensor, "head d_head d_model"],
     direction: Float[Tensor, "batch query d_model"],
 ) -> Float[Tensor, "batch head query key"]:
-    r"""How far each head would move the residual stream in a direction if it attended to one key alone.
+    r"""Contribution of each head along a direction of the residual stream if it attended to one key only.
 
     $$s_{h,q,k} = u_q \cdot W_O^h v_{h,k}$$
 
@@ -46,18 +45,18 @@ def logit_contributions(
     to that token's logit from each key, before the final norm.
 
     Args:
-        values: What `hook_v` shows.
-        W_O: What turns each head's output into what it writes.
-        direction: For every query token, e.g. the unembedding of the token that is said there.
+        values: Values of `hook_v`.
+        W_O: Output projection of each head.
+        direction: One vector for every query token, e.g. the unembedding of the token that is predicted there.
 
     Source:
         LOCOS (arXiv 2607.01002).
     """
-    towards = einsum(
+    value_directions = einsum(
         W_O.float(), direction.float(), "head d_head d_model, batch query d_model -> batch head query d_head"
     )
-    values = _of_query_heads(values, len(W_O))
-    return einsum(towards, values, "batch head query d_head, batch key head d_head -> batch head query key")
+    values = _repeat_kv(values, len(W_O))
+    return einsum(value_directions, values, "batch head query d_head, batch key head d_head -> batch head query key")
 
 
 def retrieval_score(
@@ -67,14 +66,14 @@ def retrieval_score(
     keys: Int[Tensor, "batch key"],
     said: Int[Tensor, "batch query"],
 ) -> Float[Tensor, "batch head"]:
-    """Share of the evidence's tokens that each head copies: it attends most to one while the model says that very one.
+    """Share of the evidence's tokens that each head copies: it attends most to a token while the model outputs it.
 
     Args:
         pattern: Attention probabilities after softmax.
-        evidence: Where the evidence is among the keys; text, since visual tokens have no word to copy.
-        queries: Which rows are the positions that say the answer.
+        evidence: Mask of the evidence among the keys; text, since visual tokens have no token id to copy.
+        queries: Mask of the rows whose next-token prediction is an answer token.
         keys: The token id at every key.
-        said: The token id that is said at every query.
+        said: The token id that is predicted at every query.
 
     Returns:
         Values in [0, 1].
@@ -87,14 +86,14 @@ def retrieval_score(
     batch = torch.arange(len(pattern), device=pattern.device)[:, None, None]
     copied = evidence[batch, index] & (keys[batch, index] == said[:, None]) & queries[:, None]
     # A set of tokens: one that is copied twice counts once.
-    found = torch.zeros(*pattern.shape[:2], pattern.shape[-1] + 1, dtype=torch.bool, device=pattern.device)
-    found.scatter_(-1, torch.where(copied, index, pattern.shape[-1]), True)
-    return found[..., :-1].sum(-1) / evidence.sum(-1, keepdim=True)
+    copied_keys = torch.zeros(*pattern.shape[:2], pattern.shape[-1] + 1, dtype=torch.bool, device=pattern.device)
+    copied_keys.scatter_(-1, torch.where(copied, index, pattern.shape[-1]), True)
+    return copied_keys[..., :-1].sum(-1) / evidence.sum(-1, keepdim=True)
 
 
-def _of_query_heads(
+def _repeat_kv(
     values: Float[Tensor, "batch key kv_head d_head"], n_heads: int
 ) -> Float[Tensor, "batch key head d_head"]:
-    """Every query head's own values: neighbours share a key-value head."""
+    """Values of every query head: consecutive query heads share a key-value head."""
     group = n_heads // values.shape[2]
     return repeat(values.float(), "batch key kv_head d_head -> batch key (kv_head group) d_head", group=group)

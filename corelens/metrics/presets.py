@@ -7,17 +7,18 @@ from corelens.metrics.aggregation import Aggregation
 from corelens.metrics.head_score import Normalisation, Reduction
 
 Queries = Literal["last", "question", "answer", "generated", "uncertain"]
-"""Which tokens look. `last`: the last one of the prompt. `question`: the text of the last user turn. `answer`: the
-positions that say the expected answer, which the model is made to say. `generated`: those that say the model's own
-greedy answer. `uncertain`: the one of these whose next-token distribution has the highest entropy."""
+"""Query tokens. `last`: the last token of the prompt. `question`: the text of the last user turn. `answer`: the
+positions that predict the tokens of the expected answer, which is appended to the prompt. `generated`: those that
+predict the model's own greedy answer. `uncertain`: the one of these whose next-token distribution has the highest
+entropy."""
 
 Contribution = Literal["attention", "write_size", "write_answer"]
-"""What is summed over the evidence: attention, or attention times the length of what the head writes from there
-(`output_norms`), or times its part towards the answer's token (`logit_contributions`)."""
+"""Quantity that is summed over the evidence: attention, or attention times the norm of the head's output for that key
+(`output_norms`), or times its contribution to the logit of the answer's token (`logit_contributions`)."""
 
 Baseline = Literal["none", "minus_null", "over_generic"]
-"""Which other question the score is compared with, about the same picture: minus the score under "N/A", or divided by
-the score under "Describe the image."."""
+"""Other question about the same picture that the score is compared with: minus the score under "N/A", or divided by the
+score under "Describe the image."."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Metric:
 
     name: str
     label: str = ""
-    """How figures call it; its name by default."""
+    """Name in figures; `name` by default."""
 
     queries: Queries = "last"
     contribution: Contribution = "attention"
@@ -34,18 +35,18 @@ class Metric:
     normalisation: Normalisation = "none"
     baseline: Baseline = "none"
     sinks: Literal["kept", "excluded"] = "kept"
-    """Whether attention sinks in the picture count (`attention_sinks`)."""
+    """Treatment of attention sinks in the picture (`attention_sinks`)."""
 
     aggregation: Aggregation = "mean"
     source: str = ""
-    """Where it comes from, and how it differs from what was published."""
+    """Publication that it comes from, and differences from it."""
 
     def __post_init__(self) -> None:
-        answering = self.queries not in ("last", "question") or self.contribution == "write_answer"
-        if self.baseline != "none" and answering:
+        needs_answer = self.queries not in ("last", "question") or self.contribution == "write_answer"
+        if self.baseline != "none" and needs_answer:
             raise ValueError(
-                f"metric {self.name!r} compares with another question, whose answer is another: its query tokens can "
-                f"be last or question, and it cannot weigh what is written towards the answer."
+                f"metric {self.name!r} has baseline={self.baseline!r}, another question with another answer: its query "
+                f"tokens can only be last or question, and its contribution cannot be write_answer."
             )
 
 
@@ -94,14 +95,14 @@ _ALL = (
         "vrh",
         queries="answer",
         source="Visual retrieval heads (arXiv 2608.27417), their best variant: output tokens, sum, mean. Query tokens "
-        "are the positions that say the answer's tokens; which they take is not stated.",
+        "are the positions that predict the answer's tokens; which they take is not stated.",
     ),
     Metric(
         "vera",
         queries="last",
         normalisation="share",
         source="VERA (arXiv 2602.10146) as its code computes it: evidence over all visual tokens, at the token that "
-        "says the first word. The paper takes the most uncertain generated token: queries='uncertain'.",
+        "predicts the first word. The paper takes the most uncertain generated token: queries='uncertain'.",
     ),
     Metric(
         "sparsemm",
@@ -117,8 +118,8 @@ _ALL = (
         reduction="argmax",
         normalisation="size",
         source="Retrieval heads (arXiv 2404.15574), carried over to pictures as OCR heads (arXiv 2505.15865) do: "
-        "visual tokens hold no word to copy, so a hit is a generated token whose strongest key lies in the evidence. "
-        "Theirs counts right answers alone. For needles of text there is `retrieval_score`.",
+        "visual tokens have no token id to copy, so a hit is a generated token whose strongest key lies in the "
+        "evidence. Theirs counts right answers alone. For needles of text there is `retrieval_score`.",
     ),
     Metric(
         "locos",
@@ -136,4 +137,4 @@ _ALL = (
 )
 
 PRESETS = {metric.name: metric for metric in _ALL}
-"""By name. Not in here, since it compares heads with one another: `localization_heads`."""
+"""Metrics of the literature by name. `localization_heads` is missing, since it compares heads with one another."""

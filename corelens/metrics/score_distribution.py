@@ -1,4 +1,4 @@
-"""Where to cut a ranking, and what share of the scores lies above the cut."""
+"""Distribution of scores over heads and layers: Lorenz curve, elbow, two groups, depth."""
 
 import math
 from typing import Any, NamedTuple
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def lorenz_curve(scores: Float[Tensor, "layer head"]) -> Float[Tensor, "head_number"]:
-    """Share of the positive scores that the first n heads hold, highest first, n from zero to all heads.
+    """Share of the positive scores that the n highest heads hold, for n from zero to all heads.
 
-    NaN, where there is no head, is left out; negative scores, which calibration makes, count as zero.
+    NaN, where there is no head, is left out; negative scores, which a baseline can cause, count as zero.
 
     Examples:
         >>> lorenz_curve(torch.tensor([[1.0, 3.0]]))
@@ -34,16 +34,8 @@ def rho(scores: Float[Tensor, "layer head"], share: float = 0.5) -> float:
     return n_heads_with_share(scores, share) / int((~scores.isnan()).sum())
 
 
-def n_heads_with_share(scores: Float[Tensor, "layer head"], share: float) -> int:
-    """Smallest number of heads that together hold a share of the positive scores."""
-    if not 0 < share <= 1:
-        raise ValueError(f"share={share} is outside (0, 1].")
-    reached = lorenz_curve(scores) >= share - 1e-6
-    return int(reached.to(torch.uint8).argmax())
-
-
 def elbow(scores: Float[Tensor, "*shape"]) -> int:
-    """How many of the highest scores stand before the elbow: where the sorted curve is farthest from its chord.
+    """Number of scores before the elbow, the point of the sorted curve that is farthest from its chord.
 
     Source:
         Localization heads (arXiv 2503.06287) cut at the point of maximum curvature; ours is the usual discrete form of
@@ -53,8 +45,8 @@ def elbow(scores: Float[Tensor, "*shape"]) -> int:
     if len(ordered) < 3 or ordered[0] == ordered[-1]:
         raise ValueError("there is no elbow: it needs three scores that are not all the same.")
     height = (ordered - ordered[-1]) / (ordered[0] - ordered[-1])
-    across = torch.linspace(0, 1, len(ordered), device=ordered.device)
-    return max(1, int((height + across).argmin()))
+    rank = torch.linspace(0, 1, len(ordered), device=ordered.device)
+    return max(1, int((height + rank).argmin()))
 
 
 def localization_heads(
@@ -62,104 +54,93 @@ def localization_heads(
     spatial_entropy: Float[Tensor, "sample layer head"],
     n: int = 10,
 ) -> Bool[Tensor, "sample layer head"]:
-    """Which heads are chosen in each sample: of those that look at the picture, the n with the lowest spatial entropy.
+    """Mask of the localization heads of each sample: of the visual heads, the n with the lowest spatial entropy.
 
-    Heads look at the picture if their visual attention, averaged over samples, stands before the elbow of all heads'.
-    The mean over samples is the selection frequency that the authors rank by.
+    Visual heads are those whose attention on visual tokens, averaged over samples, lies before the elbow of all heads'.
+    The mean of the mask over samples is the selection frequency that the authors rank by.
 
     Args:
         visual_share: Attention on all visual tokens from the last prompt token.
-        spatial_entropy: Of each head's attention on the picture (`spatial_entropy`).
-        n: Heads a sample.
+        spatial_entropy: Spatial entropy of each head's attention on the picture (`spatial_entropy`).
+        n: Number of heads per sample.
 
     Source:
         Localization heads (arXiv 2503.06287). Theirs also leaves out maps whose mass lies in the bottom row of the
-        picture; set their entropy to infinity to do the same. Their code compares a head's index with the elbow's,
-        ours its attention.
+        picture; set their entropy to infinity to do the same. Their code compares a head's index with the elbow, ours
+        its attention.
     """
     if n < 1:
         raise ValueError(f"n={n} is less than one head.")
     mean = visual_share.nanmean(0)
-    looking = torch.where(mean.isnan(), -torch.inf, mean)
-    threshold = looking.flatten().sort(descending=True).values[elbow(mean) - 1]
-    entropy = torch.where((looking >= threshold) & spatial_entropy.isfinite(), spatial_entropy, torch.inf)
+    visual_attention = torch.where(mean.isnan(), -torch.inf, mean)
+    threshold = visual_attention.flatten().sort(descending=True).values[elbow(mean) - 1]
+    entropy = torch.where((visual_attention >= threshold) & spatial_entropy.isfinite(), spatial_entropy, torch.inf)
     flat = rearrange(entropy, "sample layer head -> sample (layer head)")
     order = flat.argsort(dim=-1, stable=True)[:, :n]
-    chosen = torch.zeros_like(flat, dtype=torch.bool).scatter_(-1, order, True) & flat.isfinite()
-    return chosen.view_as(entropy)
-
-
-def head_count(fraction: float, n_heads: int) -> int:
-    """How many heads a fraction is, rounded up: five percent of 96 heads are five.
-
-    Raises:
-        ValueError: If the fraction is not in (0, 1].
-    """
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction={fraction} is outside (0, 1]; 0.05 means five percent of all heads.")
-    # Rounding first: 0.07 * 100 is 7.000000000000001 in floating point, and seven heads are meant.
-    return math.ceil(round(fraction * n_heads, 9))
+    mask = torch.zeros_like(flat, dtype=torch.bool).scatter_(-1, order, True) & flat.isfinite()
+    return mask.view_as(entropy)
 
 
 class Bimodality(NamedTuple):
-    """Whether scores fall into two groups."""
+    """Result of a test for two groups of scores, and the threshold between these."""
 
     dip: float
-    """Distance of the scores' distribution from the nearest one with a single peak (Hartigan and Hartigan 1985)."""
+    """Distance of the scores' distribution from the nearest one with one peak (Hartigan and Hartigan 1985)."""
 
     p_value: float
-    """Chance of such a dip, or a larger one, if there were one peak. Small: there are two groups or more."""
+    """Probability of such a dip, or a larger one, if there were one peak. A small one means two groups or more."""
 
     threshold: float
-    """Where two fitted groups meet; meaningless unless the p-value is small."""
+    """Score at which two fitted groups meet; meaningless unless the p-value is small."""
 
     upper_share: float
     """Share of heads above the threshold."""
 
 
 def bimodality_test(scores: Float[Tensor, "layer head"]) -> Bimodality:
-    """Tests whether heads fall into a retrieving and a broad group, or form one continuum.
+    """Test whether heads fall into a retrieving and a broad group, or form one continuum.
 
-    Scores span orders of magnitude, so their logarithm is tested. The dip test asks whether the distribution has more
-    than one peak; a mixture of two normal distributions says where they part.
+    Scores span orders of magnitude, so their logarithm is tested. The dip test is for more than one peak of the
+    distribution; a mixture of two normal distributions gives the threshold between the groups.
 
     Args:
         scores: One number per head, e.g. retrieval attention mass; NaN where there is no head. Zero and negative
             scores are taken as the smallest positive one.
 
     Raises:
-        ValueError: If fewer than four heads have a score, or none a positive one.
+        ValueError: If fewer than four heads have a score, or none has a positive one.
 
     Source:
-        The division is claimed by arXiv 2606.05843; how the authors tested it is not known. This test is corelens's.
+        The division is claimed by arXiv 2606.05843; the authors' test is not known. This test is corelens's own.
     """
-    known = scores[~scores.isnan()].double().flatten().cpu()
-    positive = known[known > 0]
-    if len(known) < 4 or not len(positive):
-        raise ValueError(f"{len(positive)} of {len(known)} scores are positive: too few to look for groups.")
-    logs = known.clamp(min=float(positive.min())).log().numpy()
+    existing = scores[~scores.isnan()].double().flatten().cpu()
+    positive = existing[existing > 0]
+    if len(existing) < 4 or not len(positive):
+        raise ValueError(f"{len(positive)} of {len(existing)} scores are positive: too few to test for groups.")
+    logs = existing.clamp(min=float(positive.min())).log().numpy()
     try:
         from diptest import diptest
         from sklearn.mixture import GaussianMixture
     except ModuleNotFoundError as cause:
         message = f"{cause.name} is not installed: pip install 'corelens[app]'."
         raise ModuleNotFoundError(message, name=cause.name) from cause
-    # Any: the package does not say that it returns a pair.
-    tested: Any = diptest(logs)
+    # Any: the package does not annotate that it returns a pair.
+    dip_and_p_value: Any = diptest(logs)
     mixture: Any = GaussianMixture(2, n_init=5, random_state=0).fit(logs[:, None])
     low, high = np.sort(mixture.means_[:, 0])
-    upper = int(mixture.means_[:, 0].argmax())
+    upper_group = int(mixture.means_[:, 0].argmax())
     grid = np.linspace(low, high, 1_000)
-    chance = mixture.predict_proba(grid[:, None])[:, upper]
-    threshold = float(grid[np.abs(chance - 0.5).argmin()])
-    return Bimodality(float(tested[0]), float(tested[1]), float(np.exp(threshold)), float((logs > threshold).mean()))
+    upper_probability = mixture.predict_proba(grid[:, None])[:, upper_group]
+    threshold = float(grid[np.abs(upper_probability - 0.5).argmin()])
+    dip, p_value = map(float, dip_and_p_value)
+    return Bimodality(dip, p_value, float(np.exp(threshold)), float((logs > threshold).mean()))
 
 
 class DepthProfile(NamedTuple):
     """Scores by relative depth."""
 
     depth: Float[Tensor, "layer"]
-    """Zero for the first layer, one for the last, so that models of different depth can be compared."""
+    """Relative depth: zero for the first layer, one for the last, so that models of different depth can be compared."""
 
     mean: Float[Tensor, "layer"]
     """Mean score of the layer's heads; NaN for a layer without heads."""
@@ -172,11 +153,31 @@ class DepthProfile(NamedTuple):
 
 
 def depth_profile(scores: Float[Tensor, "layer head"]) -> DepthProfile:
-    """Where in the model's depth the scores lie."""
+    """Compute the distribution of scores over the depth of the model."""
     n_layers, n_heads = scores.shape
     depth = torch.linspace(0, 1, n_layers) if n_layers > 1 else torch.zeros(1)
     mass = scores.nan_to_num().clamp(min=0).cpu()
     if mass.sum() <= 0:
-        raise ValueError("no head has a positive score, so there is no depth to speak of.")
+        raise ValueError("no head has a positive score, so their mean depth is undefined.")
     centre = (repeat(depth, "layer -> layer head", head=n_heads) * mass).sum() / mass.sum()
     return DepthProfile(depth, scores.nanmean(1).cpu(), mass.sum(1) / mass.sum(), float(centre))
+
+
+def head_count(fraction: float, n_heads: int) -> int:
+    """Number of heads that a fraction is, rounded up: five percent of 96 heads are five.
+
+    Raises:
+        ValueError: If the fraction is not in (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction={fraction} is outside (0, 1]; 0.05 means five percent of all heads.")
+    # Rounding first: 0.07 * 100 is 7.000000000000001 in floating point, and seven heads are meant.
+    return math.ceil(round(fraction * n_heads, 9))
+
+
+def n_heads_with_share(scores: Float[Tensor, "layer head"], share: float) -> int:
+    """Smallest number of heads that together hold a share of the positive scores."""
+    if not 0 < share <= 1:
+        raise ValueError(f"share={share} is outside (0, 1].")
+    reaches_share = lorenz_curve(scores) >= share - 1e-6
+    return int(reaches_share.to(torch.uint8).argmax())

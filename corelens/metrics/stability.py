@@ -1,4 +1,4 @@
-"""How sure a ranking of heads is, and how far two rankings agree."""
+"""Uncertainty of a ranking of heads, and agreement of two rankings."""
 
 from collections.abc import Sequence, Set
 from typing import Any, NamedTuple
@@ -25,21 +25,24 @@ def bootstrap_interval(
     """Percentile bootstrap interval of each head's mean over samples; samples are drawn with replacement."""
     if not 0 < level < 1:
         raise ValueError(f"level={level} is outside (0, 1).")
-    n, flat = len(values), values.flatten(1).double()
+    n_samples, flat = len(values), values.flatten(1).double()
     generator = torch.Generator().manual_seed(seed)
-    known = (~flat.isnan()).double()
-    # How often each sample is drawn; a mean of draws is then a product of matrices.
-    drawn = torch.stack(
-        [torch.bincount(torch.randint(n, (n,), generator=generator), minlength=n) for _ in range(n_draws)]
+    scored = (~flat.isnan()).double()
+    # Number of times that each sample is drawn; the means of all draws are then a product of matrices.
+    counts = torch.stack(
+        [
+            torch.bincount(torch.randint(n_samples, (n_samples,), generator=generator), minlength=n_samples)
+            for _ in range(n_draws)
+        ]
     ).double()
-    means = (drawn @ flat.nan_to_num()) / (drawn @ known)
+    means = (counts @ flat.nan_to_num()) / (counts @ scored)
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double)
     low, high = means.nanquantile(tails, 0).to(values).unflatten(1, values.shape[1:])
     return Interval(low, high)
 
 
 class Stability(NamedTuple):
-    """How much of the top set two disjoint halves of the samples share, by the number of samples in a half."""
+    """Overlap of the top sets of two disjoint subsets of the samples, by the size of a subset."""
 
     n_samples: tuple[int, ...]
     mean: Float[np.ndarray, "size"]
@@ -60,22 +63,24 @@ def stability_curve(
     Raises:
         ValueError: If there are fewer than two samples.
     """
-    n = len(values)
-    if n < 2:
-        raise ValueError(f"{n} sample cannot be split; a stability curve needs two or more.")
-    sizes = sorted({int(size) for size in np.geomspace(1, n // 2, 12).round()})
+    n_samples = len(values)
+    if n_samples < 2:
+        raise ValueError(f"{n_samples} sample cannot be split; a stability curve needs two or more.")
+    sizes = sorted({int(size) for size in np.geomspace(1, n_samples // 2, 12).round()})
     rng = np.random.default_rng(seed)
     overlaps = np.empty((n_splits, len(sizes)))
     for split in range(n_splits):
-        order = torch.from_numpy(rng.permutation(n))
+        order = torch.from_numpy(rng.permutation(n_samples))
         for column, size in enumerate(sizes):
-            halves = [top_heads(values[order[part]].nanmean(0), fraction) for part in (slice(size), slice(-size, None))]
-            overlaps[split, column] = len(halves[0] & halves[1]) / len(halves[0])
+            first, second = (
+                top_heads(values[order[subset]].nanmean(0), fraction) for subset in (slice(size), slice(-size, None))
+            )
+            overlaps[split, column] = len(first & second) / len(first)
     return Stability(tuple(sizes), overlaps.mean(0), *np.quantile(overlaps, [0.05, 0.95], axis=0))
 
 
 def top_heads(scores: Float[Tensor, "layer head"], fraction: float) -> set[tuple[int, int]]:
-    """Layer and number of the highest heads; ties in order of layer and head."""
+    """Layer and index of the highest heads; ties in order of layer and head."""
     n = head_count(fraction, int((~scores.isnan()).sum()))
     order = torch.where(scores.isnan(), -torch.inf, scores).flatten().argsort(descending=True, stable=True)[:n]
     return {divmod(index, scores.shape[1]) for index in order.tolist()}
@@ -87,39 +92,39 @@ def jaccard(one: Set[object], other: Set[object]) -> float:
 
 
 class Overlap(NamedTuple):
-    """How many heads two sets share, and how many they would if one were drawn at random."""
+    """Number of heads that two sets share, and its distribution if one set were drawn at random."""
 
     shared: int
     expected: float
-    """By chance, on average."""
+    """Mean number by chance."""
     low: int
-    """At least this many by chance, in 97.5 % of draws."""
+    """Lower bound of the number by chance, in 97.5 % of draws."""
     high: int
-    """At most this many by chance, in 97.5 % of draws."""
+    """Upper bound of the number by chance, in 97.5 % of draws."""
     p_value: float
-    """Probability that chance shares as many or more."""
+    """Probability of sharing as many or more by chance."""
 
 
 def overlap(one: Set[object], other: Set[object], n_heads: int) -> Overlap:
-    r"""Shared heads of two sets, beside the exact distribution of chance.
+    r"""Compare the number of heads that two sets share with its exact distribution by chance.
 
     $$P(\text{shared} = s) = \binom{|A|}{s} \binom{N - |A|}{|B| - s} \Big/ \binom{N}{|B|}$$
 
     Args:
-        one: Some heads.
-        other: Some heads.
-        n_heads: All heads from which either could have been drawn.
+        one: A set of heads.
+        other: A set of heads.
+        n_heads: Number of heads from which either set could have been drawn.
 
     Raises:
-        ValueError: If there are fewer heads than in the sets.
+        ValueError: If the sets have more than `n_heads` heads.
 
     Examples:
         >>> overlap({1, 2}, {2, 3}, 4).expected, round(overlap({1, 2}, {1, 2}, 4).p_value, 4)
         (1.0, 0.1667)
     """
-    if (n := len(one | other)) > n_heads:
-        raise ValueError(f"the sets name {n} heads of n_heads={n_heads}; they must be drawn from the same heads.")
-    # Any: scipy's own annotations do not know what a frozen distribution has.
+    if (n_named := len(one | other)) > n_heads:
+        raise ValueError(f"the sets name {n_named} heads of n_heads={n_heads}; they must be drawn from the same heads.")
+    # Any: scipy's own annotations do not know the methods of a frozen distribution.
     chance: Any = hypergeom(n_heads, len(one), len(other))
     low, high = chance.ppf([0.025, 0.975])
     shared = len(one & other)
@@ -128,30 +133,30 @@ def overlap(one: Set[object], other: Set[object], n_heads: int) -> Overlap:
 
 
 def spearman(one: Float[Tensor, "layer head"], other: Float[Tensor, "layer head"]) -> float:
-    """Rank correlation of two scores over the heads that both have."""
-    both = ~(one.isnan() | other.isnan())
-    return float(np.corrcoef(rankdata(one[both].cpu()), rankdata(other[both].cpu()))[0, 1])
+    """Rank correlation of two scores over the heads that have both."""
+    scored = ~(one.isnan() | other.isnan())
+    return float(np.corrcoef(rankdata(one[scored].cpu()), rankdata(other[scored].cpu()))[0, 1])
 
 
 def spearman_interval(correlation: float, n_heads: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval of a rank correlation, as if heads were drawn independently.
+    """Confidence interval of a rank correlation, as if heads were drawn independently.
 
     Source:
         Bonett and Wright 2000: normal in Fisher's z, with the variance (1 + r^2 / 2) / (n - 3).
     """
     if n_heads < 4:
         return -1.0, 1.0
-    half = norm.ppf((1 + level) / 2) * np.sqrt((1 + correlation**2 / 2) / (n_heads - 3))
+    half_width = norm.ppf((1 + level) / 2) * np.sqrt((1 + correlation**2 / 2) / (n_heads - 3))
     # A perfect correlation is infinite in z.
     centre = np.arctanh(np.clip(correlation, -1 + 1e-12, 1 - 1e-12))
-    return float(np.tanh(centre - half)), float(np.tanh(centre + half))
+    return float(np.tanh(centre - half_width)), float(np.tanh(centre + half_width))
 
 
 def rank_biased_overlap(one: Sequence[object], other: Sequence[object], persistence: float = 0.95) -> float:
-    r"""Agreement of two rankings that cares most about their tops, in [0, 1].
+    r"""Top-weighted agreement of two rankings, in [0, 1].
 
     $$\mathrm{RBO} = (1 - p) \sum_{d \ge 1} p^{d-1} A_d$$, where A_d is the shared part of the first d heads. The
-    agreement at the end of the lists goes on for ever, so that equal rankings score one.
+    agreement at the end of the lists is extrapolated, so that equal rankings score one.
 
     Args:
         one: Heads, best first.
@@ -165,12 +170,12 @@ def rank_biased_overlap(one: Sequence[object], other: Sequence[object], persiste
         raise ValueError(
             f"rankings of {len(one)} and {len(other)} heads cannot be compared; both need the same length."
         )
-    seen_one: set[object] = set()
-    seen_other: set[object] = set()
+    top_of_one: set[object] = set()
+    top_of_other: set[object] = set()
     total, agreement = 0.0, 0.0
-    for depth, (a, b) in enumerate(zip(one, other, strict=True), start=1):
-        seen_one.add(a)
-        seen_other.add(b)
-        agreement = len(seen_one & seen_other) / depth
+    for depth, (head_of_one, head_of_other) in enumerate(zip(one, other, strict=True), start=1):
+        top_of_one.add(head_of_one)
+        top_of_other.add(head_of_other)
+        agreement = len(top_of_one & top_of_other) / depth
         total += persistence ** (depth - 1) * agreement
     return (1 - persistence) * total + persistence ** len(one) * agreement

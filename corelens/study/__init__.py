@@ -1,4 +1,4 @@
-"""The five claims of arXiv 2606.05843 as findings that can say no, one file for each."""
+"""Tests of the five claims of arXiv 2606.05843, each with a verdict that can be negative; one module per claim."""
 
 from corelens.study.acceleration import acceleration as acceleration
 from corelens.study.budget import FULL as FULL

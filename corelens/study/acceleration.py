@@ -1,4 +1,4 @@
-"""Claim 5, acceleration: with CoRe heads alone seeing everything, the model is faster and answers as well."""
+"""Claim 5, acceleration: with CoRe heads alone attending to everything, the model is faster and answers as well."""
 
 import json
 import platform
@@ -14,7 +14,24 @@ from corelens.experiments.sparse_eval import Plans, SparseResults, Speed, measur
 from corelens.inputs.prepare import PreparedInputs
 from corelens.model import HookedMLLM
 from corelens.progress import progress
-from corelens.study.verdict import Finding, Measurement, estimate_mean, lowest_accuracy, not_measured, per_sample
+from corelens.study.verdict import (
+    Finding,
+    Measurement,
+    estimate_mean,
+    lowest_accuracy,
+    not_measured,
+    sample_accuracies,
+)
+
+PLAN = "core 5%"
+
+RULE = (
+    "With the top 5 % of heads attending to everything and all others to the first and last tokens, the prompt is read "
+    "at least 1.5 times as fast (digests of the paper say 1.8 to 2.3), the model loses at most 5 points of the "
+    "accuracy that it has, which is at least 25 % on every data set, and loses no more than with as many random heads. "
+    "Data sets count alike; intervals of accuracy are over samples, and over draws of random heads; of speed, the "
+    "slowest and the fastest of the rounds. Inferred."
+)
 
 
 @dataclass(frozen=True)
@@ -22,92 +39,87 @@ class Timing:
     """Speeds under plans, measured several times."""
 
     rounds: list[dict[str, Speed]]
+    """Speeds by plan, for each round."""
+
     positions: int
-    """Of the prompt."""
+    """Length of the prompt."""
 
     device: str
-    """What it was measured on."""
+    """Name of the device that ran the model."""
 
 
-def timing(
-    model: HookedMLLM, inputs: PreparedInputs, plans: Plans, n_rounds: int, folder: Path, again: bool = False
+def acceleration(sparse_results: SparseResults, timing: Timing) -> Finding:
+    """Test whether the model is faster under the plan by scores, and as accurate.
+
+    Args:
+        sparse_results: Accuracy under plans, among them `PLAN` and its control.
+        timing: Speeds under the same plans.
+    """
+    datasets = list(dict.fromkeys(sparse_results.datasets))
+    control, change, above = PLAN.replace("core", "random"), "change of accuracy", "accuracy above random heads'"
+
+    def difference(name: str, names: list[str], condition: str, at_least: float | None = None) -> Measurement:
+        return estimate_mean(name, *sample_accuracies(sparse_results, names, PLAN, condition), (-1, 1), at_least)
+
+    has_control = control in sparse_results.conditions
+    name = "accuracy with nothing changed, on the hardest data set"
+    measurements = [
+        speed_up(timing, PLAN, at_least=1.5),
+        lowest_accuracy(name, sparse_results, datasets, at_least=0.25),
+        difference(change, datasets, BASELINE, at_least=-0.05),
+        difference(above, datasets, control, at_least=0.0) if has_control else not_measured(above, 0.0),
+    ]
+    # Where prompts are as short as what all heads attend to, a plan changes nothing.
+    for dataset in datasets if len(datasets) > 1 else ():
+        measurements.append(difference(f"{change}, {dataset}", [dataset], BASELINE))
+        if has_control:
+            measurements.append(difference(f"{above}, {dataset}", [dataset], control))
+    notes = [
+        f"Speed is that of reading a prompt of {timing.positions:,} positions, the longest, on {timing.device}; "
+        f"short prompts leave little to save, so that a claim about long ones can only be tested on long ones.",
+        f"Of the attention of the prompt's last token, the plan keeps {sparse_results.attention_recall(PLAN):.0%}.",
+    ]
+    return Finding("Acceleration: CoRe heads alone attend to everything", RULE, tuple(measurements), tuple(notes))
+
+
+def speed_up(timing: Timing, plan: str, at_least: float | None = None) -> Measurement:
+    """Speed of reading the prompt under a plan, over that of the unchanged model."""
+    ratios = [speeds[BASELINE].prefill / speeds[plan].prefill for speeds in timing.rounds]
+    return Measurement("speed-up of reading", float(np.median(ratios)), min(ratios), max(ratios), at_least)
+
+
+def measure_timing(
+    model: HookedMLLM, inputs: PreparedInputs, plans: Plans, n_rounds: int, folder: Path, remeasure: bool = False
 ) -> Timing:
-    """Speeds on one prompt, from rounds that the folder holds and as many more as are missing.
+    """Measure speeds on one prompt in as many rounds as the folder lacks.
 
     Args:
         model: The model.
         inputs: The prompt.
-        plans: The plans; `plain`, the model as it is, is always measured beside them.
-        n_rounds: Rounds, each of which takes every plan once.
-        folder: Keeps them in `speed.json`.
-        again: Measures all rounds anew, e.g. on another machine.
+        plans: The plans; the unchanged model, `plain`, is always measured with them.
+        n_rounds: Number of rounds, each of which runs every plan once.
+        folder: Folder that keeps the rounds in `speed.json`.
+        remeasure: Measure all rounds again, e.g. on another machine.
     """
     file = folder / "speed.json"
-    positions, device = inputs["input_ids"].shape[1], _name(model.device)
-    found = Timing([], positions, device)
-    if file.exists() and not again:
-        kept = json.loads(file.read_text())
-        rounds = [{name: Speed(**one) for name, one in of_round.items()} for of_round in kept.pop("rounds")]
-        same = kept["positions"] == positions and all(set(one) == {*plans, "plain"} for one in rounds)
+    positions, device = inputs["input_ids"].shape[1], _device_name(model.device)
+    timing = Timing([], positions, device)
+    if file.exists() and not remeasure:
+        saved = json.loads(file.read_text())
+        rounds = [
+            {name: Speed(**speed) for name, speed in round_speeds.items()} for round_speeds in saved.pop("rounds")
+        ]
+        same_work = saved["positions"] == positions and all(set(speeds) == {*plans, BASELINE} for speeds in rounds)
         # Rounds of two machines cannot be told apart later.
-        if same and (len(rounds) >= n_rounds or kept["device"] == device):
-            found = Timing(rounds[:n_rounds], **kept)
-    with progress(n_rounds, "speed", "round", len(found.rounds)) as advance:
-        while len(found.rounds) < n_rounds:
-            found.rounds.append(measure_speeds(model, inputs, plans, 4, 1))
-            atomic_write_json(file, asdict(found))
+        if same_work and (len(rounds) >= n_rounds or saved["device"] == device):
+            timing = Timing(rounds[:n_rounds], **saved)
+    with progress(n_rounds, "speed", "round", len(timing.rounds)) as advance:
+        while len(timing.rounds) < n_rounds:
+            timing.rounds.append(measure_speeds(model, inputs, plans, 4, 1))
+            atomic_write_json(file, asdict(timing))
             advance(1)
-    return found
+    return timing
 
 
-def _name(device: torch.device) -> str:
+def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {platform.machine()}"
-
-
-PLAN = "core 5%"
-
-RULE = (
-    "With the top 5 % of heads seeing everything and all others the first and last tokens, the prompt is read at least "
-    "1.5 times as fast (digests of the paper say 1.8 to 2.3), the model loses at most 5 points of the accuracy that it "
-    "has, which is at least 25 % on every data set, and loses no more than with as many random heads. Data sets count "
-    "alike; intervals of accuracy are over samples, and over draws of random heads; of speed, the slowest and the "
-    "fastest of the rounds. Inferred."
-)
-
-
-def acceleration(found: SparseResults, measured: Timing) -> Finding:
-    """Whether the plan that follows the scores is faster and as good.
-
-    Args:
-        found: Accuracy under plans, among them `PLAN` and its control.
-        measured: Speeds.
-    """
-    names = list(dict.fromkeys(found.datasets))
-    control, change, above = PLAN.replace("core", "random"), "change of accuracy", "accuracy above random heads'"
-
-    def less(name: str, of: list[str], other: str, at_least: float | None = None) -> Measurement:
-        return estimate_mean(name, *per_sample(found, of, PLAN, other), (-1, 1), at_least)
-
-    effects = [
-        speed_up(measured, PLAN, at_least=1.5),
-        lowest_accuracy("accuracy with nothing changed, on the hardest data set", found, names, at_least=0.25),
-        less(change, names, BASELINE, at_least=-0.05),
-        less(above, names, control, at_least=0.0) if control in found.conditions else not_measured(above, 0.0),
-    ]
-    # Where prompts are as short as what all heads see, a plan changes nothing.
-    for name in names if len(names) > 1 else ():
-        effects.append(less(f"{change}, {name}", [name], BASELINE))
-        if control in found.conditions:
-            effects.append(less(f"{above}, {name}", [name], control))
-    notes = [
-        f"Speed is that of reading a prompt of {measured.positions:,} positions, the longest, on {measured.device}; "
-        f"short prompts leave little to save, so that a claim about long ones can only be tested on long ones.",
-        f"Of the attention of the prompt's last token, the plan keeps {found.attention_recall(PLAN):.0%}.",
-    ]
-    return Finding("Acceleration: CoRe heads alone see everything", RULE, tuple(effects), tuple(notes))
-
-
-def speed_up(measured: Timing, plan: str, at_least: float | None = None) -> Measurement:
-    """How many times as fast as the model as it is a prompt is read."""
-    ratios = [speeds[BASELINE].prefill / speeds[plan].prefill for speeds in measured.rounds]
-    return Measurement("speed-up of reading", float(np.median(ratios)), min(ratios), max(ratios), at_least)

@@ -1,4 +1,4 @@
-"""How much a study tries, and what that costs."""
+"""Budget of a study: which conditions it tries, how much work they are, and how long that takes."""
 
 import json
 import time
@@ -9,41 +9,47 @@ from pathlib import Path
 
 from corelens.data import BoxUnit, Sample
 from corelens.experiments import ablation, scan, sparse_eval
-from corelens.experiments.ablation import ReferenceMethod
 from corelens.experiments.run_folder import atomic_write_json
+from corelens.experiments.sweep import ReferenceMethod
 from corelens.heads import HeadSet
 from corelens.hooks.positions import Phase
 from corelens.model import HookedMLLM
 from corelens.progress import total_progress
-from corelens.study.division import MEASURES
+from corelens.study.division import METRICS
 from corelens.study.sparsity import EXCESS
 
-SAMPLES_SCANNED = ("ram", EXCESS, *MEASURES)
-"""What is measured of every head."""
+SCANNED_METRICS = ("ram", EXCESS, *METRICS)
+"""Metrics of the scan."""
 
 N_TIMED = 16
-"""Samples that are timed: as many as pass the model together."""
+"""Number of samples that are timed: one batch."""
 
 Texts = Mapping[str, Sequence[Sample]]
 
 
 @dataclass(frozen=True)
 class StudyBudget:
-    """How much is tried; the verdicts' rules are the same."""
+    """Conditions that a study tries; the rules of the verdicts do not depend on it."""
 
-    seeds: int
-    doses: tuple[float, ...]
-    operations: tuple[tuple[ReferenceMethod, Phase], ...]
-    """Other ways to remove heads than zeroing them in prefill and decoding."""
+    n_seeds: int
+    """Number of random draws of heads."""
 
-    budgets: tuple[float, ...]
-    rounds: int
-    """Of measuring speed."""
+    ablated_fractions: tuple[float, ...]
+    """Fractions of heads that are ablated, besides that of the CoRe heads."""
+
+    methods: tuple[tuple[ReferenceMethod, Phase], ...]
+    """Methods and phases of ablation other than zeroing in prefill and decoding."""
+
+    kept_fractions: tuple[float, ...]
+    """Fractions of heads that keep all attention, under plans and where the other heads are blinded."""
+
+    n_rounds: int
+    """Number of measurements of speed."""
 
     @property
-    def n_timed(self) -> int:
-        """Plans whose speed is measured: with the best heads, with random ones, with none, and no plan."""
-        return 2 + 2 * len(self.budgets)
+    def n_timed_plans(self) -> int:
+        """Number of plans whose speed is measured: with the best heads, with random ones, with none, and no plan."""
+        return 2 + 2 * len(self.kept_fractions)
 
 
 FULL = StudyBudget(
@@ -58,67 +64,69 @@ QUICK = StudyBudget(2, (0.02, 0.2), (("mean", "both"),), (0.05, 0.25), 3)
 
 @dataclass(frozen=True)
 class PlannedWork:
-    """A piece of a study."""
+    """One experiment of a study."""
 
     name: str
     samples: int
     conditions: int
-    """How often each sample passes the model, or is answered; at most, where controls may lack heads."""
+    """Forward passes or answers per sample; at most, where controls may lack heads."""
 
-    part: int
-    """Samples that are kept or lost together."""
+    shard_size: int
+    """Number of samples that are saved together."""
 
     answers: bool = True
-    """Whether samples are answered; otherwise they only pass the model."""
+    """True if samples are answered, False if they only pass the model."""
 
     @property
     def total(self) -> int:
-        """Passes or answers."""
+        """Number of passes or answers."""
         return self.samples * self.conditions
 
-    def left(self, out: str | PathLike[str]) -> int:
-        """Passes or answers that the folder of the study does not hold yet."""
+    def remaining(self, out: str | PathLike[str]) -> int:
+        """Number of passes or answers that the folder of the study does not hold yet."""
         parts = Path(out, self.name, "parts")
-        starts = range(0, self.samples, self.part)
-        missing = [start for number, start in enumerate(starts) if not (parts / f"{number:05d}.parquet").exists()]
-        return self.conditions * sum(min(self.part, self.samples - start) for start in missing)
+        starts = range(0, self.samples, self.shard_size)
+        missing = [start for index, start in enumerate(starts) if not (parts / f"{index:05d}.parquet").exists()]
+        return self.conditions * sum(min(self.shard_size, self.samples - start) for start in missing)
 
 
-def planned_work(samples: Mapping[str, Sequence[Sample]], texts: Texts, size: StudyBudget) -> dict[str, PlannedWork]:
-    """The pieces of a study, by the folder that keeps each."""
-    found, seen = (sum(len(own) for own in half.values()) for half in halves(samples))
-    tested = seen + sum(len(own) for own in texts.values())
-    controls, budgets = 3 + 2 * size.seeds, len(size.budgets)
-    part = ablation.SHARD_SIZE
-    every = (
-        PlannedWork("scan", found, 1, scan.SHARD_SIZE, answers=False),
-        PlannedWork("untrained", found, 1, scan.SHARD_SIZE, answers=False),
-        PlannedWork("ablate", tested, 1 + controls + (1 + size.seeds) * len(size.doses), part),
-        *(PlannedWork(f"ablate-{how}-{phase}", seen, 2, part) for how, phase in size.operations),
-        PlannedWork("blind", seen, 1 + (1 + size.seeds) * budgets, part),
-        PlannedWork("accelerate", seen, 2 + budgets * (5 + 2 * size.seeds), sparse_eval.SHARD_SIZE),
+def planned_work(samples: Mapping[str, Sequence[Sample]], texts: Texts, budget: StudyBudget) -> dict[str, PlannedWork]:
+    """Return the experiments of a study by the name of their folder."""
+    n_scanned, n_tested = (sum(map(len, half.values())) for half in halves(samples))
+    n_ablated = n_tested + sum(map(len, texts.values()))
+    n_controls, n_kept = 3 + 2 * budget.n_seeds, len(budget.kept_fractions)
+    shard_size = ablation.SHARD_SIZE
+    n_conditions = 1 + n_controls + (1 + budget.n_seeds) * len(budget.ablated_fractions)
+    works = (
+        PlannedWork("scan", n_scanned, 1, scan.SHARD_SIZE, answers=False),
+        PlannedWork("untrained", n_scanned, 1, scan.SHARD_SIZE, answers=False),
+        PlannedWork("ablate", n_ablated, n_conditions, shard_size),
+        *(PlannedWork(f"ablate-{method}-{phase}", n_tested, 2, shard_size) for method, phase in budget.methods),
+        PlannedWork("blind", n_tested, 1 + (1 + budget.n_seeds) * n_kept, shard_size),
+        PlannedWork("accelerate", n_tested, 2 + n_kept * (5 + 2 * budget.n_seeds), sparse_eval.SHARD_SIZE),
     )
-    return {work.name: work for work in every}
+    return {work.name: work for work in works}
 
 
 def halves(samples: Mapping[str, Sequence[Sample]]) -> tuple[dict[str, list[Sample]], dict[str, list[Sample]]]:
-    """Every other sample, by which heads are chosen, and the rest, on which they are tested."""
-    if wrong := [name for name, own in samples.items() if len(own) < 4]:
-        raise ValueError(f"{wrong[0]} has {len(samples[wrong[0]])} samples; a study needs four or more of each.")
-    first, second = ({name: list(own[start::2]) for name, own in samples.items()} for start in (0, 1))
+    """Split each data set in two: every other sample, by which heads are chosen, and the rest, which tests them."""
+    if too_small := [name for name, dataset in samples.items() if len(dataset) < 4]:
+        name = too_small[0]
+        raise ValueError(f"{name} has {len(samples[name])} samples; a study needs four or more of each.")
+    first, second = ({name: list(dataset[start::2]) for name, dataset in samples.items()} for start in (0, 1))
     return first, second
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Seconds that a sample takes."""
+    """Seconds that one sample takes."""
 
-    scanned: float
-    answered: float
+    seconds_per_pass: float
+    seconds_per_answer: float
 
-    def of(self, work: PlannedWork, out: str | PathLike[str]) -> float:
-        """Seconds that what is left of a piece takes."""
-        return work.left(out) * (self.answered if work.answers else self.scanned)
+    def remaining_seconds(self, work: PlannedWork, out: str | PathLike[str]) -> float:
+        """Seconds that the remaining work of an experiment takes."""
+        return work.remaining(out) * (self.seconds_per_answer if work.answers else self.seconds_per_pass)
 
 
 def measure_throughput(
@@ -128,23 +136,23 @@ def measure_throughput(
     max_new_tokens: int,
     box_unit: BoxUnit | None = None,
 ) -> Throughput:
-    """How long samples take, timed on the first few of each data set, or as the folder of the study says."""
-    file = Path(out) / "pace.json"
+    """Time the first few samples of each data set, or read the times that the folder of the study holds."""
+    file = Path(out) / "throughput.json"
     if file.exists():
         return Throughput(**json.loads(file.read_text()))
-    few = {name: list(own)[: -(-N_TIMED // len(samples))] for name, own in samples.items()}
-    n = sum(map(len, few.values()))
-    # Several answers to each, as in the study, since the vision tower runs once for all.
-    again = {"nothing removed, again": [HeadSet(())] * 3}
-    with total_progress(6 * n, "timing a few samples", "pass") as bar:
+    timed = {name: list(dataset)[: -(-N_TIMED // len(samples))] for name, dataset in samples.items()}
+    n_samples = sum(map(len, timed.values()))
+    # Several answers to each, as in the study, since the vision tower runs once for all of them.
+    conditions = {"nothing removed, again": [HeadSet(())] * 3}
+    with total_progress(6 * n_samples, "timing a few samples", "pass") as bar:
         bar.begin("", 1)
-        scan.scan_metrics(model, few, SAMPLES_SCANNED)  # what starting takes does not count
-        began = time.perf_counter()
-        scan.scan_metrics(model, few, SAMPLES_SCANNED)
-        scanned = time.perf_counter()
+        scan.scan_metrics(model, timed, SCANNED_METRICS)  # warm-up
+        start = time.perf_counter()
+        scan.scan_metrics(model, timed, SCANNED_METRICS)
+        scan_end = time.perf_counter()
         bar.begin("", 4)
-        ablation.run_ablation(model, few, again, max_new_tokens=max_new_tokens, box_unit=box_unit)
-        found = Throughput((scanned - began) / n, (time.perf_counter() - scanned) / (4 * n))
+        ablation.run_ablation(model, timed, conditions, max_new_tokens=max_new_tokens, box_unit=box_unit)
+        throughput = Throughput((scan_end - start) / n_samples, (time.perf_counter() - scan_end) / (4 * n_samples))
     Path(out).mkdir(parents=True, exist_ok=True)
-    atomic_write_json(file, asdict(found))
-    return found
+    atomic_write_json(file, asdict(throughput))
+    return throughput

@@ -20,135 +20,159 @@ TOP = 0.05
 RULE = (
     "Over all pairs of data sets, the mean share of one's top 5 % of heads that are in the other's is at least one "
     "half (MMRetHeads finds .51 between text and pictures) and at least 0.2 above that of an untrained model, whose "
-    "heads differ by where they happen to look; the mean rank correlation over all heads is at least 0.5; and the top "
-    "heads hold at least twice the mass of an untrained model's, so that there is something to agree about. Numbers "
-    "are corrected for what drawing samples takes from them. "
+    "heads differ by where they happen to attend; the mean rank correlation over all heads is at least 0.5; and the "
+    "top heads hold at least twice the mass of an untrained model's, so that there is something to agree about. "
+    "Numbers are corrected for what drawing samples takes from them. "
     "Comparisons with other models are reported and not in the rule. Inferred."
 )
 
 
-def generality(scores: HeadScores, untrained: HeadScores, beside: Mapping[str, HeadScores] | None = None) -> Finding:
-    """Whether data sets agree about heads, and how other models compare.
+def generality(
+    scores: HeadScores, untrained: HeadScores, compared_models: Mapping[str, HeadScores] | None = None
+) -> Finding:
+    """Test whether data sets agree about heads, and compare with other models.
 
     Args:
         scores: Retrieval attention mass on several data sets.
         untrained: The same of a model of the same configuration with random weights.
-        beside: The same of other models, by name.
+        compared_models: The same of other models, by name.
     """
     claim = "Generality: the same heads retrieve in all visual domains"
     names = tuple(dict.fromkeys(scores.datasets))
-    effects, notes = [], ["There is one data set; agreement needs two or more."]
+    measurements, notes = [], ["There is one data set; agreement needs two or more."]
     if len(names) > 1:
-        effects, notes = list(_domains(scores, untrained, names)), list(_specific(scores, names))
-    for name, other in (beside or {}).items():
-        effects += _model(scores, name, other)
-        notes.append(_compared(scores, name, other))
-    if not beside:
-        notes.append("No other model stands beside it; --beside gives finished studies of others, compared by depth.")
-    return Finding(claim, RULE, tuple(effects), tuple(notes))
+        measurements = list(_agreement_of_datasets(scores, untrained, names))
+        notes = list(_shared_and_specific_heads(scores, names))
+    for name, other in (compared_models or {}).items():
+        measurements += _agreement_of_models(scores, name, other)
+        notes.append(_model_note(scores, name, other))
+    if not compared_models:
+        notes.append(
+            "No other model is compared; --compare-with names folders of finished studies of others, compared by depth."
+        )
+    return Finding(claim, RULE, tuple(measurements), tuple(notes))
 
 
-def _domains(scores: HeadScores, untrained: HeadScores, names: Sequence[str]) -> Iterator[Measurement]:
-    """How far data sets agree."""
+def _agreement_of_datasets(scores: HeadScores, untrained: HeadScores, names: Sequence[str]) -> Iterator[Measurement]:
+    """Measure how far data sets agree about heads."""
 
-    def tops(one: HeadScores, chosen: np.ndarray) -> list[set[tuple[int, int]]]:
-        return [top_heads(mean, TOP) for mean in _means(one, chosen, names)]
+    def top_sets(heads: HeadScores, indices: np.ndarray) -> list[set[tuple[int, int]]]:
+        return [top_heads(mean, TOP) for mean in _dataset_means(heads, indices, names)]
 
-    def shared(one: HeadScores, chosen: np.ndarray) -> float:
-        return float(np.mean([len(a & b) / len(a) for a, b in combinations(tops(one, chosen), 2)]))
+    def shared(heads: HeadScores, indices: np.ndarray) -> float:
+        pairs = combinations(top_sets(heads, indices), 2)
+        return float(np.mean([len(one & other) / len(one) for one, other in pairs]))
 
-    def ranks(one: HeadScores, chosen: np.ndarray) -> float:
-        return float(np.mean([spearman(a, b) for a, b in combinations(_means(one, chosen, names), 2)]))
+    def rank_correlation(heads: HeadScores, indices: np.ndarray) -> float:
+        pairs = combinations(_dataset_means(heads, indices, names), 2)
+        return float(np.mean([spearman(one, other) for one, other in pairs]))
 
     strata = scores.datasets
-    yield estimate("shared by top sets", lambda i: shared(scores, i), strata, at_least=0.5, within=(0, 1))
+    yield estimate("shared by top sets", lambda indices: shared(scores, indices), strata, at_least=0.5, within=(0, 1))
     yield estimate(
         "shared by top sets, above an untrained model",
-        lambda i: shared(scores, i) - shared(untrained, i),
+        lambda indices: shared(scores, indices) - shared(untrained, indices),
         strata,
         at_least=0.2,
         within=(-1, 1),
     )
-    yield estimate("rank correlation", lambda i: ranks(scores, i), strata, at_least=0.5, within=(-1, 1))
+    yield estimate(
+        "rank correlation", lambda indices: rank_correlation(scores, indices), strata, at_least=0.5, within=(-1, 1)
+    )
     yield estimate(
         "mass of the top heads, over an untrained model's",
-        lambda i: _mass(scores, i, names) / _mass(untrained, i, names),
+        lambda indices: _top_mass(scores, indices, names) / _top_mass(untrained, indices, names),
         strata,
         at_least=2.0,
     )
-    yield estimate("rank correlation, in an untrained model", lambda i: ranks(untrained, i), strata, within=(-1, 1))
-    pairs = combinations(tops(scores, np.arange(len(strata))), 2)
-    worst = max(overlap(a, b, scores.n_heads).p_value for a, b in pairs)
-    yield p_value("p of sharing so many by chance, in the pair that shares least", worst)
+    yield estimate(
+        "rank correlation, in an untrained model",
+        lambda indices: rank_correlation(untrained, indices),
+        strata,
+        within=(-1, 1),
+    )
+    pairs = combinations(top_sets(scores, np.arange(len(strata))), 2)
+    largest_p = max(overlap(one, other, scores.n_heads).p_value for one, other in pairs)
+    yield p_value("p of sharing so many by chance, in the pair that shares least", largest_p)
 
 
-def _mass(scores: HeadScores, chosen: np.ndarray, names: Sequence[str]) -> float:
-    """What the top heads of each data set put on the evidence, averaged."""
-    best = [mean[~mean.isnan()].sort(descending=True).values for mean in _means(scores, chosen, names)]
-    return float(np.mean([own[: head_count(TOP, len(own))].mean() for own in best]))
+def _top_mass(scores: HeadScores, indices: np.ndarray, names: Sequence[str]) -> float:
+    """Mean mass of the top heads of each data set, averaged over data sets."""
+    ordered = [mean[~mean.isnan()].sort(descending=True).values for mean in _dataset_means(scores, indices, names)]
+    return float(np.mean([masses[: head_count(TOP, len(masses))].mean() for masses in ordered]))
 
 
-def _specific(scores: HeadScores, names: Sequence[str]) -> Iterator[str]:
-    """Which heads all data sets have in their top sets, and which one alone has."""
-    tops = {name: set(scores.for_dataset(name).top(TOP)) for name in names}
-    common = sorted(set.intersection(*tops.values()))
+def _shared_and_specific_heads(scores: HeadScores, names: Sequence[str]) -> Iterator[str]:
+    """Name the heads that are in the top sets of all data sets, and those of one data set only."""
+    top_sets = {name: set(scores.for_dataset(name).top(TOP)) for name in names}
+    common = sorted(set.intersection(*top_sets.values()))
     yield f"In the top sets of all data sets: {', '.join(map(str, common)) or 'no head'}."
     for name in names:
-        own = scores.for_dataset(name)
-        alone = sorted(tops[name].difference(*(tops[other] for other in names if other != name)))
-        said = f"{name}: only in its top set: {', '.join(map(str, alone)) or 'no head'}"
-        if len(own.samples) > 1:
-            said += f"; the top sets of two halves of its samples share {stability_curve(own.values).mean[-1]:.0%}"
-        if bool((own.per_head > 0).any()):
-            said += f"; mean depth {depth_profile(own.per_head).centre:.2f}"
-        yield f"{said}."
+        dataset_scores = scores.for_dataset(name)
+        specific = sorted(top_sets[name].difference(*(top_sets[other] for other in names if other != name)))
+        note = f"{name}: only in its top set: {', '.join(map(str, specific)) or 'no head'}"
+        if len(dataset_scores.samples) > 1:
+            shared = stability_curve(dataset_scores.values).mean[-1]
+            note += f"; the top sets of two halves of its samples share {shared:.0%}"
+        if bool((dataset_scores.per_head > 0).any()):
+            note += f"; mean depth {depth_profile(dataset_scores.per_head).centre:.2f}"
+        yield f"{note}."
     yield f"By chance, top sets would share {_chance(scores):.0%}."
 
 
 def _chance(scores: HeadScores) -> float:
+    """Share of a top set that is expected in another by chance."""
     return head_count(TOP, scores.n_heads) / scores.n_heads
 
 
-def _model(scores: HeadScores, name: str, other: HeadScores) -> Iterator[Measurement]:
-    """How another model compares; only where the numbers of layers and heads are the same, head by head."""
-    n = len(scores.values)
-    # Samples of each model are drawn by themselves, data set by data set.
-    strata = [(one is other, own) for one in (scores, other) for own in one.datasets or [""] * len(one.values)]
+def _agreement_of_models(scores: HeadScores, name: str, other: HeadScores) -> Iterator[Measurement]:
+    """Compare with another model, head by head only where the numbers of layers and heads are the same."""
+    n_samples = len(scores.values)
+    # Samples of each model are drawn independently, data set by data set.
+    strata = [
+        (model is other, dataset) for model in (scores, other) for dataset in model.datasets or [""] * len(model.values)
+    ]
 
-    def both(chosen: np.ndarray) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "_layer _head"]]:
-        own, theirs = torch.from_numpy(chosen[chosen < n]), torch.from_numpy(chosen[chosen >= n] - n)
-        return scores.values[own].nanmean(0), other.values[theirs].nanmean(0)
+    def means(indices: np.ndarray) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "_layer _head"]]:
+        first = torch.from_numpy(indices[indices < n_samples])
+        second = torch.from_numpy(indices[indices >= n_samples] - n_samples)
+        return scores.values[first].nanmean(0), other.values[second].nanmean(0)
 
-    def deeper(chosen: np.ndarray) -> float:
-        own, theirs = (np.mean([layer for layer, _ in top_heads(m, TOP)]) / max(1, len(m) - 1) for m in both(chosen))
-        return float(own - theirs)
+    def depth_difference(indices: np.ndarray) -> float:
+        depth, other_depth = (
+            np.mean([layer for layer, _ in top_heads(mean, TOP)]) / max(1, len(mean) - 1) for mean in means(indices)
+        )
+        return float(depth - other_depth)
 
-    def shared(chosen: np.ndarray) -> float:
-        own, theirs = (top_heads(mean, TOP) for mean in both(chosen))
-        return len(own & theirs) / len(own)
+    def shared(indices: np.ndarray) -> float:
+        top, other_top = (top_heads(mean, TOP) for mean in means(indices))
+        return len(top & other_top) / len(top)
 
-    yield estimate(f"relative depth of top heads, less that in {name}", deeper, strata)
-    if _alike(scores, other):
+    yield estimate(f"relative depth of top heads, less that in {name}", depth_difference, strata)
+    if _same_shape(scores, other):
         yield estimate(f"shared by top sets with {name}", shared, strata, within=(0, 1))
-        yield estimate(f"rank correlation with {name}", lambda i: spearman(*both(i)), strata, within=(-1, 1))
+        yield estimate(
+            f"rank correlation with {name}", lambda indices: spearman(*means(indices)), strata, within=(-1, 1)
+        )
 
 
-def _compared(scores: HeadScores, name: str, other: HeadScores) -> str:
-    said = f"{name} is {other.model} on {', '.join(dict.fromkeys(other.datasets))}"
-    if _alike(scores, other):
+def _model_note(scores: HeadScores, name: str, other: HeadScores) -> str:
+    """Name another model and its data, and state which comparisons its shape allows."""
+    note = f"{name} is {other.model} on {', '.join(dict.fromkeys(other.datasets))}"
+    if _same_shape(scores, other):
         return (
-            f"{said}, with as many layers and heads; by chance, top sets would share {_chance(scores):.0%}. Heads of "
+            f"{note}, with as many layers and heads; by chance, top sets would share {_chance(scores):.0%}. Heads of "
             f"one number mean the same only if one model was made from the other, or both from a third."
         )
-    sizes = [f"{one.values.shape[1]} layers of {one.values.shape[2]} heads" for one in (other, scores)]
-    return f"{said}. It has {sizes[0]}, this model {sizes[1]}: no head has a counterpart, and only depth is compared."
+    shapes = [f"{model.values.shape[1]} layers of {model.values.shape[2]} heads" for model in (other, scores)]
+    return f"{note}. It has {shapes[0]}, this model {shapes[1]}: no head has a counterpart, and only depth is compared."
 
 
-def _alike(scores: HeadScores, other: HeadScores) -> bool:
+def _same_shape(scores: HeadScores, other: HeadScores) -> bool:
     return scores.values.shape[1:] == other.values.shape[1:] and torch.equal(scores.mask, other.mask)
 
 
-def _means(scores: HeadScores, chosen: np.ndarray, names: Sequence[str]) -> list[Float[Tensor, "layer head"]]:
-    """Mean scores of each data set over chosen samples."""
-    own = np.array(scores.datasets)[chosen]
-    return [scores.values[torch.from_numpy(chosen[own == name])].nanmean(0) for name in names]
+def _dataset_means(scores: HeadScores, indices: np.ndarray, names: Sequence[str]) -> list[Float[Tensor, "layer head"]]:
+    """Mean scores of each data set over the samples with these indices."""
+    datasets = np.array(scores.datasets)[indices]
+    return [scores.values[torch.from_numpy(indices[datasets == name])].nanmean(0) for name in names]

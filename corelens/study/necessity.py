@@ -1,10 +1,10 @@
-"""Claim 4, necessity: without the CoRe heads the model cannot see, and without others it can."""
+"""Claim 4, necessity: the model cannot see without its CoRe heads, and can without others."""
 
 from collections.abc import Collection, Mapping
 
 from corelens.experiments.conditions import BASELINE, ConditionResults
 from corelens.heads import HeadSet
-from corelens.study.verdict import Finding, Measurement, estimate_mean, lowest_accuracy, not_measured, per_sample
+from corelens.study.verdict import Finding, Measurement, estimate_mean, lowest_accuracy, not_measured, sample_accuracies
 
 CONTROLS = ("next-ranked", "random", "random, same layers")
 
@@ -21,50 +21,60 @@ RULE = (
 
 
 def necessity(
-    zeroed: ConditionResults[HeadSet], others: Mapping[str, ConditionResults[HeadSet]], texts: Collection[str]
+    ablations: ConditionResults[HeadSet],
+    other_ablations: Mapping[str, ConditionResults[HeadSet]],
+    texts: Collection[str],
 ) -> Finding:
-    """Whether the top heads are needed to see.
+    """Test whether the top heads are needed to see.
 
     Args:
-        zeroed: Accuracy with heads zeroed: `top` and `CONTROLS`.
-        others: By the operation or phase that differs; `mean` is in the rule.
-        texts: Which data sets are text-only.
+        ablations: Accuracy with heads zeroed: `top` and `CONTROLS`.
+        other_ablations: Accuracy with heads ablated by another method or in one phase, by that; `mean` is in the rule.
+        texts: Names of the text-only data sets.
     """
-    own = [name for name in dict.fromkeys(zeroed.datasets) if name not in texts]
-    asked = [name for name in dict.fromkeys(zeroed.datasets) if name in texts]
+    datasets = list(dict.fromkeys(ablations.datasets))
+    visual_sets = [name for name in datasets if name not in texts]
+    text_sets = [name for name in datasets if name in texts]
 
-    def cost(name: str, found: ConditionResults[HeadSet], condition: str, at_least: float | None = None) -> Measurement:
-        costs, datasets = per_sample(found, own, BASELINE, condition)
-        return estimate_mean(name, costs, datasets, (-1, 1), at_least)
+    def cost(
+        name: str, results: ConditionResults[HeadSet], condition: str, at_least: float | None = None
+    ) -> Measurement:
+        costs, sample_datasets = sample_accuracies(results, visual_sets, BASELINE, condition)
+        return estimate_mean(name, costs, sample_datasets, (-1, 1), at_least)
 
-    effects = [lowest_accuracy("accuracy with nothing changed, on the hardest data set", zeroed, own, at_least=0.25)]
-    text = "accuracy on text with nothing changed, on the hardest task"
-    effects.append(lowest_accuracy(text, zeroed, asked, at_least=0.5) if asked else not_measured(text, 0.5))
-    effects.append(cost("cost of zeroing the top heads", zeroed, "top", 0.1))
-    mean = "cost of the mean in their place"
-    effects.append(cost(mean, others["mean"], "top", 0.1) if "mean" in others else not_measured(mean, 0.1))
-    top, datasets = per_sample(zeroed, own, BASELINE, "top")
+    name = "accuracy with nothing changed, on the hardest data set"
+    measurements = [lowest_accuracy(name, ablations, visual_sets, at_least=0.25)]
+    name = "accuracy on text with nothing changed, on the hardest task"
+    measurements.append(lowest_accuracy(name, ablations, text_sets, 0.5) if text_sets else not_measured(name, 0.5))
+    measurements.append(cost("cost of zeroing the top heads", ablations, "top", 0.1))
+    name, mean = "cost of the mean in their place", other_ablations.get("mean")
+    measurements.append(cost(name, mean, "top", 0.1) if mean is not None else not_measured(name, 0.1))
+    top_costs, sample_datasets = sample_accuracies(ablations, visual_sets, BASELINE, "top")
     for control in CONTROLS:
         name = f"cost of top less twice that of {control}"
-        if control not in zeroed.conditions:
-            effects.append(not_measured(name, 0.0))
+        if control not in ablations.conditions:
+            measurements.append(not_measured(name, 0.0))
             continue
-        more = top - 2 * per_sample(zeroed, own, BASELINE, control)[0]
-        effects.append(estimate_mean(name, more, datasets, (-2, 2), at_least=0.0))
+        differences = top_costs - 2 * sample_accuracies(ablations, visual_sets, BASELINE, control)[0]
+        measurements.append(estimate_mean(name, differences, sample_datasets, (-2, 2), at_least=0.0))
     name = "cost of top less twice that on text"
-    if asked:
-        both, datasets = per_sample(zeroed, [*own, *asked], BASELINE, "top")
-        weights = dict.fromkeys(own, 1 / len(own)) | dict.fromkeys(asked, -2 / len(asked))
-        effects.append(estimate_mean(name, both, datasets, (-1, 1), 0.0, weights))
+    if text_sets:
+        costs, sample_datasets = sample_accuracies(ablations, [*visual_sets, *text_sets], BASELINE, "top")
+        weights = dict.fromkeys(visual_sets, 1 / len(visual_sets)) | dict.fromkeys(text_sets, -2 / len(text_sets))
+        measurements.append(estimate_mean(name, costs, sample_datasets, (-1, 1), 0.0, weights))
     else:
-        effects.append(not_measured(name, 0.0))
-    if "bottom" in zeroed.conditions:
-        effects.append(cost("cost of zeroing the bottom heads", zeroed, "bottom"))
-    for how, found in others.items():
-        if how == "mean":
-            continue  # stands above
-        effects += [cost(f"{how}: cost of {one}", found, one) for one in found.conditions if one != BASELINE]
+        measurements.append(not_measured(name, 0.0))
+    if "bottom" in ablations.conditions:
+        measurements.append(cost("cost of zeroing the bottom heads", ablations, "bottom"))
+    for method, results in other_ablations.items():
+        if method == "mean":
+            continue  # measured above
+        measurements += [
+            cost(f"{method}: cost of {condition}", results, condition)
+            for condition in results.conditions
+            if condition != BASELINE
+        ]
     notes = []
-    if "sufficiency" in others:
+    if "sufficiency" in other_ablations:
         notes.append("Blinding heads hides all visual tokens from them: what is left to see goes through the others.")
-    return Finding("Necessity: the top heads are needed to see", RULE, tuple(effects), tuple(notes))
+    return Finding("Necessity: the top heads are needed to see", RULE, tuple(measurements), tuple(notes))

@@ -1,4 +1,4 @@
-"""The whole study of a model: scans, ablations and plans in one folder, and what they say of each claim."""
+"""A study of a model: scans, ablations and sparse evaluations in one folder, and a finding for each claim."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -23,8 +23,8 @@ from corelens.progress import total_progress
 from corelens.scores import HeadScores
 from corelens.sparse import Streaming
 from corelens.sparse.controls import plans_and_controls
-from corelens.study.acceleration import Timing, acceleration, timing
-from corelens.study.budget import FULL, SAMPLES_SCANNED, StudyBudget, Texts, halves, planned_work
+from corelens.study.acceleration import Timing, acceleration, measure_timing
+from corelens.study.budget import FULL, SCANNED_METRICS, StudyBudget, Texts, halves, planned_work
 from corelens.study.division import division
 from corelens.study.generality import TOP, generality
 from corelens.study.necessity import necessity
@@ -34,21 +34,27 @@ from corelens.study.verdict import Finding
 
 @dataclass(frozen=True)
 class Study:
-    """What was measured, and what it says of each claim."""
+    """Results of all experiments of a study, and a finding for each claim."""
 
     findings: tuple[Finding, ...]
     scores: Mapping[str, HeadScores]
     untrained: Mapping[str, HeadScores]
+    """Scores of the untrained model."""
+
     core: HeadSet
     ablations: ConditionResults[HeadSet]
-    others: Mapping[str, ConditionResults[HeadSet]]
+    """Accuracy with heads zeroed."""
+
+    other_ablations: Mapping[str, ConditionResults[HeadSet]]
+    """Accuracy with heads ablated by other methods or in one phase, and with all other heads blinded."""
+
     sparse_results: SparseResults
     timing: Timing
     compared_models: Mapping[str, HeadScores]
     """Retrieval attention mass of other models."""
 
     texts: tuple[str, ...]
-    """Which data sets are text-only."""
+    """Names of the text-only data sets."""
 
 
 def run_study(
@@ -56,127 +62,144 @@ def run_study(
     samples: Mapping[str, Sequence[Sample]],
     texts: Texts,
     out: str | PathLike[str],
-    size: StudyBudget = FULL,
+    budget: StudyBudget = FULL,
     max_new_tokens: int = 32,
     box_unit: BoxUnit | None = None,
-    beside: Mapping[str, HeadScores] | None = None,
+    compare_with: Mapping[str, HeadScores] | None = None,
     time_again: bool = False,
 ) -> Study:
-    """Tests the five claims on a model.
+    """Test the five claims on a model.
 
     Args:
         model: The model.
         samples: Questions with media, answers and evidence, by data set.
         texts: Questions without media, the control for "cannot answer".
-        out: A folder with a run folder for each part; the same study goes on where it was interrupted.
-        size: How much is tried.
-        max_new_tokens: Where answers are cut off.
-        box_unit: The unit in which the model says boxes, for samples that ask for one.
-        beside: Retrieval attention mass of other models, by name, with which depth, and where it has a meaning the
-            heads, are compared.
-        time_again: Measures speed anew although `out` holds it.
+        out: Folder with a run folder for each experiment; the same study resumes where it was interrupted.
+        budget: Conditions that are tried.
+        max_new_tokens: Length at which answers are cut off.
+        box_unit: Unit of the boxes in the model's answers, for samples that ask for a box.
+        compare_with: Retrieval attention mass of other models, by name. Depths are compared, and heads where both
+            models have as many.
+        time_again: Measure speed again although `out` holds it.
 
     Raises:
-        ValueError: If a data set is too small, an answer cannot be scored, or anything that `scan_metrics`, `run_ablation`
-            and `run_sparse_eval` say.
+        ValueError: If a data set is too small, an answer cannot be scored, or any that `scan_metrics`, `run_ablation`
+            and `run_sparse_eval` raise.
     """
     check_scoring(flatten_datasets({**samples, **texts}), box_unit)
-    folder, works = Path(out), planned_work(samples, texts, size)
-    found, seen = halves(samples)
-    total = sum(work.total for work in works.values()) + size.rounds * size.n_timed
+    folder, works = Path(out), planned_work(samples, texts, budget)
+    scanned, tested = halves(samples)
+    total = sum(work.total for work in works.values()) + budget.n_rounds * budget.n_timed_plans
     with total_progress(total, "study", "pass") as bar:
 
-        def begun(work: str) -> Path:
-            bar.begin(work, works[work].conditions)
-            return folder / work
+        def begin(name: str) -> Path:
+            bar.begin(name, works[name].conditions)
+            return folder / name
 
-        scores = scan_metrics(model, found, SAMPLES_SCANNED, out=begun("scan"))
-        null = scan_metrics(untrained(model), found, ("ram", EXCESS), out=begun("untrained"))
+        scores = scan_metrics(model, scanned, SCANNED_METRICS, out=begin("scan"))
+        untrained_scores = scan_metrics(untrained(model), scanned, ("ram", EXCESS), out=begin("untrained"))
         ram = scores["ram"]
         core = ram.top(TOP)
 
-        conditions = ram.controls(TOP, range(size.seeds))
-        for dose in size.doses:
-            for kind, sets in _top_and_random(ram, dose, size.seeds).items():
-                conditions[f"{kind} {dose:.0%}"] = sets
-        ask: Any = partial(run_ablation, model, max_new_tokens=max_new_tokens, box_unit=box_unit)
-        zeroed = ask({**seen, **texts}, conditions, out=begun("ablate"))
-        others = {
-            how if phase == "both" else f"{how} in {phase}": ask(
-                seen, {"top": [core]}, how, phase, out=begun(f"ablate-{how}-{phase}")
+        conditions = ram.controls(TOP, range(budget.n_seeds))
+        for fraction in budget.ablated_fractions:
+            for kind, sets in _top_and_random(ram, fraction, budget.n_seeds).items():
+                conditions[f"{kind} {fraction:.0%}"] = sets
+        ablate: Any = partial(run_ablation, model, max_new_tokens=max_new_tokens, box_unit=box_unit)
+        ablations = ablate({**tested, **texts}, conditions, out=begin("ablate"))
+        other_ablations = {
+            method if phase == "both" else f"{method} in {phase}": ablate(
+                tested, {"top": [core]}, method, phase, out=begin(f"ablate-{method}-{phase}")
             )
-            for how, phase in size.operations
+            for method, phase in budget.methods
         }
-        kept = {
-            f"blinding all but {kind} {budget:.0%}": [complement(ram, heads) for heads in sets]
-            for budget in size.budgets
-            for kind, sets in _top_and_random(ram, budget, size.seeds).items()
+        blinded = {
+            f"blinding all but {kind} {fraction:.0%}": [complement(ram, heads) for heads in sets]
+            for fraction in budget.kept_fractions
+            for kind, sets in _top_and_random(ram, fraction, budget.n_seeds).items()
         }
-        others["sufficiency"] = ask(seen, kept, "blind", out=begun("blind"))
+        other_ablations["sufficiency"] = ablate(tested, blinded, "blind", out=begin("blind"))
 
-        longest = longest_prompt(model, seen)
+        longest = longest_prompt(model, tested)
         group_size = model.cfg.n_heads // model.cfg.n_key_value_heads
-        cheap = streaming(longest["input_ids"].shape[1])
-        plans = plans_and_controls(ram, group_size, cheap, size.budgets, range(size.seeds))
-        accelerated = run_sparse_eval(
-            model, seen, plans, max_new_tokens=max_new_tokens, box_unit=box_unit, out=begun("accelerate")
+        default_rule = streaming(longest["input_ids"].shape[1])
+        plans = plans_and_controls(ram, group_size, default_rule, budget.kept_fractions, range(budget.n_seeds))
+        sparse_results = run_sparse_eval(
+            model, tested, plans, max_new_tokens=max_new_tokens, box_unit=box_unit, out=begin("accelerate")
         )
-        kinds = ("none", *(f"{kind} {100 * budget:g}%" for budget in size.budgets for kind in ("core", "random")))
-        timed = {name: own for name, own in plans.items() if name in kinds}
-        bar.begin("speed", size.n_timed)
-        measured = timing(model, longest, timed, size.rounds, folder, time_again)
+        timed_names = (
+            "none",
+            *(f"{kind} {100 * fraction:g}%" for fraction in budget.kept_fractions for kind in ("core", "random")),
+        )
+        timed_plans = {name: plans[name] for name in plans if name in timed_names}
+        bar.begin("speed", budget.n_timed_plans)
+        timing = measure_timing(model, longest, timed_plans, budget.n_rounds, folder, time_again)
 
     first, second = (every_other(scores, start) for start in (0, 1))
     findings = (
-        sparsity(scores[EXCESS.name], null[EXCESS.name]),
-        generality(ram, null["ram"], beside or {}),
+        sparsity(scores[EXCESS.name], untrained_scores[EXCESS.name]),
+        generality(ram, untrained_scores["ram"], compare_with or {}),
         division(ram, second, first["ram"].top(TOP)),
-        necessity(zeroed, others, texts),
-        acceleration(accelerated, measured),
+        necessity(ablations, other_ablations, texts),
+        acceleration(sparse_results, timing),
     )
-    return Study(findings, scores, null, core, zeroed, others, accelerated, measured, beside or {}, tuple(texts))
+    return Study(
+        findings=findings,
+        scores=scores,
+        untrained=untrained_scores,
+        core=core,
+        ablations=ablations,
+        other_ablations=other_ablations,
+        sparse_results=sparse_results,
+        timing=timing,
+        compared_models=compare_with or {},
+        texts=tuple(texts),
+    )
 
 
 def untrained(model: HookedMLLM) -> HookedMLLM:
-    """A model of the same configuration with the random weights that training would begin with, always the same.
+    """Build a model of the same configuration with random initial weights, always the same.
 
-    It takes as much memory as the model, beside it, on the same devices; while it is made, on the host.
+    It takes as much memory as the model, in addition, on the same devices; while it is built, on the host.
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = copy.deepcopy(model.hf_model.config)
         # Any: its own annotations do not say that models have a device.
-        fresh: Any = type(model.hf_model)._from_config(config, dtype=model.hf_model.dtype)
-    places = getattr(model.hf_model, "hf_device_map", {})
-    spread = len(set(places.values())) > 1
-    fresh = dispatch_model(fresh, places) if spread else fresh.to(model.device)
-    made = HookedMLLM(fresh.eval(), model.processor)
-    made.cfg.model_name = f"{model.cfg.model_name}, untrained"
-    return made
+        hf_model: Any = type(model.hf_model)._from_config(config, dtype=model.hf_model.dtype)
+    device_map = getattr(model.hf_model, "hf_device_map", {})
+    on_several_devices = len(set(device_map.values())) > 1
+    hf_model = dispatch_model(hf_model, device_map) if on_several_devices else hf_model.to(model.device)
+    untrained_model = HookedMLLM(hf_model.eval(), model.processor)
+    untrained_model.cfg.model_name = f"{model.cfg.model_name}, untrained"
+    return untrained_model
 
 
-def _top_and_random(scores: HeadScores, share: float, n_seeds: int) -> dict[str, list[HeadSet]]:
+def _top_and_random(scores: HeadScores, fraction: float, n_seeds: int) -> dict[str, list[HeadSet]]:
     """The top heads and, if there are as many others, random ones."""
-    found = {"top": [scores.top(share)]}
-    if 2 * len(found["top"][0]) <= scores.n_heads:
-        found["random"] = [scores.random(seed, share) for seed in range(n_seeds)]
-    return found
+    controls = scores.controls(fraction, range(n_seeds))
+    return {kind: controls[kind] for kind in ("top", "random") if kind in controls}
 
 
-def complement(scores: HeadScores, kept: HeadSet) -> HeadSet:
-    """All heads that have a score, without some."""
-    others = [Head(*head) for head in scores.mask.nonzero().tolist() if Head(*head) not in kept]
-    return HeadSet(tuple(others), f"all but {kept.name}")
+def complement(scores: HeadScores, heads: HeadSet) -> HeadSet:
+    """All heads that have a score, except some."""
+    others = [Head(*head) for head in scores.mask.nonzero().tolist() if Head(*head) not in heads]
+    return HeadSet(tuple(others), f"all but {heads.name}")
 
 
 def streaming(n_positions: int) -> Streaming:
-    """What heads that do not see everything keep: the laboratory's 128 and 2,048, or less where prompts are short."""
+    """Rule of heads that do not attend to everything: the laboratory's 128 and 2,048, or less for short prompts."""
     return Streaming(min(128, n_positions // 32), max(1, min(2048, n_positions // 4)))
 
 
 def every_other(scores: Mapping[str, HeadScores], start: Literal[0, 1]) -> dict[str, HeadScores]:
-    """Scores of half of the samples: the first half chooses heads whose looks are described on the second."""
+    """Scores of every other sample: the first half chooses heads whose attention is described on the second."""
     return {
-        name: replace(one, values=one.values[start::2], samples=one.samples[start::2], datasets=one.datasets[start::2])
-        for name, one in scores.items()
+        name: replace(
+            metric_scores,
+            values=metric_scores.values[start::2],
+            samples=metric_scores.samples[start::2],
+            datasets=metric_scores.datasets[start::2],
+        )
+        for name, metric_scores in scores.items()
     }

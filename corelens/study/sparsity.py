@@ -14,56 +14,58 @@ from corelens.study.verdict import Finding, estimate
 
 EXCESS = Metric(
     "ram_excess",
-    "retrieval attention mass above an even look",
+    "retrieval attention mass above uniform attention",
     normalisation="rest",
-    source="Retrieval attention mass, less what the head would put on the evidence if it looked at it as at the rest "
-    "of the picture: the contrast of LOCOS (arXiv 2607.01002). Inferred.",
+    source="Retrieval attention mass, less the mass that the head would put on the evidence if it attended to it as to "
+    "the rest of the picture: the contrast of LOCOS (arXiv 2607.01002). Inferred.",
 )
 
-ENOUGH = 20
-"""Heads; of fewer, the top 5 % are not even one."""
+MIN_HEADS = 20
+"""Fewest heads that the rule applies to; of fewer, the top 5 % are less than one head."""
 
 RULE = (
     "There are 20 heads or more. Half of the mass is held by at most 10 % of them (MMRetHeads finds 4 to 10 %); the "
     "top 5 % hold at least twice what they hold if every sample's heads are shuffled, and at least twice what they "
-    "hold in an untrained model of the same configuration. Mass is counted above an even look, since a head that looks "
-    "evenly at everything puts mass on the evidence, too. The paper's numbers are not public: thresholds are inferred."
+    "hold in an untrained model of the same configuration. Mass is counted above uniform attention, since a head that "
+    "attends evenly to everything puts mass on the evidence, too. The paper's numbers are not public: thresholds are "
+    "inferred."
 )
 
 
 def sparsity(scores: HeadScores, untrained: HeadScores) -> Finding:
-    """Whether few heads hold most of it.
+    """Test whether few heads hold most of the mass.
 
     Args:
-        scores: By `EXCESS`.
+        scores: Scores by `EXCESS`.
         untrained: The same of a model of the same configuration with random weights.
     """
-    values, null = (one.values[:, one.mask] for one in (scores, untrained))
-    flat, random = values[:, None], null[:, None]  # as one layer of all heads
+    values, untrained_values = (heads.values[:, heads.mask] for heads in (scores, untrained))
+    flat, flat_untrained = values[:, None], untrained_values[:, None]  # as one layer of all heads
     strata = scores.datasets or ("",) * len(values)
 
-    def over_shuffled(chosen: np.ndarray) -> float:
-        generator = torch.Generator().manual_seed(int(chosen.sum()))
-        return _held(flat[chosen]) / float(np.mean([_held(shuffled(flat[chosen], generator)) for _ in range(5)]))
+    def over_shuffled(indices: np.ndarray) -> float:
+        generator = torch.Generator().manual_seed(int(indices.sum()))
+        shuffled_shares = [_top_share(shuffled(flat[indices], generator)) for _ in range(5)]
+        return _top_share(flat[indices]) / float(np.mean(shuffled_shares))
 
-    def over_untrained(chosen: np.ndarray) -> float:
-        return _held(flat[chosen]) / _held(random[chosen % len(random)])
+    def over_untrained(indices: np.ndarray) -> float:
+        return _top_share(flat[indices]) / _top_share(flat_untrained[indices % len(flat_untrained)])
 
-    most, least = (0.1, 2.0) if scores.n_heads >= ENOUGH else (None, None)
+    most, least = (0.1, 2.0) if scores.n_heads >= MIN_HEADS else (None, None)
     return Finding(
         "Sparsity: few heads hold most of the retrieval attention mass",
         RULE,
         (
             estimate(
-                "share of heads that hold half of the mass above an even look",
-                lambda i: _rho(flat[i]),
+                "share of heads that hold half of the mass above uniform attention",
+                lambda indices: _rho(flat[indices]),
                 strata,
                 at_most=most,
             ),
             estimate("held by the top 5 %, over shuffled heads", over_shuffled, strata, at_least=least),
             estimate("held by the top 5 %, over an untrained model", over_untrained, strata, at_least=least),
-            estimate("held by the top 5 %", lambda i: _held(flat[i]), strata, within=(0, 1)),
-            estimate("Gini coefficient", lambda i: _gini(flat[i]), strata, within=(0, 1)),
+            estimate("held by the top 5 %", lambda indices: _top_share(flat[indices]), strata, within=(0, 1)),
+            estimate("Gini coefficient", lambda indices: _gini(flat[indices]), strata, within=(0, 1)),
         ),
         (f"{scores.n_heads} heads, {len(values)} samples.",),
     )
@@ -72,31 +74,32 @@ def sparsity(scores: HeadScores, untrained: HeadScores) -> Finding:
 def shuffled(
     values: Float[Tensor, "sample layer head"], generator: torch.Generator
 ) -> Float[Tensor, "sample layer head"]:
-    """Every sample's scores, given to heads at random: as concentrated in a sample, but no head is always the best."""
+    """Permute every sample's scores over heads: as concentrated in a sample, but no head is always the best."""
     flat = values.flatten(1)
     order = torch.rand(flat.shape, generator=generator).argsort(1)
     return flat.gather(1, order).view_as(values)
 
 
-def _held(values: Float[Tensor, "sample layer head"]) -> float:
+def _top_share(values: Float[Tensor, "sample layer head"]) -> float:
+    """Share of the mass that the top 5 % of heads hold; NaN without any mass."""
     mean = values.nanmean(0)
-    return float(lorenz_curve(mean)[head_count(0.05, mean.numel())]) if _any(mean) else math.nan
+    return float(lorenz_curve(mean)[head_count(0.05, mean.numel())]) if _has_mass(mean) else math.nan
 
 
 def _rho(values: Float[Tensor, "sample layer head"]) -> float:
+    """Share of heads that hold half of the mass; NaN without any mass."""
     mean = values.nanmean(0)
-    return rho(mean, 0.5) if _any(mean) else math.nan
-
-
-def _any(mean: Float[Tensor, "layer head"]) -> bool:
-    """Whether there is anything to hold."""
-    return bool((mean > 0).any())
+    return rho(mean, 0.5) if _has_mass(mean) else math.nan
 
 
 def _gini(values: Float[Tensor, "sample layer head"]) -> float:
-    """Twice the area between the Lorenz curve and that of heads which all hold alike."""
+    """Gini coefficient: twice the area between the Lorenz curve and that of equal heads; NaN without any mass."""
     mean = values.nanmean(0)
-    if not _any(mean):
+    if not _has_mass(mean):
         return math.nan
-    held = lorenz_curve(mean)
-    return 2 * float(torch.trapezoid(held, dx=1 / (len(held) - 1))) - 1
+    curve = lorenz_curve(mean)
+    return 2 * float(torch.trapezoid(curve, dx=1 / (len(curve) - 1))) - 1
+
+
+def _has_mass(mean: Float[Tensor, "layer head"]) -> bool:
+    return bool((mean > 0).any())

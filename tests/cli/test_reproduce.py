@@ -157,7 +157,7 @@ def test_every_command_of_the_page_runs(row: tuple[str, ...], data: dict[str, Pa
     assert all((folder / "manifest.json").exists() or (folder / "study.json").exists() for folder in ran)
     study = json.loads((ran[-1] / "study.json").read_text())
     assert len(study["findings"]) == 5
-    assert len(study["beside"]) == 2 * (row is ROWS[1])
+    assert len(study["compared with"]) == 2 * (row is ROWS[1])
 
 
 @pytest.mark.skipif(TORCHVISION, reason="runs without torchvision, whose wheels Ray's workers cannot import here")

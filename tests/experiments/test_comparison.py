@@ -3,19 +3,15 @@
 import json
 import math
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from corelens import HeadScores, HeadSet
 from corelens.experiments.comparison import compare_rankings, in_thirds, mean_depth
 from corelens.head_formats import load_head_score_list, load_published
-from corelens.metrics import overlap, spearman, spearman_interval
 
 
 def scores(values: torch.Tensor, **about: Any) -> HeadScores:
@@ -26,46 +22,6 @@ def scores(values: torch.Tensor, **about: Any) -> HeadScores:
 def run() -> HeadScores:
     """Nine layers of eight heads; the mean falls from L0H0 to L8H7."""
     return scores(torch.arange(72, 0, -1.0).reshape(9, 8), model="tiny")
-
-
-@settings(deadline=None)  # other work may hold the processor
-@given(st.data())
-def test_chance_is_the_hypergeometric_distribution_and_counts_what_draws_share(data: st.DataObject):
-    n = data.draw(st.integers(1, 8))
-    one = data.draw(st.sets(st.integers(0, n - 1)))
-    size = data.draw(st.integers(0, n))
-    draws = [len(one & set(drawn)) for drawn in combinations(range(n), size)]
-    other = set(data.draw(st.permutations(range(n)))[:size])
-    shared_heads = overlap(one, other, n)
-    assert shared_heads.shared == len(one & other)
-    assert shared_heads.expected == pytest.approx(sum(draws) / len(draws)) == pytest.approx(len(one) * size / n)
-    assert shared_heads.p_value == pytest.approx(sum(shared >= shared_heads.shared for shared in draws) / len(draws))
-    closed = sum(
-        math.comb(len(one), shared) * math.comb(n - len(one), size - shared)
-        for shared in range(shared_heads.shared, min(len(one), size) + 1)
-    )
-    assert shared_heads.p_value == pytest.approx(closed / math.comb(n, size))
-    assert sum(shared < shared_heads.low for shared in draws) <= 0.025 * len(draws)
-    assert sum(shared > shared_heads.high for shared in draws) <= 0.025 * len(draws)
-
-
-def test_sets_of_more_heads_than_there_are_have_no_chance():
-    with pytest.raises(ValueError, match="the sets name 3 heads of n_heads=2"):
-        overlap({1, 2}, {3}, 2)
-
-
-def test_the_interval_of_a_rank_correlation_holds_it_as_often_as_it_says():
-    draw = torch.Generator().manual_seed(0)
-    truth, n, held = 6 / math.pi * math.asin(0.6 / 2), 60, 0
-    for _ in range(300):
-        one, noise = torch.randn(2, 1, n, generator=draw)
-        low, high = spearman_interval(spearman(one, 0.6 * one + 0.8 * noise), n)
-        held += low < truth < high
-    assert 0.91 < held / 300 < 0.99
-    # By hand, where the correlation is zero: tanh(1.96 / sqrt(n - 3)).
-    assert spearman_interval(0.0, 19)[1] == pytest.approx(math.tanh(1.959964 / 4))
-    assert spearman_interval(1.0, 50)[0] > 0.999
-    assert spearman_interval(0.5, 3) == (-1, 1)
 
 
 def test_a_list_without_scores_is_compared_with_as_many_heads(run: HeadScores):

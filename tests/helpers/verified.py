@@ -1,9 +1,9 @@
-"""What the tests showed of every architecture, for `corelens models`, and the tables of the docs.
+"""Results of the tests for every architecture, for `corelens models`, and the tables of the docs.
 
     pytest --junitxml=results.xml && python -m tests.helpers.verified results.xml
 
 writes corelens/hf/verified.json from any number of such files (a check passed if it passed in one of them and failed in
-none), and the tables of docs/*.md. With --check it writes nothing, and says whether anything would change.
+none), and the tables of docs/*.md. With --check it writes nothing, and exits with 1 if verified.json would change.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from transformers import AutoModelForImageTextToText, InternVLConfig, LlavaOnevi
 from corelens.data import Sample
 from corelens.hf.support import TestedType, tested_types
 from corelens.inputs.token_geometry import SEGMENTS, VIDEO_SEGMENTS
-from corelens.metrics import PRESETS
+from corelens.metrics import PRESETS, Metric
 from corelens.scores import HeadScores
 from corelens.sparse.cost_model import DENSE, DEVICES, Shares, cache_bytes, decode_seconds, dimensions, prefill_seconds
 from corelens.study.budget import FULL, planned_work
@@ -52,11 +52,11 @@ CHECKS = {
 
 
 def outcomes(paths: list[Path]) -> Iterator[tuple[str, str, str, dict[str, str]]]:
-    """The model type, test, outcome and records of every test of an architecture."""
+    """Model type, test, outcome and records of every test of an architecture."""
     for path in paths:
         for case in ElementTree.parse(path).iter("testcase"):
             test, _, parameters = str(case.get("name")).rstrip("]").partition("[")
-            for padding in ("plain", "padded"):  # stands last in names, and belongs to the test here
+            for padding in ("plain", "padded"):  # last in names; part of the test here
                 if parameters.endswith(f"-{padding}"):
                     test, parameters = f"{test}[{padding}", parameters.removesuffix(f"-{padding}")
             parameters = parameters.replace("_pan_and_scan", "")
@@ -65,44 +65,48 @@ def outcomes(paths: list[Path]) -> Iterator[tuple[str, str, str, dict[str, str]]
                 name = max(names, key=len)
                 failed = case.find("failure") is not None or case.find("error") is not None
                 outcome = "failed" if failed else "skipped" if case.find("skipped") is not None else "passed"
-                records = {str(one.get("name")): str(one.get("value")) for one in case.iter("property")}
+                records = {str(entry.get("name")): str(entry.get("value")) for entry in case.iter("property")}
                 yield ARCHITECTURES[name].model_type or name, test + "[" * ("[" not in test), outcome, records
 
 
 def verified(paths: list[Path]) -> dict[str, dict[str, Any]]:
-    """By model type: the checks that passed, why others were not made, kinds of heads, and the vision tower."""
-    seen: dict[tuple[str, str], set[str]] = defaultdict(set)
-    found: dict[str, dict[str, Any]] = defaultdict(lambda: {"passed": [], "not made": {}})
+    """Results by model type: the checks that passed, reasons why others were not made, kinds of heads, vision tower."""
+    check_outcomes: dict[tuple[str, str], set[str]] = defaultdict(set)
+    results: dict[str, dict[str, Any]] = defaultdict(lambda: {"passed": [], "not made": {}})
     for model_type, test, outcome, records in outcomes(paths):
         if check := CHECKS.get(test):
-            seen[model_type, check].add(outcome)
+            check_outcomes[model_type, check].add(outcome)
             if reason := records.pop("not made", None):
-                found[model_type]["not made"][check] = reason
-        found[model_type] |= records
-    for model_type, check in sorted(seen, key=lambda one: list(CHECKS.values()).index(one[1])):
-        of_type = found[model_type]
-        if check not in of_type["not made"] and {"passed"} <= seen[model_type, check] <= {"passed", "skipped"}:
-            of_type["passed"].append(check)
-    return dict(sorted(found.items()))
+                results[model_type]["not made"][check] = reason
+        results[model_type] |= records
+    for model_type, check in sorted(check_outcomes, key=lambda key: list(CHECKS.values()).index(key[1])):
+        result = results[model_type]
+        if check not in result["not made"] and {"passed"} <= check_outcomes[model_type, check] <= {"passed", "skipped"}:
+            result["passed"].append(check)
+    return dict(sorted(results.items()))
 
 
-def written(found: dict[str, dict[str, Any]]) -> str:
-    """JSON, one line per model type."""
-    return "{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(of_type)}" for name, of_type in found.items()) + "\n}\n"
+def serialized(results: dict[str, dict[str, Any]]) -> str:
+    """JSON with one line per model type."""
+    lines = [f"{json.dumps(model_type)}: {json.dumps(result)}" for model_type, result in results.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 @cache
 def tables() -> dict[str, list[list[Any]]]:
-    """The tables of the docs by name, header first."""
+    """Tables of the docs by name, header first."""
     known, titles = tested_types(), [field.name.replace("_", " ") for field in fields(TestedType)]
     functions = sorted({*SEGMENTS.values(), *VIDEO_SEGMENTS.values()}, key=lambda function: function.__name__)
     users = [
-        [name for table in (SEGMENTS, VIDEO_SEGMENTS) for name, used in table.items() if used is function]
+        [name for table in (SEGMENTS, VIDEO_SEGMENTS) for name, other in table.items() if other is function]
         for function in functions
     ]
     return {
-        "models": [titles[:-1], *(list(astuple(one)[:-1]) for one in known)],
-        "caveats": [["model type", "caveat"], *([one.model_type, one.caveat] for one in known if one.caveat)],
+        "models": [titles[:-1], *(list(astuple(model_type)[:-1]) for model_type in known)],
+        "caveats": [
+            ["model type", "caveat"],
+            *([model_type.model_type, model_type.caveat] for model_type in known if model_type.caveat),
+        ],
         "scores": [
             ["name", "query tokens", "summed over the evidence", "reduction", "compared with"],
             *([f"`{name}`", m.queries, *_axes(m)] for name, m in PRESETS.items()),
@@ -110,49 +114,58 @@ def tables() -> dict[str, list[list[Any]]]:
         "sources": [["name", "source"], *([f"`{name}`", m.source] for name, m in PRESETS.items())],
         "costs": [
             ["function", "lines of code", "model types"],
-            *([f"`{f.__name__}`", code_lines(f), ", ".join(of)] for f, of in zip(functions, users, strict=True)),
+            *(
+                [f"`{function.__name__}`", code_lines(function), ", ".join(model_types)]
+                for function, model_types in zip(functions, users, strict=True)
+            ),
         ],
         "computed": list(_computed()),
         "reproduction": list(_reproduction()),
-        "claims": [["claim", "rule"], *([one["claim"], one["rule"]] for one in studies()[0]["findings"])],
+        "claims": [["claim", "rule"], *([finding["claim"], finding["rule"]] for finding in studies()[0]["findings"])],
         "verdicts": list(_verdicts()),
-        "effects": list(_effects()),
+        "effects": list(_measurements()),
     }
 
 
 def studies() -> list[dict[str, Any]]:
-    """What `corelens study` wrote of the small models."""
+    """Summaries that `corelens study` wrote for the small models."""
     paths = sorted(ROOT.glob("docs/studies/*.json"), key=lambda path: path.stem)
     return [json.loads(path.read_text()) for path in paths]
 
 
 def _verdicts() -> Iterator[list[str]]:
-    """The verdict of every study on every claim."""
-    yield ["model", "data", *(one["claim"].partition(":")[0] for one in studies()[0]["findings"])]
+    """Verdict of every study on every claim."""
+    yield ["model", "data", *(finding["claim"].partition(":")[0] for finding in studies()[0]["findings"])]
     for study in studies():
         words = {"supported": "**yes**", "not supported": "no", "inconclusive": "open"}
-        said = [words[one["verdict"]] for one in study["findings"]]
+        verdicts = [words[finding["verdict"]] for finding in study["findings"]]
         data = study["choices"]["data"].replace(",", ", ") + study["choices"]["quick"] * ", `--quick`"
-        yield [f"`{study['model']}`", data, *said]
+        yield [f"`{study['model']}`", data, *verdicts]
 
 
-def _effects() -> Iterator[list[str]]:
-    """The numbers that the verdicts follow from, with their intervals."""
+def _measurements() -> Iterator[list[str]]:
+    """Numbers that the verdicts follow from, with their intervals."""
     yield ["needed of", "number", *(f"`{study['model'].removeprefix('corelens/')}`" for study in studies())]
-    for claims in zip(*(study["findings"] for study in studies()), strict=True):
-        names = dict.fromkeys(one["name"] for finding in claims for one in finding["effects"] if one["needed"])
-        for name in names:
-            of = [[one for one in finding["effects"] if one["name"] == name] for finding in claims]
-            needed = next(one["needed"] for found in of for one in found)
-            yield [claims[0]["claim"].partition(":")[0], f"{name}, {needed}", *(_measured(found) for found in of)]
+    for findings in zip(*(study["findings"] for study in studies()), strict=True):
+        claim = findings[0]["claim"].partition(":")[0]
+        needed = [
+            measurement for finding in findings for measurement in finding["measurements"] if measurement["needed"]
+        ]
+        for name in dict.fromkeys(measurement["name"] for measurement in needed):
+            need = next(measurement["needed"] for measurement in needed if measurement["name"] == name)
+            yield [claim, f"{name}, {need}", *(_measurement(finding, name) for finding in findings)]
 
 
-def _measured(found: list[dict[str, Any]]) -> str:
-    return "".join(f"**{one['said']}**" if one["met"] else one["said"] for one in found)
+def _measurement(finding: dict[str, Any], name: str) -> str:
+    """Value and interval, bold if the need is met; empty if the finding lacks it."""
+    measurements = [measurement for measurement in finding["measurements"] if measurement["name"] == name]
+    return "".join(
+        f"**{measurement['text']}**" if measurement["met"] else measurement["text"] for measurement in measurements
+    )
 
 
 def _computed() -> Iterator[list[str]]:
-    """What the cost model says of one plan for three models."""
+    """Predictions of the cost model for one plan and three models."""
     yield [
         "Qwen3-VL", "tokens", "attention's share of the FLOPs", "prefill: attention", "decoder", "with vision tower",
         "decoding: attention", "token, batch 1", "batch 8", "cache of a sequence",
@@ -174,14 +187,8 @@ def _computed() -> Iterator[list[str]]:
             gains = [1 / shares.prefill_share(n), *prefill, 1 / shares.decode_share(n), *decode]
             dense, sparse = (cache_bytes(model, plan, n) / 1e9 for plan in (DENSE, shares))
             share = f"{attention / (attention + linear):.0%}"
-            held = f"{dense:.2f} to {sparse:.2f} GB"
-            yield [
-                name,
-                f"{n:,}",
-                share,
-                *(f"{gain:.2f}x" for gain in gains),
-                held,
-            ]
+            cache = f"{dense:.2f} to {sparse:.2f} GB"
+            yield [name, f"{n:,}", share, *(f"{gain:.2f}x" for gain in gains), cache]
 
 
 @cache
@@ -191,7 +198,7 @@ def qwen3_vl() -> dict[str, Any]:
 
 
 def qwen3_vl_configs() -> dict[str, Any]:
-    """Transformers' defaults, and what the published configurations say otherwise."""
+    """Transformers' defaults, changed to the published configurations."""
     small_tower = dict(depth=24, hidden_size=1024, intermediate_size=4096)
     sizes = {
         "4B": (2560, 9728, 36, 32, True, small_tower),
@@ -212,44 +219,44 @@ def qwen3_vl_configs() -> dict[str, Any]:
 
 
 def _reproduction() -> Iterator[list[str]]:
-    """What the commands of docs/reproduce.md take, by the cost model."""
+    """Costs of the commands of docs/reproduce.md, by the cost model."""
     yield ["model", "command", "passes", "answers", "memory", "H100s a model", "time on these", "on eight"]
     h100, short, long = DEVICES["H100"], (400, 3600, 3000), {"all": (90_000, 32_000), "evidence": (3_000, 32_000)}
-    any_scores = HeadScores(torch.rand(1, 8, 8), "ram", ("a",))
-    n_ablated = 1 + sum(map(len, any_scores.controls(0.05).values()))
-    hundred = [Sample("", "", "")] * 100
-    study = planned_work(dict.fromkeys("abc", hundred), {"text": hundred[:20]}, FULL).values()
-    each = [sum(work.total for work in study if work.answers is answers) / 3 for answers in (False, True)]
-    seen_by_study = sum(work.samples for work in study) / 3
+    scores = HeadScores(torch.rand(1, 8, 8), "ram", ("a",))
+    n_ablated = 1 + sum(map(len, scores.controls(0.05).values()))
+    samples = [Sample("", "", "")] * 100
+    study = planned_work(dict.fromkeys("abc", samples), {"text": samples[:20]}, FULL).values()
+    study_work = [sum(work.total for work in study if work.answers is answers) / 3 for answers in (False, True)]
+    study_samples = sum(work.samples for work in study) / 3
     for name, pages, config, options in configs():
         model, weights = dimensions(config, **options), 2 * parameters(config)
-        # By command: prompts, passes, answers and runs of the vision tower of each, and how often the weights are held.
+        # By command: prompts; passes, answers and runs of the vision tower for each; and copies of the weights.
         steps = {
             "scan": (short, 200, 0, 200, 1),
             "ablate": (long[pages], 0, 200 * n_ablated, 200, 1),
             "accelerate": (long[pages], 0, 100 * 26, 100, 1),
-            "study": (short, *each, seen_by_study, 2),
+            "study": (short, *study_work, study_samples, 2),
         }
-        for command, (prompts, passes, answers, seen, copies) in steps.items():
-            held = copies * weights + cache_bytes(model, DENSE, max(prompts))
-            gpus = -(-held // 64e9)
+        for command, (prompts, passes, answers, tower_runs, copies) in steps.items():
+            memory = copies * weights + cache_bytes(model, DENSE, max(prompts))
+            gpus = -(-memory // 64e9)
             hours = 0.0
             for n in prompts:
-                read = prefill_seconds(model, DENSE, n, h100)
-                tower = prefill_seconds(model, DENSE, n, h100, visual=0.9) - read
-                said = 32 * decode_seconds(model, DENSE, n, h100)
-                hours += (seen * tower + (passes + answers) * read + answers * said) / 3600
-            eight = _took(hours / (8 // gpus)) if command == "scan" else "the same"
+                prefill = prefill_seconds(model, DENSE, n, h100)
+                tower = prefill_seconds(model, DENSE, n, h100, visual=0.9) - prefill
+                decode = 32 * decode_seconds(model, DENSE, n, h100)
+                hours += (tower_runs * tower + (passes + answers) * prefill + answers * decode) / 3600
+            on_eight = _duration(hours / (8 // gpus)) if command == "scan" else "the same"
             counts = [f"{len(prompts) * n:,.0f}" for n in (passes, answers)]
-            yield [name, command, *counts, f"{held / 1e9:.0f} GB", f"{gpus:.0f}", _took(hours), eight]
+            yield [name, command, *counts, f"{memory / 1e9:.0f} GB", f"{gpus:.0f}", _duration(hours), on_eight]
 
 
-def _took(hours: float) -> str:
+def _duration(hours: float) -> str:
     return f"{hours:.2g} h" if hours >= 1 else f"{60 * hours:.2g} min" if hours >= 1 / 60 else f"{3600 * hours:.2g} s"
 
 
 def configs() -> Iterator[tuple[str, str, Any, dict[str, int]]]:
-    """Models of docs/reproduce.md: name, pages of documents, configuration, and how vision towers cut pictures."""
+    """Models of docs/reproduce.md: name, pages of documents, configuration, and numbers of patches."""
     for size, config in qwen3_vl_configs().items():
         yield f"Qwen3-VL-{size}", "all", config, {}
     qwen2 = dict(
@@ -260,26 +267,28 @@ def configs() -> Iterator[tuple[str, str, Any, dict[str, int]]]:
         model_type="qwen3", hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32,
         num_key_value_heads=8, head_dim=128, vocab_size=151936, tie_word_embeddings=False,
     )  # fmt: skip
-    of_llava: dict[str, int] = dict(patches_per_token=1, patches_per_picture=729)
-    of_internvl: dict[str, int] = dict(patches_per_token=4, patches_per_picture=1025)
-    yield "LLaVA-OneVision-7B", "evidence", LlavaOnevisionConfig(text_config=qwen2), of_llava
-    yield "InternVL3.5-8B", "evidence", InternVLConfig(text_config=qwen3, tie_word_embeddings=False), of_internvl
+    llava_patches: dict[str, int] = dict(patches_per_token=1, patches_per_picture=729)
+    internvl_patches: dict[str, int] = dict(patches_per_token=4, patches_per_picture=1025)
+    internvl = InternVLConfig(text_config=qwen3, tie_word_embeddings=False)
+    yield "LLaVA-OneVision-7B", "evidence", LlavaOnevisionConfig(text_config=qwen2), llava_patches
+    yield "InternVL3.5-8B", "evidence", internvl, internvl_patches
 
 
 def parameters(config: Any) -> int:
-    """How many parameters a model has."""
+    """Number of parameters of a model."""
     with torch.device("meta"):
-        return sum(one.numel() for one in AutoModelForImageTextToText.from_config(config).parameters())
+        model = AutoModelForImageTextToText.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _axes(metric: Any) -> tuple[str, str, str]:
+def _axes(metric: Metric) -> tuple[str, str, str]:
     """Contribution, reduction, and normalisation or baseline of a head score, in words."""
     compared = [axis for axis in (metric.normalisation, metric.baseline) if axis != "none"]
     return metric.contribution.replace("_", " "), metric.reduction, " ".join(compared).replace("_", " ") or "nothing"
 
 
 def code_lines(function: Any) -> int:
-    """Lines of a function's body, without its docstring, comments and blank lines."""
+    """Number of lines of a function's body, without its docstring, comments and blank lines."""
     (tree,) = ast.parse(inspect.getsource(function)).body
     body = tree.body[1:]  # pyright: ignore[reportAttributeAccessIssue]
     return len({line for part in body for node in ast.walk(part) if isinstance(node, ast.stmt | ast.expr)
@@ -287,7 +296,7 @@ def code_lines(function: Any) -> int:
 
 
 def pages() -> dict[Path, str]:
-    """Every page with its tables as they should be: between `<!-- table: NAME -->` and `<!-- end -->`."""
+    """Pages with up-to-date tables, which stand between `<!-- table: NAME -->` and `<!-- end -->`."""
     texts = {path: path.read_text() for path in PAGES}
     for name, (header, *rows) in tables().items():
         lines = [header, ["---"] * len(header), *rows]
@@ -304,9 +313,9 @@ def main() -> None:
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    text = written(verified(arguments.results))
+    text = serialized(verified(arguments.results))
     if arguments.check:
-        sys.exit("the tests show something else than corelens/hf/verified.json" if text != DATA.read_text() else None)
+        sys.exit("corelens/hf/verified.json is not what the tests show" if text != DATA.read_text() else None)
     DATA.write_text(text)
     for path, page in pages().items():
         path.write_text(page)

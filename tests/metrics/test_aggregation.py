@@ -1,4 +1,4 @@
-"""Aggregation of samples to one number per head."""
+"""Aggregation over samples, by hand."""
 
 import torch
 from torch import nan

@@ -1,28 +1,27 @@
-"""The distribution of scores over heads: cuts of a ranking, groups of heads, and depth."""
+"""Distribution of scores: closed forms, and drawn scores of one group and of two."""
 
 import pytest
 import torch
 from torch import nan
 from torch.testing import assert_close
 
-from corelens import metrics
-from corelens.metrics import bimodality_test, depth_profile, localization_heads
+from corelens.metrics import bimodality_test, depth_profile, elbow, localization_heads, lorenz_curve, rho
 
 
 def test_rho_lorenz_and_elbow():
     scores = torch.tensor([[4.0, 1.0, -1.0, nan], [3.0, 1.0, 1.0, 0.0]])
-    assert_close(metrics.lorenz_curve(scores), torch.tensor([0.0, 0.4, 0.7, 0.8, 0.9, 1.0, 1.0, 1.0]))
-    assert metrics.rho(scores, 0.5) == pytest.approx(2 / 7)
-    assert metrics.rho(scores, 0.4) == pytest.approx(1 / 7)
-    assert metrics.elbow(torch.tensor([9.0, 8.5, 1.0, 0.9, 0.8, 0.0])) == 2
-    for bad in (torch.zeros(2, 3), -torch.ones(2, 2)):
+    assert_close(lorenz_curve(scores), torch.tensor([0.0, 0.4, 0.7, 0.8, 0.9, 1.0, 1.0, 1.0]))
+    assert rho(scores, 0.5) == pytest.approx(2 / 7)
+    assert rho(scores, 0.4) == pytest.approx(1 / 7)
+    assert elbow(torch.tensor([9.0, 8.5, 1.0, 0.9, 0.8, 0.0])) == 2
+    for scores_without_mass in (torch.zeros(2, 3), -torch.ones(2, 2)):
         with pytest.raises(ValueError, match="no head has a positive score"):
-            metrics.rho(bad)
+            rho(scores_without_mass)
     with pytest.raises(ValueError, match="there is no elbow"):
-        metrics.elbow(torch.ones(5))
+        elbow(torch.ones(5))
 
 
-def test_localization_heads_attend_to_the_picture_and_to_one_place():
+def test_localization_heads_look_at_the_picture_and_at_one_place():
     share = torch.tensor([[[0.9, 0.8, 0.05, 0.04, 0.03, 0.0]]]).expand(2, 1, 6)
     entropy = torch.tensor([[[2.0, 1.0, 0.0, 0.0, 0.0, 0.0]], [[torch.inf, 1.0, 0.0, 0.0, 0.0, 0.0]]])
     assert localization_heads(share, entropy, 1).int().tolist() == [[[0, 1, 0, 0, 0, 0]]] * 2
@@ -33,12 +32,12 @@ def test_two_groups_are_told_from_one():
     draw = torch.Generator().manual_seed(0)
     broad = torch.randn(1, 300, generator=draw) - 6
     retrieving = torch.randn(1, 100, generator=draw) / 2
-    one = bimodality_test(broad.exp())
-    two = bimodality_test(torch.cat([broad, retrieving], 1).exp())
-    assert one.p_value > 0.1
-    assert two.p_value < 0.01
-    assert two.upper_share == pytest.approx(0.25, abs=0.02)
-    assert 0.02 < two.threshold < 0.3
+    one_group = bimodality_test(broad.exp())
+    two_groups = bimodality_test(torch.cat([broad, retrieving], 1).exp())
+    assert one_group.p_value > 0.1
+    assert two_groups.p_value < 0.01
+    assert two_groups.upper_share == pytest.approx(0.25, abs=0.02)
+    assert 0.02 < two_groups.threshold < 0.3
     with pytest.raises(ValueError, match="0 of 6 scores are positive"):
         bimodality_test(torch.zeros(2, 3))
 

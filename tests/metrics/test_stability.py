@@ -1,10 +1,23 @@
-"""Confidence intervals, stability over samples, and the agreement of rankings."""
+"""Uncertainty and agreement of rankings: coverage of intervals, closed forms and enumerated draws."""
+
+import math
+from itertools import combinations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nan
 
-from corelens.metrics import bootstrap_interval, jaccard, rank_biased_overlap, spearman, stability_curve
+from corelens.metrics import (
+    bootstrap_interval,
+    jaccard,
+    overlap,
+    rank_biased_overlap,
+    spearman,
+    spearman_interval,
+    stability_curve,
+)
 
 
 def test_bootstrap_intervals_cover_the_mean_as_often_as_they_say():
@@ -36,9 +49,9 @@ def test_stability_is_perfect_without_noise_and_chance_with_noise_alone():
 
 def test_agreement_of_rankings():
     assert jaccard({1, 2, 3}, {2, 3, 4}) == 0.5
-    one = torch.tensor([[1.0, 2.0, 3.0, nan]])
-    assert spearman(one, one**3) == pytest.approx(1)
-    assert spearman(one, -one) == pytest.approx(-1)
+    scores = torch.tensor([[1.0, 2.0, 3.0, nan]])
+    assert spearman(scores, scores**3) == pytest.approx(1)
+    assert spearman(scores, -scores) == pytest.approx(-1)
     letters = list("abcdefgh")
     assert rank_biased_overlap(letters, letters) == pytest.approx(1)
     swapped_top, swapped_end = list("bacdefgh"), list("abcdefhg")
@@ -47,3 +60,45 @@ def test_agreement_of_rankings():
     assert rank_biased_overlap("ab", "ba", 0.5) == pytest.approx(0.5 * 0.5 + 0.25)
     with pytest.raises(ValueError, match="rankings of 2 and 3 heads"):
         rank_biased_overlap("ab", "abc")
+
+
+@settings(deadline=None)  # other work may hold the processor
+@given(st.data())
+def test_chance_is_the_hypergeometric_distribution_and_counts_what_draws_share(data: st.DataObject):
+    n_heads = data.draw(st.integers(1, 8))
+    heads = data.draw(st.sets(st.integers(0, n_heads - 1)))
+    size = data.draw(st.integers(0, n_heads))
+    shared_counts = [len(heads & set(drawn)) for drawn in combinations(range(n_heads), size)]
+    other_heads = set(data.draw(st.permutations(range(n_heads)))[:size])
+    result = overlap(heads, other_heads, n_heads)
+    assert result.shared == len(heads & other_heads)
+    assert result.expected == pytest.approx(sum(shared_counts) / len(shared_counts))
+    assert result.expected == pytest.approx(len(heads) * size / n_heads)
+    at_least_as_many = sum(shared >= result.shared for shared in shared_counts)
+    assert result.p_value == pytest.approx(at_least_as_many / len(shared_counts))
+    n_ways = sum(
+        math.comb(len(heads), shared) * math.comb(n_heads - len(heads), size - shared)
+        for shared in range(result.shared, min(len(heads), size) + 1)
+    )
+    assert result.p_value == pytest.approx(n_ways / math.comb(n_heads, size))
+    assert sum(shared < result.low for shared in shared_counts) <= 0.025 * len(shared_counts)
+    assert sum(shared > result.high for shared in shared_counts) <= 0.025 * len(shared_counts)
+
+
+def test_sets_of_more_heads_than_there_are_have_no_chance():
+    with pytest.raises(ValueError, match="the sets name 3 heads of n_heads=2"):
+        overlap({1, 2}, {3}, 2)
+
+
+def test_the_interval_of_a_rank_correlation_holds_it_as_often_as_it_says():
+    draw = torch.Generator().manual_seed(0)
+    correlation, n_heads, n_covered = 6 / math.pi * math.asin(0.6 / 2), 60, 0
+    for _ in range(300):
+        scores, noise = torch.randn(2, 1, n_heads, generator=draw)
+        low, high = spearman_interval(spearman(scores, 0.6 * scores + 0.8 * noise), n_heads)
+        n_covered += low < correlation < high
+    assert 0.91 < n_covered / 300 < 0.99
+    # By hand, where the correlation is zero: tanh(1.96 / sqrt(n - 3)).
+    assert spearman_interval(0.0, 19)[1] == pytest.approx(math.tanh(1.959964 / 4))
+    assert spearman_interval(1.0, 50)[0] > 0.999
+    assert spearman_interval(0.5, 3) == (-1, 1)

@@ -1,0 +1,46 @@
+"""Necessity from made-up accuracies."""
+
+import torch
+
+from corelens import ConditionResults, HeadSet
+from corelens.study import necessity
+
+
+def condition_results(**accuracies: float) -> ConditionResults[HeadSet]:
+    """Results on forty questions about pictures and forty text questions, by accuracy of each condition.
+
+    `NAME__text=ACCURACY`, after `NAME=ACCURACY`, sets the accuracy on text only.
+    """
+    values: dict[str, torch.Tensor] = {}
+    for name, accuracy in accuracies.items():
+        condition, _, only_text = name.partition("__")
+        correct = (torch.arange(40) < round(40 * accuracy)).float()
+        both = torch.cat([values[condition][:40, 0], correct]) if only_text else correct.repeat(2)
+        values[condition] = both[:, None]
+    no_heads = HeadSet(())
+    datasets = ("scenes",) * 40 + ("copy",) * 40
+    return ConditionResults({name: [no_heads] for name in values}, values, tuple(map(str, range(80))), datasets, {})
+
+
+def test_necessity_needs_a_cost_that_neither_controls_nor_text_share():
+    controls = {"plain": 0.9, "next-ranked": 0.9, "random": 0.9, "random, same layers": 0.9}
+    needed = condition_results(**controls, top=0.1, top__text=0.9)
+    mean = {"mean": needed}
+    assert necessity(needed, mean, ["copy"]).verdict == "supported"
+    text_lost = condition_results(**controls, top=0.1, top__text=0.1)
+    assert necessity(text_lost, mean, ["copy"]).verdict == "not supported"
+    control_lost = condition_results(**controls | {"next-ranked": 0.1}, top=0.1, top__text=0.9)
+    assert necessity(control_lost, mean, ["copy"]).verdict == "not supported"
+    nothing_lost = condition_results(plain=0.9, top=0.9)
+    assert necessity(needed, {"mean": nothing_lost}, ["copy"]).verdict == "not supported"
+    assert necessity(condition_results(plain=0.0, top=0.0), {}, []).verdict == "not supported"
+    # A model that hardly answers has nothing to lose, and one that cannot read is no control.
+    hardly_answers = condition_results(**dict.fromkeys(controls, 0.1), top=0.0)
+    assert necessity(hardly_answers, mean, ["copy"]).verdict == "not supported"
+    cannot_read = condition_results(**controls, top=0.1, plain__text=0.0, top__text=0.0)
+    assert necessity(cannot_read, mean, ["copy"]).verdict == "not supported"
+    # A need that was not measured is not met.
+    without_controls = condition_results(plain=0.9, top=0.1, top__text=0.9)
+    assert necessity(without_controls, mean, ["copy"]).verdict == "inconclusive"
+    assert necessity(needed, {}, ["copy"]).verdict == "inconclusive"
+    assert necessity(needed, mean, []).verdict == "inconclusive"

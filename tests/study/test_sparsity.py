@@ -1,0 +1,43 @@
+"""Sparsity of scores whose concentration is known."""
+
+import pytest
+import torch
+
+from corelens.reports.study import _sparsity
+from corelens.study import sparsity
+from corelens.study.sparsity import EXCESS, _gini
+from tests.helpers.studies import head_scores
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_sparsity_is_supported_where_two_of_forty_heads_hold_all_and_not_where_all_hold_alike():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(30, 4, 10, generator=generator)
+    sparse = noise * 0.01
+    sparse[:, 1, :2] += 1
+    assert sparsity(head_scores(sparse), head_scores(noise)).verdict == "supported"
+    assert sparsity(head_scores(noise), head_scores(noise.flip(0))).verdict == "not supported"
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_sparsity_says_nothing_of_few_heads_or_of_no_mass():
+    few_heads = torch.zeros(10, 1, 8)
+    few_heads[..., 0] = 1
+    assert sparsity(head_scores(few_heads), head_scores(few_heads)).verdict == "inconclusive"
+    no_mass = head_scores(torch.full((10, 4, 10), -0.1))
+    mass = head_scores(torch.rand(10, 4, 10))
+    assert sparsity(mass, no_mass).verdict != "supported"
+    assert sparsity(no_mass, mass).verdict == "inconclusive"
+    for scores, untrained, n_curves in ((mass, no_mass, 2), (no_mass, mass, 1)):
+        (figure,) = _sparsity({EXCESS.name: scores}, {EXCESS.name: untrained})
+        names = {trace.name for trace in figure.data if trace.showlegend is not False and trace.name}
+        assert len(names) >= n_curves
+    assert _sparsity({EXCESS.name: no_mass}, {EXCESS.name: no_mass}) == []
+
+
+def test_the_gini_coefficient_of_one_head_that_holds_all_is_what_the_formula_says():
+    """For n heads of which one holds all mass it is (n - 1) / n, and zero for equal heads."""
+    values = torch.zeros(2, 1, 10)
+    values[:, 0, 3] = 1
+    assert _gini(values) == pytest.approx(0.9)
+    assert _gini(torch.ones(2, 1, 10)) == pytest.approx(0, abs=1e-6)
