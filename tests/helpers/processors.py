@@ -1,4 +1,4 @@
-"""Real processors for tiny models, built without a network. Nothing here imports corelens at module level."""
+"""Real processors for tiny models, built without a network."""
 
 import importlib.util
 from collections.abc import Iterable
@@ -71,28 +71,31 @@ IDEFICS_TEMPLATE = (
 
 
 def template(image: str, turn: str = "{role}: ", end: str = "\n", start: str = "") -> str:
-    """A chat template that writes the parts of a message in their order."""
-    opened = turn.replace("{role}", "{{ message.role }}")
+    """Build a chat template that writes the parts of a message in their order."""
+    opening = turn.replace("{role}", "{{ message.role }}")
     return (
-        f"{start}{{% for message in messages %}}{opened}{{% for part in message.content %}}"
+        f"{start}{{% for message in messages %}}{opening}{{% for part in message.content %}}"
         f"{{% if part.type == 'image' %}}{image}{{% else %}}{{{{ part.text }}}}{{% endif %}}{{% endfor %}}{end}"
         f"{{% endfor %}}{{% if add_generation_prompt %}}{turn.replace('{role}', 'assistant')}{{% endif %}}"
     )
 
 
 def chatml(picture: str) -> str:
-    """Qwen's chat template with another form of pictures."""
+    """Qwen's chat template with another placeholder for pictures."""
     return QWEN_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", picture)
 
 
 def tokenizer(special: dict[int, str], **tokens: Any) -> PreTrainedTokenizerFast:
-    """Byte-level BPE whose special tokens have the ids that the tiny configurations expect."""
+    """Train a byte-level BPE whose special tokens have the ids that the tiny configurations expect."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    first = ["<pad>", "<s>", "</s>"]
+    basic_tokens = ["<pad>", "<s>", "</s>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=first, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=400,
+        special_tokens=basic_tokens,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     bpe.train_from_iterator(TEXT * 4, trainer)
     filler = [f"<unused{index}>" for index in range(bpe.get_vocab_size(), min(special))]
@@ -105,16 +108,20 @@ def tokenizer(special: dict[int, str], **tokens: Any) -> PreTrainedTokenizerFast
 
 @dataclass(frozen=True)
 class Family:
-    """What a processor is made of. Sizes are small: most vision towers see 56 or 112 pixels."""
+    """Classes and settings of a processor. Sizes are small: most vision towers take 56 or 112 pixels."""
 
     processor: str
+    """The processor's class."""
+
     images: str
     """The image processor's class; those that end in Pil do not need torchvision."""
 
     settings: dict[str, Any]
-    """The image processor's."""
+    """Settings of the image processor."""
 
     chat: str
+    """Chat template."""
+
     special: dict[int, str] = field(default_factory=lambda: {tiny.IMAGE: "<image>"})
     """Special tokens by their id in the tiny configurations."""
 
@@ -122,16 +129,16 @@ class Family:
     """Special tokens that the processor looks up by an attribute of the tokenizer."""
 
     options: dict[str, Any] = field(default_factory=dict)
-    """The processor's."""
+    """Options of the processor."""
 
     parts: dict[str, str] = field(default_factory=dict)
     """Classes of further parts."""
 
     pictures: dict[str, Any] = field(default_factory=dict)
-    """How the processor sets its image processor, against the latter's own settings."""
+    """Settings that the processor passes to its image processor in every call."""
 
     words: dict[str, Any] = field(default_factory=dict)
-    """The tokenizer's options."""
+    """Options of the tokenizer."""
 
     @property
     def needs_torchvision(self) -> bool:
@@ -181,16 +188,16 @@ KOSMOS = {400: "<unk>"} | {
 
 
 def patches(processor: str, patch: int = 14, images: str = "Qwen2VLImageProcessorPil", chat: str = "") -> Family:
-    """Pictures of any size, cut into patches."""
+    """A family that cuts pictures of any size into patches."""
     settings = dict(patch_size=patch, size={"shortest_edge": 1024, "longest_edge": 10**6})
     special = GLM if processor.startswith("Glm") else QWEN
     return Family(processor, images, settings, chat or (GLM_TEMPLATE if special is GLM else QWEN_TEMPLATE), special)
 
 
 def llava(**options: Any) -> Family:
-    default = dict(patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1)
+    defaults = dict(patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1)
     settings = dict(size={"shortest_edge": 56}, crop_size=SQUARE)
-    return Family("LlavaProcessor", "CLIPImageProcessorPil", settings, LLAVA_TEMPLATE, options=default | options)
+    return Family("LlavaProcessor", "CLIPImageProcessorPil", settings, LLAVA_TEMPLATE, options=defaults | options)
 
 
 PIXTRAL = Family(
@@ -456,7 +463,7 @@ QUERIES = {
 
 
 def families(names: Iterable[str]) -> list[Any]:
-    """As parameters of a test; those whose processor needs torchvision run where it is installed."""
+    """Parameters of a test; those whose processor needs torchvision are skipped where it is not installed."""
     needs_torchvision = pytest.mark.skipif(
         not TORCHVISION, reason="this family's Hugging Face processor needs torchvision"
     )
@@ -464,19 +471,19 @@ def families(names: Iterable[str]) -> list[Any]:
 
 
 def build(name: str) -> Any:
-    """The family's own processor class, for pictures only."""
+    """Build a family's own processor, for pictures only."""
     family = (FAMILIES | QUERIES)[name]
-    real = getattr(transformers, family.processor)
+    processor_class = getattr(transformers, family.processor)
     if name == "smolvlm" and not importlib.util.find_spec("num2words"):
-        # Spells out the number of a video's frames; without it not even a processor of pictures can be made.
+        # It spells out the number of a video's frames; without it, not even a processor of pictures can be built.
         processing_smolvlm.num2words = str
-    built = pictures_only(real)(
+    processor = pictures_only(processor_class)(
         image_processor=getattr(transformers, family.images)(**family.settings),
         tokenizer=family.tokenizer,
-        **({"video_processor": None} if "video_processor" in real.get_attributes() else {}),
+        **({"video_processor": None} if "video_processor" in processor_class.get_attributes() else {}),
         **{part: getattr(transformers, name)() for part, name in family.parts.items()},
         **family.options,
     )
-    built.chat_template = family.chat  # some processors do not take it
-    built.images_kwargs = getattr(built, "images_kwargs", {}) | family.pictures
-    return built
+    processor.chat_template = family.chat  # some processors do not take it
+    processor.images_kwargs = getattr(processor, "images_kwargs", {}) | family.pictures
+    return processor

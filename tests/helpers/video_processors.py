@@ -1,4 +1,4 @@
-"""Real processors that also take videos, and tiny models for them. Needs torchvision. Nothing here imports corelens."""
+"""Real processors that also take videos, and tiny models for them. Building processors needs torchvision."""
 
 from dataclasses import replace
 from typing import Any
@@ -45,19 +45,18 @@ DELIMITERS = {504: "<|im_start|>", 505: "<|im_end|>"}
 
 
 def build(family: str, **sampling: Any) -> Any:
-    """The family's own processor class, whole; `sampling` goes to its video processor."""
-    # Without torchvision these cannot even be imported.
+    """Build a family's own processor with its video processor, which takes `sampling`."""
     if family == "internvl":
         names = {tiny.IMAGE: "<IMG_CONTEXT>", tiny.VISION_START: "<img>", tiny.VISION_END: "</img>"}
         names |= {tiny.VIDEO: "<video>"}
-        meanings: Any = {
+        named_tokens: Any = {
             "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
             "video_token": "<video>",
         }  # fmt: skip
-        words = processors.tokenizer(names | DELIMITERS, extra_special_tokens=meanings)
+        tokenizer = processors.tokenizer(names | DELIMITERS, extra_special_tokens=named_tokens)
         size = {"height": 56, "width": 56}
         return InternVLProcessor(
-            GotOcr2ImageProcessorPil(size=size), words, InternVLVideoProcessor(size=size, **sampling),
+            GotOcr2ImageProcessorPil(size=size), tokenizer, InternVLVideoProcessor(size=size, **sampling),
             image_seq_length=4, chat_template=INTERNVL_TEMPLATE,
         )  # fmt: skip
     if family == "llava_onevision":
@@ -74,16 +73,16 @@ def build(family: str, **sampling: Any) -> Any:
         tiny.IMAGE: "<|image_pad|>", tiny.VIDEO: "<|video_pad|>", tiny.VISION_START: "<|vision_start|>",
         tiny.VISION_END: "<|vision_end|>",
     }  # fmt: skip
-    patch, real, frames = {
+    patch, processor_class, video_class = {
         "qwen2_vl": (14, Qwen2VLProcessor, Qwen2VLVideoProcessor),
         "qwen2_5_vl": (14, Qwen2_5_VLProcessor, Qwen2VLVideoProcessor),
         "qwen3_vl": (16, Qwen3VLProcessor, Qwen3VLVideoProcessor),
     }[family]
     size = {"shortest_edge": 1024, "longest_edge": 10**6}
-    return real(
+    return processor_class(
         Qwen2VLImageProcessorPil(patch_size=patch, size=size),
         processors.tokenizer(names | DELIMITERS),
-        frames(patch_size=patch, size=size, cap_pixels_per_frame=False, **sampling),
+        video_class(patch_size=patch, size=size, cap_pixels_per_frame=False, **sampling),
         chat_template=QWEN_TEMPLATE,
     )
 
@@ -92,10 +91,10 @@ def model(family: str) -> PreTrainedModel:
     """A random model whose vision tower mixes tokens weakly, so that a feature tells which pixels it comes from."""
     if family == "llava_onevision" and "llava_onevision_70" not in ARCHITECTURES:
         # Five by five patches, so that pooling has an odd number to halve.
-        whole = ARCHITECTURES[family]
-        vision = whole.config["vision_config"] | dict(image_size=70)
-        config = whole.config | dict(vision_config=vision, image_grid_pinpoints=[[70, 70], [70, 140], [140, 70]])
-        ARCHITECTURES["llava_onevision_70"] = replace(whole, config=config, model_type=family)
+        architecture = ARCHITECTURES[family]
+        vision = architecture.config["vision_config"] | dict(image_size=70)
+        config = architecture.config | dict(vision_config=vision, image_grid_pinpoints=[[70, 70], [70, 140], [140, 70]])
+        ARCHITECTURES["llava_onevision_70"] = replace(architecture, config=config, model_type=family)
     hf_model = tiny.build("llava_onevision_70" if family == "llava_onevision" else family)
     with torch.no_grad():
         for name, parameter in hf_model.get_encoder("image").named_parameters():

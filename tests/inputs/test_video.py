@@ -1,4 +1,4 @@
-"""Every visual token of a video knows its frame, its pixels and its seconds; checked against what vision towers see."""
+"""Videos from frames to token maps: frame, pixels and seconds of every visual token, checked by the vision towers."""
 
 import base64
 import importlib.util
@@ -15,6 +15,7 @@ from transformers.video_utils import VideoMetadata
 from corelens import Box, Evidence, HookedMLLM, Role, Sample, Video, evidence_tokens, prepare_batches
 from corelens.inputs import media, token_geometry
 from corelens.inputs.media import load_clip
+from corelens.inputs.prepare import PreparedInputs
 from corelens.viz import attention_over_media
 from corelens.viz.panels import flatten_panels, media_views
 from tests.helpers import processors, tiny, video_processors
@@ -42,7 +43,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def sampling(family: str) -> Any:
+def sampling(family: str) -> HookedMLLM:
     """A model whose processor samples four frames per second."""
     return HookedMLLM(
         video_processors.model(family), video_processors.build(family, do_sample_frames=True, fps=4, num_frames=None)
@@ -50,7 +51,7 @@ def sampling(family: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def taking_all(family: str, sampling: Any) -> Any:
+def taking_all(family: str, sampling: HookedMLLM) -> HookedMLLM:
     """The same model whose processor takes every frame."""
     return HookedMLLM(sampling.hf_model, video_processors.build(family, do_sample_frames=False))
 
@@ -59,14 +60,15 @@ def noise(n: int, seed: int = 0, size: tuple[int, int] = (WIDTH, HEIGHT)) -> np.
     return np.random.default_rng(seed).integers(0, 256, (n, size[1], size[0], 3), np.uint8)
 
 
-def prepared(model: Any, frames: np.ndarray, fps: float = 8.0) -> Any:
+def prepared(model: HookedMLLM, frames: np.ndarray, fps: float = 8.0) -> PreparedInputs:
     return model.prepare(None, QUESTION, Video(frames, fps))
 
 
 @torch.no_grad()
-def features(model: Any, frames: np.ndarray) -> torch.Tensor:
+def features(model: HookedMLLM, frames: np.ndarray) -> torch.Tensor:
     """Features of a video by token, as the decoder gets them."""
-    inputs, hf_model = prepared(model, frames), model.hf_model
+    inputs = prepared(model, frames)
+    hf_model: Any = model.hf_model  # its methods differ by family
     if "video_grid_thw" in inputs:
         return hf_model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"]).pooler_output[0]
     if "pixel_values_videos" in inputs:
@@ -75,15 +77,19 @@ def features(model: Any, frames: np.ndarray) -> torch.Tensor:
     return hf_model.get_image_features(inputs["pixel_values"]).pooler_output.flatten(0, 1)
 
 
-def hit_rate(model: Any, frames: np.ndarray, frames_of: list[list[int]], shift: int = 0) -> float:
-    """How often a token's feature changes most of all, when pixels of its rectangle change in one of its frames."""
-    tokens, before = prepared(model, frames).tokens, features(model, frames)
+def hit_rate(model: HookedMLLM, frames: np.ndarray, frames_of: list[list[int]], shift: int = 0) -> float:
+    """Share of sampled tokens t with t = argmax_u |f'_u - f_u| > 0.
+
+    f are the features of the video, and f' those of a video whose pixels in the rectangle of t are inverted in one of
+    the frames of its view, or in one `shift` frames later.
+    """
+    tokens, original_features = prepared(model, frames).tokens, features(model, frames)
     view, box = tokens.view[tokens.video], tokens.box[tokens.video]
-    assert len(box) == len(before)
+    assert len(box) == len(original_features)
     generator = np.random.default_rng(0)
-    chosen = generator.choice(len(box), min(30, len(box)), replace=False)
+    sampled_tokens = generator.choice(len(box), min(30, len(box)), replace=False)
     hits = 0
-    for token in chosen:
+    for token in sampled_tokens:
         frame = (generator.choice(frames_of[view[token]]) + shift) % len(frames)
         left, top, right, bottom = box[token].tolist()
         # The inner part: resizing mixes pixels across the edges of rectangles.
@@ -91,9 +97,9 @@ def hit_rate(model: Any, frames: np.ndarray, frames_of: list[list[int]], shift: 
         rows, columns = slice(int(top + y), int(np.ceil(bottom - y))), slice(int(left + x), int(np.ceil(right - x)))
         changed = frames.copy()
         changed[frame, rows, columns] = 255 - changed[frame, rows, columns]
-        moved = (features(model, changed) - before).norm(dim=-1)
-        hits += bool(moved.max() > 0) and int(moved.argmax()) == token
-    return hits / len(chosen)
+        distance = (features(model, changed) - original_features).norm(dim=-1)
+        hits += bool(distance.max() > 0) and int(distance.argmax()) == token
+    return hits / len(sampled_tokens)
 
 
 def views(family: str, frames: list[int]) -> list[list[int]]:
@@ -103,38 +109,40 @@ def views(family: str, frames: list[int]) -> list[list[int]]:
 
 
 @needs_torchvision
-def test_changing_pixels_of_a_token_in_its_frame_changes_its_feature_most(family: str, sampling: Any, taking_all: Any):
+def test_changing_pixels_of_a_token_in_its_frame_changes_its_feature_most(
+    family: str, sampling: HookedMLLM, taking_all: HookedMLLM
+):
     assert hit_rate(sampling, noise(12), views(family, SAMPLED[family])) >= 0.95
     # An odd number of frames: where frames are merged, the last one stands for two.
     assert hit_rate(taking_all, noise(5), views(family, list(range(5)))) >= 0.95
 
 
 @needs_torchvision
-def test_the_check_of_frames_can_fail(family: str, taking_all: Any):
+def test_the_check_of_frames_can_fail(family: str, taking_all: HookedMLLM):
     """Were every frame off by its view's length, hardly a token would be hit."""
     assert hit_rate(taking_all, noise(6), views(family, list(range(6))), shift=2 if family in PAIRS else 1) < 0.1
 
 
 @needs_torchvision
-def test_frames_that_are_not_sampled_change_nothing(family: str, sampling: Any):
+def test_frames_that_are_not_sampled_change_nothing(family: str, sampling: HookedMLLM):
     frames = noise(12)
     changed = frames.copy()
-    unseen = [frame for frame in range(12) if frame not in SAMPLED[family]]
-    changed[unseen] = 255 - changed[unseen]
+    not_sampled = [frame for frame in range(12) if frame not in SAMPLED[family]]
+    changed[not_sampled] = 255 - changed[not_sampled]
     for name, tensor in prepared(sampling, frames).items():
         assert torch.equal(tensor, prepared(sampling, changed)[name]), name
 
 
 @needs_torchvision
 @pytest.mark.parametrize("size", [(150, 100), (97, 180), (64, 64)], ids=str)
-def test_rectangles_tile_every_whole_frame(taking_all: Any, size: tuple[int, int]):
+def test_rectangles_tile_every_whole_frame(taking_all: HookedMLLM, size: tuple[int, int]):
     tokens = prepared(taking_all, noise(4, size=size)).tokens
     for view in range(int(tokens.view.max()) + 1):
         boxes = tokens.box[tokens.video & (tokens.view == view)]
-        seen = torch.stack([*boxes[:, :2].amin(0), *boxes[:, 2:].amax(0)])
-        torch.testing.assert_close(seen, torch.tensor([0, 0, *size]).float(), atol=0.01 * max(size), rtol=0)
+        region = torch.stack([*boxes[:, :2].amin(0), *boxes[:, 2:].amax(0)])
+        torch.testing.assert_close(region, torch.tensor([0, 0, *size]).float(), atol=0.01 * max(size), rtol=0)
         area = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sum()
-        torch.testing.assert_close(area, (seen[2] - seen[0]) * (seen[3] - seen[1]), rtol=1e-4, atol=0)
+        torch.testing.assert_close(area, (region[2] - region[0]) * (region[3] - region[1]), rtol=1e-4, atol=0)
         assert tokens.grid_shape(view=view)[0] * tokens.grid_shape(view=view)[1] == len(boxes)
 
 
@@ -147,18 +155,19 @@ def test_frames_that_the_processor_crops():
         setattr(processor.video_processor, name, value)
     model = HookedMLLM(video_processors.model("llava_onevision"), processor)
     boxes = prepared(model, noise(3)).tokens.box[0]
-    seen = torch.stack([boxes[:, 0].nan_to_num(999).min(), boxes[:, 2].nan_to_num(-1).max()])
-    torch.testing.assert_close(seen, torch.tensor([25.0, 125.0]), atol=1.5, rtol=0)
+    left_and_right = torch.stack([boxes[:, 0].nan_to_num(999).min(), boxes[:, 2].nan_to_num(-1).max()])
+    torch.testing.assert_close(left_and_right, torch.tensor([25.0, 125.0]), atol=1.5, rtol=0)
     assert hit_rate(model, noise(3), [[0], [1], [2]]) >= 0.95
 
 
-def expected_seconds(begins: list[list[int]], n_frames: int, fps: float) -> torch.Tensor:
-    first = [frames[0] for frames in begins]
+def expected_seconds(frames_of: list[list[int]], n_frames: int, fps: float) -> torch.Tensor:
+    """Begin s_v / fps and end s_(v+1) / fps of every view v; s_v is its first frame, and the last s is n_frames."""
+    first = [frames[0] for frames in frames_of]
     return torch.tensor(list(zip(first, [*first[1:], n_frames], strict=True))) / fps
 
 
 @needs_torchvision
-def test_seconds_in_closed_form(family: str, sampling: Any, taking_all: Any):
+def test_seconds_in_closed_form(family: str, sampling: HookedMLLM, taking_all: HookedMLLM):
     for model, n_frames, fps, frames in (
         (sampling, 12, 8.0, SAMPLED[family]),
         (taking_all, 5, 8.0, list(range(5))),
@@ -172,22 +181,22 @@ def test_seconds_in_closed_form(family: str, sampling: Any, taking_all: Any):
 
 
 @needs_torchvision
-def test_only_visual_tokens_of_frames_are_video(family: str, sampling: Any):
+def test_only_visual_tokens_of_frames_are_video(family: str, sampling: HookedMLLM):
     inputs = prepared(sampling, noise(12))
     tokens, ids = inputs.tokens, inputs["input_ids"]
-    visual = tiny.IMAGE if family == "internvl" else tiny.VIDEO
-    assert set(ids[tokens.video].tolist()) == {visual}
-    placeholders = (ids == visual) & ~tokens.video
+    visual_id = tiny.IMAGE if family == "internvl" else tiny.VIDEO
+    assert set(ids[tokens.video].tolist()) == {visual_id}
+    placeholders = (ids == visual_id) & ~tokens.video
     assert tokens.structural[placeholders].all()
     # The newline after a video of LLaVA-OneVision has the id of its visual tokens.
     assert placeholders.sum() == (family == "llava_onevision")
-    said = sampling.processor.tokenizer.decode(ids[tokens.structural])
-    assert {"internvl": "Frame2: ", "qwen3_vl": "seconds>"}.get(family, "") in said
+    structural_text = sampling.processor.tokenizer.decode(ids[tokens.structural])
+    assert {"internvl": "Frame2: ", "qwen3_vl": "seconds>"}.get(family, "") in structural_text
     assert sampling.processor.tokenizer.decode(ids[tokens.question]).strip() == QUESTION
 
 
 @needs_torchvision
-def test_prepared_tensors_are_those_of_the_processor(family: str, sampling: Any):
+def test_prepared_tensors_are_those_of_the_processor(family: str, sampling: HookedMLLM):
     """Also the frames that it samples by itself."""
     frames = noise(12)
     chat = [{"role": "user", "content": [{"type": "video", "video": frames}, {"type": "text", "text": QUESTION}]}]
@@ -202,60 +211,60 @@ def test_prepared_tensors_are_those_of_the_processor(family: str, sampling: Any)
 
 
 @needs_torchvision
-def test_pictures_and_videos_are_numbered_as_in_the_prompt(family: str, taking_all: Any):
+def test_pictures_and_videos_are_numbered_as_in_the_prompt(family: str, taking_all: HookedMLLM):
     image = Image.fromarray(noise(1, size=(70, 60))[0])
     video = {"type": "video", "video": Video([Image.fromarray(frame) for frame in noise(4)], 8.0)}
     parts = [video, {"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": QUESTION}]
     tokens = taking_all.prepare(image, [{"role": "user", "content": parts}]).tokens
     # LLaVA-OneVision's template puts pictures before videos.
-    film, still = (1, 0) if family == "llava_onevision" else (0, 1)
-    assert tokens.sizes[0][film] == (WIDTH, HEIGHT)
-    assert tokens.sizes[0][still] == (70, 60)
-    assert set(tokens.role[tokens.media == film].tolist()) >= {Role.VIDEO}
-    assert tokens.video[tokens.media == still].sum() == 0
-    assert tokens.image[tokens.media == still].any()
-    assert tokens.in_box((0, 0, WIDTH, HEIGHT), media=film).sum() == tokens.video.sum()
+    video_number, image_number = (1, 0) if family == "llava_onevision" else (0, 1)
+    assert tokens.sizes[0][video_number] == (WIDTH, HEIGHT)
+    assert tokens.sizes[0][image_number] == (70, 60)
+    assert set(tokens.role[tokens.media == video_number].tolist()) >= {Role.VIDEO}
+    assert tokens.video[tokens.media == image_number].sum() == 0
+    assert tokens.image[tokens.media == image_number].any()
+    assert tokens.in_box((0, 0, WIDTH, HEIGHT), media=video_number).sum() == tokens.video.sum()
     alone = prepared(taking_all, noise(4)).tokens
     assert torch.equal(tokens.seconds[tokens.video], alone.seconds[alone.video])
     assert torch.equal(tokens.box[tokens.video], alone.box[alone.video])
     first = tokens.media[tokens.media >= 0][0]
     assert first == 0
-    if still == 1 and not tokens.box[tokens.image].isnan().any():
+    if image_number == 1 and not tokens.box[tokens.image].isnan().any():
         with pytest.raises(ValueError, match=r"was given, but picture 1 of sample 0 is no video"):
             tokens.in_box((0, 0, 9, 9), media=1, seconds=(0, 0.1))
 
 
 @needs_torchvision
 @torch.no_grad()
-def test_a_batch_is_its_samples_left_padded(taking_all: Any):
+def test_a_batch_is_its_samples_left_padded(taking_all: HookedMLLM):
     image, short, long = Image.fromarray(noise(1)[0]), Video(noise(4, 1), 8.0), Video(noise(4, 2, (97, 120)), 2.0)
-    given = [(image, QUESTION, short), (None, "You?", [long, short]), (image, "What colour is the 7?", None)]
-    together = taking_all.prepare(*(list(column) for column in zip(*given, strict=True)))
+    samples = [(image, QUESTION, short), (None, "You?", [long, short]), (image, "What colour is the 7?", None)]
+    together = taking_all.prepare(*(list(column) for column in zip(*samples, strict=True)))
     logits = taking_all(together)
-    for index, sample in enumerate(given):
+    for index, sample in enumerate(samples):
         alone = taking_all.prepare(*sample)
         n = alone["input_ids"].shape[1]
         assert torch.equal(together["input_ids"][index, -n:], alone["input_ids"][0])
         assert together.tokens.padding[index, :-n].all()
-        mine = together.tokens[index]
-        assert mine.sizes == alone.tokens.sizes
+        tokens = together.tokens[index]
+        assert tokens.sizes == alone.tokens.sizes
         for name in ("role", "media", "view", "row", "column", "box", "seconds"):
-            of_batch, of_sample = getattr(mine, name)[:, -n:], getattr(alone.tokens, name)
+            of_batch, of_sample = getattr(tokens, name)[:, -n:], getattr(alone.tokens, name)
             assert torch.equal(of_batch.nan_to_num(-1), of_sample.nan_to_num(-1)), name
         torch.testing.assert_close(logits[index, -1], taking_all(alone)[0, -1], atol=1e-3, rtol=1e-2)
 
 
 @needs_torchvision
-def test_evidence_in_space_and_time(family: str, sampling: Any):
+def test_evidence_in_space_and_time(family: str, sampling: HookedMLLM):
     tokens = prepared(sampling, noise(12)).tokens
     box, corner = (0, 0, WIDTH, HEIGHT), (0, 0, 10, 10)
     assert tokens.in_box(box).sum() == tokens.video.sum()
     assert tokens.in_box(box, seconds=(0, 1.5)).sum() == tokens.video.sum()
-    chosen = tokens.in_box(corner, seconds=(0.7, 0.74))
+    selected = tokens.in_box(corner, seconds=(0.7, 0.74))
     begins = [frames[0] / 8 for frames in views(family, SAMPLED[family])]
     showing = max(view for view, begin in enumerate(begins) if begin < 0.74)
-    assert tokens.view[chosen].unique().tolist() == [showing]
-    assert (tokens.row[chosen] == 0).all()
+    assert tokens.view[selected].unique().tolist() == [showing]
+    assert (tokens.row[selected] == 0).all()
     # Half-open in time: a view that ends when the evidence begins shows none of it.
     late = tokens.in_box(box, seconds=(begins[1], 1.5))
     assert tokens.view[late].min() == 1
@@ -318,7 +327,7 @@ def test_a_family_without_known_frames_still_prepares_and_says_so(monkeypatch: p
 
 @needs_torchvision
 def test_files_are_decoded_only_where_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Hugging Face's loading is played: no decoder is installed here."""
+    """With a stand-in for Hugging Face's loading: no decoder is installed here."""
     model = HookedMLLM(tiny.build("qwen3_vl"), video_processors.build("qwen3_vl", fps=4))
     frames = noise(12)
     file = tmp_path / "a.mp4"
@@ -332,22 +341,22 @@ def test_files_are_decoded_only_where_sampled(tmp_path: Path, monkeypatch: pytes
         metadata = VideoMetadata(total_num_frames=12, fps=8.0)
         metadata.frames_indices = sample_indices_fn(metadata=metadata)
         assert backend == "torchcodec"
-        return torch.from_numpy(frames).permute(0, 3, 1, 2)[metadata.frames_indices[:n]], metadata
+        return torch.from_numpy(frames).permute(0, 3, 1, 2)[metadata.frames_indices[:n_decoded]], metadata
 
     monkeypatch.setattr(media, "is_torchcodec_available", lambda: True)
     monkeypatch.setattr(media, "load_video", load)
-    n = 12
+    n_decoded = 12
     expected = prepared(model, frames)
     inputs = model.prepare(question=QUESTION, videos=str(file))
     assert torch.equal(inputs["pixel_values_videos"], expected["pixel_values_videos"])
     assert torch.equal(inputs.tokens.seconds.nan_to_num(-1), expected.tokens.seconds.nan_to_num(-1))
-    n = 3
+    n_decoded = 3
     with pytest.raises(ValueError, match=r"should have 12 frames, but only 3 of the 6 sampled ones could be decoded"):
         model.prepare(question=QUESTION, videos=str(file))
 
 
 @needs_torchvision
-def test_checkpoints_load_with_their_video_processor(family: str, sampling: Any, tmp_path: Path):
+def test_checkpoints_load_with_their_video_processor(family: str, sampling: HookedMLLM, tmp_path: Path):
     sampling.hf_model.save_pretrained(tmp_path)
     sampling.processor.save_pretrained(tmp_path)
     loaded = HookedMLLM.from_pretrained(str(tmp_path))
@@ -356,10 +365,7 @@ def test_checkpoints_load_with_their_video_processor(family: str, sampling: Any,
         assert torch.equal(inputs[name], tensor), name
 
 
-# --- without torchvision ---------------------------------------------------------------------------------------------
-
-
-def test_without_torchvision_videos_are_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch):
+def test_without_torchvision_videos_raise_an_error_with_the_way_out(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(media, "is_torchvision_available", lambda: False)
     model = HookedMLLM(tiny.build("qwen3_vl"), processors.build("qwen3_vl"))
     with pytest.raises(ImportError, match=r"need torchvision, which is not installed: pip install 'corelens\[video\]'"):
@@ -384,7 +390,7 @@ def test_values_that_are_no_video(frames: Any, fps: float, error: type[Exception
 
 
 @needs_torchvision
-def test_samples_with_videos_are_prepared_and_their_evidence_moves(sampling: Any, family: str):
+def test_samples_with_videos_are_prepared_and_their_evidence_moves(sampling: HookedMLLM, family: str):
     left, right = Box(0, 0, 40, 40), Box(110, 60, 150, 100)
     moving = (Evidence(left, seconds=(0.25, 0.375)), Evidence(right, seconds=(1.25, 1.375)))
     sample = Sample("moving", QUESTION, "7", videos=(Video(noise(12), 8.0),), evidence=moving)
@@ -399,19 +405,19 @@ def test_samples_with_videos_are_prepared_and_their_evidence_moves(sampling: Any
 
 
 @needs_torchvision
-def test_the_explorer_shows_the_frame_that_each_view_begins_with(family: str, sampling: Any):
+def test_the_explorer_shows_the_frame_that_each_view_begins_with(family: str, sampling: HookedMLLM):
     frames = np.stack([np.full((HEIGHT, WIDTH, 3), 20 * number, np.uint8) for number in range(12)])
     tokens = prepared(sampling, frames).tokens
     panels = media_views([load_clip(Video(frames, 8.0), sampling.processor)], tokens)
-    shown = [panel.picture.getpixel((9, 9)) for panel in panels]
-    assert [colour[0] // 20 for colour in shown] == [view[0] for view in views(family, SAMPLED[family])]
+    colours = [panel.picture.getpixel((9, 9)) for panel in panels]
+    assert [colour[0] // 20 for colour in colours] == [view[0] for view in views(family, SAMPLED[family])]
     assert [list(panel.seconds or ()) for panel in panels] == tokens.seconds[tokens.video].unique(dim=0).tolist()
     (n_visual,) = flatten_panels(tokens, panels, torch.ones(tokens.role.shape[1])).shape
     assert n_visual == int((tokens.row >= 0).sum())
 
 
 @needs_torchvision
-def test_a_figure_has_a_panel_for_every_view_with_the_frame_that_it_begins_with(sampling: Any):
+def test_a_figure_has_a_panel_for_every_view_with_the_frame_that_it_begins_with(sampling: HookedMLLM):
     frames = noise(16)
     frames[:] = np.arange(16, dtype=np.uint8)[:, None, None, None] * 15
     video = Video(frames, 8.0)
@@ -419,9 +425,9 @@ def test_a_figure_has_a_panel_for_every_view_with_the_frame_that_it_begins_with(
     row = torch.full((tokens.role.shape[1],), 1.0)
     figure = attention_over_media([video], {"even": row}, tokens, "t")
     n_views = int(tokens.view[tokens.video].max()) + 1
-    heats = [trace for trace in figure.data if trace.type == "heatmap"]
-    assert len(heats) == len(figure.layout.images) == n_views > 1
-    assert sum(heat.z.size for heat in heats) == int((tokens.video & (tokens.row >= 0)).sum())
+    heatmaps = [trace for trace in figure.data if trace.type == "heatmap"]
+    assert len(heatmaps) == len(figure.layout.images) == n_views > 1
+    assert sum(heatmap.z.size for heatmap in heatmaps) == int((tokens.video & (tokens.row >= 0)).sum())
     begins = [tokens.seconds[tokens.video & (tokens.view == view)][0, 0] for view in range(n_views)]
-    shown = [Image.open(io.BytesIO(base64.b64decode(one.source.split(",")[1]))) for one in figure.layout.images]
-    assert [round(np.asarray(one).mean() / 15) for one in shown] == [round(float(begin) * 8) for begin in begins]
+    panels = [Image.open(io.BytesIO(base64.b64decode(image.source.split(",")[1]))) for image in figure.layout.images]
+    assert [round(np.asarray(panel).mean() / 15) for panel in panels] == [round(float(begin) * 8) for begin in begins]
