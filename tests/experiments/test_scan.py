@@ -8,6 +8,7 @@ import torch
 from accelerate import cpu_offload
 
 from corelens import HeadScores, HookedMLLM, scan
+from corelens.experiments import head_metrics
 from corelens.experiments import scan as scan_module
 from corelens.experiments.scan import scan_metrics
 from corelens.metrics import localization_heads
@@ -50,7 +51,7 @@ def test_finished_parts_are_read_and_give_the_same_scores(
     everything = {"x": samples(), "y": [bad]}
     with pytest.warns(UserWarning, match="1 of 6 samples cannot be measured"):
         first = scan_metrics(vlm, everything, ["ram", "entropy"], out=tmp_path / "run")
-    monkeypatch.setattr(scan_module, "score_batch", None)
+    monkeypatch.setattr(head_metrics, "score_heads", None)
     with pytest.warns(UserWarning, match="1 of 6 samples cannot be measured"):
         again = scan_metrics(vlm, everything, ["ram", "entropy"], out=tmp_path / "run")
     for name in ("ram", "entropy"):
