@@ -62,7 +62,6 @@ IN_SEVERAL_MODULES = {
     "TASKS": "the tasks of each published data set",
     "haystacks": "a drawn data set for large models, and one for the toys",
     "mmlongbench_doc": "a data set's reader, and its rule of scoring",
-    "photographs": "a drawn data set, and scikit-learn's photographs",
 }
 """Public names that more than one module defines, and why; and every command is named like what it runs."""
 WITHOUT_MODULE = {
