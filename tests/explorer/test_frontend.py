@@ -260,7 +260,7 @@ def test_a_picture_and_a_question_of_the_user_are_shown(page: Page, tmp_path: Pa
     Image.new("RGB", (160, 96), "red").save(tmp_path / "mine.png")
     page.set_input_files("input[type=file]", tmp_path / "mine.png")
     # The file is read before the state changes.
-    page.wait_for_function("() => decodeURIComponent(location.hash).includes('\"sample\":\"\"')")
+    page.wait_for_function('() => decodeURIComponent(location.hash).includes(\'"sample":""\')')
     settled(page)
     assert state(page)["sample"] == ""
     assert len(state(page)["pictures"]) == 1
