@@ -28,7 +28,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import logging
 
 from corelens import Evidence, Head, HookedMLLM, Sample, toy
-from corelens.explorer.server import page
+from corelens.explorer.server import create_app
 from corelens.explorer.view import MAX_MAPS, Explorer
 from corelens.hf.loading import SHIPPED
 
@@ -39,7 +39,7 @@ SIDE = 1024
 def latencies() -> dict[str, float]:
     """Median seconds of the first view of each kind."""
     explorer = Explorer(HookedMLLM.from_pretrained("corelens/toy"), toy.scenes(12, seed=0))
-    client = TestClient(page(explorer, "token"), base_url="http://127.0.0.1/token/")
+    client = TestClient(create_app(explorer, "token"), base_url="http://127.0.0.1/token/")
     first = explorer.first()
     explorer.view(replace(first, sample="scene-test-0-11"))  # warm-up
     times: dict[str, list[float]] = {}

@@ -49,7 +49,7 @@ SUBMODULES = {
     *("o_proj", "out_proj", "c_proj", "wo", "dense"),
 }
 """What decoder layers and attention modules of transformers call their parts."""
-MAX_LINES = {"model.py": 430}
+MAX_LINES = {"model.py": 455}
 """Modules that may be longer than 350 lines: HookedMLLM is one class."""
 IN_SEVERAL_MODULES = {
     "page": "the page of each kind of run, in its module of reports; the explorer's, in its server",
@@ -61,6 +61,10 @@ IN_SEVERAL_MODULES = {
     "SIZE": "the picture size of each drawn data set",
     "TASKS": "the tasks of each published data set",
     "haystacks": "a drawn data set for large models, and one for the toys",
+    "ITEMS": "words of drawn documents, and of the toys' pages",
+    "COLUMNS": "headers of their tables",
+    "Pages": "the choice of pages of each reader of documents",
+    "N_ROWS": "rows of the table of heads in each report",
     "mmlongbench_doc": "a data set's reader, and its rule of scoring",
 }
 """Public names that more than one module defines, and why; and every command is named like what it runs."""
@@ -71,6 +75,7 @@ WITHOUT_MODULE = {
     "test_structure.py": "the tree of modules",
     "test_transformerlens.py": "docs/transformerlens.md",
     "cli/test_reproduce.py": "docs/reproduce.md",
+    "toy/test_weights.py": "the shipped models",
     "inputs/test_video.py": "videos through media, processor, token_geometry and prepare",
 }
 """Test files that test no single module, and what they test."""
@@ -182,8 +187,11 @@ def test_every_test_file_is_named_after_a_module():
     for path in TESTS.rglob("test_*.py"):
         file = path.relative_to(TESTS)
         module = file.with_name(file.name.removeprefix("test_"))
-        package = module.with_suffix("") / "__init__.py"
-        assert str(file) in WITHOUT_MODULE or {module, package} & modules, f"tests/{file} tests no module {module}"
+        packages = (
+            {module.with_suffix("") / "__init__.py", module.parent / "__init__.py"} if len(module.parts) > 1 else set()
+        )
+        packages = {package for package in packages if package.parent.name == module.stem}
+        assert str(file) in WITHOUT_MODULE or {module, *packages} & modules, f"tests/{file} tests no module {module}"
 
 
 def run(code: str) -> str:

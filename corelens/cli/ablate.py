@@ -31,11 +31,11 @@ def ablate(
     phase: Annotated[
         Literal["prefill", "decode", "both"], typer.Option(help="Phase in which heads are ablated.")
     ] = "both",
-    box_unit: options.BoxUnit = None,
+    box_unit: options.BoxUnitOption = None,
     limit: options.Limit = None,
     seed: options.Seed = 0,
     dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
+    device: options.DeviceOption = "auto",
     as_json: options.AsJson = False,
 ) -> None:
     """Answer questions with and without some heads. With --scores, also without control heads."""
@@ -55,7 +55,7 @@ def ablate(
             options.warn_of_shared(ranking, datasets)
         results = run_ablation(
             options.loaded(model, dtype, device),
-            {**datasets, **options.texts(model, limit)},
+            {**datasets, **options.text_samples(model, limit)},
             conditions,
             how,
             phase,

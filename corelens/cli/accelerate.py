@@ -31,7 +31,7 @@ def accelerate(
     limit: options.Limit = None,
     seed: options.Seed = 0,
     dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
+    device: options.DeviceOption = "auto",
     as_json: options.AsJson = False,
 ) -> None:
     """Answer with full attention in few heads and sparse attention in all others, and compare with controls."""

@@ -27,7 +27,7 @@ def explore(
     port: Annotated[int, typer.Option(help="Port of the page; 0: any free one.", min=0, max=65535)] = 0,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
     dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
+    device: options.DeviceOption = "auto",
 ) -> None:
     """Explore the attention of heads, and ablate them, in a browser on this machine."""
     if image and not question:

@@ -29,13 +29,13 @@ Data = Annotated[
 Out = Annotated[Path, typer.Option(help="Folder of the run, which the same command resumes.", file_okay=False)]
 Limit = Annotated[int | None, typer.Option(help="Most samples of each data set.", min=1)]
 How = Annotated[Literal["zero", "mean", "resample"], typer.Option(help="Replacement of a head's output.")]
-BoxUnit = Annotated[
+BoxUnitOption = Annotated[
     Literal["pixels", "thousandths", "fractions"] | None,
     typer.Option(help="Unit of the boxes that the model answers with, for data that asks for boxes."),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of synthetic data.", min=0)]
 Dtype = Annotated[str, typer.Option(help="Such as bfloat16; auto: the checkpoint's own.")]
-Device = Annotated[str, typer.Option(help="Such as cuda:1; auto: all GPUs together.")]
+DeviceOption = Annotated[str, typer.Option(help="Such as cuda:1; auto: all GPUs together.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, no table.")]
 
 
@@ -101,7 +101,7 @@ def _samples(argument: str, seed: int, limit: int | None, evidence: bool) -> tup
     return reader.name, islice(reader, limit)
 
 
-def texts(model: str, limit: int | None) -> dict[str, "Iterable[Sample]"]:
+def text_samples(model: str, limit: int | None) -> dict[str, "Iterable[Sample]"]:
     """Questions without pictures that the model can be expected to answer."""
     from corelens import toy
     from corelens.data.synthetic.text import plain_text

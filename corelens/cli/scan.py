@@ -29,7 +29,7 @@ def scan(
     ] = "overlap",
     seed: options.Seed = 0,
     dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
+    device: options.DeviceOption = "auto",
     ray: Annotated[
         str | None,
         typer.Option(help="Scan on a Ray cluster: auto: this machine's; local: a new one here; or HOST:PORT."),

@@ -29,11 +29,11 @@ def study(
         bool, typer.Option("--time-again", help="Measure speed anew in a folder that holds it.")
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Where answers are cut off.", min=1)] = 32,
-    box_unit: options.BoxUnit = None,
+    box_unit: options.BoxUnitOption = None,
     limit: options.Limit = None,
     seed: options.Seed = 0,
     dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
+    device: options.DeviceOption = "auto",
     as_json: options.AsJson = False,
 ) -> None:
     """Test the paper's five claims on a model. Verdicts by rules that are set before the run, and a report."""
@@ -49,7 +49,7 @@ def study(
     samples = {name: list(dataset) for name, dataset in options.samples(data, seed, limit, evidence=True).items()}
     console = Console(highlight=False, markup=False, stderr=True)
     with options.resumable(out, "study"):
-        texts = {name: list(dataset) for name, dataset in options.texts(model, limit).items()}
+        texts = {name: list(dataset) for name, dataset in options.text_samples(model, limit).items()}
         works = planned_work(samples, texts, budget)
         for name, work in works.items():
             unit = "answers" if work.answers else "passes"

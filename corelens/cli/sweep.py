@@ -19,7 +19,7 @@ def sweep(
     limit: options.Limit = None,
     seed: options.Seed = 0,
     dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
+    device: options.DeviceOption = "auto",
     as_json: options.AsJson = False,
 ) -> None:
     """Ablate each head, layer or group by itself, and measure the drop in the answer's log-probability."""

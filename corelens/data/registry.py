@@ -25,7 +25,7 @@ READERS = {
 }
 """Functions that read a data set from a folder or from the Hub."""
 
-WORLDS = {"documents": documents, "charts": charts, "photographs": photographs, "haystacks": haystacks}
+SYNTHETIC = {"documents": documents, "charts": charts, "photographs": photographs, "haystacks": haystacks}
 """Functions that draw a number of samples from a seed."""
 
 
@@ -33,7 +33,7 @@ def load(name: str, *where: Any, **options: Any) -> Samples:
     """Load the samples of a data set or world by name.
 
     Args:
-        name: A name of `READERS` or `WORLDS`.
+        name: A name of `READERS` or `SYNTHETIC`.
         where: The folder or Hub id of a data set; of a world, how many samples and their seed.
         options: Further arguments of its reader.
 
@@ -44,7 +44,7 @@ def load(name: str, *where: Any, **options: Any) -> Samples:
         >>> [sample.answer for sample in load("charts", 2, seed=0)]
         ['Seoul', '80']
     """
-    if name not in (known := READERS | WORLDS):
+    if name not in (known := READERS | SYNTHETIC):
         raise ValueError(
             f"{name!r} is not a data set of corelens; these are {', '.join(known)}. The pictures for the shipped "
             f"models are in corelens.toy."

@@ -17,7 +17,7 @@ from corelens.data import BoxUnit, Sample
 from corelens.errors import check_choice
 from corelens.experiments.conditions import BASELINE, ConditionResults, check_scoring
 from corelens.experiments.resumable import (
-    Samples,
+    SampleSets,
     flatten_datasets,
     model_fingerprint,
     prepare_samples,
@@ -97,7 +97,7 @@ SHARD_SIZE = 16
 
 def run_ablation(
     model: HookedMLLM,
-    samples: Samples,
+    samples: SampleSets,
     conditions: Mapping[str, Sequence[HeadSet]],
     method: AnswerMethod = "zero",
     phase: Phase = "both",

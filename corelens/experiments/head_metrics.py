@@ -27,7 +27,6 @@ from corelens.metrics.head_score import mean_over_queries
 from corelens.model import HookedMLLM
 from corelens.tokens import BoxRule, TokenMap, Views
 
-Evidence = Bool[Tensor, "batch position"] | Float[Tensor, "batch position"]
 """Positions of the evidence, as weights in [0, 1] if it covers tokens in part."""
 
 
@@ -36,7 +35,7 @@ class ScoringInputs:
     """Masks by which a pass is scored."""
 
     tokens: TokenMap
-    evidence: Evidence
+    evidence: Bool[Tensor, "batch position"] | Float[Tensor, "batch position"]
     queries: Mapping[str, Bool[Tensor, "batch position"]]
     """Query tokens, by the kinds that the metrics name."""
 

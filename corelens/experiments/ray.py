@@ -15,7 +15,7 @@ from torch import Tensor
 
 from corelens.data import Sample
 from corelens.experiments.head_metrics import AnyMetric, ScanConfig, score_batch
-from corelens.experiments.resumable import DatasetSamples, Samples, flatten_datasets, model_fingerprint
+from corelens.experiments.resumable import DatasetSamples, SampleSets, flatten_datasets, model_fingerprint
 from corelens.experiments.run_folder import Shard
 from corelens.experiments.scan import run_scan, scan_config
 from corelens.model import HookedMLLM
@@ -24,7 +24,7 @@ from corelens.scores import HeadScores
 
 def scan_on_ray(
     load: Callable[[], HookedMLLM],
-    samples: Samples,
+    samples: SampleSets,
     metrics: Sequence[AnyMetric] = ("ram", "write_ram"),
     *,
     address: str = "auto",

@@ -37,9 +37,9 @@ from corelens.inputs.prepare import PreparedInputs
 from corelens.model import HookedMLLM
 from corelens.progress import progress
 
-Item = TypeVar("Item")
+Element = TypeVar("Element")
 
-Samples = Iterable[Sample] | Mapping[str, Iterable[Sample]]
+SampleSets = Iterable[Sample] | Mapping[str, Iterable[Sample]]
 """Samples of one data set, or of several by name."""
 
 DatasetSamples = Sequence[tuple[str, Sample]]
@@ -178,7 +178,7 @@ def _report_skipped(results: Shard, n_samples: int) -> None:
     warnings.warn(message, stacklevel=4)
 
 
-def flatten_datasets(samples: Samples) -> DatasetSamples:
+def flatten_datasets(samples: SampleSets) -> DatasetSamples:
     """List the samples of all data sets, one data set after the other.
 
     Raises:
@@ -235,7 +235,7 @@ def prepare_samples(model: HookedMLLM, samples: Sequence[Sample]) -> PreparedInp
         return prepare_batch(model, samples)
 
 
-def split(items: Sequence[Item], size: int) -> list[list[Item]]:
+def split(items: Sequence[Element], size: int) -> list[list[Element]]:
     """Split into lists of `size` items, in order; the last may be shorter."""
     return [list(items[start : start + size]) for start in range(0, len(items), size)]
 

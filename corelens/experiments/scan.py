@@ -13,7 +13,7 @@ from corelens.experiments.head_metrics import DESCRIPTIVE_METRICS, AnyMetric, Sc
 from corelens.experiments.resumable import (
     DatasetSamples,
     Evaluate,
-    Samples,
+    SampleSets,
     ShardMap,
     flatten_datasets,
     model_fingerprint,
@@ -37,7 +37,7 @@ SHARD_SIZE = 32
 """Samples that are kept or lost together when a scan is interrupted."""
 
 
-def scan(model: HookedMLLM, samples: Samples, metric: AnyMetric = "ram", **options: Any) -> HeadScores:
+def scan(model: HookedMLLM, samples: SampleSets, metric: AnyMetric = "ram", **options: Any) -> HeadScores:
     """Score every head by one metric on every sample.
 
     Args:
@@ -51,7 +51,7 @@ def scan(model: HookedMLLM, samples: Samples, metric: AnyMetric = "ram", **optio
 
 def scan_metrics(
     model: HookedMLLM,
-    samples: Samples,
+    samples: SampleSets,
     metrics: Sequence[AnyMetric] = ("ram", "write_ram"),
     rule: BoxRule = "overlap",
     views: Views = "all",

@@ -18,7 +18,7 @@ from corelens.causal import evaluate
 from corelens.data import BoxUnit, Sample
 from corelens.experiments.conditions import BASELINE, ConditionResults, check_scoring
 from corelens.experiments.resumable import (
-    Samples,
+    SampleSets,
     flatten_datasets,
     model_fingerprint,
     prepare_samples,
@@ -187,7 +187,7 @@ class SparseResults(ConditionResults[HeadPlan | TokenPruning]):
 
 def run_sparse_eval(
     model: HookedMLLM,
-    samples: Samples,
+    samples: SampleSets,
     plans: Plans,
     batch_size: int = 16,
     max_new_tokens: int = 32,
@@ -294,7 +294,7 @@ def _plan_summary(model: HookedMLLM, results: SparseResults, name: str, speeds: 
     }
 
 
-def longest_prompt(model: HookedMLLM, samples: Samples) -> PreparedInputs:
+def longest_prompt(model: HookedMLLM, samples: SampleSets) -> PreparedInputs:
     """Prepare the longest prompt, as far as lengths are known before media are read."""
     _, longest = max(flatten_datasets(samples), key=lambda named: prompt_length(named[1]))
     return prepare_samples(model, [longest])

@@ -19,7 +19,7 @@ from corelens.data import Sample, prepare_batches
 from corelens.errors import check_choice
 from corelens.experiments.ablation import ReferenceMethod, lazy_ablation
 from corelens.experiments.resumable import (
-    Samples,
+    SampleSets,
     flatten_datasets,
     model_fingerprint,
     prepare_samples,
@@ -106,7 +106,7 @@ def sweep(
 
     Args:
         model: The model.
-        samples: Samples, or one batch of prompts with answers behind them (`append_answers`).
+        samples: SampleSets, or one batch of prompts with answers behind them (`append_answers`).
         intervention: From heads to hooks. The default is zero-ablation from the question on, which shares all earlier
             positions.
         metric: Computed for each answer, from its log-probabilities with and without the intervention.
@@ -196,7 +196,7 @@ SHARD_SIZE = 4
 
 def run_sweep(
     model: HookedMLLM,
-    samples: Samples,
+    samples: SampleSets,
     method: ReferenceMethod = "zero",
     per: Unit = "head",
     out: str | PathLike[str] | None = None,

@@ -22,7 +22,7 @@ from corelens.tokens import Box
 ReplaceWith = Literal["zero", "mean"]
 Order = Literal["layer", "score"]
 HiddenFrom = Literal["all", "chosen"]
-Phase = Literal["before", "after"]
+Moment = Literal["before", "after"]
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -97,7 +97,7 @@ class ExplorerState:
     blind: HiddenFrom = "all"
     """Heads that `regions` are masked for: all, or those that are shown."""
 
-    moment: Phase = "after"
+    moment: Moment = "after"
     """Phase that heads and maps show: with these changes, or before them."""
 
     @property

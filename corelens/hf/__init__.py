@@ -1,1 +1,1 @@
-"""What is known of Hugging Face models: their architecture, weights and caches."""
+"""Hugging Face models: architecture, weights, module outputs and caches."""

@@ -20,13 +20,13 @@ class HookedMLLMConfig:
     model_name: str
     n_layers: int
     n_heads: int
-    """Of the layer with most heads."""
+    """Number of heads in the layer with most."""
 
     n_key_value_heads: int
-    """Of the layer with most."""
+    """Number of key-value heads in the layer with most."""
 
     d_head: int
-    """Of the layer with the widest heads."""
+    """Width of a head in the layer with the widest."""
 
     d_model: int
     device: torch.device

@@ -76,7 +76,7 @@ class ProcessedImage:
     """Number of placeholders of the picture or video, which have the id of the image or video token."""
 
     metadata: VideoMetadata | None = None
-    """Of a video: its number of frames, its frame rate, and the numbers of the sampled frames."""
+    """Number of frames, frame rate and sampled frames of a video."""
 
     @property
     def kind(self) -> str:

@@ -19,7 +19,7 @@ from corelens.reports.page import Page
 from corelens.scores import HeadScores
 from corelens.study.acceleration import speed_up
 from corelens.study.division import METRICS
-from corelens.study.generality import TOP
+from corelens.study.generality import TOP_SHARE
 from corelens.study.run import Study, every_other
 from corelens.study.sparsity import EXCESS, shuffled
 from corelens.study.verdict import accuracy
@@ -167,7 +167,7 @@ def _sparsity(scores: Mapping[str, HeadScores], untrained: Mapping[str, HeadScor
 
 def _generality(ram: HeadScores, compared_models: Mapping[str, str]) -> list[go.Figure]:
     by_dataset: dict[str, HeadScores] = {name: ram.for_dataset(name) for name in dict.fromkeys(ram.datasets)}
-    matrix = [overlap_matrix(by_dataset, "shared", TOP)] if len(by_dataset) > 1 else []
+    matrix = [overlap_matrix(by_dataset, "shared", TOP_SHARE)] if len(by_dataset) > 1 else []
     # Folders of other studies, unless they were moved since.
     paths = {name: path for name in compared_models if (path := Path(name) / "scan" / "ram.safetensors").exists()}
     others = {name: HeadScores.load(path) for name, path in paths.items()}
@@ -177,20 +177,20 @@ def _generality(ram: HeadScores, compared_models: Mapping[str, str]) -> list[go.
 
 def _division(scores: Mapping[str, HeadScores]) -> list[go.Figure]:
     first, second = (every_other(scores, start) for start in (0, 1))
-    core = first["ram"].top(TOP)
+    core = first["ram"].top(TOP_SHARE)
     distributions = group_distributions({name: second[name] for name in METRICS}, core)
     return [heads_by_two(second["entropy"], second["vera"], core), distributions]
 
 
 def _necessity(ablations: ConditionResults[HeadSet], texts: Sequence[str]) -> list[go.Figure]:
     conditions = ablations.conditions
-    fractions = sorted({float(name.split()[-1][:-1]) / 100 for name in conditions if name.endswith("%")} | {TOP})
+    fractions = sorted({float(name.split()[-1][:-1]) / 100 for name in conditions if name.endswith("%")} | {TOP_SHARE})
     heads: dict[str, list[list[HeadSet]]] = {}
     accuracies: dict[str, list[list[float]]] = {}
     datasets = list(dict.fromkeys(ablations.datasets))
     visual_sets = [name for name in datasets if name not in texts]
     for kind in ("top", "random"):
-        names = [kind if fraction == TOP else f"{kind} {fraction:.0%}" for fraction in fractions]
+        names = [kind if fraction == TOP_SHARE else f"{kind} {fraction:.0%}" for fraction in fractions]
         heads[kind] = [list(conditions[name]) for name in names]
         by_dataset = [[ablations.accuracies(name, dataset) for dataset in visual_sets] for name in names]
         accuracies[kind] = [np.mean(values, 0).tolist() for values in by_dataset]

@@ -110,7 +110,7 @@ class HeadPlan:
     """Layers whose heads all attend to everything."""
 
     name: str = "by hand"
-    """How the plan was made, as it appears in tables and files."""
+    """Origin of the plan, as it appears in tables and files."""
 
     def __post_init__(self) -> None:
         check_choice("granularity", self.granularity, Granularity)

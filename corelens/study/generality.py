@@ -14,7 +14,7 @@ from corelens.metrics.stability import top_heads
 from corelens.scores import HeadScores
 from corelens.study.verdict import Finding, Measurement, estimate, p_value
 
-TOP = 0.05
+TOP_SHARE = 0.05
 """Share of heads that are called CoRe heads."""
 
 RULE = (
@@ -57,7 +57,7 @@ def _agreement_of_datasets(scores: HeadScores, untrained: HeadScores, names: Seq
     """Measure how far data sets agree about heads."""
 
     def top_sets(heads: HeadScores, indices: np.ndarray) -> list[set[tuple[int, int]]]:
-        return [top_heads(mean, TOP) for mean in _dataset_means(heads, indices, names)]
+        return [top_heads(mean, TOP_SHARE) for mean in _dataset_means(heads, indices, names)]
 
     def shared(heads: HeadScores, indices: np.ndarray) -> float:
         pairs = combinations(top_sets(heads, indices), 2)
@@ -99,12 +99,12 @@ def _agreement_of_datasets(scores: HeadScores, untrained: HeadScores, names: Seq
 def _top_mass(scores: HeadScores, indices: np.ndarray, names: Sequence[str]) -> float:
     """Mean mass of the top heads of each data set, averaged over data sets."""
     ordered = [mean[~mean.isnan()].sort(descending=True).values for mean in _dataset_means(scores, indices, names)]
-    return float(np.mean([masses[: head_count(TOP, len(masses))].mean() for masses in ordered]))
+    return float(np.mean([masses[: head_count(TOP_SHARE, len(masses))].mean() for masses in ordered]))
 
 
 def _shared_and_specific_heads(scores: HeadScores, names: Sequence[str]) -> Iterator[str]:
     """Name the heads that are in the top sets of all data sets, and those of one data set only."""
-    top_sets = {name: set(scores.for_dataset(name).top(TOP)) for name in names}
+    top_sets = {name: set(scores.for_dataset(name).top(TOP_SHARE)) for name in names}
     common = sorted(set.intersection(*top_sets.values()))
     yield f"In the top sets of all data sets: {', '.join(map(str, common)) or 'no head'}."
     for name in names:
@@ -122,7 +122,7 @@ def _shared_and_specific_heads(scores: HeadScores, names: Sequence[str]) -> Iter
 
 def _chance(scores: HeadScores) -> float:
     """Share of a top set that is expected in another by chance."""
-    return head_count(TOP, scores.n_heads) / scores.n_heads
+    return head_count(TOP_SHARE, scores.n_heads) / scores.n_heads
 
 
 def _agreement_of_models(scores: HeadScores, name: str, other: HeadScores) -> Iterator[Measurement]:
@@ -140,12 +140,13 @@ def _agreement_of_models(scores: HeadScores, name: str, other: HeadScores) -> It
 
     def depth_difference(indices: np.ndarray) -> float:
         depth, other_depth = (
-            np.mean([layer for layer, _ in top_heads(mean, TOP)]) / max(1, len(mean) - 1) for mean in means(indices)
+            np.mean([layer for layer, _ in top_heads(mean, TOP_SHARE)]) / max(1, len(mean) - 1)
+            for mean in means(indices)
         )
         return float(depth - other_depth)
 
     def shared(indices: np.ndarray) -> float:
-        top, other_top = (top_heads(mean, TOP) for mean in means(indices))
+        top, other_top = (top_heads(mean, TOP_SHARE) for mean in means(indices))
         return len(top & other_top) / len(top)
 
     yield estimate(f"relative depth of top heads, less that in {name}", depth_difference, strata)

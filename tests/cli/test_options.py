@@ -9,7 +9,6 @@ import typer
 from typer.testing import CliRunner
 
 from corelens.cli import app
-from corelens.cli.options import texts
 from corelens.data import score
 from corelens.data.synthetic.text import plain_text
 
@@ -66,4 +65,4 @@ def test_plain_questions_are_answered_by_their_answers_alone():
         if sample.question.startswith("What is"):
             first, second = (int(word.rstrip("?")) for word in sample.question.split() if word.rstrip("?").isdecimal())
             assert int(sample.answer) == first + second
-    assert list(texts("someone/a-model", None)) == ["text"]
+    assert list(text_samples("someone/a-model", None)) == ["text"]

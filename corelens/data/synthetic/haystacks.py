@@ -8,7 +8,7 @@ import numpy as np
 from corelens.data.readers.base import Row, Samples
 from corelens.data.sample import Evidence, Sample
 from corelens.data.synthetic.drawing import check_draw
-from corelens.data.synthetic.photographs import COLOURS, SHAPES, draw_scene, render, shape_boxes
+from corelens.data.synthetic.photographs import COLOURS, SHAPES, draw_pasted_scene, render_scene, shape_boxes
 
 NEEDLE = "star"
 
@@ -60,17 +60,17 @@ def _needle_index(length: int, depth: float | int) -> int:
 def _sample(name: str, seed: int, index: int, length: int, depth: float | int) -> Sample:
     needle_index = _needle_index(length, depth)
     rng = np.random.default_rng([seed, index])
-    needle = draw_scene(rng, (NEEDLE,))
+    needle = draw_pasted_scene(rng, (NEEDLE,))
     others = []
     while len(others) < length - 1:
         shape = str(rng.choice([name for name in SHAPES if name != NEEDLE]))
-        others.append(draw_scene(rng, (shape,), (str(rng.choice(list(COLOURS))),)))
+        others.append(draw_pasted_scene(rng, (shape,), (str(rng.choice(list(COLOURS))),)))
     scenes = [*others[:needle_index], needle, *others[needle_index:]]
     return Sample(
         name,
         "One of the pictures shows a star. What colour is the star?",
         needle.shapes[0].colour,
-        tuple(partial(render, scene) for scene in scenes),
+        tuple(partial(render_scene, scene) for scene in scenes),
         (Evidence(shape_boxes(needle)[0], needle_index),),
         scoring="contains",
         about={"length": length, "depth": depth},

@@ -59,7 +59,7 @@ class PastedShape:
 
 
 @dataclass(frozen=True)
-class Scene:
+class PastedScene:
     """A part of a photograph and the shapes on it. No shape and no colour occurs twice."""
 
     photograph: int
@@ -77,7 +77,7 @@ def photographs(n: int, seed: int = 0, n_things: int = 4) -> Samples:
 
 def _sample(n_things: int, seed: int, index: int) -> Sample:
     rng = np.random.default_rng([seed, index])
-    scene = draw_scene(rng, tuple(rng.permutation(list(SHAPES))[:n_things]))
+    scene = draw_pasted_scene(rng, tuple(rng.permutation(list(SHAPES))[:n_things]))
     number = int(rng.integers(n_things))
     pasted = scene.shapes[number]
     question, answer = f"What colour is the {pasted.shape}?", pasted.colour
@@ -87,14 +87,16 @@ def _sample(n_things: int, seed: int, index: int) -> Sample:
         f"photographs-{seed}-{index}",
         question,
         answer,
-        (partial(render, scene),),
+        (partial(render_scene, scene),),
         (Evidence(shape_boxes(scene)[number]),),
         scoring="contains",
         about={"shape": pasted.shape, "colour": pasted.colour},
     )
 
 
-def draw_scene(rng: np.random.Generator, shapes: tuple[str, ...], colours: tuple[str, ...] | None = None) -> Scene:
+def draw_pasted_scene(
+    rng: np.random.Generator, shapes: tuple[str, ...], colours: tuple[str, ...] | None = None
+) -> PastedScene:
     """Draw shapes at free places of a random part of a photograph; their colours are random unless given."""
     if colours is None:
         colours = tuple(str(colour) for colour in rng.permutation(list(COLOURS))[: len(shapes)])
@@ -107,20 +109,20 @@ def draw_scene(rng: np.random.Generator, shapes: tuple[str, ...], colours: tuple
     photograph = int(rng.integers(2))
     height, width, _ = sample_photographs()[photograph].shape
     corner = (int(rng.integers(width - SIZE[0] + 1)), int(rng.integers(height - SIZE[1] + 1)))
-    return Scene(photograph, corner, bool(rng.random() < 0.5), tuple(pasted))
+    return PastedScene(photograph, corner, bool(rng.random() < 0.5), tuple(pasted))
 
 
-def render(scene: Scene) -> Image.Image:
+def render_scene(scene: PastedScene) -> Image.Image:
     """Draw the picture of a scene."""
     return _render_with_boxes(scene)[0]
 
 
-def shape_boxes(scene: Scene) -> list[Box]:
+def shape_boxes(scene: PastedScene) -> list[Box]:
     """Smallest box around each shape, its outline included."""
     return _render_with_boxes(scene)[1]
 
 
-def _render_with_boxes(scene: Scene) -> tuple[Image.Image, list[Box]]:
+def _render_with_boxes(scene: PastedScene) -> tuple[Image.Image, list[Box]]:
     left, top = scene.corner
     region = sample_photographs()[scene.photograph][top : top + SIZE[1], left : left + SIZE[0]]
     picture = Image.fromarray(region[:, ::-1] if scene.mirrored else region)
