@@ -61,7 +61,7 @@ def _separate(arguments: Iterable[str]) -> list[str]:
     from corelens import toy
     from corelens.data import registry
 
-    names = {*toy.SAMPLES, *registry.READERS, *registry.WORLDS}
+    names = {*toy.SAMPLES, *registry.READERS, *registry.SYNTHETIC}
     datasets: list[str] = []
     for argument in arguments:
         for index, piece in enumerate(argument.split(",")):
@@ -80,7 +80,7 @@ def _samples(argument: str, seed: int, limit: int | None, evidence: bool) -> tup
     if not separator:
         raise typer.BadParameter(f"{argument!r} has no place; write NAME=WHERE, as in scenes=200.", param_hint="--data")
     try:
-        synthetic: dict[str, Any] = {**toy.SAMPLES, **registry.WORLDS}
+        synthetic: dict[str, Any] = {**toy.SAMPLES, **registry.SYNTHETIC}
         unknown = f"is no data set that corelens knows; it knows {', '.join([*registry.READERS, *synthetic])}."
         place, *settings = where.split(",")
         if name not in synthetic and name not in registry.READERS:

@@ -27,8 +27,6 @@ from corelens.metrics.head_score import mean_over_queries
 from corelens.model import HookedMLLM
 from corelens.tokens import BoxRule, TokenMap, Views
 
-"""Positions of the evidence, as weights in [0, 1] if it covers tokens in part."""
-
 
 @dataclass(frozen=True)
 class ScoringInputs:
@@ -36,6 +34,8 @@ class ScoringInputs:
 
     tokens: TokenMap
     evidence: Bool[Tensor, "batch position"] | Float[Tensor, "batch position"]
+    """Positions of the evidence, as weights in [0, 1] if it covers tokens in part."""
+
     queries: Mapping[str, Bool[Tensor, "batch position"]]
     """Query tokens, by the kinds that the metrics name."""
 

@@ -12,7 +12,7 @@ import torch
 
 from corelens.experiments.ablation import AblationCurve
 from corelens.experiments.conditions import BASELINE, ConditionResults, read_conditions
-from corelens.experiments.run_folder import RunFolder, atomic_write_json, read_summary
+from corelens.experiments.run_folder import RunFolder, atomic_write, atomic_write_json, read_summary
 from corelens.heads import HeadSet
 from corelens.reports.common import identity
 from corelens.reports.page import Page

@@ -26,7 +26,7 @@ from corelens.sparse.controls import plans_and_controls
 from corelens.study.acceleration import Timing, acceleration, measure_timing
 from corelens.study.budget import FULL, SCANNED_METRICS, StudyBudget, Texts, halves, planned_work
 from corelens.study.division import division
-from corelens.study.generality import TOP, generality
+from corelens.study.generality import TOP_SHARE, generality
 from corelens.study.necessity import necessity
 from corelens.study.sparsity import EXCESS, sparsity
 from corelens.study.verdict import Finding
@@ -99,9 +99,9 @@ def run_study(
         scores = scan_metrics(model, scanned, SCANNED_METRICS, out=begin("scan"))
         untrained_scores = scan_metrics(untrained(model), scanned, ("ram", EXCESS), out=begin("untrained"))
         ram = scores["ram"]
-        core = ram.top(TOP)
+        core = ram.top(TOP_SHARE)
 
-        conditions = ram.controls(TOP, range(budget.n_seeds))
+        conditions = ram.controls(TOP_SHARE, range(budget.n_seeds))
         for fraction in budget.ablated_fractions:
             for kind, sets in _top_and_random(ram, fraction, budget.n_seeds).items():
                 conditions[f"{kind} {fraction:.0%}"] = sets
@@ -139,7 +139,7 @@ def run_study(
     findings = (
         sparsity(scores[EXCESS.name], untrained_scores[EXCESS.name]),
         generality(ram, untrained_scores["ram"], compare_with or {}),
-        division(ram, second, first["ram"].top(TOP)),
+        division(ram, second, first["ram"].top(TOP_SHARE)),
         necessity(ablations, other_ablations, texts),
         acceleration(sparse_results, timing),
     )
