@@ -71,8 +71,10 @@ class HookedMLLM(HookedRootModule):
         """
         super().__init__()
         if hasattr(hf_model, "_orig_mod"):
-            reason = "wrap it before torch.compile, since hooks need its Python code"
-            raise TypeError(f"the model is compiled; {reason}. {docs_link('compiled')}")
+            raise TypeError(
+                f"the model is compiled; wrap it before torch.compile, since hooks need its Python code. "
+                f"{docs_link('compiled')}"
+            )
         if not isinstance(hf_model, PreTrainedModel):
             raise TypeError(f"{type(hf_model).__name__} is not a Hugging Face model (transformers.PreTrainedModel).")
         layers = decoder_layers(hf_model)
