@@ -102,7 +102,7 @@ def test_prompts_without_a_prefix(model: HookedMLLM):
     late.tokens.role[:, 1] = int(Role.QUESTION)
     with pytest.raises(ValueError, match="a picture or video stands after position 1, where the first question"):
         model.prefix(late)
-    with pytest.raises(ValueError, match=r"these inputs have no token map: say how many positions"):
+    with pytest.raises(ValueError, match=r"these inputs have no token map: give the number of positions"):
         model.prefix(dict(inputs))
 
 
@@ -121,7 +121,7 @@ def test_questions_of_different_lengths_in_one_batch(model: HookedMLLM):
     ("name", "message"),
     [
         ("mllama", "attends to an encoder: its prompts have no prefix"),
-        ("paligemma", "does not compute the same after a prefix as in a whole pass .*: its prompts look ahead"),
+        ("paligemma", "does not compute the same after a prefix as in a whole pass .*: its prompts attend to later positions"),
         ("blip-2", "cannot continue from a prefix: TypeError"),
     ],
 )
