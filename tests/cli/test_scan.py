@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from corelens import HeadScores
-from tests.helpers.cli import invoke_on_toy
+from corelens.cli import options
+from tests.helpers.cli import invoke_on_toy, text_of
 
 
 def test_the_command_scores_several_data_sets_and_goes_on(tmp_path: Path):
