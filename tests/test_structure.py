@@ -48,7 +48,7 @@ SUBMODULES = {
     *("q_proj", "k_proj", "v_proj", "qkv", "qkv_proj", "query_key_value", "wqkv", "c_attn", "in_proj"),
     *("o_proj", "out_proj", "c_proj", "wo", "dense"),
 }
-"""What decoder layers and attention modules of transformers call their parts."""
+"""Names of the parts of decoder layers and attention modules in transformers."""
 MAX_LINES = {"model.py": 455}
 """Modules that may be longer than 350 lines: HookedMLLM is one class."""
 IN_SEVERAL_MODULES = {

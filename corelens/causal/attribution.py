@@ -11,10 +11,10 @@ from transformer_lens import ActivationCache
 
 from corelens.causal.answers import AnswerLogProbs
 from corelens.causal.effects import PatchingMetric, log_prob
+from corelens.hooks.points import layer_of
 from corelens.hooks.positions import PositionName
 from corelens.inputs.prepare import PreparedInputs
 from corelens.interventions.patching import align
-from corelens.interventions.replace import layer_of
 from corelens.model import HookedMLLM
 from corelens.tokens import TokenMap
 

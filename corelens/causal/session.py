@@ -36,10 +36,10 @@ from corelens.heads import Head
 from corelens.hf.module_outputs import RecordedOutputs, record_outputs, replay_outputs, vision_towers
 from corelens.hf.prefix_cache import PrefixCache
 from corelens.hooks.connect import begin_pass
+from corelens.hooks.points import hook_name, layer_of
 from corelens.hooks.positions import Intervention, PassState, PositionSelector
 from corelens.inputs.prepare import PreparedInputs, repeat_inputs
 from corelens.interventions import FwdHooks
-from corelens.interventions.replace import layer_of
 from corelens.model import HookedMLLM
 
 POSITIONS_PER_PASS = 1024
@@ -144,7 +144,7 @@ class Session:
 
     def _gives_plain_logits(self, run: Callable[[FwdHooks, int], Tensor], n_copies: int) -> bool:
         """True if a pass that starts at the last layer and changes nothing gives the logits without intervention."""
-        no_change: FwdHooks = [(f"blocks.{len(self._layers) - 1}.hook_resid_pre", lambda stream, hook: None)]
+        no_change: FwdHooks = [(hook_name(len(self._layers) - 1, "resid_pre"), lambda stream, hook: None)]
         try:
             logits = run(no_change, n_copies).float()
         except (KeyError, RuntimeError, ValueError):

@@ -26,6 +26,7 @@ from corelens.experiments.resumable import (
     run_resumable,
 )
 from corelens.hf.module_outputs import cached_vision
+from corelens.hooks.points import hook_name
 from corelens.inputs.prepare import PreparedInputs
 from corelens.interventions.token_pruning import TokenPruning, prune_tokens
 from corelens.model import HookedMLLM
@@ -62,7 +63,7 @@ def attention_recall(
         for of_plan, layers in zip(recalls, resolved, strict=True):
             of_plan += [recall(rule, head) for head, rule in enumerate(layers[hook.layer()].rules)]
 
-    hooks = [(f"blocks.{layer}.attn.hook_pattern", add_layer) for layer in (resolved[0] if resolved else ())]
+    hooks = [(hook_name(layer, "attn.pattern"), add_layer) for layer in (resolved[0] if resolved else ())]
     with model.hooks(fwd_hooks=hooks, queries=inputs.tokens.last):
         model(inputs)
     return [torch.stack(of_plan, 1).mean(1) for of_plan in recalls]

@@ -21,6 +21,7 @@ from corelens.explorer.state import ExplorerState
 from corelens.explorer.uploads import decode_picture
 from corelens.heads import Head
 from corelens.hf.prefix_cache import PrefixCache
+from corelens.hooks.points import hook_name
 from corelens.inputs.media import load_clip
 from corelens.inputs.prepare import PreparedInputs
 from corelens.interventions import FwdHooks, ReferenceActivations, ablate, attention_knockout, mean_activations
@@ -269,7 +270,7 @@ class ExplorerPasses:
                     prompt.inputs,
                     prefix=prompt.prefix,
                     queries=prompt.query_mask(state),
-                    names_filter=sorted({f"blocks.{head.layer}.attn.hook_pattern" for head in missing}),
+                    names_filter=sorted({hook_name(head.layer, "attn.pattern") for head in missing}),
                 )
             for head in missing:
                 prompt.results[key(head)] = cache["pattern", head.layer][0, head.head, 0].cpu()

@@ -154,6 +154,27 @@ class HookedVision(nn.Module):
         self.blocks = nn.ModuleDict(layers)
 
 
+def hook_name(layer: int, point: str) -> str:
+    """Name of a hook point of the decoder; TransformerLens calls this `get_act_name`.
+
+    Examples:
+        >>> hook_name(3, "attn.pattern"), hook_name(3, "resid_post")
+        ('blocks.3.attn.hook_pattern', 'blocks.3.hook_resid_post')
+    """
+    path, _, point = point.rpartition(".")
+    return ".".join(filter(None, (f"blocks.{layer}", path, f"hook_{point}")))
+
+
+def layer_of(name: str) -> int:
+    """Number of the layer in the name of one of its hook points.
+
+    Examples:
+        >>> layer_of("blocks.12.attn.hook_z")
+        12
+    """
+    return int(name.split(".")[1])
+
+
 def names_selector(
     names_filter: NamesFilter, names: Collection[str], check: Callable[[str], None]
 ) -> Callable[[str], bool]:

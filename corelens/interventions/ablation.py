@@ -12,6 +12,7 @@ from torch import Tensor
 from corelens.errors import check_choice, docs_link
 from corelens.heads import Head, HeadSet
 from corelens.hooks.attention import MASKED_LOGIT
+from corelens.hooks.points import hook_name
 from corelens.hooks.positions import PassState, Phase, Positions, PositionSelector
 from corelens.interventions.reference import ReferenceActivations
 from corelens.interventions.replace import FwdHooks, Replace
@@ -74,7 +75,7 @@ def ablate(
     where = PositionSelector(positions, phase)
     hooks: FwdHooks = []
     for layer, numbers in HeadSet(tuple(heads)).by_layer().items():
-        name = f"blocks.{layer}.attn.hook_{hook_point}"
+        name = hook_name(layer, f"attn.{hook_point}")
         layer_heads = tuple(Head(layer, number) for number in numbers)
         uniform = method == "uniform"
         function = UniformAttention(layer_heads, where) if uniform else Replace(name, layer_heads, where, reference)

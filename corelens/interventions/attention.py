@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from corelens.heads import Head, HeadSet
 from corelens.hooks.attention import MASKED_LOGIT
+from corelens.hooks.points import hook_name
 from corelens.hooks.positions import PassState, Phase, Positions, PositionSelector, repeat_per_row
 from corelens.interventions.replace import FwdHooks
 
@@ -49,7 +50,7 @@ def mask_keys(layers: Iterable[int], keys: Positions) -> FwdHooks:
     Returns:
         One hook per layer. A query that has no key left to attend to raises a ValueError in the pass.
     """
-    return [(f"blocks.{layer}.attn.hook_k", MaskKeys(layer, keys)) for layer in sorted(set(layers))]
+    return [(hook_name(layer, "attn.k"), MaskKeys(layer, keys)) for layer in sorted(set(layers))]
 
 
 def scale_attention(
@@ -88,7 +89,7 @@ def bias_attention(
     hooks: FwdHooks = []
     for layer, numbers in HeadSet(tuple(heads)).by_layer().items():
         layer_heads = tuple(Head(layer, number) for number in numbers)
-        hooks.append((f"blocks.{layer}.attn.hook_attn_scores", AttentionBias(layer_heads, where, keys, float(bias))))
+        hooks.append((hook_name(layer, "attn.attn_scores"), AttentionBias(layer_heads, where, keys, float(bias))))
     return hooks
 
 

@@ -28,10 +28,11 @@ from transformer_lens import ActivationCache
 
 from corelens.errors import check_choice, docs_link
 from corelens.heads import Head, HeadSet
+from corelens.hooks.points import hook_name, layer_of
 from corelens.hooks.positions import PassState, PositionName, PositionSelector
 from corelens.hooks.rows import row_mask
 from corelens.inputs.prepare import PreparedInputs
-from corelens.interventions.replace import FwdHooks, Replace, layer_of
+from corelens.interventions.replace import FwdHooks, Replace
 from corelens.model import HookedMLLM
 from corelens.tokens import TokenMap
 
@@ -91,7 +92,7 @@ def patch(
     numbers_by_layer = HeadSet(heads).by_layer() if by_head else {layer: [] for layer in layers}
     for layer, numbers in numbers_by_layer.items():
         layer_heads = tuple(Head(layer, number) for number in numbers)
-        name = f"blocks.{layer}.attn.hook_{point}" if by_head else f"blocks.{layer}.hook_{point}"
+        name = hook_name(layer, f"attn.{point}") if by_head else hook_name(layer, point)
         if name not in list(cache):
             raise ValueError(f"the cache does not hold {name}; keep it, e.g. with names_filter={name!r}.")
         if point == "pattern":
@@ -157,7 +158,7 @@ def path_patch(
     hooks += patch(clean_cache, inputs.tokens, inputs.tokens, heads=later_heads)
     if not receivers:
         return hooks
-    receiver_names = sorted({f"blocks.{head.layer}.attn.hook_{through}" for head in receivers})
+    receiver_names = sorted({hook_name(head.layer, f"attn.{through}") for head in receivers})
     with model.hooks(fwd_hooks=hooks):
         _, receiver_cache = model.run_with_cache(inputs, names_filter=receiver_names)
     return patch(receiver_cache, inputs.tokens, inputs.tokens, through, heads=receivers)

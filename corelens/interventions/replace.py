@@ -15,11 +15,6 @@ FwdHooks = list[tuple[str, Callable[..., Any]]]
 """Hooks for `hooks(fwd_hooks=...)` and `run_with_hooks(fwd_hooks=...)`, as (hook name, function); lists add up."""
 
 
-def layer_of(name: str) -> int:
-    """Layer of a hook name of the decoder, `blocks.{layer}...`."""
-    return int(name.split(".")[1])
-
-
 @runtime_checkable
 class Reference(Protocol):
     """Activations that replace those of a pass."""

@@ -8,6 +8,7 @@ from einops import reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from corelens.hooks.points import hook_name
 from corelens.inputs.prepare import PreparedInputs
 from corelens.interventions import FwdHooks, mask_keys
 from corelens.model import HookedMLLM
@@ -57,7 +58,7 @@ def _dropped(model: HookedMLLM, inputs: PreparedInputs, pruning: TokenPruning) -
     def keep_mean(pattern: Float[Tensor, "batch head 1 position"], hook: Any) -> None:
         attention.append(reduce(pattern, "batch head 1 position -> batch position", "mean"))
 
-    name = f"blocks.{pruning.layer}.attn.hook_pattern"
+    name = hook_name(pruning.layer, "attn.pattern")
     with model.hooks(fwd_hooks=[(name, keep_mean)], queries=inputs.tokens.last):
         model(inputs)
     visual = inputs.tokens.visual.to(attention[0].device)

@@ -14,7 +14,7 @@ from PIL import Image
 from corelens.data import Sample, Samples
 
 FPS, N_FRAMES = 10, 20
-"""Of every video that `write_video` writes."""
+"""Frames per second, and number of frames, of every video that `write_video` writes."""
 
 
 def encoded_picture(size: tuple[int, int], colour: tuple[int, int, int] = (10, 20, 30), kind: str = "JPEG") -> bytes:

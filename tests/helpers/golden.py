@@ -51,7 +51,7 @@ def samples() -> dict[str, str]:
 
 
 def numbers() -> dict[str, Any]:
-    """What the library computes with a shipped model."""
+    """Digests of results of a shipped model."""
     model = cl.HookedMLLM.from_pretrained("corelens/toy")
     scenes = list(toy.scenes(20, seed=1))
     inputs = model.prepare([list(sample.images) for sample in scenes[:4]], [sample.question for sample in scenes[:4]])

@@ -121,7 +121,10 @@ def test_questions_of_different_lengths_in_one_batch(model: HookedMLLM):
     ("name", "message"),
     [
         ("mllama", "attends to an encoder: its prompts have no prefix"),
-        ("paligemma", "does not compute the same after a prefix as in a whole pass .*: its prompts attend to later positions"),
+        (
+            "paligemma",
+            "does not compute the same after a prefix as in a whole pass .*: its prompts attend to later positions",
+        ),
         ("blip-2", "cannot continue from a prefix: TypeError"),
     ],
 )
