@@ -21,7 +21,7 @@ from tests.helpers import processors, tiny, verified, video_processors
 
 PAGE = (verified.ROOT / "docs" / "reproduce.md").read_text()
 ROWS = re.findall(r"^\| `(\S+/\S+)` \| `(\S+)` \| `(\S+)` \| `(\S+)` \| `(\S+)` \|$", PAGE, re.MULTILINE)
-"""Of the table of models: MODEL, RUN, BOX, PAGES and class."""
+"""Rows of the table of models: MODEL, RUN, BOX, PAGES and class."""
 
 TINY = {
     "Qwen3VLForConditionalGeneration": "qwen3_vl",

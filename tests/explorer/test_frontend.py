@@ -105,7 +105,7 @@ def after(page: Page) -> str:
 
 
 def place(page: Page, x: float, y: float) -> dict[str, float]:
-    """Where a pixel of the original picture, 128 x 128, is on the canvas."""
+    """Place on the canvas of a pixel of the original picture, 128 x 128."""
     box = page.locator(".panels canvas").first.bounding_box()
     assert box
     return {"x": x / 128 * box["width"], "y": y / 128 * box["height"]}

@@ -93,7 +93,7 @@ class Architecture:
 
     config: dict[str, Any]
     visual: int | Sequence[int] = 16
-    """How many image tokens a picture takes, or the tokens themselves."""
+    """Number of image tokens of a picture, or the tokens themselves."""
     pixels: Sequence[int] = (2, 3, 56, 56)
     """Shape of the picture's tensor."""
     constants: dict[str, Any] = field(default_factory=dict)

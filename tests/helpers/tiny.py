@@ -38,7 +38,7 @@ NO_GENERATION: dict[str, str] = {
 NOT_BUILT: dict[str, str] = {}
 
 VISUAL_TOKENS = {name: architecture.tokens.count(IMAGE) for name, architecture in _ARCHITECTURES.items()}
-"""How many a picture takes."""
+"""Number of image tokens of a picture."""
 
 
 class Tower(nn.Module):
@@ -105,6 +105,6 @@ def batch(name: str, padded: bool = True, seed: int = 3) -> dict[str, Tensor]:
 
 
 def generation_inputs(name: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What of a batch `generate` takes, copied: some write into it."""
+    """Copies of the tensors of a batch that `generate` takes; some models write into them."""
     refused = "mm_token_type_ids" if name in TYPES_REFUSED else None
     return {key: value.clone() for key, value in inputs.items() if key != refused}

@@ -20,7 +20,7 @@ WARNED = ("phi4_multimodal", "minimax_m3_vl")
 
 PADDED_UNDER_EAGER = "transformers masks padding under sdpa, the default, and not in the same way under eager"
 EAGER_IS_ANOTHER_MODEL_WHEN_PADDED = ("minimax_m3_vl", "diffusion_gemma")
-"""Of these, rows of the sample without padding are compared."""
+"""Architectures of which only rows of the sample without padding are compared."""
 
 NO_PADDED_GENERATION = {
     "minimax_m3_vl": PADDED_UNDER_EAGER,
@@ -83,7 +83,7 @@ def padded(name: str) -> dict[str, Tensor]:
 
 
 def real_queries(hf_model: Any, inputs: dict[str, Tensor], n_queries: int) -> Tensor:
-    """Which rows of a pattern are no padding, which attends to nothing and looks as it likes."""
+    """Mask of the rows that are not padding; rows of padding are arbitrary."""
     mask = inputs.get("attention_mask")
     if hf_model.config.is_encoder_decoder or mask is None or mask.shape[1] != n_queries:
         return torch.ones(2, n_queries, dtype=torch.bool)
@@ -96,7 +96,7 @@ def at(chosen: Tensor, rows: Tensor) -> Tensor:
 
 
 def eager_rows(outputs: Any, model: Any) -> dict[str, Tensor]:
-    """What Hugging Face returns as attentions, by the name of the hook point."""
+    """Attentions that Hugging Face returns, by the name of the hook point."""
     for part in ("language_model_outputs", "decoder_attentions", "attentions"):
         if getattr(outputs, part, None) is not None:
             break
@@ -254,7 +254,7 @@ def test_zeroing_a_head_is_zeroing_its_columns_of_w_o(
 
 @torch.no_grad()
 def test_heads_write_through_w_o_and_gates_are_found(model: Any, plain: dict[str, Tensor]):
-    """What enters W_O is `z` unless the layer has `hook_o_in`; heads times W_O, summed, is what W_O returns."""
+    """The input of W_O is `z` unless the layer has `hook_o_in`; heads times W_O, summed, is what W_O returns."""
     entered: dict[str, tuple[Tensor, Tensor]] = {}
     handles = [
         attention.hf_attention.w_o.register_forward_hook(
@@ -280,7 +280,7 @@ def test_heads_write_through_w_o_and_gates_are_found(model: Any, plain: dict[str
 
 
 def kinds_of_heads(model: Any) -> list[str]:
-    """What is unusual about a decoder's attention."""
+    """Peculiarities of a decoder's attention."""
     sites = [site for block in model._blocks for site in block.hf_layer.attentions.values()]
     found = {
         "hybrid": any(block.hf_layer.missing.get("attn") for block in model._blocks),

@@ -14,7 +14,7 @@ from tests.hf.test_architecture import SUPPORTED, build, wrap
 
 
 def counted(module: nn.Module) -> list[int]:
-    """How often the first part of a module runs, as its only element."""
+    """Number of runs of the first part of a module, as its only element."""
     calls, part = [0], next(module.children())
 
     def count(*_: Any) -> None:
