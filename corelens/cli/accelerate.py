@@ -34,7 +34,10 @@ def accelerate(
     device: options.DeviceOption = "auto",
     as_json: options.AsJson = False,
 ) -> None:
-    """Answer with full attention in few heads and sparse attention in all others, and compare with controls."""
+    """Answer with full attention in few heads, sparse in others.
+
+    Controls spend the same budget on other heads.
+    """
     ranking = options.ranking(scores, model)
     chosen_by = options.source(ranking)
     if invalid := [share for share in budget or () if not 0 < share <= 1]:

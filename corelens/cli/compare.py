@@ -32,7 +32,7 @@ def compare(
     ] = None,
     as_json: Annotated[Path | None, typer.Option("--json", help="File for the numbers.")] = None,
 ) -> None:
-    """Compare the top heads of a run with a published list, or with another run.
+    """Compare the top heads of a run with a list or another run.
 
     A list has the form of MMRetHeads, SparseMM or retrieval heads, or is one of names: ["L21H10", "L20H15"].
     """

@@ -19,7 +19,10 @@ def demo(
     ] = "corelens/toy",
     as_json: Annotated[bool, typer.Option("--json", help="Print demo.json, no table.")] = False,
 ) -> None:
-    """Find the heads of a shipped model that attend to the evidence, and ablate them."""
+    """Find the heads that fetch visual evidence, and ablate them.
+
+    The model is one that comes with corelens.
+    """
     from corelens.demo import header, run_demo
 
     try:

@@ -29,7 +29,10 @@ def explore(
     dtype: options.Dtype = "auto",
     device: options.DeviceOption = "auto",
 ) -> None:
-    """Explore the attention of heads, and ablate them, in a browser on this machine."""
+    """Explore attention and ablation of heads in the browser.
+
+    The page is served on this machine alone.
+    """
     if image and not question:
         raise typer.BadParameter("the picture needs a question.", param_hint="--question")
     if question and not image:

@@ -22,7 +22,10 @@ def sweep(
     device: options.DeviceOption = "auto",
     as_json: options.AsJson = False,
 ) -> None:
-    """Ablate each head, layer or group by itself, and measure the drop in the answer's log-probability."""
+    """Ablate each head, layer or group of heads by itself.
+
+    The effect is the drop in the log-probability of the answer.
+    """
     from corelens.experiments.run_folder import atomic_write_json
     from corelens.experiments.sweep import run_sweep, sweep_summary
 
