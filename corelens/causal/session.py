@@ -229,11 +229,11 @@ class CopyHooks:
     def _all_functions(self) -> list[Callable[..., Any]]:
         return [function for functions in self.functions.values() for function in functions]
 
-    def check(self, progress: PassState) -> None:
+    def check(self, state: PassState) -> None:
         """Raise a ValueError if one of the functions cannot act in a pass in this state."""
         for function in self._all_functions:
             if isinstance(function, Intervention):
-                function.check(progress)
+                function.check(state)
 
     def __call__(self, tensor: Tensor, hook: Any) -> Tensor:
         edited = tensor.clone()

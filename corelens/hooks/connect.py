@@ -84,7 +84,7 @@ def connected(
     _check_hooks(points, state)
     with ExitStack() as connections:
         for point in points:
-            point.ctx["progress"] = state
+            point.ctx["state"] = state
             connections.callback(clear_context, point)
         connections.callback(track_positions(blocks[0].hf_layer.stack, state).remove)
         attentions = [module for module in modules if isinstance(module, HookedAttention)]
@@ -146,7 +146,7 @@ def hook_functions(points: Iterable[HookPoint]) -> Iterator[Callable[..., Any]]:
 
 def clear_context(point: HookPoint) -> None:
     """Remove what a pass left at a hook point."""
-    for name in ("progress", "rows", "queries", "hidden"):
+    for name in ("state", "rows", "queries", "hidden"):
         point.ctx.pop(name, None)
 
 

@@ -26,7 +26,7 @@ Positions = Bool[Tensor, "batch position"] | PositionName
 
 @dataclass
 class PassState:
-    """Positions of the sequence that the present pass computes; hooks find it as `hook.ctx["progress"]`."""
+    """Positions of the sequence that the present pass computes; hooks find it as `hook.ctx["state"]`."""
 
     n_samples: int = 1
     n_prompt: int = 0

@@ -89,7 +89,7 @@ class RowHook:
         computed: QueryRows | None = hook.ctx.get("rows")
         if computed is None:
             return self.function(tensor, hook=hook)
-        selected = repeat_per_row(self.where.select(hook.ctx["progress"], hook.ctx["queries"]), tensor)
+        selected = repeat_per_row(self.where.select(hook.ctx["state"], hook.ctx["queries"]), tensor)
         selected = selected.gather(1, computed.position) & computed.real
         if torch.equal(selected, computed.real):
             return self.function(tensor, hook=hook)

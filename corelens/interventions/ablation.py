@@ -107,9 +107,9 @@ class UniformAttention:
     heads: tuple[Head, ...]
     where: PositionSelector
 
-    def check(self, progress: PassState) -> None:
+    def check(self, state: PassState) -> None:
         """Raise a ValueError if a pass in this state cannot act at these positions."""
-        self.where.check(progress)
+        self.where.check(state)
 
     def __call__(self, scores: Float[Tensor, "batch head row key"], hook: Any) -> Tensor:
         numbers = [number for _, number in self.heads]

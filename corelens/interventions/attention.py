@@ -102,15 +102,15 @@ class AttentionBias:
     keys: Positions = field(repr=False)
     bias: float
 
-    def check(self, progress: PassState) -> None:
+    def check(self, state: PassState) -> None:
         """Raise a ValueError if a pass in this state cannot act at these queries, or does not have these keys."""
-        self.where.check(progress)
-        progress.check_keys(self.heads[0].layer)
-        progress.mask(self.keys, "keys")
+        self.where.check(state)
+        state.check_keys(self.heads[0].layer)
+        state.mask(self.keys, "keys")
 
     def __call__(self, scores: Float[Tensor, "batch head row key"], hook: Any) -> Tensor:
-        progress: PassState = hook.ctx["progress"]
-        keys = repeat_per_row(progress.mask(self.keys, "keys"), scores)
+        state: PassState = hook.ctx["state"]
+        keys = repeat_per_row(state.mask(self.keys, "keys"), scores)
         # Generated keys are never chosen.
         keys = pad(keys, (0, scores.shape[-1] - keys.shape[-1]))[:, None, None]
         numbers = [number for _, number in self.heads]
@@ -136,16 +136,16 @@ class MaskKeys:
     keys: Positions = field(repr=False)
     heads: tuple[Head, ...] = ()
 
-    def check(self, progress: PassState) -> None:
+    def check(self, state: PassState) -> None:
         """Raise a ValueError if a pass in this state has cached positions, or does not have these keys."""
-        PositionSelector().check(progress)
-        progress.check_keys(self.layer)
-        progress.mask(self.keys, "keys")
+        PositionSelector().check(state)
+        state.check_keys(self.layer)
+        state.mask(self.keys, "keys")
 
     def __call__(self, key: Float[Tensor, "batch key kv_head d_head"], hook: Any) -> None:
-        progress: PassState = hook.ctx["progress"]
+        state: PassState = hook.ctx["state"]
         selector = PositionSelector(self.keys, "prefill")
-        mask = repeat_per_row(selector.select(progress, progress.positions(key.shape[1])), key)
+        mask = repeat_per_row(selector.select(state, state.positions(key.shape[1])), key)
         # Several hooks of one layer add up.
         hidden = hook.ctx.get("hidden")
         hook.ctx["hidden"] = mask if hidden is None else hidden | mask

@@ -200,11 +200,11 @@ class AlignedActivations:
     activations: Float[Tensor, "batch source head d_head"]
     index: Int[Tensor, "batch position"]
 
-    def check(self, name: str, where: PositionSelector, progress: PassState) -> None:
+    def check(self, name: str, where: PositionSelector, state: PassState) -> None:
         """Accept every pass: `align` has found a source for each position that is patched."""
 
     def at(
-        self, name: str, progress: PassState, positions: Int[Tensor, "position"]
+        self, name: str, state: PassState, positions: Int[Tensor, "position"]
     ) -> Float[Tensor, "sample position head d_head"]:
         """Activations of the source at the positions that correspond to these."""
         index = self.index.to(self.activations.device)[:, positions.clamp(max=self.index.shape[1] - 1)].clamp(min=0)
@@ -219,10 +219,10 @@ class ReplaceRows:
     where: PositionSelector
     rows: Float[Tensor, "batch head row key"] = field(repr=False)
 
-    def check(self, progress: PassState) -> None:
+    def check(self, state: PassState) -> None:
         """Raise a ValueError if a pass in this state cannot act at these rows."""
-        self.where.check(progress)
-        progress.check_keys(self.heads[0].layer)
+        self.where.check(state)
+        state.check_keys(self.heads[0].layer)
 
     def __call__(self, pattern: Float[Tensor, "batch head row key"], hook: Any) -> Tensor:
         rows = self.rows.repeat_interleave(len(pattern) // len(self.rows), 0).to(pattern)

@@ -32,38 +32,38 @@ class ReferenceActivations:
     seed: int = 0
     """Seed of the choice among draws."""
 
-    def check(self, name: str, where: PositionSelector, progress: PassState) -> None:
+    def check(self, name: str, where: PositionSelector, state: PassState) -> None:
         """Raise a ValueError if nothing was measured for that hook point, or for a role at those positions."""
         if name not in self.values:
             raise ValueError(f"nothing was measured at {name}, but at {', '.join(self.values)}: is it another model?")
-        positions = torch.arange(progress.n_prompt)
-        roles = self._role_indices(progress, positions)
+        positions = torch.arange(state.n_prompt)
+        roles = self._role_indices(state, positions)
         unmeasured = self.values[name].isnan().flatten(2).any(-1).all(0)
-        if (missing := unmeasured.cpu()[roles] & where.select(progress, positions).cpu()).any():
+        if (missing := unmeasured.cpu()[roles] & where.select(state, positions).cpu()).any():
             role = Role(int(roles[missing][0]))
             raise ValueError(f"nothing was measured for {role.name.lower()} positions: no sample of the set has any.")
 
     def at(
-        self, name: str, progress: PassState, positions: Int[Tensor, "position"]
+        self, name: str, state: PassState, positions: Int[Tensor, "position"]
     ) -> Float[Tensor, "sample position head d_head"]:
         """Replacement values at some positions of the sequence; the same draw every time for the same position."""
         values = self.values[name]
-        roles = self._role_indices(progress, positions)
+        roles = self._role_indices(state, positions)
         occurs = ~values.isnan().flatten(2).any(-1).cpu()
         generator = torch.Generator().manual_seed(self.seed)
         n = int(positions.max()) + 1
-        random_integers = torch.randint(2**31, (n, progress.n_samples), generator=generator)[positions].T
+        random_integers = torch.randint(2**31, (n, state.n_samples), generator=generator)[positions].T
         nth = random_integers % occurs.sum(0).clamp(min=1)[roles]
         draw = occurs.to(torch.uint8).argsort(dim=0, descending=True, stable=True)[nth, roles]
         return values[draw.to(values.device), roles.to(values.device)]
 
-    def _role_indices(self, progress: PassState, positions: Int[Tensor, "position"]) -> Int[Tensor, "sample position"]:
+    def _role_indices(self, state: PassState, positions: Int[Tensor, "position"]) -> Int[Tensor, "sample position"]:
         """Indices into the role axis; generated positions count as the prompt's last one."""
         if all(values.shape[1] == 1 for values in self.values.values()):
-            return torch.zeros(progress.n_samples, len(positions), dtype=torch.long)
-        if progress.tokens is None:
+            return torch.zeros(state.n_samples, len(positions), dtype=torch.long)
+        if state.tokens is None:
             raise ValueError("activations by role need a token map, and these inputs have none: use model.prepare.")
-        return progress.tokens.role.cpu().long()[:, positions.clamp(max=progress.n_prompt - 1)]
+        return state.tokens.role.cpu().long()[:, positions.clamp(max=state.n_prompt - 1)]
 
 
 @torch.no_grad()

@@ -19,12 +19,12 @@ FwdHooks = list[tuple[str, Callable[..., Any]]]
 class Reference(Protocol):
     """Activations that replace those of a pass."""
 
-    def check(self, name: str, where: PositionSelector, progress: PassState) -> None:
+    def check(self, name: str, where: PositionSelector, state: PassState) -> None:
         """Raise a ValueError if there are none for that hook point at those positions."""
         ...
 
     def at(
-        self, name: str, progress: PassState, positions: Int[Tensor, "position"]
+        self, name: str, state: PassState, positions: Int[Tensor, "position"]
     ) -> Float[Tensor, "#sample #position head d_head"]:
         """Replacement values at some positions of a hook point; ignored where nothing is replaced."""
         ...
@@ -44,16 +44,16 @@ class Replace:
     reference: Reference | None = field(repr=False)
     """None writes zeros."""
 
-    def check(self, progress: PassState) -> None:
+    def check(self, state: PassState) -> None:
         """Raise a ValueError if a pass in this state cannot act at these positions, or lacks their reference."""
-        self.where.check(progress)
+        self.where.check(state)
         if self.reference is not None:
-            self.reference.check(self.name, self.where, progress)
+            self.reference.check(self.name, self.where, state)
 
     def __call__(self, tensor: Float[Tensor, "batch position *rest"], hook: Any) -> Tensor | None:
-        progress: PassState = hook.ctx["progress"]
-        positions = progress.positions(tensor.shape[1])
-        mask = repeat_per_row(self.where.select(progress, positions), tensor)
+        state: PassState = hook.ctx["state"]
+        positions = state.positions(tensor.shape[1])
+        mask = repeat_per_row(self.where.select(state, positions), tensor)
         if not mask.any():
             return None
         # A copy: caches keep the original activations.
@@ -62,6 +62,6 @@ class Replace:
         numbers = [number for _, number in self.heads] or [0]
         new = torch.zeros((), device=tensor.device)
         if self.reference is not None:
-            new = repeat_per_row(self.reference.at(self.name, progress, positions)[:, :, numbers], tensor).to(tensor)
+            new = repeat_per_row(self.reference.at(self.name, state, positions)[:, :, numbers], tensor).to(tensor)
         by_head[:, :, numbers] = torch.where(mask[..., None, None], new, by_head[:, :, numbers])
         return edited
