@@ -76,6 +76,7 @@ WITHOUT_MODULE = {
     "test_transformerlens.py": "docs/transformerlens.md",
     "cli/test_reproduce.py": "docs/reproduce.md",
     "toy/test_weights.py": "the shipped models",
+    "inputs/test_token_geometry_decoder.py": "token_geometry, seen by the decoder",
     "inputs/test_video.py": "videos through media, processor, token_geometry and prepare",
 }
 """Test files that test no single module, and what they test."""
