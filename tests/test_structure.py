@@ -76,6 +76,7 @@ WITHOUT_MODULE = {
     "test_transformerlens.py": "docs/transformerlens.md",
     "cli/test_reproduce.py": "docs/reproduce.md",
     "toy/test_weights.py": "the shipped models",
+    "inputs/test_learned_queries.py": "token_geometry, of visual tokens without rectangles",
     "inputs/test_token_geometry_decoder.py": "token_geometry, seen by the decoder",
     "inputs/test_video.py": "videos through media, processor, token_geometry and prepare",
 }
@@ -185,14 +186,18 @@ def test_docstrings_begin_with_a_verb_or_a_noun():
 def test_every_test_file_is_named_after_a_module():
     modules = {path.relative_to(root) for root in (PACKAGE, PACKAGE.parent / "training") for path in root.rglob("*.py")}
     modules |= {Path("training", path) for path in modules}
-    for path in TESTS.rglob("test_*.py"):
-        file = path.relative_to(TESTS)
-        module = file.with_name(file.name.removeprefix("test_"))
-        packages = (
-            {module.with_suffix("") / "__init__.py", module.parent / "__init__.py"} if len(module.parts) > 1 else set()
-        )
-        packages = {package for package in packages if package.parent.name == module.stem}
-        assert str(file) in WITHOUT_MODULE or {module, *packages} & modules, f"tests/{file} tests no module {module}"
+    files = {path.relative_to(TESTS) for path in TESTS.rglob("test_*.py")}
+    homeless = {str(file) for file in files if not modules_of(file) & modules}
+    assert homeless == WITHOUT_MODULE.keys()
+
+
+def modules_of(file: Path) -> set[Path]:
+    """Modules after which a test file may be named: `data/test_scoring.py` tests `data/scoring/__init__.py` too."""
+    module = file.with_name(file.name.removeprefix("test_"))
+    packages = {module.with_suffix("") / "__init__.py"}
+    if module.parent.name == module.stem:
+        packages.add(module.parent / "__init__.py")
+    return {module, *packages}
 
 
 def run(code: str) -> str:
