@@ -3,7 +3,6 @@
 `score_batch` chooses the passes that the metrics of a scan need; `score_heads` is one pass.
 """
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +17,7 @@ from torch.nn.functional import pad
 from corelens import metrics as M
 from corelens.causal.answers import answer_positions, answer_targets, append_answers, greedy_answers
 from corelens.data import Sample, evidence_tokens
+from corelens.experiments.passes import run_pattern_hooks, stack_layers
 from corelens.experiments.resumable import prepare_samples, sample_errors
 from corelens.hf.prefix_cache import PrefixCache
 from corelens.hooks.rows import QueryRows
@@ -223,14 +223,8 @@ def score_heads(
     if any(map(_needs_sinks, metrics)):
         hooks += [(name.replace("attn.hook_pattern", "hook_resid_pre"), keep) for name in patterns]
     hooks += [(name, score_layer) for name in patterns]
-    parameters = inspect.signature(model.hf_model.forward).parameters
-    any_keyword = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    # A scan uses neither logits nor cache.
-    savings = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
-    savings |= {"use_cache": False} if prefix is None and (any_keyword or "use_cache" in parameters) else {}
-    with model.hooks(fwd_hooks=hooks, queries=scoring.every_query):
-        model(inputs, prefix=prefix, **savings)
-    return {name: _stack_layers(layers, model) for name, layers in scores.items()}
+    run_pattern_hooks(model, inputs, hooks, scoring.every_query, prefix)
+    return {name: stack_layers(layers, model) for name, layers in scores.items()}
 
 
 def metric_name(metric: AnyMetric) -> str:
@@ -249,17 +243,6 @@ def _needs_values(metric: AnyMetric) -> bool:
 
 def _needs_sinks(metric: AnyMetric) -> bool:
     return metric.sinks == "excluded" if isinstance(metric, Metric) else metric == "sink_share"
-
-
-def _stack_layers(
-    layers: Mapping[int, Float[Tensor, "batch head"]], model: HookedMLLM
-) -> Float[Tensor, "batch layer head"]:
-    """Stack layers in order; NaN where there is no head."""
-    batch = len(next(iter(layers.values())))
-    scores = torch.full((batch, model.cfg.n_layers, model.cfg.n_heads), torch.nan)
-    for layer, values in layers.items():
-        scores[:, layer, : values.shape[1]] = values
-    return scores
 
 
 OTHER_QUESTIONS = {"minus_null": "N/A", "over_generic": "Describe the image."}
