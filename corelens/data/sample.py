@@ -62,7 +62,10 @@ class Sample:
 
     prompt: tuple[str | int, ...] = ()
     """The whole user message, where media do not simply precede the question: texts, and media by their number, each
-    once and in order. It contains the question. All of its text counts as the question's tokens."""
+    once and in order. It contains the question, and the instruction."""
+
+    instruction: str = ""
+    """Text after the question that is not the question: answer options and format instructions."""
 
     choices: tuple[str, ...] = ()
     """The options of a multiple-choice question, in order; `answer` is one of them."""
@@ -98,7 +101,7 @@ class Sample:
     def chat(self) -> str | list[dict[str, Any]]:
         """The question in the form that `HookedMLLM.prepare` takes."""
         if not self.prompt:
-            return self.question
+            return self.question + self.instruction
         kinds = ["image"] * len(self.images) + ["video"] * len(self.videos)
         parts = [
             {"type": kinds[part]} if isinstance(part, int) else {"type": "text", "text": part} for part in self.prompt
