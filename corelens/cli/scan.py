@@ -24,7 +24,7 @@ def scan(
     limit: options.Limit = None,
     batch: Annotated[str, typer.Option(help="Most samples in a pass.")] = "auto",
     rule: Annotated[
-        Literal["overlap", "centre", "cover", "fraction"],
+        Literal["overlap", "centre", "cover", "fraction", "as_published"],
         typer.Option(help="Rule by which a box of evidence becomes tokens."),
     ] = "overlap",
     seed: options.Seed = 0,

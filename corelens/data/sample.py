@@ -67,7 +67,7 @@ class Sample:
 
     prompt: tuple[str | int, ...] = ()
     """The whole user message, where media do not simply precede the question: texts, and media by their number, each
-    once and in order. It contains the question; if it does several times, the last one counts."""
+    once and in order. It contains the question with its instruction; if it does several times, the last one counts."""
 
     choices: tuple[str, ...] = ()
     """The options of a multiple-choice question, in order; `answer` is one of them."""
@@ -88,10 +88,9 @@ class Sample:
             raise ValueError(f"sample {self.id}: the prompt places media {numbers}, and there are {n_media}, in order.")
         if missing := [region.media for region in self.evidence if region.media >= n_media]:
             raise ValueError(f"sample {self.id}: evidence is in media {missing}, and there are {n_media}.")
-        if self.prompt and self.instruction:
-            raise ValueError(f"sample {self.id}: a prompt is the whole message and takes no instruction beside it.")
         if self.prompt and self._question_part is None:
-            raise ValueError(f"sample {self.id}: the question {self.question!r} cannot be located in its prompt.")
+            text = self.question + self.instruction
+            raise ValueError(f"sample {self.id}: the question {text!r} cannot be located in its prompt.")
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -119,9 +118,8 @@ class Sample:
     @property
     def _question_part(self) -> int | None:
         """Index of the last part of the prompt that holds the question; None if none does."""
-        indices = (
-            index for index, part in enumerate(self.prompt) if isinstance(part, str) and self.question.strip() in part
-        )
+        text = (self.question + self.instruction).strip()
+        indices = (index for index, part in enumerate(self.prompt) if isinstance(part, str) and text in part)
         return max(indices, default=None)
 
 

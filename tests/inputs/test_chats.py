@@ -131,5 +131,5 @@ def test_a_question_that_is_not_in_the_prompt(toy_model: HookedMLLM):
         toy_model.prepare(question=[user({"type": "text", "text": OTHER, "question": QUESTION})])
     with pytest.raises(ValueError, match=f"sample s: the question {re.escape(repr(QUESTION))} cannot be located"):
         Sample("s", QUESTION, "1", prompt=(OTHER,))
-    with pytest.raises(ValueError, match="sample s: a prompt is the whole message and takes no instruction"):
+    with pytest.raises(ValueError, match=f"sample s: the question {re.escape(repr(QUESTION + CONTEXT))} cannot be"):
         Sample("s", QUESTION, "1", prompt=(QUESTION,), instruction=CONTEXT)
