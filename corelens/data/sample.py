@@ -14,7 +14,6 @@ from corelens.errors import docs_link
 from corelens.inputs.media import Footage, Picture, load_picture
 from corelens.tokens import Box, BoxRule, TokenMap, Views
 
-
 MEDIUM = "<image>"
 """Text of a picture or video within a question."""
 
@@ -56,8 +55,8 @@ class Sample:
 
     id: str
     question: str
-    """The question alone, without options and instructions: its tokens are the query tokens `question`. In a prompt that
-    places a picture within it, `<image>` stands for that."""
+    """The question alone, without options and instructions: its tokens are the query tokens `question`. Where a prompt
+    places a picture within it, it has `<image>`."""
 
     answer: str
     images: tuple[Picture, ...] = ()
