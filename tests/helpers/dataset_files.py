@@ -150,6 +150,36 @@ def mmlongbench_needle_row(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def mmlongbench_document_row(**changes: Any) -> dict[str, Any]:
+    return {
+        "id": "mmlongdoc_0",
+        "doc_name": "report",
+        "question": "How many?",
+        "answer": "18",
+        "ans_page_list": [1],
+        "answer_sources": ["Chart"],
+        "answer_format": "Int",
+        "page_list": [f"mmlongbench-doc/report/report_page{page}.jpg" for page in range(3)],
+        "length": 8000,
+    } | changes
+
+
+def videomme_row(**changes: Any) -> dict[str, Any]:
+    return {
+        "video_id": "001",
+        "duration": "short",
+        "domain": "Knowledge",
+        "sub_category": "Humanity & History",
+        "url": "https://www.youtube.com/watch?v=fFjv93ACGo8",
+        "videoID": "fFjv93ACGo8",
+        "question_id": "001-1",
+        "task_type": "Counting Problem",
+        "question": "Which of these decorations is the most numerous?",
+        "options": ["A. Apples.", "B. Candles.", "C. Berries.", "D. All are equally many."],
+        "answer": "C",
+    } | changes
+
+
 def mlvu_row(**changes: Any) -> dict[str, Any]:
     return {
         "video": "needle_32.mp4",
