@@ -30,12 +30,12 @@ PUBLISHED = "published"
 
 RULE = (
     "With the top 5 % of heads attending to everything and all others to the first and last tokens, the prompt is read "
-    "at least 1.5 times as fast (the paper prints 1.8 to 2.3 for MLVU, table 2), the model loses at most 5 points of the "
-    "accuracy that it has, which is at least 25 % on every data set, and loses no more than with as many random heads. "
-    "Data sets count alike; intervals of accuracy are over samples, and over draws of random heads; of speed, the "
-    "slowest and the fastest of the rounds. This plan also saves cache, the paper's (512 sinks, 4,096 local tokens, "
-    "prefill only) does not: it is reported, with random heads of the same number, where prompts are longer than what "
-    "it keeps. The rule is corelens's own."
+    "at least 1.5 times as fast (the paper prints 1.8 to 2.3 for MLVU, table 2), the model loses at most 5 points of "
+    "the accuracy that it has, which is at least 25 % on every data set, and loses no more than with as many random "
+    "heads. Data sets count alike; intervals of accuracy are over samples, and over draws of random heads; of speed, "
+    "the slowest and the fastest of the rounds. This plan also saves cache, the paper's (512 sinks, 4,096 local "
+    "tokens, prefill only) does not: it is reported, with random heads of the same number, where prompts are longer "
+    "than what it keeps. The rule is corelens's own."
 )
 
 

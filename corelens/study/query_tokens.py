@@ -18,8 +18,8 @@ RULE = (
     "paper, MMRetHeads), the last one of the prompt (Elastic Attention) or those that write the answer (VRH). Zeroing "
     "the heads that the question's tokens rank highest, as many as the study's largest number, costs at least as much "
     "accuracy as zeroing those of the last token and those of the answer. Heads are chosen on other samples. The rank "
-    "correlation of each score with the effects of single heads is reported, beside that of a score of chance, which is "
-    "zero. The rule is corelens's own: the paper compares no query tokens."
+    "correlation of each score with the effects of single heads is reported, beside that of a score of chance, which "
+    "is zero. The rule is corelens's own: the paper compares no query tokens."
 )
 
 
@@ -57,9 +57,7 @@ def query_tokens(
         for dose in doses
     ]
     measurements += [_correlation(label, scores[metric], effects) for metric, label in QUERY_TOKENS.items()]
-    return Finding(
-        "Query tokens: the question's tokens find the heads that matter", RULE, tuple(measurements), ()
-    )
+    return Finding("Query tokens: the question's tokens find the heads that matter", RULE, tuple(measurements), ())
 
 
 def _correlation(label: str, scores: HeadScores, effects: HeadScores) -> Measurement:
