@@ -290,7 +290,7 @@ def _table(
 def _head_axes(figure: go.Figure, shape: tuple[int, ...], row: int | None = None, column: int | None = None) -> None:
     """Name the axes of a map of heads, layers upwards."""
     n_layers, n_heads = shape
-    place = dict(row=row, col=column)
+    place: dict[str, Any] = dict(row=row, col=column)
     figure.update_xaxes(title="head", range=[-0.5, n_heads - 0.5], dtick=_step(n_heads, 16), showgrid=False, **place)
     figure.update_yaxes(title="layer", range=[-0.5, n_layers - 0.5], dtick=_step(n_layers, 12), showgrid=False, **place)
 
