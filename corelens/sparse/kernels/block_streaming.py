@@ -5,8 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from corelens.sparse.kernels.block_sparse import flex_blocks, has_flex
-from corelens.sparse.kernels.partial import merge, partial_attention
-from corelens.sparse.kernels.reference import check_shapes, empty_output, rows_by_start, visible_full
+from corelens.sparse.kernels.partial import CHUNK, causal_attention, merge, partial_attention
+from corelens.sparse.kernels.reference import check_shapes, empty_output, rows_by_start
 from corelens.sparse.kernels.streaming import unpadded_full_attention
 
 
@@ -60,7 +60,7 @@ def _attend(
     scaling: float,
     out: Float[Tensor, "batch head query d_head"],
 ) -> None:
-    """Attend without padding: by blocks of queries to their own block, to those before it and to the sinks."""
+    """Attend without padding: by several blocks of queries to their own, to those before them and to the sinks."""
     n, past = query.shape[2], key.shape[2] - query.shape[2]
     # Before this position, sinks and window leave no gap.
     first_gap = min(past + n, max(past, (sink + window) * block))
@@ -73,16 +73,22 @@ def _attend(
     if first_gap > past:
         prefix = query[:, :, : first_gap - past], key[:, :, :first_gap], value[:, :, :first_gap]
         out[:, :, : first_gap - past] = unpadded_full_attention(*prefix, scaling)
-    position = torch.arange(past + n, device=query.device)
+    together = max(1, min(window, CHUNK // block))
     while first_gap < past + n:
         number = first_gap // block
-        own = slice(first_gap, min(past + n, (number + 1) * block))
+        own = slice(first_gap, min(past + n, (number + together) * block))
+        last = (own.stop - 1) // block
         queries = query[:, :, own.start - past : own.stop - past]
-        visible = visible_full(position[own], position[own])
-        outputs, lse = partial_attention(queries, key[:, :, own], value[:, :, own], scaling, visible)
-        for keys in (slice((number - window + 1) * block, own.start), slice(0, sink * block)):
+        outputs, lse = causal_attention(queries, key[:, :, own], value[:, :, own], scaling)
+        # Blocks that all these queries attend to, and then those that have left the window of the last of them.
+        for keys in (slice((last - window + 1) * block, own.start), slice(0, sink * block)):
             if keys.start < keys.stop:
                 further = partial_attention(queries, key[:, :, keys], value[:, :, keys], scaling)
                 outputs, lse = merge((outputs, lse), further), torch.logaddexp(lse, further[1])
+        for row in range(number, last):
+            rows = slice(max(row * block, own.start) - own.start, (row + 1) * block - own.start)
+            keys = slice((row - window + 1) * block, (last - window + 1) * block)
+            further = partial_attention(queries[:, :, rows], key[:, :, keys], value[:, :, keys], scaling)
+            outputs[:, :, rows] = merge((outputs[:, :, rows], lse[:, :, rows]), further)
         out[:, :, own.start - past : own.stop - past] = outputs
         first_gap = own.stop

@@ -5,16 +5,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention import varlen
 from torch.testing import assert_close
 
 from corelens.sparse.kernels import (
     block_streaming,
     block_streaming_attention,
     near_or_first_blocks,
+    partial,
     reference,
+    streaming,
     visible_full,
 )
-from tests.helpers.kernel_cases import TOLERANCE, KernelCase, kernel_cases
+from tests.helpers.kernel_cases import TOLERANCE, KernelCase, eager_varlen_attn, kernel_cases
 
 
 def mask_by_blocks(n: int, begin: int, sink: int, window: int, block: int) -> Tensor:
@@ -32,8 +35,25 @@ def mask_by_blocks(n: int, begin: int, sink: int, window: int, block: int) -> Te
 def test_streaming_blocks_is_attention_under_their_mask(
     case: KernelCase, sink: int, window: int, block: int, share: float
 ):
+    check(case, int(share * (case.n - 1)), dict(sink=sink, window=window, block=block))
+
+
+@given(kernel_cases(longest=60), st.integers(0, 2), st.integers(1, 3), st.sampled_from([4, 7]), st.floats(0, 1))
+@settings(max_examples=30, deadline=None)
+def test_the_path_of_gpus_is_attention_under_their_mask(
+    case: KernelCase, sink: int, window: int, block: int, share: float
+):
+    """With torch's kernel replaced by one of the same signature that runs on a CPU."""
     begin = int(share * (case.n - 1))
-    rule = dict(sink=sink, window=window, block=block)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(varlen, "varlen_attn", eager_varlen_attn)
+        for module in (streaming, partial):
+            patch.setattr(module, "has_varlen", lambda tensor: True)
+        check(case, begin, dict(sink=sink, window=window, block=block))
+
+
+def check(case: KernelCase, begin: int, rule: dict[str, int]) -> None:
+    """Assert that the kernel's outputs for queries from `begin` on are those of the reference."""
     outputs = block_streaming_attention(
         case.query[:, :, begin:], case.key, case.value, **rule, scaling=case.scaling, start=case.start
     )
