@@ -23,7 +23,7 @@ from corelens.heads import Head, HeadSet
 from corelens.model import HookedMLLM
 from corelens.progress import total_progress
 from corelens.scores import HeadScores
-from corelens.sparse import Streaming
+from corelens.sparse import Streaming, StreamingBlocks, published
 from corelens.sparse.controls import plans_and_controls
 from corelens.study.acceleration import Timing, acceleration, measure_timing
 from corelens.study.budget import FULL, SCANNED_METRICS, StudyBudget, Texts, halves, planned_work
@@ -97,7 +97,12 @@ def run_study(
     check_scoring(flatten_datasets({**samples, **texts}), box_unit)
     folder, works = Path(out), planned_work(samples, texts, budget, len(model.heads))
     scanned, tested = halves(samples)
+    longest, seeds, doses = longest_prompt(model, tested), range(budget.n_seeds), budget.doses_of(len(model.heads))
+    rule = StreamingBlocks().in_tokens
+    is_long = longest["input_ids"].shape[1] > rule.sink + rule.window
+    n_published = 1 + (1 + budget.n_seeds) * len(PUBLISHED_COUNTS) if is_long else 0
     total = sum(work.total for work in works.values()) + budget.n_rounds * budget.n_timed_plans
+    total += n_published * works["accelerate"].samples
     with total_progress(total, "study", "pass") as bar:
 
         def begin(name: str) -> Path:
@@ -106,7 +111,7 @@ def run_study(
 
         scores = scan_metrics(model, scanned, SCANNED_METRICS, out=begin("scan"))
         untrained_scores = scan_metrics(untrained(model), scanned, ("ram", EXCESS), out=begin("untrained"))
-        ram, seeds, doses = scores["ram"], range(budget.n_seeds), budget.doses_of(len(model.heads))
+        ram = scores["ram"]
         core = ram.top(TOP_SHARE)
 
         of_doses = dose_conditions(ram, doses, seeds) if doses else {}
@@ -136,13 +141,27 @@ def run_study(
         }
         other_ablations["sufficiency"] = ablate(tested, blinded, "blind", out=begin("blind"))
 
-        longest = longest_prompt(model, tested)
         group_size = model.cfg.n_heads // model.cfg.n_key_value_heads
         default_rule = streaming(longest["input_ids"].shape[1])
         plans = plans_and_controls(ram, group_size, default_rule, budget.kept_fractions, seeds)
         sparse_results = run_sparse_eval(
             model, tested, plans, max_new_tokens=max_new_tokens, box_unit=box_unit, out=begin("accelerate")
         )
+        published_results = None
+        if is_long:
+            bar.begin("published", n_published)
+            sets = dose_conditions(ram, [n for n in PUBLISHED_COUNTS if 2 * n <= ram.n_heads], seeds)
+            published_results = run_sparse_eval(
+                model,
+                tested,
+                {
+                    name: [published(heads) for heads in draws]
+                    for name, draws in _of_kinds(sets, "top", "random").items()
+                },
+                max_new_tokens=max_new_tokens,
+                box_unit=box_unit,
+                out=folder / "published",
+            )
         timed_names = (
             "none",
             *(f"{kind} {100 * fraction:g}%" for fraction in budget.kept_fractions for kind in ("core", "random")),
@@ -158,8 +177,8 @@ def run_study(
         division(ram, second, first["ram"].top(TOP_SHARE)),
         necessity(ablations, other_ablations, masked, texts),
         key_token_finding(key_tokens),
-        acceleration(sparse_results, timing),
-        query_tokens(scores, query_ablations, effects),
+        acceleration(sparse_results, timing, published_results),
+        query_tokens(scores, query_ablations, ablations, effects),
         markers(ram, marked_ram, TOP_SHARE),
     )
     return Study(
@@ -199,6 +218,10 @@ def _top_and_random(scores: HeadScores, fraction: float, n_seeds: int) -> dict[s
     """The top heads and, if there are as many others, random ones."""
     controls = scores.controls(fraction, range(n_seeds))
     return {kind: controls[kind] for kind in ("top", "random") if kind in controls}
+
+
+PUBLISHED_COUNTS = (20, 30, 50, 100, 150, 200)
+"""Numbers of heads that attend to everything in the paper's plans for models of 7 and 8 billion parameters."""
 
 
 def _of_kinds(conditions: Mapping[str, list[HeadSet]], *kinds: str) -> dict[str, list[HeadSet]]:
