@@ -58,7 +58,8 @@ def plans_and_controls(
 def _head_sets(
     scores: HeadScores, budget: float | int, group_size: int, seeds: Sequence[int]
 ) -> Mapping[str, list[HeadSet]]:
-    controls = scores.controls(budget, seeds)
+    is_all = isinstance(budget, float) and budget == 1
+    controls = scores.controls(scores.n_heads if is_all else budget, seeds)
     return {
         "core": controls["top"],
         "random": controls.get("random", []),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,6 +34,17 @@ def test_ablation_curves_show_means_seeds_and_intervals():
     half = z * math.sqrt(p * (1 - p) / n + z**2 / 4 / n**2)
     low, high = ((p + z**2 / 2 / n + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
     assert (interval.y[0], interval.y[3]) == pytest.approx((low, high), abs=1e-5)
+
+
+def test_ablation_curves_over_numbers_of_heads():
+    """And the line of nothing ablated."""
+    figure = ablation_curves(replace(ablation_curve(), doses=(5, 10), plain=0.9))
+    assert figure.layout.xaxis.title.text == "number of heads ablated"
+    assert (figure.layout.xaxis.type, figure.layout.xaxis.ticktext) == ("linear", ("5", "10"))
+    assert (figure.layout.shapes[0].y0, figure.layout.shapes[0].y1) == (0.9, 0.9)
+    shares = ablation_curves(ablation_curve()).layout
+    assert (shares.xaxis.title.text, shares.xaxis.ticktext) == ("share of heads ablated", ("10 %", "20 %"))
+    assert not shares.shapes
 
 
 def test_bars_are_means_and_dots_are_seeds():
