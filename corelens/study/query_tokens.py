@@ -13,11 +13,13 @@ from corelens.study.verdict import Finding, Measurement, estimate, estimate_mean
 QUERY_TOKENS = {"ram": "question", "ram_last": "last token", "vrh": "answer"}
 """Retrieval attention mass by query tokens: this paper and MMRetHeads, Elastic Attention, and VRH."""
 
+CLAIM = "Query tokens: the question's tokens find the heads that matter"
+
 RULE = (
     "The literature disagrees about the tokens whose attention finds the heads that matter: those of the question (the "
     "paper, MMRetHeads), the last one of the prompt (Elastic Attention) or those that write the answer (VRH). Zeroing "
-    "the heads that the question's tokens rank highest costs at least as much accuracy, in the mean over the numbers of "
-    "heads, as zeroing those of the last token and those of the answer. Heads are chosen on other samples. The rank "
+    "the heads that the question's tokens rank highest costs at least as much accuracy, in the mean over the numbers "
+    "of heads, as zeroing those of the last token and those of the answer. Heads are chosen on other samples. The rank "
     "correlation of each score with the effects of single heads, which is zero by chance, and the cost of random heads "
     "are reported. The rule is corelens's own: the paper compares no query tokens."
 )
@@ -37,40 +39,32 @@ def query_tokens(
         random_ablations: Accuracy with random heads zeroed: `random 5` and so on.
         effects: Drop of the answer's log-probability without each head by itself, on other samples.
     """
-    doses = [name.removeprefix("ram ") for name in ablations.conditions if name.startswith("ram ")]
     datasets = list(dict.fromkeys(ablations.datasets))
+    doses = [name.removeprefix("ram ") for name in ablations.conditions if name.startswith("ram ")]
+    name = "cost of the top heads of the question, less that of the {}, mean over numbers of heads"
+    others = [metric for metric in QUERY_TOKENS if metric != "ram"]
+    if not doses:
+        needs = tuple(not_measured(name.format(QUERY_TOKENS[metric]), 0.0) for metric in others)
+        return Finding(CLAIM, RULE, needs, ("The model has too few heads to zero five and compare with five others.",))
 
-    def cost(metric: str, dose: str) -> tuple[np.ndarray, list[str]]:
-        return sample_accuracies(ablations, datasets, BASELINE, f"{metric} {dose}")
+    def costs(metric: str, dose: str) -> tuple[np.ndarray, list[str]]:
+        results = random_ablations if metric == "random" else ablations
+        return sample_accuracies(results, datasets, BASELINE, f"{metric} {dose}")
 
-    mean_costs = {
-        metric: np.mean([cost(metric, dose)[0] for dose in doses], axis=0) if doses else None for metric in QUERY_TOKENS
-    }
-    measurements = []
-    for metric, label in QUERY_TOKENS.items():
-        name = f"cost of the top heads of the question, less that of the {label}, mean over numbers of heads"
-        if metric != "ram":
-            measurements.append(
-                estimate_mean(name, mean_costs["ram"] - mean_costs[metric], cost("ram", doses[0])[1], (-1, 1), 0.0)
-                if doses
-                else not_measured(name, 0.0)
-            )
-    measurements += [
-        estimate_mean(f"cost of the top {dose} heads by the {label}", *cost(metric, dose), (-1, 1))
-        for metric, label in QUERY_TOKENS.items()
-        for dose in doses
-    ]
-    visual = [name for name in random_ablations.datasets if name in datasets]
-    measurements += [
+    mean_costs = {metric: np.mean([costs(metric, dose)[0] for dose in doses], axis=0) for metric in QUERY_TOKENS}
+    _, sample_datasets = costs("ram", doses[0])
+    measurements = [
         estimate_mean(
-            f"cost of {dose} random heads",
-            *sample_accuracies(random_ablations, list(dict.fromkeys(visual)), BASELINE, f"random {dose}"),
-            (-1, 1),
+            name.format(QUERY_TOKENS[metric]), mean_costs["ram"] - mean_costs[metric], sample_datasets, (-1, 1), 0.0
         )
-        for dose in doses
+        for metric in others
     ]
+    kinds = {metric: f"heads of the {label}" for metric, label in QUERY_TOKENS.items()} | {"random": "random heads"}
+    for metric, heads in kinds.items():
+        for dose in doses:
+            measurements.append(estimate_mean(f"cost of {dose} {heads}", *costs(metric, dose), (-1, 1)))
     measurements += [_correlation(label, scores[metric], effects) for metric, label in QUERY_TOKENS.items()]
-    return Finding("Query tokens: the question's tokens find the heads that matter", RULE, tuple(measurements), ())
+    return Finding(CLAIM, RULE, tuple(measurements))
 
 
 def _correlation(label: str, scores: HeadScores, effects: HeadScores) -> Measurement:
