@@ -22,14 +22,13 @@ from enum import IntEnum
 from typing import Literal, NamedTuple
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from corelens.box_rules import BoxRule as BoxRule
+from corelens.box_rules import grid_boxes as grid_boxes
+from corelens.box_rules import published_tokens, tokens_in_box
 from corelens.errors import check_choice, docs_link
-
-BoxRule = Literal["overlap", "centre", "cover", "fraction"]
-"""Rule that turns a region of pixels into positions; see `TokenMap.in_box`."""
 
 Views = Literal["all", "tiles", "overview"]
 """Selection of views of a picture that has more than one; see `TokenMap.in_box`."""
@@ -52,9 +51,9 @@ class Role(IntEnum):
     """Chat template, picture delimiters, row breaks."""
     SYSTEM = 2
     CONTEXT = 3
-    """Text of earlier turns."""
+    """Text that is not the question: earlier turns, text around pictures, answer options, instructions."""
     QUESTION = 4
-    """Text of the last user turn."""
+    """Text of the question alone."""
     IMAGE = 5
     """One visual token of a picture."""
     VIDEO = 6
@@ -106,6 +105,10 @@ class TokenMap:
     no_boxes: str = ""
     """Reason why visual tokens have no rectangles; empty where they have."""
 
+    merge: int | None = None
+    """Patches along a side of the square that becomes a token, in models that merge the patches of one grid over the
+    whole picture; None in others."""
+
     def __len__(self) -> int:
         return len(self.role)
 
@@ -128,7 +131,7 @@ class TokenMap:
 
     @property
     def question(self) -> Bool[Tensor, "batch position"]:
-        """Text of the last user turn, without the chat template around it."""
+        """Text of the question, without instructions, answer options and the chat template around it."""
         return self.role == Role.QUESTION
 
     @property
@@ -148,7 +151,7 @@ class TokenMap:
 
     @property
     def context(self) -> Bool[Tensor, "batch position"]:
-        """Text of earlier turns."""
+        """Text that is not the question: earlier turns, text around pictures, answer options, instructions."""
         return self.role == Role.CONTEXT
 
     @property
@@ -225,7 +228,8 @@ class TokenMap:
             box: Left, top, right, bottom in pixels of the original picture, the same for every sample of the batch.
             rule: `overlap`: the token's rectangle shares some area with the box. `centre`: its centre lies in the
                 box. `cover`: more than half of it lies in the box. `fraction`: the share of it that lies in the box,
-                as a number in [0, 1] instead of yes or no.
+                as a number in [0, 1] instead of yes or no. `as_published`: the map that the paper prints for models
+                that merge patches, which differs from where the tokens are; see `corelens.box_rules.published_tokens`.
             media: Number of the picture or video.
             views: A model that encodes a picture in tiles and in an overview holds the evidence twice: `all` selects
                 it in both, `tiles` and `overview` in one of them. Pictures with a single view are not affected.
@@ -234,7 +238,8 @@ class TokenMap:
 
         Raises:
             ValueError: If the box is empty, leaves the picture, is part of its first pixel as are fractions of it, or
-                selects no token in some sample; if `seconds` is empty, leaves the video, or is given for a picture.
+                selects no token in some sample; if `seconds` is empty, leaves the video, or is given for a picture;
+                if the rule is `as_published` and the model merges no patches of one grid.
             IndexError: If a sample has no such picture or video.
         """
         check_choice("rule", rule, BoxRule)
@@ -260,18 +265,10 @@ class TokenMap:
             raise ValueError(f"a region cannot be turned into tokens: {self.no_boxes}")
         if seconds is not None:
             tokens &= self._overlaps_seconds(seconds, media)
-        x0, y0, x1, y1 = self.box.unbind(-1)
-        width = torch.minimum(x1, torch.tensor(right)) - torch.maximum(x0, torch.tensor(left))
-        height = torch.minimum(y1, torch.tensor(bottom)) - torch.maximum(y0, torch.tensor(top))
-        covered = width.clamp(min=0) * height.clamp(min=0) / ((x1 - x0) * (y1 - y0))
-        covered = torch.where(tokens, covered, 0)
-        x, y = (x0 + x1) / 2, (y0 + y1) / 2
-        selected = {
-            "overlap": covered > 0,
-            "centre": tokens & (left <= x) & (x < right) & (top <= y) & (y < bottom),
-            "cover": covered > 0.5,
-            "fraction": covered,
-        }[rule]
+        if rule == "as_published":
+            selected = self._published(box, media, tokens)
+        else:
+            selected = tokens_in_box(self.box, box, rule) * tokens
         if empty := (~selected.bool().any(-1)).nonzero().flatten().tolist():
             no_frame = f", or no sampled frame shows {seconds} seconds" if seconds else ""
             way_out = " Try rule='overlap'." if rule != "overlap" else ""
@@ -280,6 +277,23 @@ class TokenMap:
                 f"it is too small for the rule, or in a part of the picture that the model does not see"
                 f"{no_frame}.{way_out} {docs_link('no-token')}"
             )
+        return selected
+
+    def _published(
+        self, box: Box, media: int, tokens: Bool[Tensor, "batch position"]
+    ) -> Bool[Tensor, "batch position"]:
+        """Mask of those of the tokens whose numbers the paper prints for a box; views of a video have the same grid."""
+        if self.merge is None:
+            raise ValueError(
+                "rule='as_published' is for models that merge the patches of one grid over the whole picture, as "
+                "Qwen's do, and this model does not. Take rule='overlap'."
+            )
+        selected = torch.zeros_like(tokens)
+        for sample in tokens.any(-1).nonzero().flatten().tolist():
+            row, column, visual = self.row[sample], self.column[sample], tokens[sample]
+            rows, columns = int(row[visual].max()) + 1, int(column[visual].max()) + 1
+            numbers = published_tokens(box, self.sizes[sample][media], rows, columns, self.merge)
+            selected[sample] = visual & torch.isin(row * columns + column, numbers.to(row.device))
         return selected
 
     def _overlaps_seconds(self, seconds: tuple[float | int, float | int], media: int) -> Bool[Tensor, "batch position"]:
@@ -300,7 +314,7 @@ class TokenMap:
 
     def position_tensors(self) -> dict[str, Tensor]:
         """The fields with an axis of positions, by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("sizes", "no_boxes")}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("sizes", "no_boxes", "merge")}
 
     def _name(self, sample: int, media: int) -> str:
         video = (self.video[sample] & (self.media[sample] == media)).any()
@@ -327,14 +341,3 @@ class TokenMap:
         if not tokens.any():
             raise IndexError(self.no_boxes or f"picture {media} has no view {view}.")
         return tokens
-
-
-def grid_boxes(region: Box, rows: int, columns: int) -> Float[Tensor, "token 4"]:
-    """Rectangles of a grid of visual tokens that tile a region, row by row."""
-    x = torch.linspace(region.left, region.right, columns + 1)
-    y = torch.linspace(region.top, region.bottom, rows + 1)
-    corners = [
-        rearrange(edge.expand(rows, columns), "row column -> (row column)")
-        for edge in (x[:-1], y[:-1, None], x[1:], y[1:, None])
-    ]
-    return torch.stack(corners, -1)

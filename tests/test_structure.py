@@ -21,6 +21,7 @@ ORDER = [
     "heads",
     "scores",
     "head_formats",
+    "box_rules",
     "tokens",
     "inputs",
     "hf",

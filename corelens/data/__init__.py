@@ -9,6 +9,7 @@ from corelens.data.readers.mmdocir import mmdocir as mmdocir
 from corelens.data.readers.mmlongbench import mmlongbench as mmlongbench
 from corelens.data.readers.mmlongbench_doc import mmlongbench_doc as mmlongbench_doc
 from corelens.data.readers.refcocog import refcocog as refcocog
+from corelens.data.readers.videomme import videomme as videomme
 from corelens.data.readers.vidstg import vidstg as vidstg
 from corelens.data.registry import load as load
 from corelens.data.sample import Evidence as Evidence
@@ -18,6 +19,7 @@ from corelens.data.scoring import BoxUnit as BoxUnit
 from corelens.data.scoring import Tally as Tally
 from corelens.data.scoring import score as score
 from corelens.data.scoring import tally as tally
+from corelens.data.scoring import tally_by as tally_by
 from corelens.data.synthetic.charts import charts as charts
 from corelens.data.synthetic.documents import documents as documents
 from corelens.data.synthetic.haystacks import haystacks as haystacks

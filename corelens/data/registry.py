@@ -9,11 +9,13 @@ from corelens.data.readers.mmdocir import mmdocir
 from corelens.data.readers.mmlongbench import mmlongbench
 from corelens.data.readers.mmlongbench_doc import mmlongbench_doc
 from corelens.data.readers.refcocog import refcocog
+from corelens.data.readers.videomme import videomme
 from corelens.data.readers.vidstg import vidstg
 from corelens.data.synthetic.charts import charts
 from corelens.data.synthetic.documents import documents
 from corelens.data.synthetic.haystacks import haystacks
 from corelens.data.synthetic.photographs import photographs
+from corelens.errors import check_choice
 
 READERS = {
     "refcocog": refcocog,
@@ -22,6 +24,7 @@ READERS = {
     "mmlongbench": mmlongbench,
     "mmlongbench-doc": mmlongbench_doc,
     "mlvu": mlvu,
+    "videomme": videomme,
 }
 """Functions that read a data set from a folder or from the Hub."""
 
@@ -35,7 +38,8 @@ def load(name: str, *where: Any, **options: Any) -> Samples:
     Args:
         name: A name of `READERS` or `SYNTHETIC`.
         where: The folder or Hub id of a data set; of a world, how many samples and their seed.
-        options: Further arguments of its reader.
+        options: Further arguments of its reader; and, for every reader, `options_in_question`: 1 counts answer options
+            and format instructions as the question, as `Samples.options_in_question` does, and 0 does not.
 
     Raises:
         ValueError: If there is no such name, or the reader does not take these options.
@@ -49,8 +53,11 @@ def load(name: str, *where: Any, **options: Any) -> Samples:
             f"{name!r} is not a data set of corelens; these are {', '.join(known)}. The pictures for the shipped "
             f"models are in corelens.toy."
         )
+    options_in_question = options.pop("options_in_question", 0) if name in READERS else 0
+    check_choice("options_in_question", options_in_question, (0, 1))
     try:
         inspect.signature(known[name]).bind(*where, **options)
     except TypeError as cause:
         raise ValueError(f"{name}: {cause}; it takes {inspect.signature(known[name])}.") from cause
-    return known[name](*where, **options)
+    samples = known[name](*where, **options)
+    return samples.options_in_question() if options_in_question else samples

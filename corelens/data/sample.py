@@ -14,6 +14,9 @@ from corelens.errors import docs_link
 from corelens.inputs.media import Footage, Picture, load_picture
 from corelens.tokens import Box, BoxRule, TokenMap, Views
 
+MEDIUM = "<image>"
+"""Text of a picture or video within a question."""
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -52,6 +55,9 @@ class Sample:
 
     id: str
     question: str
+    """The question alone, without options and instructions: its tokens are the query tokens `question`. Where a prompt
+    places a picture within it, it has `<image>`."""
+
     answer: str
     images: tuple[Picture, ...] = ()
     """Pictures, paths to them or functions that return them, in the order in which they precede the question."""
@@ -60,9 +66,12 @@ class Sample:
     videos: tuple[Footage, ...] = ()
     """`corelens.Video`s, or paths to files. They come after the pictures, before the question."""
 
+    instruction: str = ""
+    """Text that follows the question and is no part of it: answer options, the format of the answer."""
+
     prompt: tuple[str | int, ...] = ()
     """The whole user message, where media do not simply precede the question: texts, and media by their number, each
-    once and in order. It contains the question. All of its text counts as the question's tokens."""
+    once and in order. It contains the question with its instruction; if it does several times, the last one counts."""
 
     choices: tuple[str, ...] = ()
     """The options of a multiple-choice question, in order; `answer` is one of them."""
@@ -83,6 +92,9 @@ class Sample:
             raise ValueError(f"sample {self.id}: the prompt places media {numbers}, and there are {n_media}, in order.")
         if missing := [region.media for region in self.evidence if region.media >= n_media]:
             raise ValueError(f"sample {self.id}: evidence is in media {missing}, and there are {n_media}.")
+        if self.prompt and self._question_start(self.prompt) < 0:
+            text = self.question + self.instruction
+            raise ValueError(f"sample {self.id}: the question {text!r} cannot be located in its prompt.")
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -97,13 +109,27 @@ class Sample:
     @property
     def chat(self) -> str | list[dict[str, Any]]:
         """The question in the form that `HookedMLLM.prepare` takes."""
-        if not self.prompt:
+        if not self.prompt and not self.instruction:
             return self.question
         kinds = ["image"] * len(self.images) + ["video"] * len(self.videos)
-        parts = [
-            {"type": kinds[part]} if isinstance(part, int) else {"type": "text", "text": part} for part in self.prompt
-        ]
+        prompt = self.prompt or (*range(len(kinds)), self.question + self.instruction)
+        start, parts, position = self._question_start(prompt), [], 0
+        for part in prompt:
+            if isinstance(part, int):
+                parts.append({"type": kinds[part]})
+                position += len(MEDIUM)
+                continue
+            parts.append({"type": "text", "text": part})
+            question = part[max(0, start - position) : max(0, start + len(self.question) - position)]
+            if question.strip():
+                parts[-1]["question"] = question
+            position += len(part)
         return [{"role": "user", "content": parts}]
+
+    def _question_start(self, prompt: tuple[str | int, ...]) -> int:
+        """Last place of the question with its instruction in a prompt; -1 if there is none."""
+        text = "".join(part if isinstance(part, str) else MEDIUM for part in prompt)
+        return text.rfind(self.question + self.instruction)
 
 
 def evidence_tokens(

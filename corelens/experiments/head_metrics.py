@@ -6,7 +6,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from einops import reduce
@@ -24,6 +24,7 @@ from corelens.hooks.rows import QueryRows
 from corelens.inputs.prepare import PreparedInputs
 from corelens.metrics import Metric
 from corelens.metrics.head_score import mean_over_queries
+from corelens.metrics.presets import Queries
 from corelens.model import HookedMLLM
 from corelens.tokens import BoxRule, TokenMap, Views
 
@@ -104,8 +105,10 @@ class LayerAttention:
         direction = unembedding[tokens].to(self.pattern.device)
         return M.logit_contributions(values, W_O, direction)
 
-    def score(self, metric: Metric) -> Float[Tensor, "batch head"]:
+    def score(self, metric: "AnyMetric") -> Float[Tensor, "batch head"]:
         """A metric, without its baseline."""
+        if isinstance(metric, str):
+            return DESCRIPTIVE_METRICS[metric].score(self, self.query_rows(query_kind(metric)))
         visual = self.to_device(self.inputs.tokens.visual)
         return M.head_score(
             self.contributions(metric),
@@ -118,20 +121,28 @@ class LayerAttention:
         )
 
 
-def _sink_share(layer: LayerAttention) -> Float[Tensor, "batch head"]:
+Rows = Bool[Tensor, "batch row"]
+"""Mask of the rows of a pattern that are query tokens."""
+
+
+def _sink_share(layer: LayerAttention, queries: Rows) -> Float[Tensor, "batch head"]:
     # A sequence may hold no sink, and then no attention goes to one.
     to_sinks = reduce(layer.pattern * layer.sinks[:, None, None], "batch head row key -> batch head row", "sum")
-    return mean_over_queries(to_sinks, layer.query_rows("last"))
+    return mean_over_queries(to_sinks, queries)
 
 
-def _distance(layer: LayerAttention) -> Float[Tensor, "batch head"]:
-    return M.attention_distance(layer.pattern, layer.query_rows("last"), layer.rows.position)
+def _visual_share(layer: LayerAttention, queries: Rows) -> Float[Tensor, "batch head"]:
+    return M.visual_share(layer.pattern, layer.to_device(layer.inputs.tokens.visual), queries)
 
 
-def _spatial_entropy(layer: LayerAttention) -> Float[Tensor, "batch head"]:
+def _entropy(layer: LayerAttention, queries: Rows) -> Float[Tensor, "batch head"]:
+    return M.attention_entropy(layer.pattern, queries)
+
+
+def _spatial_entropy(layer: LayerAttention, queries: Rows) -> Float[Tensor, "batch head"]:
     """Spatial entropy over the first picture with a grid: over its overview if it has one, else its first view."""
     entropies = []
-    for sample, rows in enumerate(layer.query_rows("last")):
+    for sample, rows in enumerate(queries):
         tokens = layer.inputs.tokens[sample].to(layer.pattern.device)
         in_grid = tokens.row >= 0
         if not in_grid.any():
@@ -146,16 +157,30 @@ def _spatial_entropy(layer: LayerAttention) -> Float[Tensor, "batch head"]:
     return torch.stack(entropies)
 
 
-DESCRIPTIVE_METRICS: dict[str, Callable[[LayerAttention], Float[Tensor, "batch head"]]] = {
-    "entropy": lambda layer: M.attention_entropy(layer.pattern, layer.query_rows("last")),
-    "concentration": lambda layer: M.concentration(layer.pattern, layer.query_rows("last")),
-    "distance": _distance,
-    "visual_share": lambda layer: M.visual_share(layer.pattern, layer.inputs.tokens.visual, layer.query_rows("last")),
-    "sink_share": _sink_share,
-    "spatial_entropy": _spatial_entropy,
+@dataclass(frozen=True)
+class DescriptiveMetric:
+    """A metric of a head's attention that needs no evidence."""
+
+    score: Callable[[LayerAttention, Rows], Float[Tensor, "batch head"]]
+    queries: Literal["question", "last"] = "last"
+
+
+DESCRIPTIVE_METRICS = {
+    "vision_heads": DescriptiveMetric(_visual_share, "question"),
+    "visual_share": DescriptiveMetric(_visual_share),
+    "question_entropy": DescriptiveMetric(_entropy, "question"),
+    "question_spatial_entropy": DescriptiveMetric(_spatial_entropy, "question"),
+    "entropy": DescriptiveMetric(_entropy),
+    "concentration": DescriptiveMetric(lambda layer, queries: M.concentration(layer.pattern, queries)),
+    "distance": DescriptiveMetric(
+        lambda layer, queries: M.attention_distance(layer.pattern, queries, layer.rows.position)
+    ),
+    "sink_share": DescriptiveMetric(_sink_share),
+    "spatial_entropy": DescriptiveMetric(_spatial_entropy),
 }
-"""Metrics that need no evidence, over the attention of the last prompt token; see the functions of the same names in
-`corelens.metrics`."""
+"""Metrics that need no evidence. `vision_heads`: attention of the question's tokens to all visual tokens, by which
+arXiv 2606.05843 ranks vision heads (section 4.2). Of the others, those named `question_` take the question's tokens,
+too, and all else the last prompt token; see the functions of these names in `corelens.metrics`."""
 
 AnyMetric = Metric | str
 """A metric, or the name of one in `DESCRIPTIVE_METRICS`."""
@@ -196,8 +221,7 @@ def score_heads(
     def score_layer(pattern: Tensor, hook: Any) -> None:
         layer = LayerAttention(model, scoring, hook.layer(), pattern, activations)
         for metric in metrics:
-            values = layer.score(metric) if isinstance(metric, Metric) else DESCRIPTIVE_METRICS[metric](layer)
-            scores[metric_name(metric)][hook.layer()] = values
+            scores[metric_name(metric)][hook.layer()] = layer.score(metric)
         activations.clear()
 
     patterns = model.attn_names("pattern")
@@ -212,6 +236,11 @@ def score_heads(
 def metric_name(metric: AnyMetric) -> str:
     """The name of a metric, which is also that of its file."""
     return metric.name if isinstance(metric, Metric) else metric
+
+
+def query_kind(metric: AnyMetric) -> Queries:
+    """The query tokens of a metric."""
+    return metric.queries if isinstance(metric, Metric) else DESCRIPTIVE_METRICS[metric].queries
 
 
 def _needs_values(metric: AnyMetric) -> bool:
@@ -297,8 +326,8 @@ def _scoring_inputs(
         queries[sequence] = answer_positions(inputs.tokens)
         if any(isinstance(metric, Metric) and metric.queries == "uncertain" for metric in metrics):
             queries["uncertain"] = _most_uncertain(model, inputs)
-    names = {metric.queries if isinstance(metric, Metric) else "last" for metric in metrics}
-    scoring = ScoringInputs(inputs.tokens, evidence, {name: queries[name] for name in names}, answer_targets(inputs))
+    of_metrics = {kind: queries[kind] for kind in map(query_kind, metrics)}
+    scoring = ScoringInputs(inputs.tokens, evidence, of_metrics, answer_targets(inputs))
     return inputs, scoring
 
 

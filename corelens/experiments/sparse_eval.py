@@ -33,8 +33,9 @@ from corelens.model import HookedMLLM
 from corelens.progress import nested_progress
 from corelens.sparse.apply import apply
 from corelens.sparse.cache import HeadSparseCache
-from corelens.sparse.plan import Full, HeadPlan, HeadRule, Streaming
+from corelens.sparse.plan import HeadPlan
 from corelens.sparse.resolve import resolve
+from corelens.sparse.rules import Full, HeadRule, Streaming
 
 
 @torch.no_grad()

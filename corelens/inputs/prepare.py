@@ -15,7 +15,7 @@ from corelens.inputs.chats import Chat, Prompt, build_chats, render
 from corelens.inputs.media import Footage, Picture
 from corelens.inputs.processor import TokenizedPrompt, encode
 from corelens.inputs.processor_probe import ProcessorProbe
-from corelens.inputs.token_geometry import ProcessedImage, no_boxes, segments
+from corelens.inputs.token_geometry import ProcessedImage, merged_patches, no_boxes, segments
 from corelens.tokens import Role, TokenMap, grid_boxes
 
 
@@ -69,7 +69,8 @@ def prepare(
     position_tensors = {name: torch.from_numpy(np.stack([columns[name] for columns in samples])) for name in samples[0]}
     has_videos = any(chat.clips for chat in chats)
     reason = no_boxes(config.model_type) or (no_boxes(config.model_type, "video") if has_videos else "")
-    return PreparedInputs(tensors, TokenMap(**position_tensors, sizes=tuple(sizes), no_boxes=reason))
+    merge = merged_patches(config.model_type, processor)
+    return PreparedInputs(tensors, TokenMap(**position_tensors, sizes=tuple(sizes), no_boxes=reason, merge=merge))
 
 
 def unknown_words(tokenizer: Any, inputs: PreparedInputs) -> str:

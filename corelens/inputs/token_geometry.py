@@ -299,6 +299,11 @@ def no_boxes(model_type: str, kind: str = "image") -> str:
     )
 
 
+def merged_patches(model_type: str, processor: Any) -> int | None:
+    """Return `TokenMap.merge` of a model: how many patches along a side become a token of one grid, or None."""
+    return processor.image_processor.merge_size if SEGMENTS.get(model_type) is whole_picture else None
+
+
 def segments(image: ProcessedImage) -> list[Segment]:
     """Compute the segments of one picture or video, in the order of its tokens.
 

@@ -7,7 +7,8 @@ import torch
 
 from corelens.heads import Head, HeadSet
 from corelens.scores import HeadScores
-from corelens.sparse.plan import Full, HeadPlan, Streaming
+from corelens.sparse.plan import HeadPlan
+from corelens.sparse.rules import Full, Streaming
 
 BUDGETS = (0.05, 0.1, 0.25, 0.5)
 """Shares of heads that attend to everything."""

@@ -17,6 +17,13 @@ FPS, N_FRAMES = 10, 20
 """Frames per second, and number of frames, of every video that `write_video` writes."""
 
 
+def message_text(sample: Sample) -> str:
+    """All text of a sample's message."""
+    if isinstance(sample.chat, str):
+        return sample.chat
+    return "".join(part["text"] for message in sample.chat for part in message["content"] if part["type"] == "text")
+
+
 def encoded_picture(size: tuple[int, int], colour: tuple[int, int, int] = (10, 20, 30), kind: str = "JPEG") -> bytes:
     buffer = BytesIO()
     Image.new("RGB", size, colour).save(buffer, kind)
@@ -147,6 +154,36 @@ def mmlongbench_needle_row(**changes: Any) -> dict[str, Any]:
         "positive_ctxs": [{"type": "image", "image": "needle.png", "text": "<image>"}],
         "image_list": ["mm-niah/a.png", "mm-niah/needle.png", "mm-niah/b.png"],
         "choices_image": ["mm-niah/c0.png", "mm-niah/c1.png"],
+    } | changes
+
+
+def mmlongbench_document_row(**changes: Any) -> dict[str, Any]:
+    return {
+        "id": "mmlongdoc_0",
+        "doc_name": "report",
+        "question": "How many?",
+        "answer": "18",
+        "ans_page_list": [1],
+        "answer_sources": ["Chart"],
+        "answer_format": "Int",
+        "page_list": [f"mmlongbench-doc/report/report_page{page}.jpg" for page in range(3)],
+        "length": 8000,
+    } | changes
+
+
+def videomme_row(**changes: Any) -> dict[str, Any]:
+    return {
+        "video_id": "001",
+        "duration": "short",
+        "domain": "Knowledge",
+        "sub_category": "Humanity & History",
+        "url": "https://www.youtube.com/watch?v=fFjv93ACGo8",
+        "videoID": "fFjv93ACGo8",
+        "question_id": "001-1",
+        "task_type": "Counting Problem",
+        "question": "Which of these decorations is the most numerous?",
+        "options": ["A. Apples.", "B. Candles.", "C. Berries.", "D. All are equally many."],
+        "answer": "C",
     } | changes
 
 

@@ -5,14 +5,15 @@ import json
 import re
 import tarfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache, partial
+from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import import_module
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 from pydantic import BeforeValidator, Field, FiniteFloat, StringConstraints, TypeAdapter, ValidationError
@@ -31,6 +32,9 @@ class Skipped(NamedTuple):
     id: str
     reason: str
 
+
+Regions = Literal["annotated", "published"]
+"""Evidence of a reader: as the data set annotates it, or as arXiv 2606.05843 takes it (appendix C)."""
 
 Row = tuple[str, Callable[[], Sample]]
 """The id of a row, and the function that makes a sample of it or raises `BadRow`."""
@@ -71,17 +75,33 @@ class Samples:
     def with_evidence(self) -> "Samples":
         """Return only the samples with evidence; the others count as skipped."""
 
-        def make_with_evidence(make: Callable[[], Sample]) -> Sample:
-            sample = make()
+        def with_evidence(sample: Sample) -> Sample:
             if not sample.evidence:
                 raise BadRow("it has no evidence")
             return sample
 
+        return self._map(self.name, with_evidence)
+
+    def options_in_question(self) -> "Samples":
+        """Return the samples with answer options and format instructions as part of their questions.
+
+        Without it, only the data set's own text of a question is the question, from whose tokens attention is measured.
+        Options that are pictures, and a text that precedes the question, never count.
+        """
+
+        def with_options(sample: Sample) -> Sample:
+            return replace(sample, question=sample.question + sample.instruction, instruction="")
+
+        return self._map(f"{self.name}, options in the question", with_options)
+
+    def _map(self, name: str, change: Callable[[Sample], Sample]) -> "Samples":
+        """Samples of the same rows, each changed, or skipped by `BadRow`."""
+
         def rows() -> Iterator[Row]:
             for row, make in self.rows():
-                yield row, partial(make_with_evidence, make)
+                yield row, lambda make=make: change(make())
 
-        return Samples(self.name, rows)
+        return Samples(name, rows)
 
 
 def require_package(name: str) -> Any:
@@ -122,15 +142,19 @@ def dataset_folder(source: str | PathLike[str], patterns: Sequence[str], access:
 
 
 def unpack_archives(archives: Path, name: str) -> Path:
-    """Unpack the .tar.gz archives of a downloaded folder once, beside Hugging Face's cache; return the folder."""
+    """Unpack the .tar.gz and .zip archives of a download once, beside Hugging Face's cache; return the folder."""
     folder = Path(require_package("huggingface_hub").constants.HF_HOME) / "corelens" / name
     folder.mkdir(parents=True, exist_ok=True)
-    for archive in sorted(archives.rglob("*.tar.gz")):
+    for archive in sorted([*archives.rglob("*.tar.gz"), *archives.rglob("*.zip")]):
         # The size distinguishes newer archives of the same name. The marker comes last: interrupted work is repeated.
         marker = folder / f".{archive.name}-{archive.stat().st_size}"
         if not marker.exists():
-            with tarfile.open(archive) as files:
-                files.extractall(folder, filter="data")  # no files outside the folder, no devices
+            if archive.suffix == ".zip":
+                with zipfile.ZipFile(archive) as files:
+                    files.extractall(folder)
+            else:
+                with tarfile.open(archive) as files:
+                    files.extractall(folder, filter="data")  # no files outside the folder, no devices
             marker.touch()
     return folder
 

@@ -15,6 +15,7 @@ from corelens.data.readers.base import (
     Corners,
     ListOf,
     Number,
+    Regions,
     Row,
     Samples,
     StoredPicture,
@@ -36,8 +37,12 @@ Pages = Literal["all", "evidence"]
 PageSize = Annotated[list[Number], Field(min_length=2, max_length=2)]
 
 
-def mmdocir(source: str | PathLike[str] = "MMDocIR/MMDocIR_Evaluation_Dataset", pages: Pages = "all") -> Samples:
-    """Read one sample per question; its layouts are the evidence, or whole pages where a page has no layout.
+def mmdocir(
+    source: str | PathLike[str] = "MMDocIR/MMDocIR_Evaluation_Dataset",
+    pages: Pages = "all",
+    evidence: Regions = "annotated",
+) -> Samples:
+    """Read one sample per question; the layouts or pages with the answer are its evidence.
 
     Pages count from zero. Boxes of layouts are in units of `page_size` and become pixels of the page's picture.
     Answers are scored by ANLS; this is ours, since the authors measure retrieval alone.
@@ -45,8 +50,11 @@ def mmdocir(source: str | PathLike[str] = "MMDocIR/MMDocIR_Evaluation_Dataset", 
     Args:
         source: A folder with `*annotations.jsonl` and `*pages.parquet`, or a Hub id.
         pages: `all` shows the model the whole document (65 pages on average), `evidence` only the evidence pages.
+        evidence: `annotated`: the layouts, or the whole page where a page has no layout. `published`: whole pages; in
+            appendix C.2 of arXiv 2606.05843 the whole picture is the evidence, and here the pictures are pages.
     """
     check_choice("pages", pages, Pages)
+    check_choice("evidence", evidence, Regions)
     folder = dataset_folder(source, ["*annotations.jsonl", "*pages.parquet"])
     annotations = find_files(folder, "*annotations.jsonl")[0]
     table = read_table(find_files(folder, "*pages.parquet"))
@@ -66,9 +74,9 @@ def mmdocir(source: str | PathLike[str] = "MMDocIR/MMDocIR_Evaluation_Dataset", 
                 continue
             for index, question in enumerate(questions):
                 row = f"{_name(name)}-{index}"
-                yield row, partial(_sample, row, question, document, rows_of_pages, table, pages)
+                yield row, partial(_sample, row, question, document, rows_of_pages, table, pages, evidence)
 
-    return Samples("MMDocIR", read)
+    return Samples("MMDocIR, whole pages" if evidence == "published" else "MMDocIR", read)
 
 
 def _name(document: str) -> str:
@@ -77,7 +85,13 @@ def _name(document: str) -> str:
 
 
 def _sample(
-    row: str, question: Any, document: Any, rows_of_pages: dict[str, dict[int, int]], table: Any, pages: str
+    row: str,
+    question: Any,
+    document: Any,
+    rows_of_pages: dict[str, dict[int, int]],
+    table: Any,
+    pages: str,
+    kind_of_evidence: Regions,
 ) -> Sample:
     row_of_page = rows_of_pages.get(_name(document["doc_name"]))
     if row_of_page is None:
@@ -92,7 +106,7 @@ def _sample(
     shown_pages = evidence_pages if pages == "evidence" else sorted(row_of_page)
     pictures = {page: StoredPicture(table, row_of_page[page], "image_binary") for page in shown_pages}
     evidence = []
-    for layout in read_field(question, "layout_mapping", list):
+    for layout in read_field(question, "layout_mapping", list) if kind_of_evidence == "annotated" else ():
         page = read_field(layout, "page", int)
         if page not in evidence_pages:
             raise BadRow(f"a layout is on page {page}, which is not among its evidence pages {evidence_pages}")

@@ -36,6 +36,8 @@ INTERLEAVED = (
     "You are given interleaved text and images. Please answer the question based on the given text and images.\n\n"
 )
 IMAGE = re.compile("<image>")
+PAGE = re.compile(r"(?P<document>.*)(_page(?P<page>\d+)|-(?P<slide>\d+)-\d+)")
+"""Name of a page's file: `{document}_page{number}`, counted from zero, or `{deck}-{number}-{width}`, from one."""
 
 
 class Task(NamedTuple):
@@ -48,8 +50,9 @@ class Task(NamedTuple):
 def mmlongbench(source: str | PathLike[str], task: str, length: int = 8, seed: int = 0) -> Samples:
     """Read one sample per row of one task at one length, with text and pictures interleaved.
 
-    Only the tasks of `NIAH` with needles among the pictures have evidence: all of the needle. The instructions are
-    ours; they are shorter versions of the authors'.
+    Two kinds of tasks have evidence: those of `NIAH` with needles among the pictures, all of the needle, and those of
+    `DocVQA`, all of every page with the answer (`ans_page_list`), as in appendix C.3 of arXiv 2606.05843. The
+    instructions are ours; they are shorter versions of the authors'. Where the data set has no question, ours is it.
 
     Args:
         source: The folder that holds `mmlb_data` and `mmlb_image`, the unpacked archives of the Hub's repository; or
@@ -186,8 +189,8 @@ def _retrieval_augmented(name: str, row: Mapping[str, Any], folder: Path) -> Sam
 
 def _visual_haystack(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
     answer = {"0": "No", "1": "Yes"}.get(_answers(row)[0], _answers(row)[0])
-    question = f"{read_field(row, 'question', Text)} Answer Yes or No."
-    return Sample(name, question, answer, _pictures(row, ["ctxs"], folder), scoring="yes-no")
+    question, pictures = read_field(row, "question", Text), _pictures(row, ["ctxs"], folder)
+    return Sample(name, question, answer, pictures, instruction=" Answer Yes or No.", scoring="yes-no")
 
 
 def _text_needle(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
@@ -243,13 +246,14 @@ def _many_shot(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
     examples = read_field(row, "examples", list)
     pictures = tuple(picture_file(folder / read_field(part, "image", Text)) for part in [*examples, row])
     labels = "\n\n".join(f"<image>\nlabel: {read_field(part, 'id', int | str)}" for part in examples)
-    question = 'Now classify this image. Only output "label: {label}".'
+    question, instruction = "Now classify this image.", ' Only output "label: {label}".'
     return Sample(
         name,
         question,
         _answers(row)[0],
         pictures,
-        prompt=_interleave(f"Training examples:\n{labels}\n\n{question} <image>", len(pictures)),
+        prompt=_interleave(f"Training examples:\n{labels}\n\n{question}{instruction} <image>", len(pictures)),
+        instruction=instruction,
         scoring="label",
     )
 
@@ -260,6 +264,23 @@ def _pages(row: Mapping[str, Any], name: str) -> str:
     return "\n\n".join(
         f"Document {path.parent.name[:15]} (page {path.stem.split('page')[-1]}): <image>" for path in paths
     )
+
+
+def _answer_pages(row: Mapping[str, Any], document: str) -> tuple[Evidence, ...]:
+    """Evidence for the shown pages with the answer; pages of other documents may be among those shown.
+
+    The authors number answers' pages from zero, and files as `PAGE` says (README of their code, "DocVQA page indices").
+    """
+    numbers = read_field(row, "ans_page_list", ListOf[int]) if row.get("ans_page_list") else []
+    media = []
+    for index, path in enumerate(read_field(row, "page_list", ListOf[str])):
+        match = PAGE.fullmatch(Path(path).stem)
+        if match is None:
+            raise BadRow(f"its page {path!r} has no page number")
+        number = int(match["page"]) if match["page"] else int(match["slide"]) - 1
+        if document in (match["document"], Path(path).parent.name) and number in numbers:
+            media.append(index)
+    return tuple(Evidence(media=index) for index in media)
 
 
 def _summary(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
@@ -286,6 +307,7 @@ def _document(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
         question,
         str(read_field(row, "answer", str | int | float)),
         pictures,
+        _answer_pages(row, document),
         prompt=_interleave(f"{_pages(row, 'page_list')}\n\n{instruction}", len(pictures)),
         scoring="mmlongbench-docqa",
         about={"document": document, "answer format": read_field(row, "answer_format", Text)},

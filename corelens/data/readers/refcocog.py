@@ -20,36 +20,34 @@ from corelens.data.readers.base import (
 )
 from corelens.data.sample import Evidence, Sample
 
-QUESTION = "Please provide the bounding box coordinate of the region this sentence describes: {expression}"
+PROMPT = "Please provide the bounding box coordinate of the region this sentence describes: {expression}"
 
 
-def refcocog(
-    source: str | PathLike[str] = "lmms-lab/RefCOCOg", split: str = "val", question: str = QUESTION
-) -> Samples:
-    """Read one sample per referring expression; the box of its object is the evidence and the answer.
+def refcocog(source: str | PathLike[str] = "lmms-lab/RefCOCOg", split: str = "val", prompt: str = PROMPT) -> Samples:
+    """Read one sample per referring expression, which is its question; the box is the evidence and the answer.
 
     The field `answer` of the data set holds the expressions, `bbox` is left, top, width and height in pixels.
 
     Args:
         source: A folder with `{split}-*.parquet`, or a Hub id.
         split: `val` or `test`.
-        question: The question, with `{expression}` in it. Models differ in the question that they expect and in the
-            unit of their answers; `corelens.data.score` needs the unit.
+        prompt: The text after the picture, with `{expression}` in it. Models differ in the text that they expect and
+            in the unit of their answers; `corelens.data.score` needs the unit.
     """
-    if "{expression}" not in question:
-        raise ValueError(f"question={question!r} has no place for the expression: write {{expression}} in it.")
+    if "{expression}" not in prompt:
+        raise ValueError(f"prompt={prompt!r} has no place for the expression: write {{expression}} in it.")
     rows = read_table(find_files(dataset_folder(source, [f"data/{split}-*.parquet"]), f"{split}-*.parquet"))
 
     def read() -> Iterator[Row]:
         ids, expressions = rows["question_id"], rows["answer"]
         for index, (row_id, row_expressions) in enumerate(zip(ids, expressions, strict=True)):
             for number in range(max(1, len(row_expressions or ()))):
-                yield f"{row_id}-{number}", partial(_sample, rows, index, number, question)
+                yield f"{row_id}-{number}", partial(_sample, rows, index, number, prompt)
 
     return Samples(f"RefCOCOg {split}", read)
 
 
-def _sample(rows: Any, index: int, number: int, question: str) -> Sample:
+def _sample(rows: Any, index: int, number: int, prompt: str) -> Sample:
     row = rows[index]
     expressions = read_field(row, "answer", list)
     if not expressions or not (expression := (expressions[number] or "").strip()):
@@ -60,10 +58,11 @@ def _sample(rows: Any, index: int, number: int, question: str) -> Sample:
     box = pixel_box([left, top, left + width, top + height], size)
     return Sample(
         f"{row['question_id']}-{number}",
-        question.format(expression=expression),
+        expression,
         str([round(edge) for edge in box]),
         (picture,),
         (Evidence(box),),
+        prompt=(0, prompt.format(expression=expression)),
         scoring="box",
-        about={"expression": expression, "file": row.get("file_name"), "size": size},
+        about={"file": row.get("file_name"), "size": size},
     )

@@ -11,6 +11,7 @@ from PIL import Image
 
 from corelens.data.readers.base import (
     BadRow,
+    Regions,
     Row,
     Samples,
     Text,
@@ -77,8 +78,9 @@ def vidstg(
     vidor: str | PathLike[str],
     split: Literal["train", "val", "test"] = "test",
     sentences: Sentences = "questions",
+    evidence: Regions = "annotated",
 ) -> Samples:
-    """Read one sample per sentence: the used segment of a video, with the target's box in every frame as evidence.
+    """Read one sample per sentence: the used segment of a video, with the target in it as evidence.
 
     VidSTG names a target and the time at which the sentence is true of it; its boxes are in VidOR's annotations, and
     the videos are VidOR's. Segments include their first frame and exclude their last, as in the code of TubeDETR.
@@ -90,8 +92,11 @@ def vidstg(
         vidor: A folder with VidOR's annotations (`{vid}.json`) and videos (`{vid}.mp4`), at any depth.
         split: `train` and `val` are from VidOR's training videos, `test` from its validation videos.
         sentences: `questions` ask for the target ("what is ..."), `captions` describe it.
+        evidence: `annotated`: the target's box in every frame. `published`: the whole frames of the time in which the
+            sentence is true, as in appendix C.4 of arXiv 2606.05843.
     """
     check_choice("sentences", sentences, Sentences)
+    check_choice("evidence", evidence, Regions)
     if not Path(vidor).is_dir():
         raise FileNotFoundError(f"there is no folder {str(vidor)!r} with VidOR's annotations and videos.")
     path = find_files(dataset_folder(source, [f"*{split}_annotations.json"]), f"{split}_annotations.json")[0]
@@ -103,9 +108,10 @@ def vidstg(
         for index, row in enumerate(rows):
             for number in range(max(1, len(entries) if isinstance(entries := row.get(sentences), list) else 0)):
                 name = f"{row.get('vid', '')}-{index}-{number}"
-                yield name, partial(_sample, name, row, number, sentences, annotations, videos)
+                yield name, partial(_sample, name, row, number, sentences, annotations, videos, evidence)
 
-    return Samples(f"VidSTG {split} {sentences}", read)
+    whole_frames = ", whole frames" if evidence == "published" else ""
+    return Samples(f"VidSTG {split} {sentences}{whole_frames}", read)
 
 
 def _sample(
@@ -115,6 +121,7 @@ def _sample(
     sentences: str,
     annotations: Mapping[str, Path],
     videos: Mapping[str, Path],
+    kind_of_evidence: Regions,
 ) -> Sample:
     video = read_field(row, "vid", Text)
     entries = read_field(row, sentences, list)
@@ -122,7 +129,7 @@ def _sample(
         raise BadRow(f"its {sentences!r} are empty")
     entry = entries[number]
     sentence, target = read_field(entry, "description", Text), read_field(entry, "target_id", int)
-    if video not in annotations:
+    if video not in annotations and kind_of_evidence == "annotated":
         raise BadRow(f"there is no annotation file {video}.json of VidOR")
     if video not in videos:
         raise BadRow(f"there is no video file {video}.mp4 of VidOR")
@@ -136,12 +143,15 @@ def _sample(
     first, last = _span(row, "temporal_gt")
     if not start <= first < last <= end:
         raise BadRow(f"its target's time {first} to {last} is not within the used segment {start} to {end}")
-    trajectory = _trajectories(annotations[video])
-    evidence = []
-    for frame in range(first, min(last, len(trajectory))):
-        if target in trajectory[frame]:
-            seconds = ((frame - start) / fps, (frame + 1 - start) / fps)
-            evidence.append(Evidence(pixel_box(trajectory[frame][target], size), 0, seconds))
+    if kind_of_evidence == "published":
+        evidence = [Evidence(seconds=((first - start) / fps, (last - start) / fps))]
+    else:
+        trajectory = _trajectories(annotations[video])
+        evidence = [
+            Evidence(pixel_box(trajectory[frame][target], size), 0, ((frame - start) / fps, (frame + 1 - start) / fps))
+            for frame in range(first, min(last, len(trajectory)))
+            if target in trajectory[frame]
+        ]
     categories = {
         read_field(entity, "tid", int): read_field(entity, "category", Text)
         for entity in read_field(row, "subject/objects", list)

@@ -1,6 +1,6 @@
 """The rule that a sample names, and the mean of many scores."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from corelens.data.sample import Sample
@@ -93,3 +93,25 @@ def tally(scores: Iterable[float | None]) -> Tally:
     if not scores:
         raise ValueError("there are no scores.")
     return Tally(sum(value or 0.0 for value in scores) / len(scores), len(scores), scores.count(None))
+
+
+def tally_by(key: str, samples: Iterable[Sample], scores: Iterable[float | None]) -> Mapping[str, Tally]:
+    """Compute a `tally` for each group of samples, such as the tasks of MLVU and VideoMME.
+
+    Args:
+        key: The entry of `Sample.about` that names a sample's group, such as `task`.
+        samples: The samples.
+        scores: Their scores, in the same order.
+
+    Returns:
+        By group, in the order of the samples.
+
+    Raises:
+        ValueError: If there are more or fewer scores than samples, or a sample is `about` nothing of this name.
+    """
+    groups: dict[str, list[float | None]] = {}
+    for sample, value in zip(samples, scores, strict=True):
+        if key not in sample.about:
+            raise ValueError(f"sample {sample.id} has no {key!r}; it is about {', '.join(sample.about) or 'nothing'}.")
+        groups.setdefault(str(sample.about[key]), []).append(value)
+    return {group: tally(values) for group, values in groups.items()}

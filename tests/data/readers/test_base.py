@@ -26,7 +26,7 @@ def test_a_place_that_holds_no_data_set_is_an_error_before_anything_is_read(tmp_
     with pytest.raises(FileNotFoundError, match="no Hub id, which reads owner/name"):
         refcocog(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="has no place for the expression"):
-        refcocog(tmp_path, question="Where?")
+        refcocog(tmp_path, prompt="Where?")
 
 
 def test_a_file_that_is_no_list_of_rows_is_an_error(tmp_path: Path):

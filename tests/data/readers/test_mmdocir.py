@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from corelens.data import mmdocir
+from corelens.data import Evidence, mmdocir
 from corelens.tokens import Box
 from tests.helpers.dataset_files import mmdocir_folder, mmdocir_question, read_with_skips
 
@@ -27,6 +27,14 @@ def test_mmdocir_scales_layouts_from_page_units_to_pixels_and_pages_count_from_z
     assert [len(sample.images) for sample in only] == [1, 2]
     assert only[0].evidence[0].media == 0
     assert only[0].about["pages"] == [1]
+
+
+def test_published_evidence_of_mmdocir_is_whole_pages(tmp_path: Path):
+    folder = mmdocir_folder(tmp_path, [mmdocir_question(), mmdocir_question(page_id=[0, 1])])
+    one, both = mmdocir(folder, evidence="published")
+    assert one.evidence == (Evidence(media=1),)
+    assert both.evidence == (Evidence(media=0), Evidence(media=1))
+    assert mmdocir(folder, evidence="published").name != mmdocir(folder).name
 
 
 def test_mmdocir_skips_what_is_broken(tmp_path: Path):

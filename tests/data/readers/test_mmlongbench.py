@@ -9,15 +9,21 @@ import huggingface_hub
 import pytest
 from PIL import Image
 
-from corelens.data import mmlongbench, score
-from tests.helpers.dataset_files import mmlongbench_needle_row, read_with_skips, write_json, write_lines
+from corelens.data import Evidence, mmlongbench, score
+from tests.helpers.dataset_files import (
+    mmlongbench_document_row,
+    mmlongbench_needle_row,
+    read_with_skips,
+    write_json,
+    write_lines,
+)
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Path:
     folder = tmp_path / "mmlb_image" / "mm-niah"
     folder.mkdir(parents=True)
-    for name in ("a", "b", "needle", "c0", "c1", "page1", "page2"):
+    for name in ("a", "b", "needle", "c0", "c1", "page1", "page2", "a-1-1024", "a-2-1024"):
         Image.new("RGB", (8, 8)).save(folder / f"{name}.png")
     return tmp_path
 
@@ -108,7 +114,7 @@ def rows_of_other_tasks() -> Iterator[tuple[str, str, Any, str, int]]:
         }
     }
     yield "cars196", "ICL/cars196_test_K8.json", shots, "label: 4", 3
-    page = {"page_list": ["mm-niah/page1.png", "mm-niah/page2.png"], "doc_name": "mm-niah", "question": "How many?"}
+    page = {"page_list": ["mm-niah/a-1-1024.png", "mm-niah/a-2-1024.png"], "doc_name": "a", "question": "How many?"}
     yield "slidevqa", "docqa/slidevqa_K8.jsonl", page | {"answer": "18", "answer_format": "Integer"}, "There are 18.", 2
 
 
@@ -128,6 +134,43 @@ def test_mmlongbench_reads_its_other_tasks(bench: Path, task: str, file: str, ro
     assert score(sample, right) == 1
     assert score(sample, "no 7") in (0, None)
     assert bool(sample.evidence) == (task == "counting-image")
+
+
+@pytest.mark.parametrize(
+    ("task", "pages", "expected"),
+    [
+        # Names count from zero, as answers do; pages of other documents pad the context.
+        (
+            "mmlongdoc",
+            ["report/report_page0", "report/report_page1", "41/41_page1", "report/report_page12"],
+            [1, 3],
+        ),
+        ("longdocurl", ["41/41_page4", "report/report_page1"], [1]),
+        # Names of slides count from one.
+        ("slidevqa", ["report/deck-a-1-1024", "report/deck-a-2-1024", "x/report-2-1024", "x/deck-2-1024"], [1, 2]),
+    ],
+)
+def test_evidence_of_documents_is_the_pages_with_the_answer(
+    tmp_path: Path, task: str, pages: list[str], expected: list[int]
+):
+    paths = [f"{page}.jpg" for page in pages]
+    for path in (*paths, "report/cover.jpg"):
+        (tmp_path / "mmlb_image" / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "mmlb_image" / path)
+    row = mmlongbench_document_row(page_list=paths, ans_page_list=[1, 12])
+    rows = [
+        row,
+        row | {"ans_page_list": [7]},
+        row | {"ans_page_list": []},
+        row | {"page_list": [*paths, "report/cover.jpg"]},
+    ]
+    write_lines(tmp_path / "mmlb_data" / "documentQA" / f"{task}_K8.jsonl", rows)
+    samples, skipped = read_with_skips(mmlongbench(tmp_path, task))
+    assert samples[0].evidence == tuple(Evidence(media=index) for index in expected)
+    assert samples[1].evidence == samples[2].evidence == ()
+    assert "has no page number" in skipped[f"{task}_K8-4"]
+    assert samples[0].question == "How many?"
+    assert samples[0].prompt[-1].endswith("or write 'Not answerable'. How many?")
 
 
 def test_mmlongbench_summaries_are_left_to_a_judge(bench: Path):

@@ -14,7 +14,8 @@ def test_refcocog_has_one_sample_per_expression_and_its_box_is_left_top_width_he
     write_table(tmp_path / "data" / "val-00001-of-00002.parquet", [refcocog_row(question_id="18", answer=["a cat"])])
     samples = list(refcocog(tmp_path, "val"))
     assert [sample.id for sample in samples] == ["17-0", "17-1", "18-0"]
-    assert [sample.question.split(": ")[1] for sample in samples] == ["the red cup", "cup on the left", "a cat"]
+    assert [sample.question for sample in samples] == ["the red cup", "cup on the left", "a cat"]
+    assert samples[0].prompt[1].endswith("the region this sentence describes: the red cup")
     assert samples[0].evidence[0].box == Box(10, 20, 40, 60)
     assert samples[0].pictures[0].size == (100, 80)
     assert score(samples[0], "[10, 20, 40, 60]", box_unit="pixels") == 1

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from corelens.data import vidstg
+from corelens.data import Evidence, vidstg
 from corelens.data.readers.vidstg import FileFrames
 from corelens.tokens import Box
 from tests.helpers.dataset_files import N_FRAMES, read_with_skips, vidstg_row, write_json, write_video
@@ -40,6 +40,16 @@ def test_vidstg_gives_the_used_segment_and_the_box_of_every_frame(vidor: Path, t
     assert greys == [4, 7, 15, 5]
     (caption,) = vidstg(tmp_path, vidor, sentences="captions")
     assert caption.question == "an adult holds a dog"
+
+
+def test_published_evidence_of_vidstg_is_the_whole_frames_of_the_interval(vidor: Path, tmp_path: Path):
+    write_json(tmp_path / "test_annotations.json", [vidstg_row()])
+    (sample,) = vidstg(tmp_path, vidor, evidence="published")
+    # Frames 6 to 8 of a segment that begins with frame 4, at ten frames a second.
+    assert sample.evidence == (Evidence(seconds=(0.2, 0.5)),)
+    for annotation in vidor.rglob("*.json"):
+        annotation.unlink()
+    assert len(list(vidstg(tmp_path, vidor, evidence="published"))) == 1  # needs no boxes
 
 
 def test_vidstg_skips_what_is_broken(vidor: Path, tmp_path: Path):
