@@ -60,12 +60,12 @@ class Sample:
     videos: tuple[Footage, ...] = ()
     """`corelens.Video`s, or paths to files. They come after the pictures, before the question."""
 
+    instruction: str = ""
+    """Text that follows the question and is no part of it: answer options, the format of the answer."""
+
     prompt: tuple[str | int, ...] = ()
     """The whole user message, where media do not simply precede the question: texts, and media by their number, each
-    once and in order. It contains the question, and the instruction."""
-
-    instruction: str = ""
-    """Text after the question that is not the question: answer options and format instructions."""
+    once and in order. It contains the question. All of its text counts as the question's tokens."""
 
     choices: tuple[str, ...] = ()
     """The options of a multiple-choice question, in order; `answer` is one of them."""

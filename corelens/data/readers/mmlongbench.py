@@ -36,7 +36,7 @@ INTERLEAVED = (
     "You are given interleaved text and images. Please answer the question based on the given text and images.\n\n"
 )
 IMAGE = re.compile("<image>")
-PAGE = re.compile(r"(?P<document>.*)(_page(?P<page>\d+)|-(?P<slide>\d+)-\d+)")
+PAGE_FILE = re.compile(r"(?P<document>.*)(_page(?P<page>\d+)|-(?P<slide>\d+)-\d+)")
 """Name of a page's file: `{document}_page{number}`, counted from zero, or `{deck}-{number}-{width}`, from one."""
 
 
@@ -208,12 +208,15 @@ def _text_needle(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
 
 
 def _counting(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
-    """Sample that asks for a count; the answer is a list of numbers, which is scored by its sum."""
+    """Sample that asks for a count; the answer is a list of numbers, which is scored by its sum.
+
+    A question with pictures in it is several texts, of which the longest is the sample's.
+    """
     images = ["image_list", "needle_image_list"] if "needle_image_list" in row else ["image_list"]
     pictures, question = _pictures(row, images, folder), read_field(row, "question", Text)
     return Sample(
         name,
-        question,
+        max(IMAGE.split(question), key=len).strip(),
         str(read_field(row, "answer", list)),
         pictures,
         _needles(row) if "needle_image_list" in row else (),
@@ -246,14 +249,13 @@ def _many_shot(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
     examples = read_field(row, "examples", list)
     pictures = tuple(picture_file(folder / read_field(part, "image", Text)) for part in [*examples, row])
     labels = "\n\n".join(f"<image>\nlabel: {read_field(part, 'id', int | str)}" for part in examples)
-    question, instruction = "Now classify this image.", ' Only output "label: {label}".'
+    question, instruction = "Now classify this image.", 'Only output "label: {label}".'
     return Sample(
         name,
         question,
         _answers(row)[0],
         pictures,
-        prompt=_interleave(f"Training examples:\n{labels}\n\n{question}{instruction} <image>", len(pictures)),
-        instruction=instruction,
+        prompt=_interleave(f"Training examples:\n{labels}\n\n{question} {instruction} <image>", len(pictures)),
         scoring="label",
     )
 
@@ -269,12 +271,13 @@ def _pages(row: Mapping[str, Any], name: str) -> str:
 def _answer_pages(row: Mapping[str, Any], document: str) -> tuple[Evidence, ...]:
     """Evidence for the shown pages with the answer; pages of other documents may be among those shown.
 
-    The authors number answers' pages from zero, and files as `PAGE` says (README of their code, "DocVQA page indices").
+    The authors number answers' pages from zero, and files as `PAGE_FILE` says (README of their code, "DocVQA page indices").
     """
-    numbers = read_field(row, "ans_page_list", ListOf[int]) if row.get("ans_page_list") else []
-    media = []
+    if not row.get("ans_page_list"):
+        return ()
+    numbers, media = read_field(row, "ans_page_list", ListOf[int]), []
     for index, path in enumerate(read_field(row, "page_list", ListOf[str])):
-        match = PAGE.fullmatch(Path(path).stem)
+        match = PAGE_FILE.fullmatch(Path(path).stem)
         if match is None:
             raise BadRow(f"its page {path!r} has no page number")
         number = int(match["page"]) if match["page"] else int(match["slide"]) - 1

@@ -17,9 +17,8 @@ def test_mlvu_lists_the_options_and_videos_are_paths(tmp_path: Path):
         (tmp_path / "MLVU" / "video" / folder / "needle_32.mp4").touch()
     (sample,) = load("mlvu", tmp_path)
     assert sample.question == "What does the hand hold?"
-    assert sample.chat == (
-        "What does the hand hold?\nOptions:\n(A) A cup\n(B) A pen\n(C) A fish\n(D) A key\nOnly give the best option."
-    )
+    options = "\nOptions:\n(A) A cup\n(B) A pen\n(C) A fish\n(D) A key\nOnly give the best option."
+    assert sample.instruction == options
     assert Path(sample.videos[0]).name == "needle_32.mp4"
     assert (score(sample, "(B)"), score(sample, "B. A pen"), score(sample, "a key"), score(sample, "?")) == (
         1,

@@ -26,10 +26,8 @@ def test_videomme_lists_the_options_and_the_answer_is_a_letter(folder: Path):
     sample, other = load("videomme", folder)
     assert sample.id == "001-1"
     assert sample.question == "Which of these decorations is the most numerous?"
-    assert sample.chat == (
-        "Which of these decorations is the most numerous?\nA. Apples.\nB. Candles.\nC. Berries.\n"
-        "D. All are equally many.\nAnswer with the option's letter."
-    )
+    options = "\nA. Apples.\nB. Candles.\nC. Berries.\nD. All are equally many.\nAnswer with the option's letter."
+    assert sample.instruction == options
     assert [Path(video).name for video in (*sample.videos, *other.videos)] == ["fFjv93ACGo8.mp4", "N1cdUjctpG8.MKV"]
     right = [score(sample, answer) for answer in ("C", "(C)", "C. Berries.", "The answer is C.", "B", "Apples")]
     assert right == [1, 1, 1, 1, 0, None]
