@@ -271,7 +271,8 @@ def _pages(row: Mapping[str, Any], name: str) -> str:
 def _answer_pages(row: Mapping[str, Any], document: str) -> tuple[Evidence, ...]:
     """Evidence for the shown pages with the answer; pages of other documents may be among those shown.
 
-    The authors number answers' pages from zero, and files as `PAGE_FILE` says (README of their code, "DocVQA page indices").
+    The authors number pages with answers from zero, and files as `PAGE_FILE` says (README of their code, "DocVQA page
+    indices").
     """
     if not row.get("ans_page_list"):
         return ()
