@@ -19,11 +19,15 @@ from corelens.hf.loading import SHIPPED
 from corelens.model import HookedMLLM
 from corelens.reports import demo as report
 from corelens.reports.page import Page
+from corelens.scores import HeadScores
 
 SEEDS = range(5)
 SCAN_SEED, TEST_SEED = 1, 2
 FRACTION = 0.05
 BATCH_SIZE = 100
+
+BY_LAST_TOKEN = ", by the last token"
+"""Ending of the conditions whose heads `ram_last` ranks, not `ram`."""
 
 Accuracies = dict[str, dict[str, list[float]]]
 """By task, then condition: one accuracy per set of heads, i.e. per seed."""
@@ -52,7 +56,9 @@ class Demo:
 
 
 def run_demo(name: str = "corelens/toy", n_scanned: int = 200, n_tested: int = 500, n_texts: int = 100) -> Demo:
-    """Scan scenes, ablate the top heads and five kinds of controls on other scenes, and report.
+    """Scan scenes, ablate the top heads and their controls on other scenes, and report.
+
+    Heads are ranked by the paper's retrieval attention mass (`ram`), and beside it by that of the last token alone.
 
     Args:
         name: A model that comes with corelens, or the folder of one that `training.train` made.
@@ -63,8 +69,13 @@ def run_demo(name: str = "corelens/toy", n_scanned: int = 200, n_tested: int = 5
     start = time.monotonic()
     model = HookedMLLM.from_pretrained(name)
     scanned = list(toy.scenes(n_scanned, SCAN_SEED))
-    scores, by_question = scan_metrics(model, scanned, ["ram", "ram_question"], batch_size=32).values()
-    conditions = scores.controls(FRACTION, SEEDS) | {"top by question tokens": [by_question.top(FRACTION)]}
+    scores, last_token_scores = scan_metrics(model, scanned, ["ram", "ram_last"], batch_size=32).values()
+    conditions = scores.controls(FRACTION, SEEDS)
+    conditions |= {
+        kind + BY_LAST_TOKEN: head_sets
+        for kind, head_sets in last_token_scores.controls(FRACTION, SEEDS).items()
+        if kind != "random"
+    }
     tasks = {"scenes": list(toy.scenes(n_tested, TEST_SEED))}
     tasks |= {task: list(toy.texts(n_texts, TEST_SEED, task)) for task in toy.TEXT_TASKS}
     accuracies: Accuracies = {}
@@ -91,23 +102,33 @@ def run_demo(name: str = "corelens/toy", n_scanned: int = 200, n_tested: int = 5
             "questions of each text task": n_texts,
         },
         "seeds": {"scanned scenes": SCAN_SEED, "tested samples": TEST_SEED, "random heads": list(SEEDS)},
-        "mean score": {str(head): round(float(scores.per_head[head]), 5) for head in scores.ranked()},
+        "mean score": _mean_scores(scores),
+        "mean score, last token": _mean_scores(last_token_scores),
         "heads": {condition: [str(heads) for heads in draws] for condition, draws in head_sets.items()},
         "accuracy": accuracies,
-        "expected": expectations(accuracies),
+        "expected": {
+            "by the question's tokens": expectations(accuracies),
+            "by the last token": expectations(accuracies, BY_LAST_TOKEN),
+        },
         "versions": {p: version(p) for p in ("corelens", "torch", "transformers", "transformer-lens")}
         | {"python": platform.python_version()},
     }
-    page = report.page(result, header(result), _rows(result), model, scores, scanned)
+    page = report.page(result, header(result), _rows(result), model, scores, last_token_scores, scanned)
     result["seconds"] = round(time.monotonic() - start, 1)
     return Demo(result, page)
 
 
-def expectations(accuracies: Accuracies) -> dict[str, bool]:
-    """Predictions of the claim, and True for those that hold: of means over seeds of drops in accuracy."""
+def expectations(accuracies: Accuracies, ranking: str = "") -> dict[str, bool]:
+    """Predictions of the claim, and True for those that hold: of means over seeds of drops in accuracy.
+
+    Args:
+        accuracies: Accuracy under every condition.
+        ranking: Ending of the conditions whose heads are those of another ranking: `BY_LAST_TOKEN`.
+    """
 
     def drop(task: str, condition: str) -> float:
         conditions = accuracies[task]
+        condition = condition if condition == "random" else condition + ranking
         return float(np.mean(conditions["nothing removed"]) - np.mean(conditions[condition]))
 
     third = drop("scenes", "top") / 3
@@ -136,6 +157,10 @@ def _rows(result: dict[str, Any]) -> list[list[str]]:
             cells.append(f"{100 * np.mean(values):.1f}{deviation}")
         rows.append([condition, *cells, draws[0] if len(draws) == 1 else f"{len(draws)} draws"])
     return rows
+
+
+def _mean_scores(scores: HeadScores) -> dict[str, float]:
+    return {str(head): round(float(scores.per_head[head]), 5) for head in scores.ranked()}
 
 
 def _label(condition: str) -> str:

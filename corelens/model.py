@@ -214,20 +214,20 @@ class HookedMLLM(HookedRootModule):
                 question. A picture is a PIL image, a path, or a function that returns a PIL image. Pictures come
                 before the question.
             question: A string, or a chat as a list of messages that ends with the user's; for a batch, a list of
-                these. Chats place pictures by `{"type": "image"}` parts and videos by `{"type": "video"}` parts.
+                these. Chats place media by `{"type": "image"}` and `{"type": "video"}` parts. The question is the
+                last text, or what a part marks: `{"type": "text", "text": "Q: Why? Be brief.", "question": "Why?"}`.
             videos: As `images`. A video is `corelens.Video(frames, fps)`, or the path of a file if torchcodec or PyAV
                 is installed. Videos come after pictures, before the question. The processor samples frames by its
-                own settings (`processor.video_processor.fps` and others). A token's `seconds` last from its first
-                sampled frame until the first of the next view, those of the last view until the video ends. Needs
-                torchvision: `pip install 'corelens[video]'`.
+                own settings (`processor.video_processor.fps` and others). A token's `seconds` last until the first
+                sampled frame of the next view, or the video's end. Needs `pip install 'corelens[video]'`.
 
         Returns:
             The tensors as a mapping, left-padded, on the model's device and in its dtype, and as `.tokens` the map of
             their positions.
 
         Raises:
-            ValueError: If a question is empty, media and questions do not match, a picture is damaged or huge, or a
-                video cannot be sampled.
+            ValueError: If a question is empty or not in its prompt, media and questions do not match, a picture is
+                damaged or huge, or a video cannot be sampled.
             FileNotFoundError: If the file of a picture or video is missing.
             ImportError: If videos need a package that is not installed.
         """

@@ -51,9 +51,9 @@ class Role(IntEnum):
     """Chat template, picture delimiters, row breaks."""
     SYSTEM = 2
     CONTEXT = 3
-    """Text of earlier turns."""
+    """Text that is not the question: earlier turns, text around pictures, answer options, instructions."""
     QUESTION = 4
-    """Text of the last user turn."""
+    """Text of the question alone."""
     IMAGE = 5
     """One visual token of a picture."""
     VIDEO = 6
@@ -131,7 +131,7 @@ class TokenMap:
 
     @property
     def question(self) -> Bool[Tensor, "batch position"]:
-        """Text of the last user turn, without the chat template around it."""
+        """Text of the question, without instructions, answer options and the chat template around it."""
         return self.role == Role.QUESTION
 
     @property
@@ -151,7 +151,7 @@ class TokenMap:
 
     @property
     def context(self) -> Bool[Tensor, "batch position"]:
-        """Text of earlier turns."""
+        """Text that is not the question: earlier turns, text around pictures, answer options, instructions."""
         return self.role == Role.CONTEXT
 
     @property

@@ -28,13 +28,17 @@ def test_the_result_holds_every_number(small: Demo, tmp_path: Path):
         "random": 5,
         "random, same layers": 5,
         "bottom": 1,
-        "top by question tokens": 1,
+        "top, by the last token": 1,
+        "next-ranked, by the last token": 1,
+        "random, same layers, by the last token": 5,
+        "bottom, by the last token": 1,
     }
     for of_task in result["accuracy"].values():
         assert {condition: len(values) for condition, values in of_task.items()} == sets
         assert all(0 <= value <= 1 for values in of_task.values() for value in values)
-    assert len(result["mean score"]) == 96
+    assert len(result["mean score"]) == len(result["mean score, last token"]) == 96
     assert result["heads"]["top"][0].split(", ") == list(result["mean score"])[:5]
+    assert result["heads"]["top, by the last token"][0].split(", ") == list(result["mean score, last token"])[:5]
     assert result["about"].startswith("A model organism")
     assert small.rows[0][0] == "nothing removed"
 
@@ -52,7 +56,7 @@ def test_the_report_needs_no_network(small: Demo, tmp_path: Path):
     assert json.loads((tmp_path / "out" / "demo.json").read_text()) == small.result
     assert "<script src" not in html
     assert "<link" not in html
-    assert html.count("Plotly.newPlot(") == 5
+    assert html.count("Plotly.newPlot(") == 6
     assert small.result["heads"]["top"][0] in html
 
 
@@ -68,7 +72,14 @@ def test_expectations_are_read_off_the_numbers(drops: tuple[float, ...], held: l
     names = ["nothing removed", "top", "next-ranked", "random", "random, same layers"]
     scenes = {name: [1 - drop] for name, drop in zip(names, drops, strict=False)}
     text = {"nothing removed": [1.0], "top": [1 - drops[-1]]}
-    assert list(expectations({"scenes": scenes, "copy": text, "recall": text, "sum": text}).values()) == held
+    accuracies = {"scenes": scenes, "copy": text, "recall": text, "sum": text}
+    assert list(expectations(accuracies).values()) == held
+    shared = ("nothing removed", "random")
+    by_last_token = {
+        task: {name if name in shared else f"{name}, by the last token": values for name, values in conditions.items()}
+        for task, conditions in accuracies.items()
+    }
+    assert list(expectations(by_last_token, ", by the last token").values()) == held
 
 
 def test_the_command_line(small: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

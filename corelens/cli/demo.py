@@ -41,12 +41,14 @@ def demo(
     for number, name in enumerate(header(finished.result)[:-1]):
         table.add_column(name, justify="right" if number else "left", no_wrap=True)
     for row in finished.rows:
-        table.add_row(*row[:-1], style="bold red" if row[0] == "top" else None)
+        table.add_row(*row[:-1], style="bold red" if row[0].startswith("top") else None)
     console.print(table)
     for row in finished.rows:
         if row[-1].startswith("L"):
             console.print(f"  {row[0]}: {row[-1]}")
     console.print()
-    for prediction, holds in finished.result["expected"].items():
-        console.print(f"  {'[green]yes[/green]' if holds else '[red]no [/red]'}  {prediction}")
+    for ranking, predictions in finished.result["expected"].items():
+        console.print(f"  heads ranked {ranking}:")
+        for prediction, holds in predictions.items():
+            console.print(f"  {'[green]yes[/green]' if holds else '[red]no [/red]'}  {prediction}")
     console.print(f"\n{finished.result['seconds']:.0f} seconds. Report: {out / 'report.html'}\n")

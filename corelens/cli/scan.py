@@ -20,7 +20,7 @@ def scan(
     model: options.Model,
     data: options.Data,
     out: options.Out,
-    metric: Annotated[str, typer.Option(help="Metrics, with commas between them.")] = "ram,write_ram",
+    metric: Annotated[str, typer.Option(help="Metrics, with commas between them.")] = "ram,ram_last",
     limit: options.Limit = None,
     batch: Annotated[str, typer.Option(help="Most samples in a pass.")] = "auto",
     rule: Annotated[

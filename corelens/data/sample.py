@@ -52,6 +52,8 @@ class Sample:
 
     id: str
     question: str
+    """The question alone, without options and instructions: its tokens are the query tokens `question`."""
+
     answer: str
     images: tuple[Picture, ...] = ()
     """Pictures, paths to them or functions that return them, in the order in which they precede the question."""
@@ -65,7 +67,7 @@ class Sample:
 
     prompt: tuple[str | int, ...] = ()
     """The whole user message, where media do not simply precede the question: texts, and media by their number, each
-    once and in order. It contains the question. All of its text counts as the question's tokens."""
+    once and in order. It contains the question with its instruction; if it does several times, the last one counts."""
 
     choices: tuple[str, ...] = ()
     """The options of a multiple-choice question, in order; `answer` is one of them."""
@@ -86,6 +88,9 @@ class Sample:
             raise ValueError(f"sample {self.id}: the prompt places media {numbers}, and there are {n_media}, in order.")
         if missing := [region.media for region in self.evidence if region.media >= n_media]:
             raise ValueError(f"sample {self.id}: evidence is in media {missing}, and there are {n_media}.")
+        if self.prompt and self._question_part is None:
+            text = self.question + self.instruction
+            raise ValueError(f"sample {self.id}: the question {text!r} cannot be located in its prompt.")
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -100,13 +105,22 @@ class Sample:
     @property
     def chat(self) -> str | list[dict[str, Any]]:
         """The question in the form that `HookedMLLM.prepare` takes."""
-        if not self.prompt:
-            return self.question + self.instruction
+        if not self.prompt and not self.instruction:
+            return self.question
         kinds = ["image"] * len(self.images) + ["video"] * len(self.videos)
-        parts = [
-            {"type": kinds[part]} if isinstance(part, int) else {"type": "text", "text": part} for part in self.prompt
+        prompt = self.prompt or (*range(len(kinds)), self.question + self.instruction)
+        parts: list[dict[str, Any]] = [
+            {"type": kinds[part]} if isinstance(part, int) else {"type": "text", "text": part} for part in prompt
         ]
+        parts[-1 if self._question_part is None else self._question_part]["question"] = self.question
         return [{"role": "user", "content": parts}]
+
+    @property
+    def _question_part(self) -> int | None:
+        """Index of the last part of the prompt that holds the question; None if none does."""
+        text = (self.question + self.instruction).strip()
+        indices = (index for index, part in enumerate(self.prompt) if isinstance(part, str) and text in part)
+        return max(indices, default=None)
 
 
 def evidence_tokens(

@@ -3,11 +3,10 @@
 `score_batch` chooses the passes that the metrics of a scan need; `score_heads` is one pass.
 """
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from einops import reduce
@@ -18,12 +17,14 @@ from torch.nn.functional import pad
 from corelens import metrics as M
 from corelens.causal.answers import answer_positions, answer_targets, append_answers, greedy_answers
 from corelens.data import Sample, evidence_tokens
+from corelens.experiments.passes import run_pattern_hooks, stack_layers
 from corelens.experiments.resumable import prepare_samples, sample_errors
 from corelens.hf.prefix_cache import PrefixCache
 from corelens.hooks.rows import QueryRows
 from corelens.inputs.prepare import PreparedInputs
 from corelens.metrics import Metric
 from corelens.metrics.head_score import mean_over_queries
+from corelens.metrics.presets import Queries
 from corelens.model import HookedMLLM
 from corelens.tokens import BoxRule, TokenMap, Views
 
@@ -104,8 +105,10 @@ class LayerAttention:
         direction = unembedding[tokens].to(self.pattern.device)
         return M.logit_contributions(values, W_O, direction)
 
-    def score(self, metric: Metric) -> Float[Tensor, "batch head"]:
+    def score(self, metric: "AnyMetric") -> Float[Tensor, "batch head"]:
         """A metric, without its baseline."""
+        if isinstance(metric, str):
+            return DESCRIPTIVE_METRICS[metric].score(self, self.query_rows(query_kind(metric)))
         visual = self.to_device(self.inputs.tokens.visual)
         return M.head_score(
             self.contributions(metric),
@@ -118,20 +121,24 @@ class LayerAttention:
         )
 
 
-def _sink_share(layer: LayerAttention) -> Float[Tensor, "batch head"]:
+Rows = Bool[Tensor, "batch row"]
+"""Mask of the rows of a pattern that are query tokens."""
+
+
+def _sink_share(layer: LayerAttention, queries: Rows) -> Float[Tensor, "batch head"]:
     # A sequence may hold no sink, and then no attention goes to one.
     to_sinks = reduce(layer.pattern * layer.sinks[:, None, None], "batch head row key -> batch head row", "sum")
-    return mean_over_queries(to_sinks, layer.query_rows("last"))
+    return mean_over_queries(to_sinks, queries)
 
 
-def _distance(layer: LayerAttention) -> Float[Tensor, "batch head"]:
-    return M.attention_distance(layer.pattern, layer.query_rows("last"), layer.rows.position)
+def _visual_share(layer: LayerAttention, queries: Rows) -> Float[Tensor, "batch head"]:
+    return M.visual_share(layer.pattern, layer.to_device(layer.inputs.tokens.visual), queries)
 
 
-def _spatial_entropy(layer: LayerAttention) -> Float[Tensor, "batch head"]:
+def _spatial_entropy(layer: LayerAttention, queries: Rows) -> Float[Tensor, "batch head"]:
     """Spatial entropy over the first picture with a grid: over its overview if it has one, else its first view."""
     entropies = []
-    for sample, rows in enumerate(layer.query_rows("last")):
+    for sample, rows in enumerate(queries):
         tokens = layer.inputs.tokens[sample].to(layer.pattern.device)
         in_grid = tokens.row >= 0
         if not in_grid.any():
@@ -146,16 +153,28 @@ def _spatial_entropy(layer: LayerAttention) -> Float[Tensor, "batch head"]:
     return torch.stack(entropies)
 
 
-DESCRIPTIVE_METRICS: dict[str, Callable[[LayerAttention], Float[Tensor, "batch head"]]] = {
-    "entropy": lambda layer: M.attention_entropy(layer.pattern, layer.query_rows("last")),
-    "concentration": lambda layer: M.concentration(layer.pattern, layer.query_rows("last")),
-    "distance": _distance,
-    "visual_share": lambda layer: M.visual_share(layer.pattern, layer.inputs.tokens.visual, layer.query_rows("last")),
-    "sink_share": _sink_share,
-    "spatial_entropy": _spatial_entropy,
+@dataclass(frozen=True)
+class DescriptiveMetric:
+    """A metric of a head's attention that needs no evidence."""
+
+    score: Callable[[LayerAttention, Rows], Float[Tensor, "batch head"]]
+    queries: Literal["question", "last"] = "last"
+
+
+DESCRIPTIVE_METRICS = {
+    "vision_heads": DescriptiveMetric(_visual_share, "question"),
+    "visual_share": DescriptiveMetric(_visual_share),
+    "entropy": DescriptiveMetric(lambda layer, queries: M.attention_entropy(layer.pattern, queries)),
+    "concentration": DescriptiveMetric(lambda layer, queries: M.concentration(layer.pattern, queries)),
+    "distance": DescriptiveMetric(
+        lambda layer, queries: M.attention_distance(layer.pattern, queries, layer.rows.position)
+    ),
+    "sink_share": DescriptiveMetric(_sink_share),
+    "spatial_entropy": DescriptiveMetric(_spatial_entropy),
 }
-"""Metrics that need no evidence, over the attention of the last prompt token; see the functions of the same names in
-`corelens.metrics`."""
+"""Metrics that need no evidence. `vision_heads`: attention of the question's tokens to all visual tokens, by which
+arXiv 2606.05843 ranks vision heads (section 4.2). The others take the last prompt token; see the functions of the same
+names in `corelens.metrics`."""
 
 AnyMetric = Metric | str
 """A metric, or the name of one in `DESCRIPTIVE_METRICS`."""
@@ -196,8 +215,7 @@ def score_heads(
     def score_layer(pattern: Tensor, hook: Any) -> None:
         layer = LayerAttention(model, scoring, hook.layer(), pattern, activations)
         for metric in metrics:
-            values = layer.score(metric) if isinstance(metric, Metric) else DESCRIPTIVE_METRICS[metric](layer)
-            scores[metric_name(metric)][hook.layer()] = values
+            scores[metric_name(metric)][hook.layer()] = layer.score(metric)
         activations.clear()
 
     patterns = model.attn_names("pattern")
@@ -205,19 +223,18 @@ def score_heads(
     if any(map(_needs_sinks, metrics)):
         hooks += [(name.replace("attn.hook_pattern", "hook_resid_pre"), keep) for name in patterns]
     hooks += [(name, score_layer) for name in patterns]
-    parameters = inspect.signature(model.hf_model.forward).parameters
-    any_keyword = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    # A scan uses neither logits nor cache.
-    savings = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
-    savings |= {"use_cache": False} if prefix is None and (any_keyword or "use_cache" in parameters) else {}
-    with model.hooks(fwd_hooks=hooks, queries=scoring.every_query):
-        model(inputs, prefix=prefix, **savings)
-    return {name: _stack_layers(layers, model) for name, layers in scores.items()}
+    run_pattern_hooks(model, inputs, hooks, scoring.every_query, prefix)
+    return {name: stack_layers(layers, model) for name, layers in scores.items()}
 
 
 def metric_name(metric: AnyMetric) -> str:
     """The name of a metric, which is also that of its file."""
     return metric.name if isinstance(metric, Metric) else metric
+
+
+def query_kind(metric: AnyMetric) -> Queries:
+    """The query tokens of a metric."""
+    return metric.queries if isinstance(metric, Metric) else DESCRIPTIVE_METRICS[metric].queries
 
 
 def _needs_values(metric: AnyMetric) -> bool:
@@ -226,17 +243,6 @@ def _needs_values(metric: AnyMetric) -> bool:
 
 def _needs_sinks(metric: AnyMetric) -> bool:
     return metric.sinks == "excluded" if isinstance(metric, Metric) else metric == "sink_share"
-
-
-def _stack_layers(
-    layers: Mapping[int, Float[Tensor, "batch head"]], model: HookedMLLM
-) -> Float[Tensor, "batch layer head"]:
-    """Stack layers in order; NaN where there is no head."""
-    batch = len(next(iter(layers.values())))
-    scores = torch.full((batch, model.cfg.n_layers, model.cfg.n_heads), torch.nan)
-    for layer, values in layers.items():
-        scores[:, layer, : values.shape[1]] = values
-    return scores
 
 
 OTHER_QUESTIONS = {"minus_null": "N/A", "over_generic": "Describe the image."}
@@ -314,8 +320,8 @@ def _scoring_inputs(
         queries[sequence] = answer_positions(inputs.tokens)
         if any(isinstance(metric, Metric) and metric.queries == "uncertain" for metric in metrics):
             queries["uncertain"] = _most_uncertain(model, inputs)
-    names = {metric.queries if isinstance(metric, Metric) else "last" for metric in metrics}
-    scoring = ScoringInputs(inputs.tokens, evidence, {name: queries[name] for name in names}, answer_targets(inputs))
+    of_metrics = {kind: queries[kind] for kind in map(query_kind, metrics)}
+    scoring = ScoringInputs(inputs.tokens, evidence, of_metrics, answer_targets(inputs))
     return inputs, scoring
 
 

@@ -25,7 +25,7 @@ from corelens.scores import HeadScores
 def scan_on_ray(
     load: Callable[[], HookedMLLM],
     samples: SampleSets,
-    metrics: Sequence[AnyMetric] = ("ram", "write_ram"),
+    metrics: Sequence[AnyMetric] = ("ram", "ram_last"),
     *,
     address: str = "auto",
     actors: int = 2,

@@ -52,7 +52,7 @@ def scan(model: HookedMLLM, samples: SampleSets, metric: AnyMetric = "ram", **op
 def scan_metrics(
     model: HookedMLLM,
     samples: SampleSets,
-    metrics: Sequence[AnyMetric] = ("ram", "write_ram"),
+    metrics: Sequence[AnyMetric] = ("ram", "ram_last"),
     rule: BoxRule = "overlap",
     views: Views = "all",
     batch_size: int = 16,
@@ -68,9 +68,9 @@ def scan_metrics(
     Args:
         model: The model.
         samples: Questions with media, answers and evidence; a mapping if there are several data sets.
-        metrics: Metrics; or names: of `corelens.metrics.PRESETS`, of metrics that need no evidence (`entropy`,
-            `concentration`, `distance`, `visual_share`, `sink_share`, `spatial_entropy`, all by the last prompt token),
-            or `localization`.
+        metrics: Metrics; or names: of `corelens.metrics.PRESETS`; of metrics that need no evidence
+            (`vision_heads`, by the question's tokens; `entropy`, `concentration`, `distance`, `visual_share`,
+            `sink_share`, `spatial_entropy`, by the last prompt token); or `localization`.
         rule: Rule by which evidence in pixels becomes visual tokens; see `TokenMap.in_box`.
         views: Views of a picture that hold evidence; see `TokenMap.in_box`.
         batch_size: Most samples a pass; fewer after running out of memory.

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from textwrap import indent
 
 from corelens.data import Evidence, Sample
+from corelens.experiments.head_metrics import query_kind
 from corelens.explorer.state import ExplorerState
 from corelens.heads import Head, HeadSet
 from corelens.metrics import PRESETS
@@ -116,10 +117,12 @@ def _values(state: ExplorerState, sample: Sample) -> str:
     has_evidence = sample.evidence if state.evidence is None else state.evidence
     evidence = "cl.evidence_tokens([sample], tokens)" if has_evidence else "torch.zeros_like(query)"
     metric = f'PRESETS["{state.metric}"]' if state.metric in PRESETS else f'"{state.metric}"'
+    kind = query_kind(PRESETS.get(state.metric, state.metric))
+    queries = f'{{"{kind}": {"tokens.question" if kind == "question" else "query"}}}'
     return f"""\
 evidence = {evidence}
 no_answer = torch.full_like(tokens.role, -1)
-scoring = ScoringInputs(tokens, evidence, {{"last": query}}, no_answer)
+scoring = ScoringInputs(tokens, evidence, {queries}, no_answer)
 with model.hooks(fwd_hooks=hooks):
     values = score_heads(model, inputs, scoring, [{metric}])["{state.metric}"][0]"""
 

@@ -15,7 +15,7 @@ from corelens.causal import AnswerLogProbs, log_prob
 from corelens.causal.answers import append_answers, greedy_answers
 from corelens.causal.session import prefix_if_possible
 from corelens.data import Evidence, Sample, evidence_tokens, prepare_batch
-from corelens.experiments.head_metrics import AnyMetric, ScoringInputs, score_heads
+from corelens.experiments.head_metrics import AnyMetric, ScoringInputs, query_kind, score_heads
 from corelens.experiments.sweep import sweep
 from corelens.explorer.state import ExplorerState
 from corelens.explorer.uploads import decode_picture
@@ -38,11 +38,12 @@ MAX_ANSWER_TOKENS = 16
 """Tokens."""
 
 NEED_EVIDENCE: dict[str, str] = {
-    "ram": "attention on the evidence",
-    "write_ram": "attention on the evidence, weighed by what is written",
-    "vera": "share of the attention on pictures that is on the evidence",
+    "ram": "attention of the question on the evidence",
+    "ram_last": "attention of the chosen token on the evidence",
+    "write_ram": "attention of the question on the evidence, weighed by what is written",
+    "vera": "share of the chosen token's attention on pictures that is on the evidence",
 }
-"""Metrics that colour heads where there is evidence. The query is the chosen token, whatever the metric's own is."""
+"""Metrics that colour heads where there is evidence. The chosen token takes the place of the prompt's last one."""
 
 NEED_NO_EVIDENCE: dict[str, str] = {
     "visual_share": "attention on pictures and videos",
@@ -248,7 +249,8 @@ class ExplorerPasses:
         tokens = prompt.inputs.tokens
         evidence = prompt.evidence(state)
         evidence = torch.zeros_like(tokens.last) if evidence is None else evidence
-        queries = {"last": prompt.query_mask(state)}
+        kind = query_kind(metric)
+        queries = {kind: tokens.question if kind == "question" else prompt.query_mask(state)}
         scoring = ScoringInputs(tokens, evidence, queries, torch.full_like(tokens.role, -1))
         with self.model.hooks(fwd_hooks=self._shown_hooks(prompt, state)):
             return score_heads(self.model, prompt.inputs, scoring, [metric], prompt.prefix)[state.metric][0]

@@ -32,10 +32,10 @@ class Chat(NamedTuple):
         return self._of("video")
 
     @property
-    def texts(self) -> list[tuple[Role, str]]:
+    def texts(self) -> list["Text"]:
         """Texts of all messages, in order, with their roles."""
         return [
-            (_role(message, last=message is self.messages[-1]), part["text"])
+            Text(part["text"], Role.SYSTEM if message["role"] == "system" else Role.CONTEXT, part.get("question", ""))
             for message in self.messages
             for part in message["content"]
             if part["type"] == "text"
@@ -45,8 +45,19 @@ class Chat(NamedTuple):
         return [part[kind] for message in self.messages for part in message["content"] if part["type"] == kind]
 
 
+class Text(NamedTuple):
+    """A text of a chat."""
+
+    text: str
+    role: Role
+    """Role of the text but for the question that it holds."""
+
+    question: str
+    """The part of it that is the question; empty if it holds none."""
+
+
 class Span(NamedTuple):
-    """Characters of the prompt that a text of the chat takes."""
+    """Characters of the prompt that have one role."""
 
     start: int
     end: int
@@ -63,7 +74,7 @@ class Prompt(NamedTuple):
     """The same text after the processor's change of layout; pictures and videos are still single placeholders."""
 
     spans: list[Span]
-    """Spans of the chat's texts in `template_text`."""
+    """Spans of the chat's texts in `template_text`. The question follows the text that it is a part of."""
 
 
 def build_chats(question: Any, images: Any, videos: Any, processor: Any) -> list[Chat]:
@@ -102,7 +113,7 @@ def render(chat: Chat, processor: Any) -> Prompt:
         )
     for kind in ("image", "video"):
         token = getattr(processor, f"{kind}_token", None)
-        if token and any(str(token) in text for _, text in chat.texts):
+        if token and any(str(token) in part.text for part in chat.texts):
             name = "picture" if kind == "image" else kind
             raise ValueError(
                 f"the text holds {str(token)!r}, which stands for a {name}; pass {name}s instead. "
@@ -110,7 +121,7 @@ def render(chat: Chat, processor: Any) -> Prompt:
             )
 
     def apply_template(text_of: Callable[[int, str], str]) -> str:
-        texts = (text_of(index, text) for index, (_, text) in enumerate(chat.texts))
+        texts = (text_of(index, part.text) for index, part in enumerate(chat.texts))
         messages = [
             {
                 "role": message["role"],
@@ -133,13 +144,16 @@ def render(chat: Chat, processor: Any) -> Prompt:
     literal, *rest = _MARK.split(apply_layout(apply_template(lambda index, text: f"\ue000{index}\ue001")))
     for index, next_literal in zip(rest[::2], rest[1::2], strict=True):
         cursor += len(literal)
-        role, original = chat.texts[int(index)]
+        original, role, question = chat.texts[int(index)]
         # Templates may trim.
         forms = (original, original.strip())
         rendered = next((form for form in forms if template_text.startswith(form + next_literal, cursor)), None)
         if rendered is None:
             raise ValueError(f"the chat template changes the text {original!r}, so its tokens cannot be told apart.")
         spans.append(Span(cursor, cursor + len(rendered), role))
+        if question := question.strip():
+            start = cursor + rendered.rindex(question)
+            spans.append(Span(start, start + len(question), Role.QUESTION))
         cursor, literal = cursor + len(rendered), next_literal
     return Prompt(text, template_text, spans)
 
@@ -183,10 +197,29 @@ def _build_chat(
         raise ValueError(
             f"the chat ends with a message of the {messages[-1]['role']!r}; it must end with the question."
         )
-    chat = Chat(messages)
-    if not any(text.strip() for role, text in chat.texts if role == Role.QUESTION):
+    _mark_question(messages)
+    return Chat(messages)
+
+
+def _mark_question(messages: list[dict[str, Any]]) -> None:
+    """Mark the question: where the chat says, else the last text of the last message.
+
+    Raises:
+        ValueError: If there is no question, or a text does not hold the question that is marked in it.
+    """
+    texts = [part for message in messages for part in message["content"] if part["type"] == "text"]
+    for part in texts:
+        if "question" in part and not (part["question"].strip() and part["question"].strip() in part["text"]):
+            raise ValueError(
+                f"the question {part['question']!r} cannot be located in the prompt: it does not occur in "
+                f"{part['text']!r}."
+            )
+    if any("question" in part for part in texts):
+        return
+    last = [part for part in messages[-1]["content"] if part["type"] == "text" and part["text"].strip()]
+    if not last:
         raise ValueError("the question is empty: there is no token to measure attention from.")
-    return chat
+    last[-1]["question"] = last[-1]["text"]
 
 
 def _load_part(
@@ -195,7 +228,7 @@ def _load_part(
     """Load a part of a message; a picture or video without a source is the first of the remaining ones."""
     kind = part["type"]
     if kind == "text":
-        return {"type": "text", "text": part["text"]}
+        return {name: part[name] for name in ("type", "text", "question") if name in part}
     if kind not in media:
         raise ValueError(f"a chat part of type {kind!r} cannot be prepared; text, image and video can.")
     source = part.get(kind, part.get("path"))
@@ -204,7 +237,3 @@ def _load_part(
             raise ValueError(f"the chat names more {_PLURALS[kind]} than the {len(media[kind])} given.")
         source = remaining[kind].pop(0)
     return {"type": kind, kind: load_picture(source) if kind == "image" else load_clip(source, processor)}
-
-
-def _role(message: dict[str, Any], last: bool) -> Role:
-    return Role.SYSTEM if message["role"] == "system" else Role.QUESTION if last else Role.CONTEXT

@@ -13,6 +13,12 @@ from corelens.metrics.head_score import attention_shift as attention_shift
 from corelens.metrics.head_score import head_score as head_score
 from corelens.metrics.head_score import retrieval_attention_mass as retrieval_attention_mass
 from corelens.metrics.head_score import visual_share as visual_share
+from corelens.metrics.key_tokens import chance_coverage as chance_coverage
+from corelens.metrics.key_tokens import chance_hit_rate as chance_hit_rate
+from corelens.metrics.key_tokens import hit_rate as hit_rate
+from corelens.metrics.key_tokens import key_token_coverage as key_token_coverage
+from corelens.metrics.key_tokens import key_token_ratio as key_token_ratio
+from corelens.metrics.key_tokens import top_tokens as top_tokens
 from corelens.metrics.presets import PRESETS as PRESETS
 from corelens.metrics.presets import Metric as Metric
 from corelens.metrics.score_distribution import bimodality_test as bimodality_test
@@ -27,4 +33,6 @@ from corelens.metrics.stability import overlap as overlap
 from corelens.metrics.stability import rank_biased_overlap as rank_biased_overlap
 from corelens.metrics.stability import spearman as spearman
 from corelens.metrics.stability import spearman_interval as spearman_interval
+from corelens.metrics.stability import spearman_matrix as spearman_matrix
 from corelens.metrics.stability import stability_curve as stability_curve
+from corelens.metrics.stability import stable_heads as stable_heads

@@ -139,9 +139,8 @@ def retrieval_attention_mass(
             hold probabilities.
 
     Source:
-        Sun et al. 2026 (arXiv 2606.05843) name the metric; their formula is not public. This one is inferred: it is
-        the score of the same laboratory's Elastic Attention (arXiv 2601.17367, equation 9), which they also call
-        attention mass, with any set of query tokens in place of the last one.
+        Sun et al. 2026 (arXiv 2606.05843), equation 1, with the tokens of the question as query tokens. Their
+        algorithm 1 sums over these instead of averaging, which ranks the heads of a sample alike.
 
     Examples:
         >>> import torch

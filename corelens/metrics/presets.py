@@ -6,8 +6,8 @@ from typing import Literal
 from corelens.metrics.aggregation import Aggregation
 from corelens.metrics.head_score import Normalisation, Reduction
 
-Queries = Literal["last", "question", "answer", "generated", "uncertain"]
-"""Query tokens. `last`: the last token of the prompt. `question`: the text of the last user turn. `answer`: the
+Queries = Literal["question", "last", "answer", "generated", "uncertain"]
+"""Query tokens. `question`: all tokens of the question's text. `last`: the last token of the prompt. `answer`: the
 positions that predict the tokens of the expected answer, which is appended to the prompt. `generated`: those that
 predict the model's own greedy answer. `uncertain`: the one of these whose next-token distribution has the highest
 entropy."""
@@ -29,7 +29,7 @@ class Metric:
     label: str = ""
     """Name in figures; `name` by default."""
 
-    queries: Queries = "last"
+    queries: Queries = "question"
     contribution: Contribution = "attention"
     reduction: Reduction = "sum"
     normalisation: Normalisation = "none"
@@ -54,15 +54,15 @@ _ALL = (
     Metric(
         "ram",
         "retrieval attention mass",
-        source="Retrieval attention mass, Sun et al. 2026 (arXiv 2606.05843). Inferred: their formula is not public; "
-        "this is equation 9 of the same laboratory's Elastic Attention (arXiv 2601.17367).",
+        source="Retrieval attention mass, Sun et al. 2026 (arXiv 2606.05843), equation 1. The mean over samples is "
+        "corelens's choice: the paper does not write one.",
     ),
     Metric(
-        "ram_question",
-        "retrieval attention mass of the question",
-        queries="question",
-        source="Retrieval attention mass from all question tokens, as digests of arXiv 2606.05843 describe it. "
-        "Inferred.",
+        "ram_last",
+        "retrieval attention mass of the last token",
+        queries="last",
+        source="Elastic Attention (arXiv 2601.17367), equation 9, on visual evidence: the last token of the prompt in "
+        "place of the question's tokens.",
     ),
     Metric(
         "write_ram",
@@ -74,9 +74,10 @@ _ALL = (
     Metric(
         "answer_ram",
         "answer-weighted retrieval attention mass",
+        queries="last",
         contribution="write_answer",
-        source="corelens's own: retrieval attention mass, each key weighted by what the head writes from it towards "
-        "the answer's first token. LOCOS without its contrast, at the last prompt token.",
+        source="corelens's own: `ram_last`, each key weighted by what the head writes from it towards the answer's "
+        "first token. LOCOS without its contrast, at the last prompt token.",
     ),
     Metric(
         "mmrethead",
@@ -130,6 +131,7 @@ _ALL = (
     ),
     Metric(
         "relative_attention",
+        queries="last",
         baseline="over_generic",
         source="MLLMs know where to look (ICLR 2025): attention under the question over attention under a generic "
         "prompt. Theirs is a map, averaged over heads, in one layer; ours the ratio of each head's evidence mass.",

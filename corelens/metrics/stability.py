@@ -1,12 +1,12 @@
-"""Uncertainty of a ranking of heads, and agreement of two rankings."""
+"""Uncertainty of a ranking of heads, and agreement of rankings."""
 
 from collections.abc import Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from scipy.stats import hypergeom, norm, rankdata
+from jaxtyping import Bool, Float
+from scipy.stats import binom, hypergeom, norm, rankdata
 from torch import Tensor
 
 from corelens.metrics.score_distribution import head_count
@@ -136,6 +136,82 @@ def spearman(one: Float[Tensor, "layer head"], other: Float[Tensor, "layer head"
     """Rank correlation of two scores over the heads that have both."""
     scored = ~(one.isnan() | other.isnan())
     return float(np.corrcoef(rankdata(one[scored].cpu()), rankdata(other[scored].cpu()))[0, 1])
+
+
+class StableHeads(NamedTuple):
+    """Heads that are in the top share on many data sets."""
+
+    matrix: Float[Tensor, "layer head"]
+    """Number of data sets on which each head is in the top share; NaN where there is no head."""
+
+    n_heads: tuple[int, ...]
+    """Number of heads by that count, from none of the data sets to all."""
+
+    by_chance: tuple[float, ...]
+    """The same if the top heads of each data set were drawn at random, on average."""
+
+
+def stable_heads(scores: Float[Tensor, "dataset layer head"], share: float | int = 0.05) -> StableHeads:
+    r"""Count the data sets on which each head is in the top five percent.
+
+    $$S_{l,h} = \sum_t \mathbf{1}\left[M_{t,l,h} \ge \tau_t\right]$$, where $\tau_t$ is the 95th percentile of a data
+    set's scores. By chance, the number of heads that are in the top share on s of n data sets is binomial: of 1,152
+    heads, 0.007 are in the top five percent of all four.
+
+    Args:
+        scores: One number per head for every data set; NaN where there is no head.
+        share: Share of heads above the percentile.
+
+    Raises:
+        ValueError: If `share` is not between zero and one, or a data set scores other heads than the first.
+
+    Source:
+        Sun et al. 2026 (arXiv 2606.05843), appendix E.1, equations 20 and 21. Two things are not in the paper: the
+        percentile is interpolated linearly, as by `numpy.percentile`, and heads that a model does not have are left
+        out, where the paper counts missing scores as zero.
+
+    Examples:
+        >>> stable_heads(torch.tensor([[[0.1, 0.2, 0.9]], [[0.3, 0.1, 0.8]]])).n_heads
+        (2, 0, 1)
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share={share} is outside (0, 1); 0.05 means the top five percent.")
+    is_head = _same_heads(scores)
+    values = scores[:, is_head].double()
+    in_top = values >= values.quantile(1 - share, dim=1, keepdim=True)
+    matrix = torch.full(scores.shape[1:], torch.nan, device=scores.device)
+    matrix[is_head] = in_top.sum(0).float()
+    n_datasets, n_heads = values.shape
+    counts = torch.bincount(in_top.sum(0), minlength=n_datasets + 1).tolist()
+    by_chance = n_heads * binom.pmf(np.arange(n_datasets + 1), n_datasets, share)
+    return StableHeads(matrix, tuple(counts), tuple(by_chance.tolist()))
+
+
+def spearman_matrix(scores: Float[Tensor, "dataset layer head"]) -> Float[Tensor, "dataset dataset"]:
+    """Rank correlations of the scores of all pairs of data sets.
+
+    Args:
+        scores: One number per head for every data set; NaN where there is no head.
+
+    Raises:
+        ValueError: If a data set scores other heads than the first.
+
+    Source:
+        Sun et al. 2026 (arXiv 2606.05843), appendix E.1 and figure 5a.
+    """
+    _same_heads(scores)
+    return torch.tensor([[spearman(row, column) for column in scores] for row in scores])
+
+
+def _same_heads(scores: Float[Tensor, "dataset layer head"]) -> Bool[Tensor, "layer head"]:
+    """Mask of the heads that all data sets score."""
+    is_head = ~scores[0].isnan()
+    for number, dataset in enumerate(scores):
+        if not torch.equal(~dataset.isnan(), is_head):
+            raise ValueError(f"data set {number} scores other heads than data set 0; one model has the same heads.")
+    if not is_head.any():
+        raise ValueError("no head has a score.")
+    return is_head
 
 
 def spearman_interval(correlation: float, n_heads: int, level: float = 0.95) -> tuple[float, float]:

@@ -82,12 +82,12 @@ AXES = [
     dict(queries="generated"),
     dict(queries="uncertain"),
     dict(contribution="write_size", queries="question"),
-    dict(contribution="write_answer"),
+    dict(contribution="write_answer", queries="last"),
     dict(contribution="write_answer", queries="answer"),
     dict(contribution="write_answer", queries="question"),
     dict(baseline="minus_null", queries="question"),
-    dict(baseline="over_generic"),
-    dict(sinks="excluded"),
+    dict(baseline="over_generic", queries="last"),
+    dict(sinks="excluded", queries="last"),
 ]
 
 
@@ -123,6 +123,7 @@ def test_descriptions_are_their_functions_on_whole_patterns(vlm: HookedMLLM):
                 "concentration": metrics.concentration(rows, tokens.last),
                 "distance": metrics.attention_distance(rows, tokens.last, torch.arange(rows.shape[-1])[None]),
                 "visual_share": rows[:, :, -1, tokens.image[0]].sum(-1),
+                "vision_heads": rows[:, :, tokens.question[0]][..., tokens.image[0]].sum(-1).mean(-1),
                 "sink_share": torch.zeros(1, 4),
                 "spatial_entropy": metrics.spatial_entropy(tokens.grid(rows[0, :, -1]))[None],
             }
@@ -133,12 +134,12 @@ def test_descriptions_are_their_functions_on_whole_patterns(vlm: HookedMLLM):
 @torch.no_grad()
 def test_evidence_in_fractions(vlm: HookedMLLM):
     scores = scan(vlm, samples(2), rule="fraction")
-    assert (scores.choices["rule"], scores.choices["queries"]) == ("fraction", "last")
+    assert (scores.choices["rule"], scores.choices["queries"]) == ("fraction", "question")
     for index, sample in enumerate(samples(2)):
         inputs = vlm.prepare(list(sample.images), sample.question)
         _, cache = full_pass(vlm, inputs)
         covers = torch.stack([inputs.tokens.in_box(e.box, "fraction") for e in sample.evidence]).amax(0)
-        expected = metrics.retrieval_attention_mass(cache["pattern", 1], covers, inputs.tokens.last)
+        expected = metrics.retrieval_attention_mass(cache["pattern", 1], covers, inputs.tokens.question)
         assert_close(scores.values[index, 1], expected[0], atol=1e-5, rtol=1e-4)
 
 

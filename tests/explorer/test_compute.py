@@ -39,7 +39,7 @@ def test_a_cancelled_view_stops_between_layers(toy_model: HookedMLLM, scenes: li
     assert explorer.view(first) == Explorer(toy_model, scenes).view(first)
 
 
-@pytest.mark.parametrize("metric", ["ram", "write_ram", "entropy", "sink_share"])
+@pytest.mark.parametrize("metric", ["ram_last", "answer_ram", "entropy", "sink_share"])
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_scores_after_a_prefix_are_those_of_a_whole_pass(name: str, metric: str):
     model = cl.HookedMLLM(tiny.build(name))

@@ -41,7 +41,7 @@ def test_the_map_is_the_attention_of_the_chosen_head_and_token(
 def test_heads_are_coloured_by_the_scores_of_a_scan(
     toy_model: HookedMLLM, explorer: Explorer, first: ExplorerState, scenes: list[Sample]
 ):
-    names = ["ram", "write_ram", "vera", "visual_share", "entropy"]
+    names = ["ram", "ram_last", "write_ram", "vera", "visual_share", "entropy"]
     scanned = cl.scan_metrics(toy_model, scenes[:1], names)
     for name in names:
         values = np.array(explorer.view(replace(first, metric=name))["map"], float)

@@ -1,11 +1,12 @@
 """Errors about questions, chats and chat templates."""
 
+import re
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from corelens import HookedMLLM
+from corelens import HookedMLLM, Sample
 from corelens.inputs.chats import build_chats
 from tests.helpers import processors, tiny
 from tests.helpers.pictures import random_picture
@@ -64,3 +65,71 @@ def test_without_processor_or_template(image: Image.Image):
     bare.chat_template = None
     with pytest.raises(ValueError, match=r"has no chat template.*processor\.chat_template = "):
         HookedMLLM(hf_model, bare).prepare(image, "Which?")
+
+
+QUESTION = "which digit is red ?"
+OTHER = "what colour is the 7 ?"
+CONTEXT = "copy 1 2 3"
+
+
+def user(*parts: str | dict[str, Any]) -> dict[str, Any]:
+    content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
+    return {"role": "user", "content": content}
+
+
+PICTURE = {"type": "image"}
+CHATS = {
+    "a string": (1, QUESTION),
+    "after two pictures": (2, QUESTION),
+    "after text and picture": (1, [user(CONTEXT, PICTURE, QUESTION)]),
+    "before the picture": (1, [user({"type": "text", "text": QUESTION, "question": QUESTION}, PICTURE, CONTEXT)]),
+    "between options": (
+        1,
+        [user(PICTURE, {"type": "text", "text": f"{CONTEXT} {QUESTION} {CONTEXT}", "question": QUESTION})],
+    ),
+    "asked twice": (
+        1,
+        [user(PICTURE, {"type": "text", "text": f"{QUESTION} {CONTEXT} {QUESTION}", "question": QUESTION})],
+    ),
+    "in the last of three turns": (
+        2,
+        [user(PICTURE, OTHER), {"role": "assistant", "content": "red"}, user(CONTEXT, PICTURE, QUESTION)],
+    ),
+    "of a sample with options": (0, Sample("s", QUESTION, "1", instruction=f" {CONTEXT}").chat),
+    "of a haystack": (
+        2,
+        Sample(
+            "s", QUESTION, "1", (random_picture(), random_picture()),
+            prompt=(f"{CONTEXT} ", 0, f" {CONTEXT} ", 1, f" {CONTEXT}\n\n{QUESTION} {CONTEXT}"),
+        ).chat,
+    ),
+}  # fmt: skip
+
+
+def test_the_question_is_found_among_other_text_alone_and_in_a_padded_batch(toy_model: HookedMLLM):
+    pictures = [[random_picture()] * n for n, _ in CHATS.values()]
+    batch = toy_model.prepare(pictures, [chat for _, chat in CHATS.values()])
+    decode = toy_model.processor.tokenizer.decode
+    for sample, (name, (_, chat)) in enumerate(CHATS.items()):
+        single = toy_model.prepare([pictures[sample]], [chat])
+        for inputs, row in ((batch, sample), (single, 0)):
+            positions = inputs.tokens.question[row].nonzero().flatten()
+            assert decode(inputs["input_ids"][row, positions]).split() == QUESTION.split(), name
+            assert positions.diff().eq(1).all(), name
+            n_context = int(inputs.tokens.context[row].sum())
+            assert n_context % len(CONTEXT.split()) == {"asked twice": 1, "in the last of three turns": 3}.get(name, 0)
+    # Asked twice: the second time counts.
+    row = list(CHATS).index("asked twice")
+    ids = batch["input_ids"][row].tolist()
+    last = len(ids) - 1 - ids[::-1].index(toy_model.processor.tokenizer.convert_tokens_to_ids("?"))
+    assert batch.tokens.question[row, last]
+
+
+def test_a_question_that_is_not_in_the_prompt(toy_model: HookedMLLM):
+    message = re.escape(f"the question {QUESTION!r} cannot be located in the prompt: it does not occur in {OTHER!r}.")
+    with pytest.raises(ValueError, match=message):
+        toy_model.prepare(question=[user({"type": "text", "text": OTHER, "question": QUESTION})])
+    with pytest.raises(ValueError, match=f"sample s: the question {re.escape(repr(QUESTION))} cannot be located"):
+        Sample("s", QUESTION, "1", prompt=(OTHER,))
+    with pytest.raises(ValueError, match=f"sample s: the question {re.escape(repr(QUESTION + CONTEXT))} cannot be"):
+        Sample("s", QUESTION, "1", prompt=(QUESTION,), instruction=CONTEXT)

@@ -3,6 +3,7 @@
 import math
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +17,9 @@ from corelens.metrics import (
     rank_biased_overlap,
     spearman,
     spearman_interval,
+    spearman_matrix,
     stability_curve,
+    stable_heads,
 )
 
 
@@ -102,3 +105,51 @@ def test_the_interval_of_a_rank_correlation_holds_it_as_often_as_it_says():
     assert spearman_interval(0.0, 19)[1] == pytest.approx(math.tanh(1.959964 / 4))
     assert spearman_interval(1.0, 50)[0] > 0.999
     assert spearman_interval(0.5, 3) == (-1, 1)
+
+
+def test_stable_heads_are_those_at_or_above_the_percentile_of_every_data_set():
+    scores = torch.rand(4, 6, 8, generator=torch.Generator().manual_seed(0))
+    scores[:, 2, 3] = 2.0
+    scores[:, 0] = torch.nan
+    stable = stable_heads(scores)
+    for layer in range(1, 6):
+        for head in range(8):
+            thresholds = [np.percentile(dataset[1:].flatten().double(), 95) for dataset in scores]
+            expected = sum(float(scores[t, layer, head]) >= thresholds[t] for t in range(4))
+            assert float(stable.matrix[layer, head]) == expected
+    assert bool(stable.matrix[0].isnan().all())
+    assert stable.matrix[2, 3] == 4
+    assert sum(stable.n_heads) == 40
+    assert [int((stable.matrix == count).sum()) for count in range(5)] == list(stable.n_heads)
+
+
+def test_chance_of_stable_heads_is_binomial_and_what_draws_give():
+    by_chance = stable_heads(torch.rand(4, 36, 32, generator=torch.Generator().manual_seed(0))).by_chance
+    assert by_chance[4] == pytest.approx(1152 * 0.05**4)
+    assert by_chance[1] == pytest.approx(1152 * 4 * 0.05 * 0.95**3)
+    drawn = np.mean(
+        [stable_heads(torch.rand(4, 36, 32, generator=torch.Generator().manual_seed(n))).n_heads for n in range(40)], 0
+    )
+    assert drawn[:3] == pytest.approx(by_chance[:3], rel=0.05)
+
+
+def test_the_spearman_matrix_holds_every_pair():
+    scores = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    scores[:, 1, 1] = torch.nan
+    matrix = spearman_matrix(scores)
+    for row in range(3):
+        for column in range(3):
+            assert float(matrix[row, column]) == pytest.approx(spearman(scores[row], scores[column]))
+
+
+def test_data_sets_of_other_heads_have_no_stable_heads():
+    scores = torch.rand(2, 2, 2)
+    for share in (0.0, 1.0, 5):
+        with pytest.raises(ValueError, match="is outside"):
+            stable_heads(scores, share)
+    scores[1, 0, 0] = torch.nan
+    for function in (stable_heads, spearman_matrix):
+        with pytest.raises(ValueError, match="data set 1 scores other heads than data set 0"):
+            function(scores)
+    with pytest.raises(ValueError, match="no head has a score"):
+        stable_heads(torch.full((2, 2, 2), torch.nan))
