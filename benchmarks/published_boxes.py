@@ -31,7 +31,8 @@ MODELS = {
 def agreement(first: HeadScores, second: HeadScores) -> dict[str, Any]:
     """Spearman of two rankings of all heads, and the number of heads in the top 5 percent of both."""
     comparison = compare_rankings(first, second, 0.05)
-    return {"spearman": round(comparison.spearman, 2), "shared": comparison.overlap.shared}
+    assert comparison.ranks is not None  # all heads have scores
+    return {"spearman": round(comparison.ranks.spearman, 2), "shared": comparison.overlap.shared}
 
 
 def token_jaccard(model: HookedMLLM, samples: Sequence[Sample]) -> float:

@@ -249,13 +249,14 @@ def _many_shot(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
     examples = read_field(row, "examples", list)
     pictures = tuple(picture_file(folder / read_field(part, "image", Text)) for part in [*examples, row])
     labels = "\n\n".join(f"<image>\nlabel: {read_field(part, 'id', int | str)}" for part in examples)
-    question, instruction = "Now classify this image.", 'Only output "label: {label}".'
+    question, instruction = "Now classify this image.", ' Only output "label: {label}".'
     return Sample(
         name,
         question,
         _answers(row)[0],
         pictures,
-        prompt=_interleave(f"Training examples:\n{labels}\n\n{question} {instruction} <image>", len(pictures)),
+        prompt=_interleave(f"Training examples:\n{labels}\n\n{question}{instruction} <image>", len(pictures)),
+        instruction=instruction,
         scoring="label",
     )
 
