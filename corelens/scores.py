@@ -41,9 +41,10 @@ from corelens.metrics.score_distribution import head_count
 class HeadScores:
     """One number per sample and head, with the metric, model, samples and choices that it comes from.
 
-    Sets of heads are chosen by one number per head (`per_head`). Where a set is given by its size, a whole number is a
-    number of heads and a fraction is a share of all heads, rounded up: 0.05 of 96 heads are five. A head without a
-    score in any sample, as in a layer without attention, does not count as a head.
+    Sets of heads are chosen by one number per head (`per_head`). Where a set is given by its size `n`, an `int` is a
+    number of heads, such as 5, and a `float` a share of all heads below one, such as 0.05, rounded up: 0.05 of 96 heads
+    are five. 1 is one head, and 1.0 raises an error: `n_heads` is all of them. A head without a score in any sample, as
+    in a layer without attention, does not count as a head.
     """
 
     values: Float[Tensor, "sample layer head"]
@@ -177,7 +178,7 @@ class HeadScores:
         """The top heads, and the control sets of equally many heads that they are compared with.
 
         Args:
-            n: Share of all heads, or their number.
+            n: Number of heads, or share of all heads.
             seeds: Seeds of the random draws.
 
         Returns:
@@ -201,6 +202,8 @@ class HeadScores:
         """Number of heads that `n` stands for; at most half of all, if as many others are needed."""
         if isinstance(n, str):
             raise TypeError(f"n={n!r} is a string; give a share of heads, such as 0.05, or their number.")
+        if isinstance(n, float) and n == 1:
+            raise ValueError(f"n={n} is one head or all of them: write 1 for one, and {self.n_heads} for all.")
         number = n if isinstance(n, int) else head_count(n, self.n_heads)
         maximum = self.n_heads // 2 if others else self.n_heads
         if not 0 < number <= maximum:

@@ -239,10 +239,12 @@ class CopyHooks:
         edited = tensor.clone()
         for copy, functions in self.functions.items():
             rows = tensor[copy :: self.n_copies].clone()
+            hook.ctx["copy"] = copy, self.n_copies
             for function in functions:
                 result = function(rows, hook=hook)
                 rows = rows if result is None else result
             edited[copy :: self.n_copies] = rows
+        del hook.ctx["copy"]
         return edited
 
 

@@ -14,6 +14,9 @@ from corelens.errors import docs_link
 from corelens.inputs.media import Footage, Picture, load_picture
 from corelens.tokens import Box, BoxRule, TokenMap, Views
 
+MEDIUM = "<image>"
+"""Text of a picture or video within a question."""
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -52,7 +55,8 @@ class Sample:
 
     id: str
     question: str
-    """The question alone, without options and instructions: its tokens are the query tokens `question`."""
+    """The question alone, without options and instructions: its tokens are the query tokens `question`. Where a prompt
+    places a picture within it, it has `<image>`."""
 
     answer: str
     images: tuple[Picture, ...] = ()
@@ -88,7 +92,7 @@ class Sample:
             raise ValueError(f"sample {self.id}: the prompt places media {numbers}, and there are {n_media}, in order.")
         if missing := [region.media for region in self.evidence if region.media >= n_media]:
             raise ValueError(f"sample {self.id}: evidence is in media {missing}, and there are {n_media}.")
-        if self.prompt and self._question_part is None:
+        if self.prompt and self._question_start(self.prompt) < 0:
             text = self.question + self.instruction
             raise ValueError(f"sample {self.id}: the question {text!r} cannot be located in its prompt.")
 
@@ -109,18 +113,23 @@ class Sample:
             return self.question
         kinds = ["image"] * len(self.images) + ["video"] * len(self.videos)
         prompt = self.prompt or (*range(len(kinds)), self.question + self.instruction)
-        parts: list[dict[str, Any]] = [
-            {"type": kinds[part]} if isinstance(part, int) else {"type": "text", "text": part} for part in prompt
-        ]
-        parts[-1 if self._question_part is None else self._question_part]["question"] = self.question
+        start, parts, position = self._question_start(prompt), [], 0
+        for part in prompt:
+            if isinstance(part, int):
+                parts.append({"type": kinds[part]})
+                position += len(MEDIUM)
+                continue
+            parts.append({"type": "text", "text": part})
+            question = part[max(0, start - position) : max(0, start + len(self.question) - position)]
+            if question.strip():
+                parts[-1]["question"] = question
+            position += len(part)
         return [{"role": "user", "content": parts}]
 
-    @property
-    def _question_part(self) -> int | None:
-        """Index of the last part of the prompt that holds the question; None if none does."""
-        text = (self.question + self.instruction).strip()
-        indices = (index for index, part in enumerate(self.prompt) if isinstance(part, str) and text in part)
-        return max(indices, default=None)
+    def _question_start(self, prompt: tuple[str | int, ...]) -> int:
+        """Last place of the question with its instruction in a prompt; -1 if there is none."""
+        text = "".join(part if isinstance(part, str) else MEDIUM for part in prompt)
+        return text.rfind(self.question + self.instruction)
 
 
 def evidence_tokens(

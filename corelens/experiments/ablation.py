@@ -36,34 +36,45 @@ KINDS = ("top", "next-ranked", "random", "random, same layers", "bottom")
 ReferenceMethod = Literal["zero", "mean", "resample"]
 """Replacement of a head's output: zero, its mean over the samples, or its output on a random sample."""
 
-AnswerMethod = Literal["zero", "mean", "resample", "blind"]
+UniformMethod = Literal["uniform", "uniform_all_keys"]
+"""Attention to all keys alike: to those that a head may attend to, or, as in the paper, to all of the pass."""
+
+AnswerMethod = Literal[ReferenceMethod, UniformMethod, "blind"]
 """The same, or `blind`: heads keep their outputs, but do not attend to pictures and videos from the question on."""
+
+PUBLISHED_DOSES = (5, 10, 20, 30)
+"""Numbers of heads that the paper masks (arXiv 2606.05843, section 4.4)."""
 
 
 @dataclass(frozen=True)
 class AblationCurve:
-    """Accuracy by share of heads ablated, for every kind of head set."""
+    """Accuracy by dose, the number or share of heads ablated, for every kind of head set."""
 
-    fractions: tuple[float, ...]
+    doses: tuple[float | int, ...]
+    """Whole numbers are numbers of heads, fractions are shares of all heads."""
+
     heads: dict[str, list[list[HeadSet]]]
-    """By kind, then fraction, then seed; kinds that are not random have one set, impossible ones none."""
+    """By kind, then dose, then seed; kinds that are not random have one set, impossible ones none."""
 
     accuracy: dict[str, list[list[float]]]
     """In the same order."""
 
+    plain: float | None = None
+    """Accuracy with nothing ablated."""
+
     def mean(self, kind: str) -> list[float]:
-        """Mean over seeds, by fraction; NaN where the kind is impossible."""
+        """Mean over seeds, by dose; NaN where the kind is impossible."""
         return [float(np.mean(values)) if values else float("nan") for values in self.accuracy[kind]]
 
     def sd(self, kind: str) -> list[float]:
-        """Standard deviation over seeds, by fraction; zero for kinds that are not random."""
+        """Standard deviation over seeds, by dose; zero for kinds that are not random."""
         return [float(np.std(values)) if values else float("nan") for values in self.accuracy[kind]]
 
 
 def ablation_curve(
     scores: HeadScores,
     accuracy: Callable[[HeadSet], float],
-    fractions: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
+    doses: Sequence[float | int] = PUBLISHED_DOSES,
     seeds: Sequence[int] = range(5),
 ) -> AblationCurve:
     """Compute accuracy without a growing number of heads: top, next-ranked, bottom, random, layer-matched random ones.
@@ -74,22 +85,86 @@ def ablation_curve(
     Args:
         scores: Scores that rank heads.
         accuracy: Returns the accuracy without some heads: `lambda heads: evaluate(model, batches,
-            ablate(heads)).accuracy`.
-        fractions: Shares of all heads.
+            ablate(heads)).accuracy`. Called once with none.
+        doses: Numbers of heads (whole numbers) or shares of all heads (fractions); one kind, not both.
         seeds: Seeds of the random draws.
+
+    Raises:
+        ValueError: If there is no dose, one is no number of heads that the model has, or numbers and shares are mixed;
+            before anything is computed.
+
+    Source:
+        arXiv 2606.05843, section 4.4 and figure 6a: 5, 10, 20 and 30 top, bottom and random heads, these drawn once.
+        Several draws outside of the top, next-ranked and layer-matched heads are corelens's own.
     """
-    by_fraction = [scores.controls(fraction, seeds) for fraction in fractions]
-    heads = {kind: [controls.get(kind, []) for controls in by_fraction] for kind in KINDS}
+    by_dose = _controls_by_dose(scores, doses, seeds)
+    heads = {kind: [controls.get(kind, []) for controls in by_dose.values()] for kind in KINDS}
     accuracies: dict[str, list[list[float]]] = {kind: [] for kind in KINDS}
-    with tqdm(total=sum(len(draws) for controls in by_fraction for draws in controls.values()), desc="ablate") as bar:
+    n_sets = sum(len(draws) for controls in by_dose.values() for draws in controls.values())
+    with tqdm(total=1 + n_sets, desc="ablate") as bar:
+        plain = accuracy(NOTHING)
+        bar.update()
         for kind, of_kind in heads.items():
             for draws in of_kind:
                 accuracies[kind].append([])
                 for head_set in draws:
                     accuracies[kind][-1].append(accuracy(head_set))
                     bar.update()
-    return AblationCurve(tuple(fractions), heads, accuracies)
+    return AblationCurve(tuple(doses), heads, accuracies, plain)
 
+
+def dose_conditions(
+    scores: HeadScores, doses: Sequence[float | int] = PUBLISHED_DOSES, seeds: Sequence[int] = range(5)
+) -> dict[str, list[HeadSet]]:
+    """The top heads and their control sets at every dose, as conditions of `run_ablation`.
+
+    Args:
+        scores: Scores that rank heads.
+        doses: As for `ablation_curve`.
+        seeds: Seeds of the random draws.
+
+    Returns:
+        Head sets by kind and dose, such as `top 5` and `random, same layers 10`, or `top 5%` for shares; kinds for
+        which too few heads lie outside the top are left out.
+
+    Raises:
+        ValueError: As for `ablation_curve`.
+    """
+    return {
+        f"{kind} {dose if isinstance(dose, int) else f'{100 * dose:g}%'}": sets
+        for dose, controls in _controls_by_dose(scores, doses, seeds).items()
+        for kind, sets in controls.items()
+    }
+
+
+def dose_curve(results: ConditionResults[HeadSet], dataset: str) -> AblationCurve | None:
+    """Curve of a data set over the doses of `dose_conditions`; None if conditions have no doses."""
+    by_dose: dict[str, dict[str, str]] = {}
+    for condition in results.conditions:
+        kind, _, dose = condition.rpartition(" ")
+        if kind in KINDS:
+            by_dose.setdefault(dose, {})[kind] = condition
+    if not by_dose:
+        return None
+    names = {kind: [conditions.get(kind) for conditions in by_dose.values()] for kind in KINDS}
+    return AblationCurve(
+        tuple(float(dose[:-1]) / 100 if dose.endswith("%") else int(dose) for dose in by_dose),
+        {kind: [list(results.conditions[name]) if name else [] for name in of] for kind, of in names.items()},
+        {kind: [results.accuracies(name, dataset) if name else [] for name in of] for kind, of in names.items()},
+        results.accuracies(BASELINE, dataset)[0],
+    )
+
+
+def _controls_by_dose(
+    scores: HeadScores, doses: Sequence[float | int], seeds: Sequence[int]
+) -> dict[float | int, dict[str, list[HeadSet]]]:
+    if not doses or len({isinstance(dose, int) for dose in doses}) > 1:
+        raise ValueError(f"doses={tuple(doses)}: give numbers of heads, such as 5, or shares, such as 0.05, not both.")
+    return {dose: scores.controls(dose, seeds) for dose in doses}
+
+
+NOTHING = HeadSet((), "nothing removed")
+"""The baseline's heads."""
 
 SHARD_SIZE = 16
 """Samples that are kept or lost together when an ablation is interrupted: each is answered under every condition."""
@@ -115,6 +190,7 @@ def run_ablation(
         conditions: Sets of heads by condition; several where they are drawn at random, one for each seed.
         method: What head outputs are replaced by; reference activations are taken from the samples that have media,
             all of which must then be readable. `blind`: heads do not attend to pictures from the question on.
+            `uniform_all_keys` would count padding as keys, so that samples of unequal length run one at a time.
         phase: Ablate in the prompt (`prefill`), while an answer is generated (`decode`) or in both.
         batch_size: Most samples a pass; fewer after running out of memory.
         max_new_tokens: Length at which answers are cut off.
@@ -131,13 +207,15 @@ def run_ablation(
     ablate([], phase=phase)
     listed = flatten_datasets(samples)
     check_scoring(listed, box_unit)
-    head_sets = {BASELINE: [HeadSet((), "nothing removed")]} | {name: list(sets) for name, sets in conditions.items()}
+    head_sets = {BASELINE: [NOTHING]} | {name: list(sets) for name, sets in conditions.items()}
     model.check_heads(head for sets in head_sets.values() for heads in sets for head in heads)
     with_media = [sample for _, sample in listed if sample.images or sample.videos]
     hooks = partial(_blind, phase=phase) if method == "blind" else lazy_ablation(method, model, with_media, phase=phase)
 
     def answer_batch(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _draw"]]:
         batches = [(batch, prepare_samples(model, batch))]
+        if method == "uniform_all_keys" and batches[0][1].tokens.padding.any():
+            batches = [([sample], prepare_samples(model, [sample])) for sample in batch]
 
         def scores(heads: HeadSet) -> Float[Tensor, "batch"]:
             evaluation = evaluate(model, batches, hooks(heads), max_new_tokens, box_unit=box_unit)
@@ -171,14 +249,14 @@ def ablation_summary(results: ConditionResults[HeadSet]) -> dict[str, Any]:
 
 
 def lazy_ablation(
-    method: ReferenceMethod, model: HookedMLLM, samples: Iterable[Sample], **options: Any
+    method: ReferenceMethod | UniformMethod, model: HookedMLLM, samples: Iterable[Sample], **options: Any
 ) -> Callable[[HeadSet], FwdHooks]:
     """Return `ablate` with reference activations that are computed on first use.
 
     They cost a pass over all samples, which a run that is resumed after its last shard does not need.
 
     Args:
-        method: What head outputs are replaced by.
+        method: What head outputs are replaced by, or the keys that heads attend to alike.
         model: The model.
         samples: The samples that reference activations are taken from.
         options: Other arguments of `ablate`.

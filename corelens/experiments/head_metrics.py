@@ -135,6 +135,10 @@ def _visual_share(layer: LayerAttention, queries: Rows) -> Float[Tensor, "batch 
     return M.visual_share(layer.pattern, layer.to_device(layer.inputs.tokens.visual), queries)
 
 
+def _entropy(layer: LayerAttention, queries: Rows) -> Float[Tensor, "batch head"]:
+    return M.attention_entropy(layer.pattern, queries)
+
+
 def _spatial_entropy(layer: LayerAttention, queries: Rows) -> Float[Tensor, "batch head"]:
     """Spatial entropy over the first picture with a grid: over its overview if it has one, else its first view."""
     entropies = []
@@ -164,7 +168,9 @@ class DescriptiveMetric:
 DESCRIPTIVE_METRICS = {
     "vision_heads": DescriptiveMetric(_visual_share, "question"),
     "visual_share": DescriptiveMetric(_visual_share),
-    "entropy": DescriptiveMetric(lambda layer, queries: M.attention_entropy(layer.pattern, queries)),
+    "question_entropy": DescriptiveMetric(_entropy, "question"),
+    "question_spatial_entropy": DescriptiveMetric(_spatial_entropy, "question"),
+    "entropy": DescriptiveMetric(_entropy),
     "concentration": DescriptiveMetric(lambda layer, queries: M.concentration(layer.pattern, queries)),
     "distance": DescriptiveMetric(
         lambda layer, queries: M.attention_distance(layer.pattern, queries, layer.rows.position)
@@ -173,8 +179,8 @@ DESCRIPTIVE_METRICS = {
     "spatial_entropy": DescriptiveMetric(_spatial_entropy),
 }
 """Metrics that need no evidence. `vision_heads`: attention of the question's tokens to all visual tokens, by which
-arXiv 2606.05843 ranks vision heads (section 4.2). The others take the last prompt token; see the functions of the same
-names in `corelens.metrics`."""
+arXiv 2606.05843 ranks vision heads (section 4.2). Of the others, those named `question_` take the question's tokens,
+too, and all else the last prompt token; see the functions of these names in `corelens.metrics`."""
 
 AnyMetric = Metric | str
 """A metric, or the name of one in `DESCRIPTIVE_METRICS`."""

@@ -45,8 +45,18 @@ class AttentionCall:
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Other arguments from Hugging Face: soft caps, sinks, biases, picked keys, boundaries, and many without effect."""
 
+    even: Bool[Tensor, "batch query head"] | None = None
+    """True where a head attends to every key alike, masked ones included; None for nowhere."""
+
+    n_keys: int | None = None
+    """Number of keys that exist, the first; None for all. A preallocated cache has empty ones after them."""
+
     def head_outputs(self) -> Float[Tensor, "batch query head d_head"]:
         """Output of every head, by fused attention wherever that has what the model needs."""
+        outputs = self._attended()
+        return outputs if self.even is None else torch.where(self.even[..., None], self._means().to(outputs), outputs)
+
+    def _attended(self) -> Float[Tensor, "batch query head d_head"]:
         if self.boundaries is not None:
             lengths = self.boundaries.diff().tolist()
             parts = zip(*(tensor.split(lengths, 2) for tensor in (self.query, self.key, self.value)), strict=True)
@@ -60,6 +70,24 @@ class AttentionCall:
             rows = QueryRows(chunk.expand(batch, -1), real)
             outputs.append(weighted_values(self.pattern(self.scores(rows), rows), self.value))
         return torch.cat(outputs, 1).to(self.query).contiguous()
+
+    def _means(self) -> Float[Tensor, "batch #query head d_head"]:
+        """Outputs of heads whose logits are zero for every key: the mean of all values, less the share of a sink."""
+        value = self.value[:, :, : self.n_keys]
+        sums = value.sum(2, dtype=torch.float32).repeat_interleave(self.query.shape[1] // value.shape[1], 1)
+        if self.sinks is None:
+            return sums[:, None] / value.shape[2]
+        weights = rearrange(value.shape[2] + self.sinks.float().exp(), "batch head query 1 -> batch query head 1")
+        return sums[:, None] / weights
+
+    def with_zero_logits(self, where: Bool[Tensor, "batch query head"]) -> "AttentionCall":
+        """Set logits to zero, before keys are masked: a head then attends to all visible keys alike."""
+        where = rearrange(where, "batch query head -> batch head query 1")
+        mask, bias = self.mask, self.kwargs.get("position_bias")
+        if mask is not None and mask.dtype != torch.bool and (_is_visible(mask) & (mask != 0)).any():
+            mask = torch.where(where & _is_visible(mask), 0, mask)
+        kwargs = self.kwargs if bias is None else self.kwargs | {"position_bias": torch.where(where, 0, bias)}
+        return replace(self, query=self.query.masked_fill(where, 0), mask=mask, kwargs=kwargs)
 
     def hide_keys(self, hidden: Bool[Tensor, "batch key"]) -> "AttentionCall":
         """Mask some keys for all queries.
@@ -84,7 +112,13 @@ class AttentionCall:
         bias: Tensor | None = self.kwargs.get("position_bias")
         if bias is not None and rows is not None:
             bias = rows.take(bias.expand(len(query), -1, -1, -1))
-        return attention_scores(query, self.key, self.scaling, self._visible_keys(rows), self.softcap, bias)
+        scores = attention_scores(query, self.key, self.scaling, self._visible_keys(rows), self.softcap, bias)
+        if self.even is None:
+            return scores
+        even = rearrange(self.even, "batch query head -> batch head query 1")
+        even = even if rows is None else rows.take(even)
+        scores[..., : self.n_keys].masked_fill_(even, 0)
+        return scores
 
     def pattern(self, scores: Float[Tensor, "batch head row key"], rows: "QueryRows | None" = None) -> Tensor:
         """Softmax of the logits; rows of models with sinks sum to less than one, since the sink takes its share."""

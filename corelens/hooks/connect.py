@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, StaticCache
 
 from corelens.errors import docs_link
 from corelens.hf.architecture import AttentionModule, DecoderLayer, decoder_configs
@@ -127,6 +127,7 @@ def track_positions(stack: nn.Module, state: PassState) -> RemovableHandle:
         cache = arguments.get("past_key_values")
         state.n_computed = sequence.shape[1]
         state.n_cached = 0 if cache is None else int(cache.get_seq_length())
+        state.preallocated = isinstance(getattr(cache, "self_attention_cache", cache), StaticCache)
         if "logits_to_keep" not in kwargs:
             return None
         # Told how many logits are needed, layers that share another's keys (Gemma 4) skip all other positions, and
@@ -146,7 +147,7 @@ def hook_functions(points: Iterable[HookPoint]) -> Iterator[Callable[..., Any]]:
 
 def clear_context(point: HookPoint) -> None:
     """Remove what a pass left at a hook point."""
-    for name in ("state", "rows", "queries", "hidden"):
+    for name in ("state", "rows", "queries", "hidden", "uniform", "copy"):
         point.ctx.pop(name, None)
 
 

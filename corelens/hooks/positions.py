@@ -47,6 +47,9 @@ class PassState:
     prefix_hooks: tuple[Callable[..., Any], ...] = ()
     """Hook functions that acted while a prefix was computed."""
 
+    preallocated: bool = False
+    """True if the cache also holds positions that are empty as yet."""
+
     def positions(self, length: int) -> Int[Tensor, "position"]:
         """Positions of the sequence along an axis of queries or keys with that length.
 

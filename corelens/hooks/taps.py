@@ -70,6 +70,7 @@ class HookedAttentionCall:
         )
         if (hidden := self.hook_k.ctx.pop("hidden", None)) is not None:
             call = call.hide_keys(hidden)
+        call = self._with_uniform_heads(call, hides_keys=hidden is not None)
         z = call.head_outputs()
         if self.hook_attn_scores.has_hooks() or self.hook_pattern.has_hooks():
             z = self._call_row_hooks(call, z)
@@ -78,6 +79,23 @@ class HookedAttentionCall:
             raise ValueError(f"{self.hook_z.name} was edited, and {self.why_not_editable}")
         # Some layers view it in another shape.
         return z.contiguous()
+
+    def _with_uniform_heads(self, call: AttentionCall, hides_keys: bool) -> AttentionCall:
+        """The call with uniform attention where hooks on `q` marked it, over the visible keys or over all."""
+        uniform: dict[str, Tensor] = self.hook_q.ctx.pop("uniform", {})
+        if "visible" in uniform:
+            call = call.with_zero_logits(uniform["visible"])
+        if "all" in uniform:
+            if hides_keys:
+                raise ValueError(
+                    f"{self.hook_q.name}: method='uniform_all_keys' attends to all keys, and mask_keys hides some of "
+                    f"them. Ablate by 'uniform'."
+                )
+            if call.boundaries is not None:
+                raise ValueError(f"{self.hook_q.name}: heads cannot attend to all keys of packed sequences.")
+            exist = self.state.n_cached + self.state.n_computed if self.state.preallocated else None
+            call = replace(call, even=uniform["all"], n_keys=None if self.is_cross_attention else exist)
+        return call
 
     def _call_row_hooks(
         self, call: AttentionCall, z: Float[Tensor, "batch query head d_head"]

@@ -2,23 +2,20 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from corelens.errors import check_choice, docs_link
 from corelens.heads import Head, HeadSet
-from corelens.hooks.attention import MASKED_LOGIT
 from corelens.hooks.points import hook_name
-from corelens.hooks.positions import PassState, Phase, Positions, PositionSelector
+from corelens.hooks.positions import Phase, Positions, PositionSelector
 from corelens.interventions.reference import ReferenceActivations
 from corelens.interventions.replace import FwdHooks, Replace
+from corelens.interventions.uniform import UNIFORM_KEYS, UniformAttention
 from corelens.model import HookedMLLM
 
-AblationMethod = Literal["zero", "mean", "resample", "zero_query", "mean_query", "uniform"]
+AblationMethod = Literal["zero", "mean", "resample", "zero_query", "mean_query", "uniform", "uniform_all_keys"]
 
 REFERENCE_FUNCTIONS: dict[str, str] = {
     "mean": "mean_activations",
@@ -46,8 +43,13 @@ def ablate(
       sinks.
     - `mean_query`: their queries are the mean over a sample set, as they meet the keys: normed and rotated. In a
       left-padded batch some models (LLaVA, InternVL) count padding as positions, and keys meet it from elsewhere.
-    - `uniform`: their attention logits are zero for all keys they may attend to. Needs the rows of the chosen
-      positions; without `positions` that is all of the pattern.
+    - `uniform`: their attention logits are zero for all keys that they may attend to, so that they attend to these
+      alike; biases do not count, sinks keep their share.
+    - `uniform_all_keys`: the paper's mask. Their logits are zero after the causal and the padding mask were applied, so
+      that they attend alike to all keys of the pass: later positions, padding, and keys outside of a sliding window
+      (of those that its cache still holds) are among them. In the prompt that breaks causality: every position gets the
+      mean of all values, those of answers appended to the prompt included, and in a left-padded batch the result
+      depends on the padding. While an answer is generated, no later keys exist.
 
     Args:
         heads: The heads; no head gives no hook and changes nothing.
@@ -66,9 +68,14 @@ def ablate(
 
     Raises:
         ValueError: If `method` is unknown, or `reference` is missing, not needed, or measured in another way.
+
+    Source:
+        `uniform_all_keys`: arXiv 2606.05843, algorithm 2. The listing sets the logits to zero after the masks; that
+        heads attend to the future follows from it, the paper does not mention it. That a learned sink keeps its logit
+        is our choice: the paper's models have none. `uniform` is the causal form, corelens's own.
     """
     check_choice("method", method, AblationMethod)
-    hook_point = {"zero_query": "q", "mean_query": "q", "uniform": "attn_scores"}.get(method, point)
+    hook_point = point if method in ("zero", "mean", "resample") else "q"
     if point not in ("z", hook_point):
         raise ValueError(f"method={method!r} does not act on head outputs and takes no point.")
     _check_reference(method, hook_point, reference)
@@ -77,9 +84,10 @@ def ablate(
     for layer, numbers in HeadSet(tuple(heads)).by_layer().items():
         name = hook_name(layer, f"attn.{hook_point}")
         layer_heads = tuple(Head(layer, number) for number in numbers)
-        uniform = method == "uniform"
-        function = UniformAttention(layer_heads, where) if uniform else Replace(name, layer_heads, where, reference)
-        hooks.append((name, function))
+        if method in UNIFORM_KEYS:
+            hooks.append((name, UniformAttention(layer_heads, where, UNIFORM_KEYS[method])))
+        else:
+            hooks.append((name, Replace(name, layer_heads, where, reference)))
     return hooks
 
 
@@ -98,24 +106,6 @@ def _check_reference(method: AblationMethod, hook_point: str, reference: Referen
             f"method={method!r} needs reference={call}, and this was measured by {reference.measured_by} at "
             f"{reference.point}. {docs_link('reference')}"
         )
-
-
-@dataclass(frozen=True, eq=False)
-class UniformAttention:
-    """Lets heads attend to all keys alike; a hook for attention logits."""
-
-    heads: tuple[Head, ...]
-    where: PositionSelector
-
-    def check(self, state: PassState) -> None:
-        """Raise a ValueError if a pass in this state cannot act at these positions."""
-        self.where.check(state)
-
-    def __call__(self, scores: Float[Tensor, "batch head row key"], hook: Any) -> Tensor:
-        numbers = [number for _, number in self.heads]
-        scores = scores.clone()
-        scores[:, numbers] = scores[:, numbers].masked_fill(scores[:, numbers] > MASKED_LOGIT, 0)
-        return scores
 
 
 @contextmanager

@@ -10,19 +10,28 @@ from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from corelens.heads import HeadSet
-from corelens.metrics import bimodality_test
+from corelens.metrics import Metric, bimodality_test, rho, spearman
 from corelens.scores import HeadScores
 from corelens.study.verdict import Finding, estimate, p_value
 
-METRICS = ("entropy", "vera", "visual_share", "spatial_entropy")
-"""Metrics that describe the attention of every head."""
+EVIDENCE_SHARE = Metric(
+    "evidence_share",
+    "share of the attention on pictures that is on the evidence",
+    normalisation="share",
+    source="corelens's own: VERA's ratio (arXiv 2602.10146), from the question's tokens.",
+)
+
+METRICS = ("question_entropy", EVIDENCE_SHARE.name, "vision_heads", "question_spatial_entropy")
+"""Metrics that describe the attention of every head, from the question's tokens to all tokens or to the picture."""
 
 RULE = (
     "The top 5 % of heads, chosen on half of the samples, attend in the other half to no more than half as many tokens "
     "as other heads (exponential of the difference in mean entropy), put at least twice as large a share of their "
-    "visual attention on the evidence, and differ in entropy by a Mann-Whitney test over heads (p <= .05). Intervals "
-    "are over samples. The dip test for two peaks is reported and not in the rule: a group of 5 % is too small a peak "
-    "for it in models of few heads. Inferred."
+    "visual attention on the evidence, and differ in entropy by a Mann-Whitney test over heads (p <= .05). Half of the "
+    "retrieval attention mass lies in fewer heads than half of the vision-head scores, the attention of the question to "
+    "all visual tokens: the paper's contrast (section 4.2, figure 4), which it shows as a picture without numbers. "
+    "Thresholds are corelens's own. Intervals are over samples. The dip test for two peaks is reported and not in the "
+    "rule: a group of 5 % is too small a peak for it in models of few heads."
 )
 
 
@@ -31,14 +40,15 @@ def division(scores: HeadScores, attention_metrics: Mapping[str, HeadScores], co
 
     Args:
         scores: Retrieval attention mass.
-        attention_metrics: `METRICS` of samples on which `core` was not chosen.
+        attention_metrics: `METRICS` and `ram` of samples on which `core` was not chosen.
         core: The heads that retrieve.
     """
     core_mask = torch.zeros_like(scores.mask)
     core_mask[[head.layer for head in core], [head.head for head in core]] = True
     other_mask = scores.mask & ~core_mask
-    entropy, evidence_share, visual_share = (attention_metrics[name].values for name in METRICS[:3])
-    strata = attention_metrics["entropy"].datasets or ("",) * len(entropy)
+    entropy, evidence_share, visual_share, spatial_entropy = (attention_metrics[name].values for name in METRICS)
+    masses = attention_metrics["ram"].values
+    strata = attention_metrics["ram"].datasets or ("",) * len(entropy)
 
     def group_means(values: Float[Tensor, "sample layer head"], indices: np.ndarray) -> tuple[float, float]:
         mean = values[indices].nanmean(0)
@@ -58,10 +68,17 @@ def division(scores: HeadScores, attention_metrics: Mapping[str, HeadScores], co
 
     def less_scattered(indices: np.ndarray) -> float:
         # Even maps have infinite entropy, so that heads are compared by rank; none is known where all maps are empty.
-        medians = attention_metrics["spatial_entropy"].values[indices].nanquantile(0.5, 0, interpolation="lower")
+        medians = spatial_entropy[indices].nanquantile(0.5, 0, interpolation="lower")
         of_core, of_others = (medians[mask & ~medians.isnan()] for mask in (core_mask, other_mask))
         less, equal = (of_core[:, None] < of_others).double(), (of_core[:, None] == of_others).double()
         return float((less + equal / 2).mean())
+
+    def concentration_ratio(indices: np.ndarray) -> float:
+        vision, core_scores = (values[indices].nanmean(0) for values in (visual_share, masses))
+        return rho(vision) / rho(core_scores)
+
+    def rank_correlation(indices: np.ndarray) -> float:
+        return spearman(visual_share[indices].nanmean(0), masses[indices].nanmean(0))
 
     mean_entropy = entropy.nanmean(0)
     p = float(mannwhitneyu(mean_entropy[core_mask], mean_entropy[other_mask]).pvalue)
@@ -74,14 +91,17 @@ def division(scores: HeadScores, attention_metrics: Mapping[str, HeadScores], co
             estimate("tokens attended to, CoRe over others", token_ratio, strata, at_most=0.5),
             estimate("visual attention on the evidence, CoRe over others", evidence_ratio, strata, at_least=2.0),
             p_value("p of equal entropy", p, at_most=0.05),
+            estimate("heads that hold half, vision-head scores over mass", concentration_ratio, strata, at_least=1.0),
+            estimate("rank correlation of mass and vision-head scores", rank_correlation, strata, within=(-1, 1)),
             estimate("share of attention on pictures, CoRe less others", visual_difference, strata, within=(-1, 1)),
             estimate("pairs in which the CoRe head's map is less scattered", less_scattered, strata, within=(0, 1)),
             p_value("p of one peak in the mass (dip test)", p_of_dip),
         ),
         (
             f"The CoRe heads, chosen on other samples: {core}.",
-            "In the figures, entropy is in nats, over all tokens that a head may attend to, vera is the share of its "
-            "attention on pictures that is on the evidence, and spatial entropy measures how scattered its map of the "
+            "All of it is attention from the question's tokens. In the figures, entropy is in nats, over all tokens that a "
+            "head may attend to, evidence_share is the share of its attention on pictures that is on the evidence, "
+            "vision_heads its attention on all visual tokens, and spatial entropy measures how scattered its map of the "
             "picture is: infinite, and not drawn, where it is even.",
         ),
     )

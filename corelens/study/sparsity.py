@@ -17,7 +17,7 @@ EXCESS = Metric(
     "retrieval attention mass above uniform attention",
     normalisation="rest",
     source="Retrieval attention mass, less the mass that the head would put on the evidence if it attended to it as to "
-    "the rest of the picture: the contrast of LOCOS (arXiv 2607.01002). Inferred.",
+    "the rest of the picture: the contrast of LOCOS (arXiv 2607.01002). corelens's own.",
 )
 
 MIN_HEADS = 20
@@ -27,8 +27,8 @@ RULE = (
     "There are 20 heads or more. Half of the mass is held by at most 10 % of them (MMRetHeads finds 4 to 10 %); the "
     "top 5 % hold at least twice what they hold if every sample's heads are shuffled, and at least twice what they "
     "hold in an untrained model of the same configuration. Mass is counted above uniform attention, since a head that "
-    "attends evenly to everything puts mass on the evidence, too. The paper's numbers are not public: thresholds are "
-    "inferred."
+    "attends evenly to everything puts mass on the evidence, too. The paper shows heat maps and no number of this kind; "
+    "the rule is corelens's own."
 )
 
 

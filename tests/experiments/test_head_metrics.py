@@ -146,7 +146,8 @@ def test_evidence_in_fractions(vlm: HookedMLLM):
 @pytest.mark.parametrize("metrics", [["ram"], ["ram", "vrh", "locos", "entropy"]])
 def test_one_pass_serves_all_measures_and_nothing_square_is_made(vlm: HookedMLLM, metrics: list[str]):
     """One forward pass, and no tensor with two axes as long as the sequence."""
-    (sample,) = samples(1)
+    # Not the first: twice its query rows are as many as its positions.
+    sample = samples(2)[1]
     n = vlm.prepare(list(sample.images), sample.question)["input_ids"].shape[1]
 
     class NoSquares(TorchDispatchMode):

@@ -17,6 +17,13 @@ FPS, N_FRAMES = 10, 20
 """Frames per second, and number of frames, of every video that `write_video` writes."""
 
 
+def message_text(sample: Sample) -> str:
+    """All text of a sample's message."""
+    if isinstance(sample.chat, str):
+        return sample.chat
+    return "".join(part["text"] for message in sample.chat for part in message["content"] if part["type"] == "text")
+
+
 def encoded_picture(size: tuple[int, int], colour: tuple[int, int, int] = (10, 20, 30), kind: str = "JPEG") -> bytes:
     buffer = BytesIO()
     Image.new("RGB", size, colour).save(buffer, kind)

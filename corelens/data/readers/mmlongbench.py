@@ -208,15 +208,12 @@ def _text_needle(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
 
 
 def _counting(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
-    """Sample that asks for a count; the answer is a list of numbers, which is scored by its sum.
-
-    A question with pictures in it is several texts, of which the longest is the sample's.
-    """
+    """Sample that asks for a count; the answer is a list of numbers, which is scored by its sum."""
     images = ["image_list", "needle_image_list"] if "needle_image_list" in row else ["image_list"]
     pictures, question = _pictures(row, images, folder), read_field(row, "question", Text)
     return Sample(
         name,
-        max(IMAGE.split(question), key=len).strip(),
+        question,
         str(read_field(row, "answer", list)),
         pictures,
         _needles(row) if "needle_image_list" in row else (),
@@ -232,14 +229,15 @@ def _image_needle(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
     if not 0 <= (correct := read_field(row, "answer", int)) < len(letters):
         raise BadRow(f"its 'answer' is {correct}, and it has {len(letters)} choices")
     options = "".join(f"\n{letter}. <image>" for letter in letters)
-    instruction = f"\n\nQuestion: {question}{options}\nAnswer with the option's letter."
+    instruction = f"{options}\nAnswer with the option's letter."
     return Sample(
         name,
         question,
         letters[correct],
         pictures,
         _needles(row),
-        prompt=_interleave(f"{INTERLEAVED}{_context(row)}{instruction}", len(pictures)),
+        prompt=_interleave(f"{INTERLEAVED}{_context(row)}\n\nQuestion: {question}{instruction}", len(pictures)),
+        instruction=instruction,
         choices=tuple(letters),
         scoring="choice",
     )

@@ -6,7 +6,7 @@ from statistics import fmean
 import pytest
 
 from corelens.data import load, mlvu, score, tally, tally_by
-from tests.helpers.dataset_files import mlvu_row, read_with_skips, write_json
+from tests.helpers.dataset_files import message_text, mlvu_row, read_with_skips, write_json
 
 
 def test_mlvu_lists_the_options_and_videos_are_paths(tmp_path: Path):
@@ -17,8 +17,9 @@ def test_mlvu_lists_the_options_and_videos_are_paths(tmp_path: Path):
         (tmp_path / "MLVU" / "video" / folder / "needle_32.mp4").touch()
     (sample,) = load("mlvu", tmp_path)
     assert sample.question == "What does the hand hold?"
-    options = "\nOptions:\n(A) A cup\n(B) A pen\n(C) A fish\n(D) A key\nOnly give the best option."
-    assert sample.instruction == options
+    assert message_text(sample) == (
+        "What does the hand hold?\nOptions:\n(A) A cup\n(B) A pen\n(C) A fish\n(D) A key\nOnly give the best option."
+    )
     assert Path(sample.videos[0]).name == "needle_32.mp4"
     assert (score(sample, "(B)"), score(sample, "B. A pen"), score(sample, "a key"), score(sample, "?")) == (
         1,

@@ -120,10 +120,10 @@ def rows_of_other_tasks() -> Iterator[tuple[str, str, Any, str, int]]:
 
 
 def assert_question_follows(sample: Sample, row: Any) -> None:
-    """One of the prompt's texts holds the data set's question as it is, or the longest text of it."""
-    assert sample.question in row["question"]
-    assert sample.question == max(row["question"].split("<image>"), key=len).strip()
-    assert not sample.prompt or any(sample.question in part for part in sample.prompt if isinstance(part, str))
+    """The prompt holds the data set's question as it is, and the instruction after it."""
+    assert sample.question == row["question"]
+    texts = "".join("<image>" if isinstance(part, int) else part for part in sample.prompt)
+    assert not texts or sample.question + sample.instruction in texts
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from corelens.data import load, score, tally_by, videomme
 from corelens.data.readers.videomme import TASKS
-from tests.helpers.dataset_files import read_with_skips, videomme_row, write_table
+from tests.helpers.dataset_files import message_text, read_with_skips, videomme_row, write_table
 
 TABLE = Path("videomme", "test-00000-of-00001.parquet")
 
@@ -26,8 +26,10 @@ def test_videomme_lists_the_options_and_the_answer_is_a_letter(folder: Path):
     sample, other = load("videomme", folder)
     assert sample.id == "001-1"
     assert sample.question == "Which of these decorations is the most numerous?"
-    options = "\nA. Apples.\nB. Candles.\nC. Berries.\nD. All are equally many.\nAnswer with the option's letter."
-    assert sample.instruction == options
+    assert message_text(sample) == (
+        "Which of these decorations is the most numerous?\nA. Apples.\nB. Candles.\nC. Berries.\n"
+        "D. All are equally many.\nAnswer with the option's letter."
+    )
     assert [Path(video).name for video in (*sample.videos, *other.videos)] == ["fFjv93ACGo8.mp4", "N1cdUjctpG8.MKV"]
     right = [score(sample, answer) for answer in ("C", "(C)", "C. Berries.", "The answer is C.", "B", "Apples")]
     assert right == [1, 1, 1, 1, 0, None]
