@@ -86,7 +86,7 @@ class Samples:
         """Return the samples with answer options and format instructions as part of their questions.
 
         Without it, only the data set's own text of a question is the question, from whose tokens attention is measured.
-        Options that are pictures, and a text that precedes the question, never count.
+        What a sample's `prompt` has around its question never counts.
         """
 
         def with_options(sample: Sample) -> Sample:

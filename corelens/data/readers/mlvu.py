@@ -10,7 +10,7 @@ from corelens.data.readers.base import BadRow, Row, Samples, Text, dataset_folde
 from corelens.data.sample import Sample
 from corelens.errors import check_choice
 
-PUBLISHED = ("topic_reasoning", "needle", "ego", "plotQA", "order", "count")
+PUBLISHED_TASKS = ("topic_reasoning", "needle", "ego", "plotQA", "order", "count")
 """The multiple-choice tasks of table 2 of arXiv 2606.05843, in its order: all but anomaly recognition."""
 
 TASKS = ("plotQA", "needle", "ego", "count", "order", "anomaly_reco", "topic_reasoning", "sub_scene", "summary")
@@ -30,7 +30,7 @@ def mlvu(source: str | PathLike[str] = "MLVU/MVLU", task: str = "needle") -> Sam
             is the mean of the accuracies of its tasks, which `corelens.data.tally_by` computes.
     """
     check_choice("task", task, ("published", *TASKS))
-    tasks = PUBLISHED if task == "published" else (task,)
+    tasks = PUBLISHED_TASKS if task == "published" else (task,)
     folder = dataset_folder(
         source,
         [pattern for task in tasks for pattern in (f"**/json/*_{task}.json", f"**/video/*_{task}/*")],

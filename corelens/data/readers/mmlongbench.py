@@ -36,7 +36,7 @@ INTERLEAVED = (
     "You are given interleaved text and images. Please answer the question based on the given text and images.\n\n"
 )
 IMAGE = re.compile("<image>")
-PAGE = re.compile(r"(?P<document>.*)(_page(?P<page>\d+)|-(?P<slide>\d+)-\d+)")
+PAGE_FILE = re.compile(r"(?P<document>.*)(_page(?P<page>\d+)|-(?P<slide>\d+)-\d+)")
 """Name of a page's file: `{document}_page{number}`, counted from zero, or `{deck}-{number}-{width}`, from one."""
 
 
@@ -229,14 +229,15 @@ def _image_needle(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
     if not 0 <= (correct := read_field(row, "answer", int)) < len(letters):
         raise BadRow(f"its 'answer' is {correct}, and it has {len(letters)} choices")
     options = "".join(f"\n{letter}. <image>" for letter in letters)
-    instruction = f"\n\nQuestion: {question}{options}\nAnswer with the option's letter."
+    instruction = f"{options}\nAnswer with the option's letter."
     return Sample(
         name,
         question,
         letters[correct],
         pictures,
         _needles(row),
-        prompt=_interleave(f"{INTERLEAVED}{_context(row)}{instruction}", len(pictures)),
+        prompt=_interleave(f"{INTERLEAVED}{_context(row)}\n\nQuestion: {question}{instruction}", len(pictures)),
+        instruction=instruction,
         choices=tuple(letters),
         scoring="choice",
     )
@@ -269,12 +270,14 @@ def _pages(row: Mapping[str, Any], name: str) -> str:
 def _answer_pages(row: Mapping[str, Any], document: str) -> tuple[Evidence, ...]:
     """Evidence for the shown pages with the answer; pages of other documents may be among those shown.
 
-    The authors number answers' pages from zero, and files as `PAGE` says (README of their code, "DocVQA page indices").
+    The authors number pages with answers from zero, and files as `PAGE_FILE` says (README of their code, "DocVQA page
+    indices").
     """
-    numbers = read_field(row, "ans_page_list", ListOf[int]) if row.get("ans_page_list") else []
-    media = []
+    if not row.get("ans_page_list"):
+        return ()
+    numbers, media = read_field(row, "ans_page_list", ListOf[int]), []
     for index, path in enumerate(read_field(row, "page_list", ListOf[str])):
-        match = PAGE.fullmatch(Path(path).stem)
+        match = PAGE_FILE.fullmatch(Path(path).stem)
         if match is None:
             raise BadRow(f"its page {path!r} has no page number")
         number = int(match["page"]) if match["page"] else int(match["slide"]) - 1

@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 from PIL import Image
 
-from corelens.data import Evidence, mmlongbench, score
+from corelens.data import Evidence, Sample, mmlongbench, score
 from tests.helpers.dataset_files import (
     mmlongbench_document_row,
     mmlongbench_needle_row,
@@ -41,6 +41,7 @@ def test_mmlongbench_puts_pictures_into_their_places_and_knows_image_needles(ben
     assert sample.prompt[2] == "\n\nTwo "
     assert sample.prompt[-5].endswith("Question: Which of these is in the document?\nA. ")
     assert sample.prompt[-4:-1] == (3, "\nB. ", 4)
+    assert_question_follows(sample, mmlongbench_needle_row())
     assert sample.choices == ("A", "B")
     assert (score(sample, "B"), score(sample, "(A)"), score(sample, "a dog")) == (1, 0, None)
     assert sample.about | {"id": "niah-0", "category": "NIAH", "length": 8} == sample.about
@@ -118,6 +119,13 @@ def rows_of_other_tasks() -> Iterator[tuple[str, str, Any, str, int]]:
     yield "slidevqa", "docqa/slidevqa_K8.jsonl", page | {"answer": "18", "answer_format": "Integer"}, "There are 18.", 2
 
 
+def assert_question_follows(sample: Sample, row: Any) -> None:
+    """The prompt holds the data set's question as it is, and the instruction after it."""
+    assert sample.question == row["question"]
+    texts = "".join("<image>" if isinstance(part, int) else part for part in sample.prompt)
+    assert not texts or sample.question + sample.instruction in texts
+
+
 @pytest.mark.parametrize(
     ("task", "file", "row", "right", "n"),
     list(rows_of_other_tasks()),
@@ -130,6 +138,7 @@ def test_mmlongbench_reads_its_other_tasks(bench: Path, task: str, file: str, ro
     else:
         write_lines(path, [row])
     (sample,) = mmlongbench(bench, task)
+    assert_question_follows(sample, row if "question" in row else {"question": "Now classify this image."})
     assert len(sample.images) == len(sample.pictures) == n
     assert score(sample, right) == 1
     assert score(sample, "no 7") in (0, None)
