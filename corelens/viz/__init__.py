@@ -11,6 +11,7 @@ with optional_import("app"):
     from corelens.viz.effects import ablation_curves as ablation_curves
     from corelens.viz.effects import accuracy_bars as accuracy_bars
     from corelens.viz.effects import speed_against_accuracy as speed_against_accuracy
+    from corelens.viz.effects import speed_by_length as speed_by_length
     from corelens.viz.maps import depth_length_grid as depth_length_grid
     from corelens.viz.maps import head_map as head_map
     from corelens.viz.maps import overlap_matrix as overlap_matrix
