@@ -11,6 +11,7 @@ with optional_import("app"):
     from corelens.viz.effects import ablation_curves as ablation_curves
     from corelens.viz.effects import accuracy_bars as accuracy_bars
     from corelens.viz.effects import speed_against_accuracy as speed_against_accuracy
+    from corelens.viz.effects import speed_by_length as speed_by_length
     from corelens.viz.key_tokens import coverage_curves as coverage_curves
     from corelens.viz.key_tokens import hit_rate_bars as hit_rate_bars
     from corelens.viz.maps import binned_head_maps as binned_head_maps

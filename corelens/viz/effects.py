@@ -177,6 +177,38 @@ def speed_against_accuracy(
     return apply_style(figure, "What savings cost", "Better is up and to the right; 1 x is the model as it is.")
 
 
+def speed_by_length(measured: Mapping[str, Mapping[int, float | int]]) -> go.Figure:
+    """Draw speed-up by length of the prompt, in the layout of the paper's figure 7.
+
+    Marks: a line is a plan, a dot on it a length; the dotted line is the model as it is.
+
+    Args:
+        measured: Plan, as in `20 heads`, then length in tokens, then speed-up. Lengths at which memory ran out are left
+            out.
+
+    Raises:
+        ValueError: If a speed-up is not positive.
+    """
+    figure = go.Figure()
+    for (plan, by_length), colour in zip(measured.items(), colours(len(measured)), strict=True):
+        if wrong := [n for n, speedup in by_length.items() if not 0 < speedup < np.inf]:
+            raise ValueError(f"{plan}, {wrong[0]}: a speed-up of {by_length[wrong[0]]} is not above zero and finite.")
+        figure.add_scatter(
+            name=plan,
+            x=list(by_length),
+            y=[float(speedup) for speedup in by_length.values()],
+            mode="lines+markers",
+            line=dict(color=colour, width=2),
+            hovertemplate=f"{plan}<br>%{{x:,}} tokens<br>%{{y:.2f}} times as fast<extra></extra>",
+        )
+    figure.add_hline(y=1.0, line=dict(color=QUIET, dash="dot"))
+    lengths = sorted({n for by_length in measured.values() for n in by_length})
+    labels = [f"{n // 1024}K" if n % 1024 == 0 else f"{n:,}" for n in lengths]
+    figure.update_xaxes(title="tokens of the prompt", type="log", tickvals=lengths, ticktext=labels)
+    figure.update_yaxes(title="speed of the prefill", ticksuffix=" x")
+    return apply_style(figure, "Speed of the prefill by length", "1 x is dense attention.")
+
+
 def _takes_room(across: float, up: float, places: list[tuple[float, float]]) -> bool:
     """True if no label is close to a place, in shares of the axes; the place is taken then."""
     if any(abs(across - x) < 0.09 and abs(up - y) < 0.08 for x, y in places):

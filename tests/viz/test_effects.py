@@ -9,7 +9,7 @@ import pytest
 
 from corelens import HeadSet
 from corelens.experiments.ablation import AblationCurve
-from corelens.viz import ablation_curves, accuracy_bars, speed_against_accuracy
+from corelens.viz import ablation_curves, accuracy_bars, speed_against_accuracy, speed_by_length
 
 
 def ablation_curve() -> AblationCurve:
@@ -61,6 +61,13 @@ def test_speed_and_accuracy_are_at_their_measured_values():
     assert (plain.x[0], plain.y[0]) == (1, 1)
 
 
+def test_speed_by_length_has_a_line_for_each_plan():
+    few, many = speed_by_length({"20 heads": {8192: 1, 131072: 2.5}, "250 heads": {8192: 0.9}}).data
+    assert (few.name, list(few.x), list(few.y)) == ("20 heads", [8192, 131072], [1, 2.5])
+    assert (list(many.x), list(many.y)) == ([8192], [0.9])
+    assert speed_by_length({"20 heads": {8192: 1, 1000: 2}}).layout.xaxis.ticktext == ("1,000", "8K")
+
+
 def test_a_setting_close_to_another_has_its_name_in_the_hover_text():
     crowded = {"one": {"half": (3, 0.9), "tenth": (2, 0.9)}, "other": {"half": (2.95, 0.85), "tenth": (2, 0.5)}}
     first, second, _ = speed_against_accuracy(crowded, 1).data
@@ -76,6 +83,7 @@ def test_a_setting_close_to_another_has_its_name_in_the_hover_text():
         (lambda: accuracy_bars({"a": {"b": [math.nan]}}), "a, b: nan"),
         (lambda: accuracy_bars({"a": {"b": []}}), "a, b: there is no accuracy"),
         (lambda: speed_against_accuracy({"a": {"b": (0, 1)}}, 1), "speed-up of 0"),
+        (lambda: speed_by_length({"a": {8: 1, 16: math.inf}}), "a, 16: a speed-up of inf"),
     ],
 )
 def test_errors_name_what_cannot_be_drawn(draw: Callable[[], object], message: str):
