@@ -26,10 +26,13 @@ def test_top_next_and_bottom(scores: HeadScores):
     assert top.name == "top 5 of 96 heads by mass"
     assert str(scores.next(0.05)) == "L0H5, L0H6, L0H7, L0H8, L0H9"
     assert str(scores.bottom(0.05)) == "L5H15, L5H14, L5H13, L5H12, L5H11"
-    assert len(scores.top(1.0)) == 96
+    assert len(scores.top(96)) == 96
+    assert len(scores.top(1)) == 1
+    with pytest.raises(ValueError, match=r"n=1\.0 is one head or all of them: write 1 for one, and 96 for all"):
+        scores.top(1.0)
 
 
-@given(st.integers(1, 100), st.integers(1, 400))
+@given(st.integers(1, 99), st.integers(1, 400))
 def test_whole_percentages_round_up_exactly(percent: int, n_heads: int):
     scores = HeadScores(torch.zeros(1, 1, n_heads), "mass", ("a",))
     assert len(scores.top(percent / 100)) == -(-percent * n_heads // 100)
@@ -103,7 +106,7 @@ def test_controls_above_one_half_have_no_others(scores: HeadScores):
     """A set of more than half of all heads has too few others beside it, in the model as in its layers."""
     assert list(scores.controls(48)) == ["top", "next-ranked", "random", "bottom"]
     assert scores.controls(49) == {"top": [scores.top(49)], "bottom": [scores.bottom(49)]}
-    assert scores.controls(1.0) == {"top": [scores.top(96)], "bottom": [scores.bottom(96)]}
+    assert scores.controls(0.99) == {"top": [scores.top(96)], "bottom": [scores.bottom(96)]}
 
 
 def test_controls_of_crowded_layers_are_not_matched_by_layer(scores: HeadScores):

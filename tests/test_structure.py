@@ -70,6 +70,7 @@ IN_SEVERAL_MODULES = {
 }
 """Public names that more than one module defines, and why; and every command is named like what it runs."""
 WITHOUT_MODULE = {
+    "test_benchmarks.py": "benchmarks/",
     "test_dependencies.py": "pyproject.toml",
     "test_docs.py": "docs/",
     "test_golden.py": "drawn samples",

@@ -24,10 +24,10 @@ def ablate(
         Path | None, typer.Option(help="Or a .safetensors of a run, whose scores choose them and the controls.")
     ] = None,
     top: Annotated[
-        float | None,
-        typer.Option(help="With --scores: share of all heads; from 1 on, their number.", show_default="0.05", min=0),
+        str | None,
+        typer.Option(help="With --scores: numbers of heads, or shares such as 5%.", show_default="5,10,20,30"),
     ] = None,
-    how: options.How = "zero",
+    how: options.AnswerHow = "zero",
     phase: Annotated[
         Literal["prefill", "decode", "both"], typer.Option(help="Phase in which heads are ablated.")
     ] = "both",
@@ -48,7 +48,7 @@ def ablate(
 
     ranking = None if scores is None else options.ranking(scores, model)
     chosen_by = ranking and options.source(ranking)
-    conditions = _parsed_heads(heads) if heads is not None else _top_and_controls(ranking, 0.05 if top is None else top)
+    conditions = _parsed_heads(heads) if heads is not None else _top_and_controls(ranking, top)
     with options.resumable(out, "ablate"):
         datasets = {name: list(samples) for name, samples in options.samples(data, seed, limit).items()}
         if ranking is not None:
@@ -83,19 +83,27 @@ def _parsed_heads(heads: str) -> "dict[str, list[HeadSet]]":
     return {"heads": [head_set]}
 
 
-def _top_and_controls(ranking: "HeadScores | None", top: float) -> "dict[str, list[HeadSet]]":
-    """The conditions that `--scores` and `--top` name; says which controls are left out."""
-    from corelens.experiments.ablation import KINDS
+def _top_and_controls(ranking: "HeadScores | None", top: str | None) -> "dict[str, list[HeadSet]]":
+    """The conditions that `--scores` and `--top` name; says which doses and controls are left out."""
+    from corelens.experiments.ablation import KINDS, PUBLISHED_DOSES, dose_conditions
 
     assert ranking is not None  # as --heads is not given
+    published = [dose for dose in PUBLISHED_DOSES if 2 * dose <= ranking.n_heads]
+    if top is None and len(published) < len(PUBLISHED_DOSES):
+        typer.echo(
+            f"Doses: {', '.join(map(str, published)) or 'none'} of the paper's {', '.join(map(str, PUBLISHED_DOSES))}: "
+            f"of {ranking.n_heads} heads, as many others must be left as controls. --top chooses others.",
+            err=True,
+        )
     try:
-        conditions = ranking.controls(int(top) if top >= 1 and top == int(top) else top)
+        conditions = dose_conditions(ranking, published if top is None else options.doses(top, "--top"))
     except ValueError as cause:
         raise typer.BadParameter(str(cause), param_hint="--top") from cause
-    if missing := [kind for kind in KINDS if kind not in conditions]:
-        typer.echo(
-            f"Left out: {'; '.join(missing)}. There are too few heads beside the top ones for these controls.", err=True
-        )
+    doses = [condition.removeprefix("top ") for condition in conditions if condition.startswith("top ")]
+    missing = {dose: [kind for kind in KINDS if f"{kind} {dose}" not in conditions] for dose in doses}
+    if any(missing.values()):
+        left_out = "; ".join(f"{kind} {dose}" for dose, kinds in missing.items() for kind in kinds)
+        typer.echo(f"Left out: {left_out}. There are too few heads beside the top ones for these controls.", err=True)
     return conditions
 
 

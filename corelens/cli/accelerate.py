@@ -1,15 +1,17 @@
 """`corelens accelerate`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich import box
 from rich.console import Console
-from rich.filesize import decimal
 from rich.table import Table
 
 from corelens.cli import options
+
+if TYPE_CHECKING:
+    from corelens.sparse import Streaming, StreamingBlocks
 
 
 def accelerate(
@@ -17,8 +19,19 @@ def accelerate(
     data: options.Data,
     out: options.Out,
     scores: Annotated[Path, typer.Option(help="A .safetensors of a scan, which ranks heads.")],
-    sink: Annotated[int, typer.Option(help="First tokens that all heads attend to.", min=0)] = 128,
-    window: Annotated[int, typer.Option(help="Last tokens that all heads attend to.", min=1)] = 2048,
+    plan: Annotated[
+        Literal["corelens", "published"],
+        typer.Option(
+            help="corelens: other heads attend to the first and the last tokens, and only these are cached. "
+            "published: the paper's; in the prompt they attend to 4 and 32 blocks of 128, and all is cached."
+        ),
+    ] = "corelens",
+    sink: Annotated[
+        int | None, typer.Option(help="First tokens that all heads attend to.", min=0, show_default="128")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Last tokens that all heads attend to.", min=1, show_default="2048")
+    ] = None,
     text: Annotated[bool, typer.Option("--text", help="All heads attend to the prompt's text.")] = False,
     budget: Annotated[
         list[float] | None,
@@ -26,6 +39,10 @@ def accelerate(
             help="Share of heads that attend to everything. Can be given several times.",
             show_default="0.05, 0.1, 0.25, 0.5",
         ),
+    ] = None,
+    heads: Annotated[
+        list[int] | None,
+        typer.Option(help="Number of heads that attend to everything. Can be given several times.", min=1),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Length at which answers are cut off.", min=1)] = 32,
     limit: options.Limit = None,
@@ -42,29 +59,41 @@ def accelerate(
     chosen_by = options.source(ranking)
     if invalid := [share for share in budget or () if not 0 < share <= 1]:
         raise typer.BadParameter(f"{invalid[0]} is no share of heads: it must lie in (0, 1].", param_hint="--budget")
+    if excess := [n for n in heads or () if n > ranking.n_heads]:
+        raise typer.BadParameter(f"{excess[0]} heads of {ranking.n_heads} cannot be chosen.", param_hint="--heads")
+    if plan == "published" and (text or sink is not None or window is not None):
+        raise typer.BadParameter(
+            "the published plan has 4 and 32 blocks of 128 tokens; --sink, --window and --text are of corelens's.",
+            param_hint="--plan",
+        )
     from corelens.experiments.run_folder import atomic_write_json
     from corelens.experiments.sparse_eval import longest_prompt, measure_speeds, run_sparse_eval, sparse_summary
     from corelens.interventions.token_pruning import TokenPruning
     from corelens.reports import write_report
-    from corelens.sparse import Streaming
+    from corelens.sparse import Streaming, StreamingBlocks
     from corelens.sparse.controls import BUDGETS, plans_and_controls
+    from corelens.sparse.rules import describe_rule
 
+    own_rule = Streaming(128 if sink is None else sink, 2048 if window is None else window, text)
+    rule = StreamingBlocks() if plan == "published" else own_rule
     with options.resumable(out, "accelerate"):
         hooked = options.loaded(model, dtype, device)
         group_size = hooked.cfg.n_heads // hooked.cfg.n_key_value_heads
-        shares = budget or BUDGETS
-        plans: dict[str, Any] = plans_and_controls(ranking, group_size, Streaming(sink, window, text), shares)
+        budgets = [*(heads or ()), *(budget or (() if heads else BUDGETS))]
+        plans: dict[str, Any] = plans_and_controls(ranking, group_size, rule, budgets)
         # As FastV, after the second layer that has heads, with the same shares of visual tokens as of heads.
         second_layer = sorted({head.layer for head in hooked.heads})[:2][-1]
-        plans |= {f"visual tokens {100 * share:g}%": [TokenPruning(second_layer, share)] for share in shares}
+        for n_or_share in budgets:
+            share = n_or_share / ranking.n_heads if isinstance(n_or_share, int) else n_or_share
+            plans[f"visual tokens {100 * share:.3g}%"] = [TokenPruning(second_layer, share)]
         datasets = {name: list(samples) for name, samples in options.samples(data, seed, limit).items()}
         options.warn_of_shared(ranking, datasets)
         prompt = longest_prompt(hooked, datasets)
         n_positions = prompt["input_ids"].shape[1]
-        _warn_if_dense(sink, window, n_positions)
+        _warn_if_full(rule, n_positions)
         results = run_sparse_eval(hooked, datasets, plans, max_new_tokens=max_new_tokens, chosen_by=chosen_by, out=out)
         speeds = measure_speeds(hooked, prompt, results.conditions)
-        summary = {"model": model, "chosen by": chosen_by, "sink": sink, "window": window}
+        summary = {"model": model, "chosen by": chosen_by, "plan": plan, "other heads": describe_rule(rule)}
         summary |= sparse_summary(hooked, results, n_positions, speeds)
     json_text = atomic_write_json(out / "acceleration.json", summary)
     write_report(out)
@@ -74,18 +103,23 @@ def accelerate(
     _print_summary(summary, out)
 
 
-def _warn_if_dense(sink: int, window: int, n_positions: int) -> None:
-    """Warn that plans change nothing, because sink and window cover every prompt."""
+def _warn_if_full(rule: "Streaming | StreamingBlocks", n_positions: int) -> None:
+    """Warn that plans change nothing, because sinks and window cover every prompt."""
+    from corelens.sparse import Streaming
     from corelens.study.run import streaming
 
-    if sink + window >= n_positions:
-        shorter = streaming(n_positions)
-        typer.echo(
-            f"Warning: under every plan, all heads attend to everything, and the table compares the model with itself: "
-            f"the first {sink} and last {window} tokens are all of the longest prompt, which has {n_positions}. Pass "
-            f"less, such as --sink {shorter.sink} --window {shorter.window}: windows take memory, full or not.",
-            err=True,
-        )
+    in_tokens = rule if isinstance(rule, Streaming) else rule.in_tokens
+    if in_tokens.sink + in_tokens.window < n_positions:
+        return
+    shorter = streaming(n_positions)
+    plan = "" if rule is in_tokens else "--plan corelens "
+    typer.echo(
+        f"Warning: under every plan, all heads attend to everything, and the table compares the model with itself: the "
+        f"first {in_tokens.sink} and last {in_tokens.window} tokens are all of the longest prompt, which has "
+        f"{n_positions}. Pass less, such as {plan}--sink {shorter.sink} --window {shorter.window}: windows take "
+        f"memory, full or not.",
+        err=True,
+    )
 
 
 def _print_summary(summary: dict[str, Any], out: Path) -> None:
@@ -94,23 +128,25 @@ def _print_summary(summary: dict[str, Any], out: Path) -> None:
         console.print(f"\n{dataset}: {results['samples']} samples, accuracy in percent")
         table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))  # fits 80 columns
         table.add_column("plan", no_wrap=True)
-        for title in ("accuracy", "change", "recall", "% heads", "cache", "speed"):
+        for title in ("accuracy", "change", "recall", "% heads", "% cache", "prefill", "speed"):
             table.add_column(title, justify="right", no_wrap=True)
         for condition, result in results["conditions"].items():
             plan = summary["plans"][condition]
             row = [f"{100 * result['accuracy']:.1f}", f"{100 * result['change']:+.1f}" if "change" in result else ""]
             if "cache" in plan:
                 row += [f"{plan['kept attention']:.2f}", f"{100 * plan['full heads']:.1f}"]
-                row += [decimal(plan["cache"]), f"{plan['generation']:.2f}x"]
+                row += [f"{100 * plan['stored cache']:.1f}", f"{plan['prefill']:.2f}x", f"{plan['generation']:.2f}x"]
             table.add_row(condition, *row)
         console.print(table)
     n = summary["positions"]
+    same = all(plan.get("full attention", True) for plan in summary["plans"].values())
     console.print(
-        f"Heads with sparse attention attend to the first {summary['sink']} and the last {summary['window']} tokens. "
-        "change: of accuracy, in points; acceleration.json has intervals. recall: share of the last prompt token's "
-        "attention on keys that heads keep. % heads: those that attend to everything. cache, speed: for a prompt of "
-        f"{n:,} positions and 256 generated tokens, compared with the unchanged model. "
-        "Controls that need more heads than there are beside the best are left out.",
+        f"% heads attend to everything, the others: {summary['other heads']}. % cache: keys and values of a prompt of "
+        f"{n:,} positions that are stored. change: of accuracy, in points; acceleration.json has intervals. recall: "
+        "share of the last prompt token's attention on keys that heads keep. prefill, speed: for that prompt, and "
+        "with 256 generated tokens, compared with the unchanged model. "
+        "Controls that need more heads than there are beside the best are left out."
+        + (" At this length every plan is full attention." if same else ""),
         soft_wrap=True,
     )
     options.print_skipped(console, summary["skipped"], "acceleration.json")

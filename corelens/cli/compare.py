@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
 
 def compare(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a scan or sweep.", show_default=False)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
     other: Annotated[
-        Path,
-        typer.Argument(
-            metavar="PUBLISHED", help="A published list of heads (JSON), or another run.", show_default=False
-        ),
-    ],
+        Path | None,
+        typer.Argument(metavar="[OTHER]", help="A published list of heads (JSON), or another run.", show_default=False),
+    ] = None,
+    published: Annotated[
+        str | None,
+        typer.Option(help="In place of OTHER: a model of the paper, such as Qwen3-VL-8B, for its printed numbers."),
+    ] = None,
     metric: Annotated[str | None, typer.Option(help="Metric of the runs; the first if not given.")] = None,
     top: Annotated[
         float | None,
@@ -32,12 +34,20 @@ def compare(
     ] = None,
     as_json: Annotated[Path | None, typer.Option("--json", help="File for the numbers.")] = None,
 ) -> None:
-    """Compare the top heads of a run with a list or another run.
+    """Compare the top heads of a run with a list or another run, or a run with what the paper prints.
 
-    A list has the form of MMRetHeads, SparseMM or retrieval heads, or is one of names: ["L21H10", "L20H15"].
+    A list has the form of MMRetHeads, SparseMM or retrieval heads, or is one of names: ["L21H10", "L20H15"]. Printed
+    numbers (arXiv 2606.05843) stand beside a scan of several data sets, an ablation or an acceleration.
     """
+    if (other is None) == (published is None):
+        raise typer.BadParameter("give either a list or run to compare with, or --published MODEL.")
+    if published is not None:
+        if top is not None:
+            raise typer.BadParameter("printed numbers are of their own numbers of heads.", param_hint="--top")
+        _compare_with_paper(run, published, metric, as_json)
+        return
+    assert other is not None
     from corelens.experiments.comparison import compare_rankings, comparison_summary, load_other, load_scores
-    from corelens.experiments.run_folder import atomic_write_json
 
     try:
         scores = load_scores(run, metric)
@@ -50,12 +60,53 @@ def compare(
         "other": _origin(other, other_scores),
         **comparison_summary(comparison, scores),
     }
-    if as_json is not None:
-        try:
-            atomic_write_json(as_json, summary)
-        except OSError as cause:
-            raise typer.BadParameter(f"{as_json} cannot be written: {cause.strerror}.", param_hint="--json") from cause
+    _write_json(as_json, summary)
     _print_summary(summary)
+
+
+def _compare_with_paper(run: Path, published: str, metric: str | None, as_json: Path | None) -> None:
+    """Put a run beside the paper's numbers."""
+    from corelens.data.published import published_model, published_numbers
+    from corelens.experiments.published_comparison import compare_with_published
+    from corelens.experiments.run_folder import RunFolder
+
+    try:
+        tables = compare_with_published(run, published, metric)
+        of_run, of_paper = RunFolder.load(run).manifest["model"], published_model(published)
+    except (OSError, ValueError) as cause:
+        raise typer.BadParameter(str(cause)) from cause
+    source = {name: published_numbers()[name] for name in ("source", "url", "license")}
+    summary = {"run": {"path": str(run), "model": of_run}, "paper": {"model": of_paper, **source}}
+    _write_json(as_json, summary | {"tables": [
+        {**table._asdict(), "numbers": [number._asdict() for number in table.numbers]} for table in tables
+    ]})  # fmt: skip
+    console = Console(highlight=False, markup=False)
+    console.print(f"run: {run} ({of_run})\npaper: {of_paper}, {source['source']} ({source['license']})", soft_wrap=True)
+    for table in tables:
+        console.print(f"\n{table.of[:1].upper()}{table.of[1:]} ({table.where}); run: {table.dataset}", soft_wrap=True)
+        columns = Table("", box=box.SIMPLE)
+        for title in ("paper", "run"):
+            columns.add_column(title, justify="right")
+        for number in table.numbers:
+            columns.add_row(number.name, _number_text(number.printed), _number_text(number.measured))
+        console.print(columns)
+        if table.note:
+            console.print(table.note, soft_wrap=True)
+
+
+def _number_text(number: float | int | str | None) -> str:
+    return "-" if number is None else number if isinstance(number, str) else f"{number:.3g}"
+
+
+def _write_json(path: Path | None, summary: Mapping[str, Any]) -> None:
+    """Write the numbers, if a file is named."""
+    from corelens.experiments.run_folder import atomic_write_json
+
+    if path is not None:
+        try:
+            atomic_write_json(path, summary)
+        except OSError as cause:
+            raise typer.BadParameter(f"{path} cannot be written: {cause.strerror}.", param_hint="--json") from cause
 
 
 def _origin(path: Path, scores: "HeadScores | HeadSet") -> dict[str, Any]:

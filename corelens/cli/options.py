@@ -1,5 +1,6 @@
 """Options that several commands share, and the functions that read them."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -29,6 +30,12 @@ Data = Annotated[
 Out = Annotated[Path, typer.Option(help="Folder of the run, which the same command resumes.", file_okay=False)]
 Limit = Annotated[int | None, typer.Option(help="Most samples of each data set.", min=1)]
 How = Annotated[Literal["zero", "mean", "resample"], typer.Option(help="Replacement of a head's output.")]
+AnswerHow = Annotated[
+    Literal["zero", "mean", "resample", "uniform", "uniform_all_keys"],
+    typer.Option(
+        help="Replacement of a head's output, or attention to all keys alike: to those it may attend to, or to all."
+    ),
+]
 BoxUnitOption = Annotated[
     Literal["pixels", "thousandths", "fractions"] | None,
     typer.Option(help="Unit of the boxes that the model answers with, for data that asks for boxes."),
@@ -99,6 +106,26 @@ def _samples(argument: str, seed: int, limit: int | None, evidence: bool) -> tup
     except (OSError, ValueError, ImportError) as cause:
         raise typer.BadParameter(str(cause), param_hint="--data") from cause
     return reader.name, islice(reader, limit)
+
+
+def doses(text: str, option: str) -> list[float | int]:
+    """Numbers of heads, or shares such as 5% or 0.05, between commas."""
+    return [_dose(part.strip(), option) for part in text.split(",")]
+
+
+def _dose(text: str, option: str) -> float | int:
+    if text.isdecimal():
+        return int(text)
+    try:
+        share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise typer.BadParameter(
+            f"{text!r} is neither a number of heads, such as 5, nor a share of them, such as 5% or 0.05.",
+            param_hint=option,
+        )
+    return share
 
 
 def text_samples(model: str, limit: int | None) -> dict[str, "Iterable[Sample]"]:

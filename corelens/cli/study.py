@@ -36,12 +36,12 @@ def study(
     device: options.DeviceOption = "auto",
     as_json: options.AsJson = False,
 ) -> None:
-    """Test the paper's five claims on a model. Verdicts by rules that are set before the run, and a report."""
+    """Test the paper's claims on a model. Verdicts by rules that are set before the run, and a report."""
     from corelens.experiments.conditions import check_scoring
     from corelens.experiments.resumable import flatten_datasets
     from corelens.reports.study import save
     from corelens.study import FULL, QUICK, run_study
-    from corelens.study.budget import measure_throughput, planned_work
+    from corelens.study.budget import halves, measure_throughput, planned_work
 
     budget = QUICK if quick else FULL
     limit = min(limit or 40, 40) if quick else limit
@@ -50,12 +50,13 @@ def study(
     console = Console(highlight=False, markup=False, stderr=True)
     with options.resumable(out, "study"):
         texts = {name: list(dataset) for name, dataset in options.text_samples(model, limit).items()}
-        works = planned_work(samples, texts, budget)
+        halves(samples)  # too few samples are an error before the model is loaded
+        check_scoring(flatten_datasets({**samples, **texts}), box_unit)
+        hooked = options.loaded(model, dtype, device)
+        works = planned_work(samples, texts, budget, len(hooked.heads))
         for name, work in works.items():
             unit = "answers" if work.answers else "passes"
             console.print(f"{name}: {work.samples} samples x {work.conditions} = {work.total:,} {unit}")
-        check_scoring(flatten_datasets({**samples, **texts}), box_unit)
-        hooked = options.loaded(model, dtype, device)
         throughput = measure_throughput(hooked, samples, out, max_new_tokens, box_unit)
         seconds = sum(throughput.remaining_seconds(work, out) for work in works.values())
         console.print(

@@ -93,6 +93,17 @@ class KeyTokens:
     n_evidence: Int[Tensor, "sample"]
     """Number of tokens of its evidence."""
 
+    def for_dataset(self, name: str) -> "KeyTokens":
+        """The same of the samples of one data set.
+
+        Raises:
+            ValueError: If there is no such data set.
+        """
+        ratios = self.ratios.for_dataset(name)
+        rows = [index for index, dataset in enumerate(self.ratios.datasets) if dataset == name]
+        coverage = {kind: values[rows] for kind, values in self.coverage.items()}
+        return KeyTokens(ratios, self.rankings, coverage, self.n_tokens[rows], self.n_evidence[rows])
+
     def curve(self, kind: str) -> CoverageCurve:
         """Mean coverage over samples and draws of a kind of ranking, with its interval."""
         return _curve(self.coverage[kind].mean(1))

@@ -33,8 +33,10 @@ from corelens.model import HookedMLLM
 from corelens.progress import nested_progress
 from corelens.sparse.apply import apply
 from corelens.sparse.cache import HeadSparseCache
-from corelens.sparse.plan import Full, HeadPlan, HeadRule, Streaming
+from corelens.sparse.kernels import near_or_first_blocks
+from corelens.sparse.plan import HeadPlan
 from corelens.sparse.resolve import resolve
+from corelens.sparse.rules import Full, HeadRule, Streaming, StreamingBlocks
 
 
 @torch.no_grad()
@@ -46,8 +48,8 @@ def attention_recall(
     Computed in one pass without a plan. Heads count alike; layers that follow no plan do not count.
     """
     resolved = [resolve(plan, model.hf_model).layers for plan in plans]
-    rules = {layer.streaming for layers in resolved for layer in layers.values() if layer.streaming}
-    visible = {rule: _visible_keys(inputs, rule) for rule in rules}
+    rules = {rule for layers in resolved for layer in layers.values() for rule in layer.rules}
+    visible = {rule: _visible_keys(inputs, rule) for rule in rules if isinstance(rule, Streaming | StreamingBlocks)}
     recalls: list[list[Tensor]] = [[] for _ in plans]
 
     def add_layer(pattern: Float[Tensor, "batch head 1 key"], hook: Any) -> None:
@@ -69,11 +71,15 @@ def attention_recall(
     return [torch.stack(of_plan, 1).mean(1) for of_plan in recalls]
 
 
-def _visible_keys(inputs: PreparedInputs, rule: Streaming) -> Bool[Tensor, "batch position"]:
+def _visible_keys(inputs: PreparedInputs, rule: Streaming | StreamingBlocks) -> Bool[Tensor, "batch position"]:
     """Mask of the keys that the last prompt token attends to under a rule."""
     tokens = inputs.tokens
     real = ~tokens.padding
-    window = torch.arange(real.shape[1], device=real.device) >= real.shape[1] - rule.window
+    position = torch.arange(real.shape[1], device=real.device)
+    if isinstance(rule, StreamingBlocks):
+        blocks = near_or_first_blocks(position[-1:], position, **asdict(rule), start=tokens.padding.sum(-1))
+        return real & blocks[:, 0, 0]
+    window = position >= real.shape[1] - rule.window
     sink = real.cumsum(-1) <= rule.sink
     return real & (window | sink | (~tokens.visual if rule.keep_text else False))
 
@@ -265,6 +271,9 @@ def sparse_summary(
 ) -> dict[str, Any]:
     """Plans, accuracies and skipped samples of a sparse evaluation, ready for JSON.
 
+    Every plan of heads has both of its budgets: the share of heads that attend to everything, and of the cache of the
+    prompt that is stored; and whether it is full attention, since its sinks and window cover the prompt.
+
     Args:
         model: The model.
         results: As returned by `run_sparse_eval`.
@@ -273,13 +282,15 @@ def sparse_summary(
     """
     return {
         "positions": n_positions,
-        "plans": {name: _plan_summary(model, results, name, speeds) for name in results.conditions},
+        "plans": {name: _plan_summary(model, results, name, n_positions, speeds) for name in results.conditions},
         "data": results.summary_by_dataset(),
         "skipped": dict(results.skipped),
     }
 
 
-def _plan_summary(model: HookedMLLM, results: SparseResults, name: str, speeds: Mapping[str, Speed]) -> dict[str, Any]:
+def _plan_summary(
+    model: HookedMLLM, results: SparseResults, name: str, n_positions: int, speeds: Mapping[str, Speed]
+) -> dict[str, Any]:
     draws = results.conditions[name]
     summary: dict[str, Any] = {"heads": [plan.name for plan in draws]}
     if not isinstance(draws[0], HeadPlan):
@@ -288,6 +299,8 @@ def _plan_summary(model: HookedMLLM, results: SparseResults, name: str, speeds: 
     return summary | {
         "full heads": round(resolved.share_of_full_heads, 4),
         "whole groups of keys": round(resolved.share_of_full_kv_heads, 4),
+        "stored cache": round(resolved.share_of_cache(n_positions), 4),
+        "full attention": resolved.is_full(n_positions),
         "kept attention": round(results.attention_recall(name), 4),
         "cache": speeds[name].cache,
         "prefill": round(baseline.prefill / speeds[name].prefill, 3),

@@ -32,6 +32,7 @@ from corelens.inputs.prepare import PreparedInputs
 from corelens.interventions import FwdHooks, ablate
 from corelens.metrics import bootstrap_interval
 from corelens.model import HookedMLLM
+from corelens.progress import nested_progress
 from corelens.scores import HeadScores
 
 Unit = Literal["head", "layer", "group"]
@@ -231,7 +232,7 @@ def run_sweep(
         inputs = prepare_samples(model, batch)
         with sample_errors():
             inputs = append_answers(model, inputs, [sample.answer for sample in batch])
-        effects = sweep(model, inputs, intervention, per=units)
+        effects = sweep(model, inputs, intervention, per=units, progress=not nested_progress())
         return {"values": effects.values, "plain": effects.baseline[:, None]}
 
     label = METRIC_LABELS[log_prob]

@@ -179,10 +179,9 @@ def chance_hit_rate(
     Source:
         corelens's own: the hypergeometric distribution.
     """
-    needed = np.ceil(np.round(threshold * n_evidence.cpu().numpy(), 9))
-    # Any number at or above the needed one: more than the one before it.
-    probability = hypergeom.sf(needed - 1, n_tokens.cpu(), n_evidence.cpu(), n_top_tokens(n_tokens).cpu())
-    return torch.from_numpy(np.asarray(probability)).float()
+    tokens, evidence, top = (counts.cpu().numpy() for counts in (n_tokens, n_evidence, n_top_tokens(n_tokens)))
+    needed = np.ceil(np.round(threshold * evidence, 9))  # 0.6 * 5 is a little above 3 in floating point
+    return torch.from_numpy(np.asarray(hypergeom.sf(needed - 1, tokens, evidence, top))).float()
 
 
 def _evidence_in_top(

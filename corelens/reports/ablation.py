@@ -3,22 +3,27 @@
 from collections.abc import Mapping
 from typing import Any
 
-from corelens.experiments.ablation import ablation_summary
+from corelens.experiments.ablation import ablation_summary, dose_curve
 from corelens.experiments.conditions import BASELINE, read_conditions
 from corelens.experiments.run_folder import RunFolder
 from corelens.reports.common import change_cells, close, percent
 from corelens.reports.page import Page
-from corelens.viz import accuracy_bars
+from corelens.viz import ablation_curves, accuracy_bars
 
 
 def page(run: RunFolder) -> Page:
     """Accuracy without some heads and without control heads."""
-    summary = ablation_summary(read_conditions(run))
+    results = read_conditions(run)
+    summary = ablation_summary(results)
     heads, datasets = summary["heads"], summary["data"]
     report = Page(f"{run.manifest['model']} without some of its heads", _lead(heads, datasets))
-    report.figures(accuracy_bars({name or "samples": _bars(data) for name, data in datasets.items()}), height=420)
+    curves = {name: curve for name in datasets if (curve := dose_curve(results, name)) and len(curve.doses) > 1}
+    if not curves:
+        report.figures(accuracy_bars({name or "samples": _bars(data) for name, data in datasets.items()}), height=420)
     for name, data in datasets.items():
         report.heading(f"{name or 'Samples'}: {data['samples']:,} samples, accuracy in percent")
+        if name in curves:
+            report.figures(ablation_curves(curves[name], data["samples"]))
         report.table(
             ["ablated", "accuracy", "unreadable", "change", "95 % interval", "p"],
             [_row(condition, result) for condition, result in data["conditions"].items()],
@@ -40,13 +45,13 @@ def page(run: RunFolder) -> Page:
 
 
 def _lead(heads: Mapping[str, list[str]], datasets: Mapping[str, Any]) -> str:
-    """Accuracy without the heads of the first condition, and without random heads if there are some."""
+    """Accuracy without the heads of the first condition, and without as many random heads if there are some."""
     _, first, *others = heads
     accuracies = {name or "the samples": _accuracies(data) for name, data in datasets.items()}
     changes = [f"{percent(of[BASELINE])} to {percent(of[first])} percent on {name}" for name, of in accuracies.items()]
     lead = f"With {_size(heads[first][0])} heads ablated ({first}), accuracy goes from {', '.join(changes)}"
-    if "random" in others:
-        random = [f"{percent(of['random'])} on {name}" for name, of in accuracies.items()]
+    if (control := first.replace("top", "random", 1)) in others:
+        random = [f"{percent(of[control])} on {name}" for name, of in accuracies.items()]
         lead += f"; with as many random heads ablated, to {', '.join(random)}"
     return f"{lead}."
 

@@ -11,7 +11,7 @@ from corelens.reports.common import change_cells, close, percent
 from corelens.reports.page import Page
 from corelens.viz import speed_against_accuracy
 
-REQUIRED = ("model", "sink", "window", "positions", "plans", "data", "skipped")
+REQUIRED = ("model", "other heads", "positions", "plans", "data", "skipped")
 FIGURE_WAYS = ("core", "best groups", "whole layers", "random", "random, same layers", "bottom")
 """Ways to spend a budget that the figures show; the table has all."""
 
@@ -24,15 +24,26 @@ def page(run: RunFolder) -> Page:
         report.heading(f"{dataset or 'Samples'}: {data['samples']:,} samples")
         report.figures(*_figures(summary["plans"], data["conditions"]), height=460)
         report.table(
-            ["plan", "accuracy, %", "change", "95 % interval", "recall", "heads, %", "cache, MB", "speed"],
+            [
+                "plan",
+                "accuracy, %",
+                "change",
+                "95 % interval",
+                "recall",
+                "heads, %",
+                "cache, %",
+                "cache, MB",
+                "prefill",
+                "speed",
+            ],
             [_row(name, result, summary["plans"][name]) for name, result in data["conditions"].items()],
         )
     report.text(
-        f"Heads with sparse attention attend to the first {summary['sink']:,} and the last {summary['window']:,} "
-        f"tokens. Change: of accuracy, in points. Recall: share of the last prompt token's attention on keys that "
-        f"heads keep. Heads: those that attend to everything. Cache and speed: for a prompt of "
-        f"{summary['positions']:,} positions and 256 generated tokens; speed is relative to the unchanged model. "
-        "Controls that need more heads than there are beside the best are left out."
+        f"Heads: those that attend to everything; the others: {summary['other heads']}. Cache: stored keys and values, "
+        f"in percent for a prompt of {summary['positions']:,} positions, in MB with generated tokens. Change: "
+        f"of accuracy, in points. Recall: share of the last prompt token's attention on keys that heads keep. "
+        f"Prefill and speed: for that prompt, and with 256 generated tokens, relative to the unchanged model. "
+        f"Controls that need more heads than there are beside the best are left out.{_full_attention(summary)}"
     )
     return close(
         report, run, summary["skipped"],
@@ -40,6 +51,17 @@ def page(run: RunFolder) -> Page:
         "Intervals are over samples, paired, and not corrected for the number of plans. The speed of pruning visual "
         "tokens was not measured.",
     )  # fmt: skip
+
+
+def _full_attention(summary: Mapping[str, Any]) -> str:
+    """Note that the plans change nothing at this length; empty if they do."""
+    plans = [plan for plan in summary["plans"].values() if "full attention" in plan]
+    if not all(plan["full attention"] for plan in plans):
+        return ""
+    return (
+        f" Sinks and window cover all {summary['positions']:,} positions: every plan is full attention, and the table "
+        f"compares the model with itself."
+    )
 
 
 def _lead(summary: Mapping[str, Any]) -> str:
@@ -55,7 +77,8 @@ def _lead(summary: Mapping[str, Any]) -> str:
         for name, results in by_dataset.items()
     ]
     lead = (
-        f"With full attention in {plan['full heads']:.0%} of heads, chosen by their scores, accuracy goes from "
+        f"With full attention in {percent(plan['full heads'])} percent of heads and {percent(plan['stored cache'])} "
+        f"percent of the cache, chosen by their scores, accuracy goes from "
         f"{', '.join(changes)}"
     )
     if (control := core.replace("core", "random")) in plans:
@@ -86,11 +109,13 @@ def _figures(plans: Mapping[str, Any], conditions: Mapping[str, Any]) -> list[go
 def _row(name: str, result: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
     cells = [name, percent(result["accuracy"]), *change_cells(result)]
     if "cache" not in plan:
-        return [*cells, "", "", "", ""]
+        return [*cells, *[""] * 6]
     return [
         *cells,
         f"{plan['kept attention']:.2f}",
         percent(plan["full heads"]),
+        percent(plan["stored cache"]),
         f"{plan['cache'] / 1e6:.2f}",
+        f"{plan['prefill']:.2f}x",
         f"{plan['generation']:.2f}x",
     ]

@@ -6,32 +6,41 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import plotly.graph_objects as go
 import torch
 
-from corelens.experiments.ablation import AblationCurve
+from corelens.data.published import published_model
+from corelens.experiments.ablation import KINDS, dose_curve
 from corelens.experiments.conditions import BASELINE, ConditionResults, read_conditions
+from corelens.experiments.key_tokens import KeyTokens, read_key_tokens
+from corelens.experiments.published_comparison import compare_with_published
 from corelens.experiments.run_folder import RunFolder, atomic_write, atomic_write_json, read_summary
 from corelens.heads import HeadSet
+from corelens.metrics import stable_heads
 from corelens.reports.common import identity
 from corelens.reports.page import Page
 from corelens.scores import HeadScores
 from corelens.study.acceleration import speed_up
 from corelens.study.division import METRICS
 from corelens.study.generality import TOP_SHARE
+from corelens.study.key_tokens import n_compared
+from corelens.study.query_tokens import QUERY_TOKENS
 from corelens.study.run import Study, every_other
 from corelens.study.sparsity import EXCESS, shuffled
 from corelens.study.verdict import accuracy
 from corelens.viz import (
     ablation_curves,
     accuracy_bars,
+    binned_head_maps,
+    coverage_curves,
     depth_profiles,
     group_distributions,
     heads_by_two,
+    hit_rate_bars,
     lorenz_curves,
     overlap_matrix,
     speed_against_accuracy,
+    stable_head_map,
 )
 
 
@@ -73,10 +82,11 @@ def page(folder: Path) -> Page:
     findings = summary["findings"]
     verdicts = [finding["verdict"] for finding in findings]
     report = Page(
-        f"What five claims about retrieval heads come to in {summary['model']}",
+        f"What the paper's claims about retrieval heads come to in {summary['model']}",
         f"{verdicts.count('supported')} supported, {verdicts.count('not supported')} not supported, "
-        f"{verdicts.count('inconclusive')} inconclusive. The claims are those of arXiv 2606.05843; every rule stood "
-        f"before this run, and a claim that is not supported of this model may hold of another.",
+        f"{verdicts.count('inconclusive')} inconclusive. The claims are those of arXiv 2606.05843, and two questions "
+        f"about how its heads are found; every rule stood before this run, and a claim that is not supported of this "
+        f"model may hold of another.",
     )
     report.table(
         ["claim", "verdict", "what would change it"],
@@ -91,28 +101,53 @@ def page(folder: Path) -> Page:
     sparse_results = read_conditions(RunFolder.load(folder / "accelerate"))
     figure_rows = [
         [_sparsity(scores, _scores(folder / "untrained"))],
-        [_generality(scores["ram"], summary["compared with"])],
-        [_division(scores)],
-        [[figure] for figure in _necessity(ablations, summary["text-only"])],
+        _generality(scores["ram"], summary["compared with"]),
+        [[binned_head_maps({"CoRe heads": scores["ram"], "vision heads": scores["vision_heads"]})], _division(scores)],
+        _necessity(ablations, read_conditions(RunFolder.load(folder / "mask")), summary["text-only"]),
+        [_key_tokens(read_key_tokens(RunFolder.load(folder / "key-tokens")))],
         [[_acceleration(sparse_results, summary["times as fast"])]],
+        _query_tokens(read_conditions(RunFolder.load(folder / "query-tokens"))),
+        [[overlap_matrix({"without": scores["ram"], "with markers": _scores(folder / "markers")["ram"]}, "shared")]],
     ]
     for finding, rows in zip(findings, figure_rows, strict=True):
         _section(report, finding, rows)
+    _add_published(report, folder, summary["model"])
     report.heading("Choices and sources")
     report.facts({name: str(value) for name, value in (summary["choices"] | identity(summary["run"])).items()})
     report.text(
-        "Retrieval attention mass is inferred, since the paper's formula is not public: equation 9 of Elastic "
-        "Attention (arXiv 2601.17367). CoRe heads are the top 5 % of all heads, chosen on every other sample and "
-        "tested on the rest. Streaming heads are inferred from the same paper."
+        "Retrieval attention mass is that of the paper: attention of the question's tokens to the evidence, summed "
+        "over the evidence and averaged over the question's tokens (equation 1), and, a choice of corelens, over "
+        "samples. CoRe heads are the top 5 % of all heads, chosen on every other sample and tested on the rest. The "
+        "plans whose speed is measured are corelens's own, which store less for heads that do not attend to everything."
     )
     report.heading("Limits")
     report.text(
         "One model and the data sets named above. Intervals are 95 % bootstrap intervals over samples, and over heads "
         "where these are drawn by chance, not over models or training runs, and of speed the slowest and fastest "
-        "round; neither the five verdicts nor the numbers of each are corrected for being several. The untrained model "
+        "round; neither the verdicts nor the numbers of each are corrected for being several. The untrained model "
         f"has the same configuration and one draw of weights. Samples left out: {len(summary['skipped'])}."
     )
     return report
+
+
+def _add_published(report: Page, folder: Path, model: str) -> None:
+    """Add what the paper prints about the model beside the numbers of the study."""
+    report.heading("Beside the paper's numbers")
+    try:
+        published_model(model)
+    except ValueError:
+        report.text("The paper has no numbers about this model.")
+        return
+    for part in ("scan", "mask", "key-tokens", "published"):
+        try:
+            tables = compare_with_published(folder / part, model)
+        except (OSError, ValueError) as cause:
+            report.text(f"{part}: {cause}")
+            continue
+        for table in tables:
+            report.text(f"{table.where}: {table.of}, on {table.dataset}. {table.note}")
+            rows = [["" if number is None else str(number) for number in numbers] for numbers in table.numbers]
+            report.table(["", "paper", "this run"], rows)
 
 
 def _summaries(results: ConditionResults[Any]) -> dict[str, Any]:
@@ -165,41 +200,66 @@ def _sparsity(scores: Mapping[str, HeadScores], untrained: Mapping[str, HeadScor
     return [lorenz_curves(curves)] if curves else []
 
 
-def _generality(ram: HeadScores, compared_models: Mapping[str, str]) -> list[go.Figure]:
+def _generality(ram: HeadScores, compared_models: Mapping[str, str]) -> list[list[go.Figure]]:
     by_dataset: dict[str, HeadScores] = {name: ram.for_dataset(name) for name in dict.fromkeys(ram.datasets)}
-    matrix = [overlap_matrix(by_dataset, "shared", TOP_SHARE)] if len(by_dataset) > 1 else []
     # Folders of other studies, unless they were moved since.
     paths = {name: path for name in compared_models if (path := Path(name) / "scan" / "ram.safetensors").exists()}
     others = {name: HeadScores.load(path) for name, path in paths.items()}
     models = [depth_profiles({"this model": ram, **others})] if others else []
-    return [*matrix, depth_profiles(by_dataset), *models]
+    depths = [depth_profiles(by_dataset), *models]
+    if len(by_dataset) < 2:
+        return [depths]
+    stable = stable_heads(torch.stack([scores.per_head for scores in by_dataset.values()]), TOP_SHARE)
+    return [[overlap_matrix(by_dataset, "spearman"), stable_head_map(stable)], depths]
 
 
 def _division(scores: Mapping[str, HeadScores]) -> list[go.Figure]:
     first, second = (every_other(scores, start) for start in (0, 1))
     core = first["ram"].top(TOP_SHARE)
     distributions = group_distributions({name: second[name] for name in METRICS}, core)
-    return [heads_by_two(second["entropy"], second["vera"], core), distributions]
+    return [heads_by_two(second["question_entropy"], second["evidence_share"], core), distributions]
 
 
-def _necessity(ablations: ConditionResults[HeadSet], texts: Sequence[str]) -> list[go.Figure]:
-    conditions = ablations.conditions
-    fractions = sorted({float(name.split()[-1][:-1]) / 100 for name in conditions if name.endswith("%")} | {TOP_SHARE})
-    heads: dict[str, list[list[HeadSet]]] = {}
-    accuracies: dict[str, list[list[float]]] = {}
+def _necessity(
+    ablations: ConditionResults[HeadSet], masked: ConditionResults[HeadSet], texts: Sequence[str]
+) -> list[list[go.Figure]]:
     datasets = list(dict.fromkeys(ablations.datasets))
-    visual_sets = [name for name in datasets if name not in texts]
-    for kind in ("top", "random"):
-        names = [kind if fraction == TOP_SHARE else f"{kind} {fraction:.0%}" for fraction in fractions]
-        heads[kind] = [list(conditions[name]) for name in names]
-        by_dataset = [[ablations.accuracies(name, dataset) for dataset in visual_sets] for name in names]
-        accuracies[kind] = [np.mean(values, 0).tolist() for values in by_dataset]
     bars = {
-        dataset: {name: ablations.accuracies(name, dataset) for name in conditions if not name.endswith("%")}
+        dataset: {
+            name: ablations.accuracies(name, dataset) for name in (BASELINE, *KINDS) if name in ablations.conditions
+        }
         for dataset in datasets
     }
-    n_samples = sum(ablations.datasets.count(name) for name in visual_sets)
-    return [ablation_curves(AblationCurve(tuple(fractions), heads, accuracies), n_samples), accuracy_bars(bars)]
+    curves = [_dose_curves(masked, name) for name in datasets if name not in texts]
+    return [[curve] for curve in curves if curve is not None] + [[accuracy_bars(bars)]]
+
+
+def _dose_curves(results: ConditionResults[HeadSet], dataset: str) -> go.Figure | None:
+    """Accuracy under the paper's mask by number of heads; None in a model of too few heads."""
+    curve = dose_curve(results, dataset)
+    if curve is None:
+        return None
+    figure = ablation_curves(curve, results.datasets.count(dataset))
+    return figure.update_layout(title=f"Accuracy under the paper's mask, {dataset}")
+
+
+def _key_tokens(key_tokens: KeyTokens) -> list[go.Figure]:
+    n = n_compared(key_tokens.ratios.n_heads)
+    curves = {kind: key_tokens.curve(kind) for kind in key_tokens.rankings}
+    return [hit_rate_bars(key_tokens.hit_rates(n), n), coverage_curves(curves, key_tokens.chance_curve())]
+
+
+def _query_tokens(ablations: ConditionResults[HeadSet]) -> list[list[go.Figure]]:
+    """Accuracy by the tokens that ranked the zeroed heads, and by their number."""
+    bars = {
+        dataset: {
+            "nothing" if name == BASELINE else " ".join((QUERY_TOKENS[name.split()[0]], name.split()[1])): accuracies
+            for name in ablations.conditions
+            if (accuracies := ablations.accuracies(name, dataset))
+        }
+        for dataset in dict.fromkeys(ablations.datasets)
+    }
+    return [[accuracy_bars(bars)]]
 
 
 def _acceleration(sparse_results: ConditionResults[Any], times_as_fast: Mapping[str, float]) -> go.Figure:

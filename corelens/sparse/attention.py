@@ -1,5 +1,6 @@
 """Attention function of planned layers: head outputs by rule, from the cache or from plain keys."""
 
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +12,17 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from corelens.hooks.attention import AttentionCall
 from corelens.sparse.cache_layer import HeadSparseLayer, KeyValues, PendingKeyValues, on_device, select_heads
-from corelens.sparse.kernels import block_attention, decode_attention, full_attention, streaming_attention
-from corelens.sparse.kernels.reference import visible_full
-from corelens.sparse.plan import LayerPlan, Streaming, TopBlocks
+from corelens.sparse.kernels import (
+    block_attention,
+    block_streaming_attention,
+    decode_attention,
+    full_attention,
+    near_or_first_blocks,
+    streaming_attention,
+    visible_full,
+)
+from corelens.sparse.plan import LayerPlan
+from corelens.sparse.rules import Streaming, StreamingBlocks, TopBlocks
 
 UNSUPPORTED_ARGUMENTS = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices", "cu_seq_lens_q")
 """Arguments of attention functions that planned layers do not compute."""
@@ -145,6 +154,9 @@ def attend_by_plan(
                 )
             case TopBlocks(top_p):
                 outputs = attention.blocks(queries, keys, top_p)
+            # A single token is a generated one.
+            case StreamingBlocks() if n > 1:
+                outputs = attention.streaming_blocks(queries, keys, group.rule)
             case _:
                 outputs = attention.full(queries, keys)
         z[:, on_device(group.heads, z.device)] = outputs
@@ -189,6 +201,9 @@ class CausalAttention:
             return self.full(query, keys)
         return block_attention(query, *keys, top_p, scaling=self.scaling, start=self.start)
 
+    def streaming_blocks(self, query: Tensor, keys: KeyValues, rule: StreamingBlocks) -> Tensor:
+        return block_streaming_attention(query, *keys, **asdict(rule), scaling=self.scaling, start=self.start)
+
 
 class MaskedAttention:
     """Attention under a mask of the model's own, such as bidirectional pictures; exact, and not faster."""
@@ -216,6 +231,11 @@ class MaskedAttention:
 
     def blocks(self, query: Tensor, keys: KeyValues, top_p: float) -> Tensor:
         return self.full(query, keys)
+
+    def streaming_blocks(self, query: Tensor, keys: KeyValues, rule: StreamingBlocks) -> Tensor:
+        position = torch.arange(keys.n, device=query.device)
+        blocks = near_or_first_blocks(position[-query.shape[2] :], position, **asdict(rule), start=self.start)
+        return self._attention(query, keys, self.mask & blocks)
 
     def _attention(self, query: Tensor, keys: KeyValues, visible: Bool[Tensor, "batch 1 query key"]) -> Tensor:
         grouped = query.shape[1] != keys.key.shape[1]

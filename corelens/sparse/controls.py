@@ -7,36 +7,43 @@ import torch
 
 from corelens.heads import Head, HeadSet
 from corelens.scores import HeadScores
-from corelens.sparse.plan import Full, HeadPlan, Streaming
+from corelens.sparse.plan import HeadPlan
+from corelens.sparse.rules import Full, Streaming, StreamingBlocks
 
 BUDGETS = (0.05, 0.1, 0.25, 0.5)
 """Shares of heads that attend to everything."""
 
 
+def budget_label(budget: float | int) -> str:
+    """Name of a budget in tables: `5%` for a share of 0.05, `20` for 20 heads."""
+    return str(budget) if isinstance(budget, int) else f"{100 * budget:g}%"
+
+
 def plans_and_controls(
     scores: HeadScores,
     group_size: int,
-    streaming: Streaming,
+    streaming: Streaming | StreamingBlocks,
     budgets: Iterable[float | int] = BUDGETS,
     seeds: Sequence[int] = range(3),
 ) -> dict[str, list[HeadPlan]]:
     """Return plans by score at every budget, and plans that spend the same budgets in other ways.
 
     Every head follows its own rule (`granularity="query"`), so that equal budgets are equal numbers of heads; choices
-    of groups that share keys spend the same share on groups.
+    of groups that share keys, and of layers, spend the same share on these.
 
     Args:
         scores: Ranking of the heads.
         group_size: Number of query heads that share a KV head.
-        streaming: Rule of the heads outside of the budget.
-        budgets: Shares of all heads, or of all groups, that attend to everything, in (0, 1].
+        streaming: Rule of the heads outside of the budget: `Streaming` for corelens's own plans, `StreamingBlocks` for
+            the paper's.
+        budgets: Heads that attend to everything: a share of all in (0, 1], or their number as an int.
         seeds: Seeds of the random draws.
 
     Returns:
-        By name and budget, as in `core 5%`: `core` (the best heads), `random`, `random, same layers`, `bottom`, `best
-        groups` (a group is as good as its best head), `groups by mean` (as good as its heads' mean, which is how
-        DuoAttention chooses, whose gates are learned instead), `whole layers`; and `none` without a budget. Controls
-        that need more heads than there are beside the best are left out.
+        By name and budget, as in `core 5%` and `core 20`: `core` (the best heads), `random`, `random, same layers`,
+        `bottom`, `best groups` (a group is as good as its best head), `groups by mean` (as good as its heads' mean,
+        which is how DuoAttention chooses, whose gates are learned instead), `whole layers`; and `none` without a
+        budget. Controls that need more heads than there are beside the best are left out.
 
     Raises:
         ValueError: If a budget is outside of its range.
@@ -44,7 +51,7 @@ def plans_and_controls(
     sets = {"none": [HeadSet((), "no head")]}
     for budget in budgets:
         sets |= {
-            f"{name} {100 * budget:g}%": choices
+            f"{name} {budget_label(budget)}": choices
             for name, choices in _head_sets(scores, budget, group_size, seeds).items()
             if choices
         }
@@ -57,15 +64,17 @@ def plans_and_controls(
 def _head_sets(
     scores: HeadScores, budget: float | int, group_size: int, seeds: Sequence[int]
 ) -> Mapping[str, list[HeadSet]]:
-    controls = scores.controls(budget, seeds)
+    is_all = isinstance(budget, float) and budget == 1
+    controls = scores.controls(scores.n_heads if is_all else budget, seeds)
+    share = budget / scores.n_heads if isinstance(budget, int) else budget
     return {
         "core": controls["top"],
         "random": controls.get("random", []),
         "random, same layers": controls.get("random, same layers", []),
         "bottom": controls["bottom"],
-        "best groups": [best_groups(scores, budget, group_size)],
-        "groups by mean": [best_groups(scores, budget, group_size, "mean")],
-        "whole layers": [best_layers(scores, budget)],
+        "best groups": [best_groups(scores, share, group_size)],
+        "groups by mean": [best_groups(scores, share, group_size, "mean")],
+        "whole layers": [best_layers(scores, share)],
     }
 
 

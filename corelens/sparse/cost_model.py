@@ -233,7 +233,9 @@ def pays_from(
     """
 
     def seconds(shares: Shares, n: int, efficiency: float) -> float:
-        token = decode_seconds(model, shares, n, device, efficiency=efficiency)
+        # Where the cache is whole, decoding is dense attention.
+        decode_efficiency = efficiency if shares.full_kv_heads < 1 else 1.0
+        token = decode_seconds(model, shares, n, device, efficiency=decode_efficiency)
         return prefill_seconds(model, shares, n, device, efficiency=efficiency) + new_tokens * token
 
     # Nothing is saved up to `sink + window`; from there on the saving is convex in n, and becomes positive only once.

@@ -1,8 +1,8 @@
 """Head plans: the tokens that each attention head may attend to, given by hand or derived from a ranking.
 
 If a few heads fetch the evidence, the others need not read the whole prompt. A `HeadPlan` gives every query head of a
-model one of four rules. `HeadPlan.layer` translates it into a `LayerPlan`, which also gives the part of the KV cache
-that the layer stores: a KV head is stored for all positions if one of its query heads is full or reads top blocks.
+model one of five rules. `HeadPlan.layer` translates it into a `LayerPlan`, which also gives the part of the KV cache
+that the layer stores: a KV head is stored for all positions unless all its query heads stream tokens or are off.
 
     query heads          0       1         2          3           4         5
     rules              Full    Full    Streaming  Streaming   Streaming    Off
@@ -10,15 +10,15 @@ that the layer stores: a KV head is stored for all positions if one of its query
     stored positions        all            first, last            first, last
 
 Here `full_kv_heads` is `(0,)` and `window_kv_heads` is `(1, 2)`. With `granularity="kv_group"` the rule of the most
-permissive head of a group applies to all its heads that are not off. Read on in `resolve` (a plan on a model), `apply`
-(passes and `generate` under a plan), `attention` (head outputs by rule), `cache_layer` (stored keys and values) and
-`cost_model` (the prompt length from which a plan pays).
+permissive head of a group applies to all its heads that are not off. Read on in `rules` (the rules of heads), `resolve`
+(a plan on a model), `apply` (passes and `generate` under a plan), `attention` (head outputs by rule), `cache_layer`
+(stored keys and values) and `cost_model` (the prompt length from which a plan pays).
 """
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -26,64 +26,20 @@ from typing import Any, Literal
 
 from corelens.errors import check_choice
 from corelens.heads import Head, HeadSet
-
-
-@dataclass(frozen=True)
-class Full:
-    """Rule of a head that attends to everything before it."""
-
-
-@dataclass(frozen=True)
-class Streaming:
-    """Rule of a head that attends to the first tokens, to the last, and optionally to all text of the prompt.
-
-    Source: StreamingLLM (sinks and window); 128 and 2,048 are what Elastic Attention, of the authors' laboratory, uses.
-    That the paper's own acceleration does the same is inferred.
-    """
-
-    sink: int = 128
-    """Number of first tokens (attention sinks), padding not counted."""
-
-    window: int = 2048
-    """Number of last tokens, the query itself included."""
-
-    keep_text: bool = False
-    """True if the head also attends to every token of the prompt that is not part of a picture or video."""
-
-    def __post_init__(self) -> None:
-        if self.sink < 0 or self.window < 1:
-            raise ValueError(
-                f"a streaming head needs sink >= 0 and window >= 1, and these are {self.sink} and {self.window}."
-            )
-
-
-@dataclass(frozen=True)
-class TopBlocks:
-    """Rule of a head that, in the prompt, attends to the key blocks with most estimated attention; then to everything.
-
-    Source: XAttention (antidiagonal scores).
-    """
-
-    top_p: float = 0.9
-    """Share of the estimated attention that the selected blocks hold, in (0, 1]."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], and is {self.top_p}.")
-
-
-@dataclass(frozen=True)
-class Off:
-    """Rule of a head whose output is zero."""
-
-
-HeadRule = Full | Streaming | TopBlocks | Off
-"""The tokens that a head may attend to."""
+from corelens.sparse.rules import (
+    Full,
+    HeadRule,
+    Off,
+    Streaming,
+    StreamingBlocks,
+    TopBlocks,
+    describe_rule,
+    permissiveness_order,
+    rule_from_json,
+    rule_to_json,
+)
 
 Granularity = Literal["kv_group", "query"]
-
-RULES: dict[str, type[HeadRule]] = {rule.__name__.lower(): rule for rule in (Full, TopBlocks, Streaming, Off)}
-"""Rules by their name in files, the most permissive first."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +60,7 @@ class HeadPlan:
 
     granularity: Granularity = "kv_group"
     """`kv_group`: a more permissive head lifts the heads that share its keys, which costs no memory. `query`: heads
-    follow their own rule, also where the keys are stored anyway for a neighbour; the paper's meaning (inferred)."""
+    follow their own rule, also where the keys are stored anyway for a neighbour, as in the paper (algorithm 3)."""
 
     dense_layers: frozenset[int] = field(default=frozenset())
     """Layers whose heads all attend to everything."""
@@ -134,14 +90,14 @@ class HeadPlan:
                 group = slice(first, first + group_size)
                 active = [rule for rule in rules[group] if not isinstance(rule, Off)]
                 rules[group] = [
-                    rule if isinstance(rule, Off) else min(active, key=_permissiveness_order) for rule in rules[group]
+                    rule if isinstance(rule, Off) else min(active, key=permissiveness_order) for rule in rules[group]
                 ]
         return LayerPlan(tuple(rules), n_kv_heads)
 
     def __str__(self) -> str:
-        counts = sorted(Counter(self.rules.values()).items(), key=lambda item: _permissiveness_order(item[0]))
-        parts = [f"{n} heads {_describe(rule)}" for rule, n in counts]
-        return f"{self.name}: " + ", ".join([*parts, f"all others {_describe(self.default)}"])
+        counts = sorted(Counter(self.rules.values()).items(), key=lambda item: permissiveness_order(item[0]))
+        parts = [f"{n} heads {describe_rule(rule)}" for rule, n in counts]
+        return f"{self.name}: " + ", ".join([*parts, f"all others {describe_rule(self.default)}"])
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON-serializable values."""
@@ -152,8 +108,8 @@ class HeadPlan:
             "name": self.name,
             "granularity": self.granularity,
             "dense_layers": sorted(self.dense_layers),
-            "default": _rule_to_json(self.default),
-            "rules": [_rule_to_json(rule) | {"heads": heads} for rule, heads in heads_by_rule.items()],
+            "default": rule_to_json(self.default),
+            "rules": [rule_to_json(rule) | {"heads": heads} for rule, heads in heads_by_rule.items()],
         }
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -170,8 +126,8 @@ class HeadPlan:
         try:
             saved = json.loads(Path(path).read_text())
             return cls(
-                {Head.parse(head): _rule_from_json(rule) for rule in saved["rules"] for head in rule["heads"]},
-                _rule_from_json(saved["default"]),
+                {Head.parse(head): rule_from_json(rule) for rule in saved["rules"] for head in rule["heads"]},
+                rule_from_json(saved["default"]),
                 saved["granularity"],
                 frozenset(saved["dense_layers"]),
                 saved["name"],
@@ -189,7 +145,9 @@ def hybrid(
     granularity: Granularity = "kv_group",
     dense_layers: Iterable[int] = (),
 ) -> HeadPlan:
-    """Return the plan of the paper: CoRe heads attend to everything, all others to the first and the last tokens.
+    """Return corelens's own plan: some heads attend to everything, all others to the first and the last tokens.
+
+    It saves time in the prefill and in decoding, and memory. The plan of the paper is `published`.
 
     Args:
         core: Heads that attend to everything.
@@ -200,14 +158,28 @@ def hybrid(
         granularity: See `HeadPlan`.
         dense_layers: Layers whose heads all attend to everything, e.g. the first two.
     """
-    source = core.name if isinstance(core, HeadSet) else "by hand"
-    return HeadPlan(
-        dict.fromkeys(core, Full()),
-        Streaming(sink, window, keep_text),
-        granularity,
-        frozenset(dense_layers),
-        f"hybrid of {source}",
-    )
+    rule = Streaming(sink, window, keep_text)
+    name = f"hybrid of {_source(core)}"
+    return HeadPlan(dict.fromkeys(core, Full()), rule, granularity, frozenset(dense_layers), name)
+
+
+def published(core: HeadSet | Iterable[Head]) -> HeadPlan:
+    """Return the plan of the paper: some heads attend to everything, all others, in the prompt, to 4 and 32 blocks.
+
+    Every query head follows its own rule. Decoding attends to everything, and the cache is whole. Up to 4,608 tokens it
+    is full attention.
+
+    Source:
+        Algorithm 3 (appendix G.2); `StreamingBlocks` says what its kernel computes.
+
+    Args:
+        core: Heads that attend to everything: of the paper, the first 20 to 300 by retrieval attention mass.
+    """
+    return HeadPlan(dict.fromkeys(core, Full()), StreamingBlocks(), "query", name=f"published plan of {_source(core)}")
+
+
+def _source(core: HeadSet | Iterable[Head]) -> str:
+    return core.name if isinstance(core, HeadSet) else "by hand"
 
 
 @dataclass(frozen=True)
@@ -233,7 +205,7 @@ class LayerPlan:
 
     def __post_init__(self) -> None:
         if len(kinds := {rule for rule in self.rules if isinstance(rule, Streaming)}) > 1:
-            both = " and ".join(_describe(rule) for rule in sorted(kinds, key=_permissiveness_order)[:2])
+            both = " and ".join(describe_rule(rule) for rule in sorted(kinds, key=permissiveness_order)[:2])
             raise ValueError(f"streaming heads of one layer must keep the same tokens, and some are {both}.")
         if len(self.rules) % self.n_kv_heads:
             raise ValueError(f"{len(self.rules)} query heads cannot share {self.n_kv_heads} KV heads evenly.")
@@ -251,7 +223,7 @@ class LayerPlan:
     @cached_property
     def full_kv_heads(self) -> tuple[int, ...]:
         """KV heads that are stored for all positions."""
-        return self._kv_heads_with(Full, TopBlocks)
+        return self._kv_heads_with(Full, TopBlocks, StreamingBlocks)
 
     @cached_property
     def window_kv_heads(self) -> tuple[int, ...]:
@@ -290,7 +262,7 @@ class LayerPlan:
 
     def _rule_groups(self, kv_heads: Sequence[int]) -> tuple[RuleGroup, ...]:
         groups = []
-        for rule in sorted(set(self.rules) - {Off()}, key=_permissiveness_order):
+        for rule in sorted(set(self.rules) - {Off()}, key=permissiveness_order):
             heads = [
                 head
                 for head, head_rule in enumerate(self.rules)
@@ -302,29 +274,3 @@ class LayerPlan:
             even = len(set(Counter(indices).values())) == 1
             groups.append(RuleGroup(rule, tuple(heads), tuple(dict.fromkeys(indices)) if even else tuple(indices)))
         return tuple(groups)
-
-
-def _permissiveness_order(rule: HeadRule) -> tuple[float | int, ...]:
-    """Sort key that puts the most permissive rules first."""
-    return (list(RULES.values()).index(type(rule)), *(-setting for setting in astuple(rule)))
-
-
-def _describe(rule: HeadRule) -> str:
-    match rule:
-        case Full():
-            return "full"
-        case Streaming(sink, window, keep_text):
-            return f"streaming (first {sink}, last {window}{', text' if keep_text else ''})"
-        case TopBlocks(top_p):
-            return f"top blocks (p = {top_p:g})"
-        case Off():
-            return "off"
-
-
-def _rule_to_json(rule: HeadRule) -> dict[str, Any]:
-    return {"kind": type(rule).__name__.lower(), **asdict(rule)}
-
-
-def _rule_from_json(saved: Mapping[str, Any]) -> HeadRule:
-    settings = {name: value for name, value in saved.items() if name not in ("kind", "heads")}
-    return RULES[saved["kind"]](**settings)

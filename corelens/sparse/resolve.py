@@ -11,10 +11,11 @@ from corelens.hf.architecture import AttentionModule, decoder_layers
 from corelens.hooks.points import check_heads
 from corelens.sparse.cache import plannable_layers
 from corelens.sparse.cost_model import Shares
-from corelens.sparse.plan import Full, HeadPlan, LayerPlan, Streaming, TopBlocks
+from corelens.sparse.plan import HeadPlan, LayerPlan
+from corelens.sparse.rules import Full, Off, Streaming, StreamingBlocks, TopBlocks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ResolvedPlan:
     """A plan resolved on a model.
 
@@ -51,8 +52,24 @@ class ResolvedPlan:
         """
         rules = [rule for layer in self.layers.values() for rule in layer.rules]
         dense = sum(isinstance(rule, Full | TopBlocks) for rule in rules) / len(rules)
-        streaming = [(rule.sink, rule.window) for rule in rules if isinstance(rule, Streaming)]
-        return Shares(dense, self.share_of_full_kv_heads, *max(streaming, key=sum, default=(0, 1)))
+        longest = max(self._streaming, key=lambda rule: rule.sink + rule.window, default=Streaming(0, 1))
+        return Shares(dense, self.share_of_full_kv_heads, longest.sink, longest.window)
+
+    @property
+    def _streaming(self) -> list[Streaming]:
+        """Rules of the streaming heads, in tokens."""
+        rules = {rule for layer in self.layers.values() for rule in layer.rules}
+        in_tokens = [rule.in_tokens if isinstance(rule, StreamingBlocks) else rule for rule in rules]
+        return [rule for rule in in_tokens if isinstance(rule, Streaming)]
+
+    def is_full(self, length: int) -> bool:
+        """True if all heads attend to everything in a prompt of `length` positions, so that the plan changes nothing.
+
+        Heads of top blocks do not count as such, since prompts decide what they read.
+        """
+        rules = {rule for layer in self.layers.values() for rule in layer.rules}
+        streaming_is_full = all(rule.sink + rule.window >= length for rule in self._streaming)
+        return streaming_is_full and not any(isinstance(rule, TopBlocks | Off) for rule in rules)
 
     def bytes(self, length: int) -> int:
         """Return the bytes of keys and values of one sequence of `length` positions, retained text not counted."""
@@ -68,14 +85,30 @@ class ResolvedPlan:
         """Return the bytes of the same sequence without a plan."""
         return sum(self.bytes_per_position[layer] * plan.n_kv_heads * length for layer, plan in self.layers.items())
 
+    def share_of_cache(self, length: int) -> float:
+        """Share of the dense cache's bytes that is stored of a sequence of `length` positions.
+
+        It is above 1 where windows, which take their room from the beginning, are longer than the sequence.
+        """
+        return self.bytes(length) / self.full_cache_bytes(length)
+
     def summary(self, length: int) -> str:
         """Describe the plan in numbers, for sequences of `length` positions."""
-        planned, full = self.bytes(length), self.full_cache_bytes(length)
+        planned, full = self.bytes(length) / 1e6, self.full_cache_bytes(length) / 1e6
+        summary = (
+            f"{self}; at {length:,} positions a sequence holds {planned:.1f} MB of {full:.1f} MB "
+            f"({self.share_of_cache(length):.1%})"
+        )
+        return f"{summary}, and all heads attend to everything" if self.is_full(length) else summary
+
+    def __str__(self) -> str:
         return (
             f"{self.share_of_full_heads:.1%} of query heads attend to everything, {self.share_of_full_kv_heads:.1%} of "
-            f"KV heads store all positions; at {length:,} positions a sequence holds {planned / 1e6:.1f} MB of "
-            f"{full / 1e6:.1f} MB ({planned / full:.1%})"
+            f"KV heads store all positions"
         )
+
+    def __repr__(self) -> str:
+        return f"<ResolvedPlan of {len(self.layers)} layers: {self}>"
 
 
 def resolve(plan: HeadPlan, hf_model: PreTrainedModel) -> ResolvedPlan:

@@ -8,17 +8,22 @@ from os import PathLike
 from pathlib import Path
 
 from corelens.data import BoxUnit, Sample
-from corelens.experiments import ablation, scan, sparse_eval
+from corelens.experiments import ablation, key_tokens, scan, sparse_eval, sweep
+from corelens.experiments.ablation import ReferenceMethod
 from corelens.experiments.run_folder import atomic_write_json
-from corelens.experiments.sweep import ReferenceMethod
 from corelens.heads import HeadSet
 from corelens.hooks.positions import Phase
 from corelens.model import HookedMLLM
 from corelens.progress import total_progress
-from corelens.study.division import METRICS
+from corelens.study.division import EVIDENCE_SHARE, METRICS
+from corelens.study.query_tokens import QUERY_TOKENS
 from corelens.study.sparsity import EXCESS
 
-SCANNED_METRICS = ("ram", EXCESS, *METRICS)
+SCANNED_METRICS = (
+    *QUERY_TOKENS,
+    EXCESS,
+    *(EVIDENCE_SHARE if name == EVIDENCE_SHARE.name else name for name in METRICS),
+)
 """Metrics of the scan."""
 
 N_TIMED = 16
@@ -34,8 +39,8 @@ class StudyBudget:
     n_seeds: int
     """Number of random draws of heads."""
 
-    ablated_fractions: tuple[float, ...]
-    """Fractions of heads that are ablated, besides that of the CoRe heads."""
+    doses: tuple[int, ...]
+    """Numbers of heads that are ablated, besides the CoRe heads; those that leave as many others."""
 
     methods: tuple[tuple[ReferenceMethod, Phase], ...]
     """Methods and phases of ablation other than zeroing in prefill and decoding."""
@@ -46,20 +51,28 @@ class StudyBudget:
     n_rounds: int
     """Number of measurements of speed."""
 
+    n_effects: int
+    """Samples of each data set on which the effect of every head by itself is measured."""
+
     @property
     def n_timed_plans(self) -> int:
         """Number of plans whose speed is measured: with the best heads, with random ones, with none, and no plan."""
         return 2 + 2 * len(self.kept_fractions)
 
+    def doses_of(self, n_heads: int) -> tuple[int, ...]:
+        """The doses that leave as many heads to compare with, in a model of so many heads."""
+        return tuple(dose for dose in self.doses if 2 * dose <= n_heads)
+
 
 FULL = StudyBudget(
     5,
-    (0.01, 0.02, 0.1, 0.2),
+    ablation.PUBLISHED_DOSES,
     (("mean", "both"), ("resample", "both"), ("zero", "prefill"), ("zero", "decode")),
     (0.05, 0.1, 0.25, 0.5),
     5,
+    32,
 )
-QUICK = StudyBudget(2, (0.02, 0.2), (("mean", "both"),), (0.05, 0.25), 3)
+QUICK = StudyBudget(2, (5, 10), (("mean", "both"),), (0.05, 0.25), 3, 8)
 
 
 @dataclass(frozen=True)
@@ -90,17 +103,25 @@ class PlannedWork:
         return self.conditions * sum(min(self.shard_size, self.samples - start) for start in missing)
 
 
-def planned_work(samples: Mapping[str, Sequence[Sample]], texts: Texts, budget: StudyBudget) -> dict[str, PlannedWork]:
-    """Return the experiments of a study by the name of their folder."""
+def planned_work(
+    samples: Mapping[str, Sequence[Sample]], texts: Texts, budget: StudyBudget, n_heads: int
+) -> dict[str, PlannedWork]:
+    """Return the experiments of a study of a model with so many heads, by the name of their folder."""
     n_scanned, n_tested = (sum(map(len, half.values())) for half in halves(samples))
     n_ablated = n_tested + sum(map(len, texts.values()))
-    n_controls, n_kept = 3 + 2 * budget.n_seeds, len(budget.kept_fractions)
+    n_controls, n_kept, n_doses = 3 + 2 * budget.n_seeds, len(budget.kept_fractions), len(budget.doses_of(n_heads))
+    n_effects = sum(len(half[: budget.n_effects]) for half in halves(samples)[1].values())
     shard_size = ablation.SHARD_SIZE
-    n_conditions = 1 + n_controls + (1 + budget.n_seeds) * len(budget.ablated_fractions)
+    n_conditions = 1 + n_controls + (1 + budget.n_seeds) * n_doses
     works = (
         PlannedWork("scan", n_scanned, 1, scan.SHARD_SIZE, answers=False),
         PlannedWork("untrained", n_scanned, 1, scan.SHARD_SIZE, answers=False),
         PlannedWork("ablate", n_ablated, n_conditions, shard_size),
+        PlannedWork("mask", n_tested, 1 + (2 + budget.n_seeds) * n_doses, shard_size),
+        PlannedWork("key-tokens", n_tested, 1, key_tokens.SHARD_SIZE, answers=False),
+        PlannedWork("query-tokens", n_tested, 1 + len(QUERY_TOKENS) * n_doses, shard_size),
+        PlannedWork("effects", n_effects, n_heads, sweep.SHARD_SIZE, answers=False),
+        PlannedWork("markers", n_scanned, 1, scan.SHARD_SIZE, answers=False),
         *(PlannedWork(f"ablate-{method}-{phase}", n_tested, 2, shard_size) for method, phase in budget.methods),
         PlannedWork("blind", n_tested, 1 + (1 + budget.n_seeds) * n_kept, shard_size),
         PlannedWork("accelerate", n_tested, 2 + n_kept * (5 + 2 * budget.n_seeds), sparse_eval.SHARD_SIZE),

@@ -28,8 +28,8 @@ RULE = (
     "The top 5 % of heads, chosen on half of the samples, attend in the other half to no more than half as many tokens "
     "as other heads (exponential of the difference in mean entropy), put at least twice as large a share of their "
     "visual attention on the evidence, and differ in entropy by a Mann-Whitney test over heads (p <= .05). Half of the "
-    "retrieval attention mass lies in fewer heads than half of the vision-head scores, the attention of the question to "
-    "all visual tokens: the paper's contrast (section 4.2, figure 4), which it shows as a picture without numbers. "
+    "retrieval attention mass lies in fewer heads than half of the vision-head scores, the attention of the question "
+    "to all visual tokens: the paper's contrast (section 4.2, figure 4), which it shows as a picture without numbers. "
     "Thresholds are corelens's own. Intervals are over samples. The dip test for two peaks is reported and not in the "
     "rule: a group of 5 % is too small a peak for it in models of few heads."
 )
@@ -99,9 +99,9 @@ def division(scores: HeadScores, attention_metrics: Mapping[str, HeadScores], co
         ),
         (
             f"The CoRe heads, chosen on other samples: {core}.",
-            "All of it is attention from the question's tokens. In the figures, entropy is in nats, over all tokens that a "
-            "head may attend to, evidence_share is the share of its attention on pictures that is on the evidence, "
-            "vision_heads its attention on all visual tokens, and spatial entropy measures how scattered its map of the "
-            "picture is: infinite, and not drawn, where it is even.",
+            "All of it is attention from the question's tokens. In the figures, entropy is in nats, over all tokens "
+            "that a head may attend to, evidence_share is the share of its attention on pictures that is on the "
+            "evidence, vision_heads its attention on all visual tokens, and spatial entropy measures how scattered its "
+            "map of the picture is: infinite, and not drawn, where it is even.",
         ),
     )

@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corelens.experiments.key_tokens import KeyTokens
-from corelens.heads import HeadSet
 from corelens.metrics import hit_rate
 from corelens.study.verdict import Finding, Measurement, estimate
 
@@ -68,9 +67,12 @@ def key_token_finding(key_tokens: KeyTokens) -> Finding:
             rate("top"),
             rate("random"),
             rate("bottom"),
-            Measurement("hit rate of tokens drawn at random", *[chance.hits] * 3) if math.isfinite(chance.hits) else
-            Measurement("hit rate of tokens drawn at random", math.nan, math.nan, math.nan),
-            estimate(f"evidence covered by the top {n}", lambda indices: covered("top", indices), strata, within=(0, 1)),
+            Measurement("hit rate of tokens drawn at random", *[chance.hits] * 3)
+            if math.isfinite(chance.hits)
+            else Measurement("hit rate of tokens drawn at random", math.nan, math.nan, math.nan),
+            estimate(
+                f"evidence covered by the top {n}", lambda indices: covered("top", indices), strata, within=(0, 1)
+            ),
         ),
         (f"By chance, a single head covers {chance.ratio:.1%} of the evidence.",),
     )

@@ -15,11 +15,11 @@ START, END = "<GT_START>", "<GT_END>"
 """The paper's markers (appendix C), which it puts around the evidence in prompts for Qwen."""
 
 RULE = (
-    "The paper puts text markers around the evidence in prompts for Qwen, to find its tokens (appendix C), and does not "
-    "state that they are taken out before attention is measured; corelens needs none. The same samples are scanned "
-    "without markers and with markers around the pictures that hold evidence, paired. They change little if the top 5 % "
-    "of heads share at least four of five heads, and the mass of the heads that are top without markers changes by at "
-    "most 10 %. The rule is corelens's own."
+    "The paper puts text markers around the evidence in prompts for Qwen, to find its tokens (appendix C), and does "
+    "not state that they are taken out before attention is measured; corelens needs none. The same samples are scanned "
+    "without markers and with markers around the pictures that hold evidence, paired. They change little if the top 5 "
+    "% of heads share at least four of five heads, and the mass of the heads that are top without markers changes by "
+    "at most 10 %. The rule is corelens's own."
 )
 
 

@@ -12,22 +12,27 @@ import torch
 from accelerate import dispatch_model
 
 from corelens.data import BoxUnit, Sample
-from corelens.experiments.ablation import run_ablation
+from corelens.experiments.ablation import dose_conditions, run_ablation
 from corelens.experiments.conditions import ConditionResults, check_scoring
+from corelens.experiments.key_tokens import KeyTokens, rank_and_draw, scan_key_tokens
 from corelens.experiments.resumable import flatten_datasets
 from corelens.experiments.scan import scan_metrics
 from corelens.experiments.sparse_eval import SparseResults, longest_prompt, run_sparse_eval
+from corelens.experiments.sweep import run_sweep
 from corelens.heads import Head, HeadSet
 from corelens.model import HookedMLLM
 from corelens.progress import total_progress
 from corelens.scores import HeadScores
-from corelens.sparse import Streaming
+from corelens.sparse import Streaming, StreamingBlocks, published
 from corelens.sparse.controls import plans_and_controls
 from corelens.study.acceleration import Timing, acceleration, measure_timing
 from corelens.study.budget import FULL, SCANNED_METRICS, StudyBudget, Texts, halves, planned_work
 from corelens.study.division import division
 from corelens.study.generality import TOP_SHARE, generality
+from corelens.study.key_tokens import key_token_finding, n_compared
+from corelens.study.markers import markers, with_markers
 from corelens.study.necessity import necessity
+from corelens.study.query_tokens import QUERY_TOKENS, query_tokens
 from corelens.study.sparsity import EXCESS, sparsity
 from corelens.study.verdict import Finding
 
@@ -46,7 +51,10 @@ class Study:
     """Accuracy with heads zeroed."""
 
     other_ablations: Mapping[str, ConditionResults[HeadSet]]
-    """Accuracy with heads ablated by other methods or in one phase, and with all other heads blinded."""
+    """Accuracy with heads ablated by other methods or in one phase, under the paper's mask, with all other heads
+    blinded, and with the heads zeroed that other query tokens find."""
+
+    key_tokens: KeyTokens
 
     sparse_results: SparseResults
     timing: Timing
@@ -68,7 +76,7 @@ def run_study(
     compare_with: Mapping[str, HeadScores] | None = None,
     time_again: bool = False,
 ) -> Study:
-    """Test the five claims on a model.
+    """Test the paper's claims on a model, and two questions about how its heads are found.
 
     Args:
         model: The model.
@@ -87,9 +95,14 @@ def run_study(
             and `run_sparse_eval` raise.
     """
     check_scoring(flatten_datasets({**samples, **texts}), box_unit)
-    folder, works = Path(out), planned_work(samples, texts, budget)
+    folder, works = Path(out), planned_work(samples, texts, budget, len(model.heads))
     scanned, tested = halves(samples)
+    longest, seeds, doses = longest_prompt(model, tested), range(budget.n_seeds), budget.doses_of(len(model.heads))
+    rule = StreamingBlocks().in_tokens
+    is_long = longest["input_ids"].shape[1] > rule.sink + rule.window
+    n_published = 1 + (1 + budget.n_seeds) * len(PUBLISHED_COUNTS) if is_long else 0
     total = sum(work.total for work in works.values()) + budget.n_rounds * budget.n_timed_plans
+    total += n_published * works["accelerate"].samples
     with total_progress(total, "study", "pass") as bar:
 
         def begin(name: str) -> Path:
@@ -101,12 +114,20 @@ def run_study(
         ram = scores["ram"]
         core = ram.top(TOP_SHARE)
 
-        conditions = ram.controls(TOP_SHARE, range(budget.n_seeds))
-        for fraction in budget.ablated_fractions:
-            for kind, sets in _top_and_random(ram, fraction, budget.n_seeds).items():
-                conditions[f"{kind} {fraction:.0%}"] = sets
+        of_doses = dose_conditions(ram, doses, seeds) if doses else {}
+        conditions = ram.controls(TOP_SHARE, seeds) | _of_kinds(of_doses, "top", "random")
         ablate: Any = partial(run_ablation, model, max_new_tokens=max_new_tokens, box_unit=box_unit)
         ablations = ablate({**tested, **texts}, conditions, out=begin("ablate"))
+        masked = ablate(tested, _of_kinds(of_doses, "top", "random", "bottom"), "uniform_all_keys", out=begin("mask"))
+        n_ranked = max(n_compared(ram.n_heads), min(250, ram.n_heads))
+        key_tokens = scan_key_tokens(model, tested, rank_and_draw(ram, n_ranked, seeds), out=begin("key-tokens"))
+        by_query_tokens = {f"{name} {dose}": [scores[name].top(dose)] for name in QUERY_TOKENS for dose in doses}
+        query_ablations = ablate(tested, by_query_tokens, out=begin("query-tokens"))
+        effects = run_sweep(
+            model, {name: half[: budget.n_effects] for name, half in tested.items()}, out=begin("effects")
+        ).scores()
+        marked = {name: with_markers(half) for name, half in scanned.items()}
+        marked_ram = scan_metrics(model, marked, ("ram",), out=begin("markers"))["ram"]
         other_ablations = {
             method if phase == "both" else f"{method} in {phase}": ablate(
                 tested, {"top": [core]}, method, phase, out=begin(f"ablate-{method}-{phase}")
@@ -120,13 +141,27 @@ def run_study(
         }
         other_ablations["sufficiency"] = ablate(tested, blinded, "blind", out=begin("blind"))
 
-        longest = longest_prompt(model, tested)
         group_size = model.cfg.n_heads // model.cfg.n_key_value_heads
         default_rule = streaming(longest["input_ids"].shape[1])
-        plans = plans_and_controls(ram, group_size, default_rule, budget.kept_fractions, range(budget.n_seeds))
+        plans = plans_and_controls(ram, group_size, default_rule, budget.kept_fractions, seeds)
         sparse_results = run_sparse_eval(
             model, tested, plans, max_new_tokens=max_new_tokens, box_unit=box_unit, out=begin("accelerate")
         )
+        published_results = None
+        if is_long:
+            bar.begin("published", n_published)
+            sets = dose_conditions(ram, [n for n in PUBLISHED_COUNTS if 2 * n <= ram.n_heads], seeds)
+            published_results = run_sparse_eval(
+                model,
+                tested,
+                {
+                    name: [published(heads) for heads in draws]
+                    for name, draws in _of_kinds(sets, "top", "random").items()
+                },
+                max_new_tokens=max_new_tokens,
+                box_unit=box_unit,
+                out=folder / "published",
+            )
         timed_names = (
             "none",
             *(f"{kind} {100 * fraction:g}%" for fraction in budget.kept_fractions for kind in ("core", "random")),
@@ -140,8 +175,11 @@ def run_study(
         sparsity(scores[EXCESS.name], untrained_scores[EXCESS.name]),
         generality(ram, untrained_scores["ram"], compare_with or {}),
         division(ram, second, first["ram"].top(TOP_SHARE)),
-        necessity(ablations, other_ablations, texts),
-        acceleration(sparse_results, timing),
+        necessity(ablations, other_ablations, masked, texts),
+        key_token_finding(key_tokens),
+        acceleration(sparse_results, timing, published_results),
+        query_tokens(scores, query_ablations, ablations, effects),
+        markers(ram, marked_ram, TOP_SHARE),
     )
     return Study(
         findings=findings,
@@ -149,7 +187,8 @@ def run_study(
         untrained=untrained_scores,
         core=core,
         ablations=ablations,
-        other_ablations=other_ablations,
+        other_ablations={**other_ablations, "uniform_all_keys": masked, "query tokens": query_ablations},
+        key_tokens=key_tokens,
         sparse_results=sparse_results,
         timing=timing,
         compared_models=compare_with or {},
@@ -179,6 +218,15 @@ def _top_and_random(scores: HeadScores, fraction: float, n_seeds: int) -> dict[s
     """The top heads and, if there are as many others, random ones."""
     controls = scores.controls(fraction, range(n_seeds))
     return {kind: controls[kind] for kind in ("top", "random") if kind in controls}
+
+
+PUBLISHED_COUNTS = (20, 30, 50, 100, 150, 200)
+"""Numbers of heads that attend to everything in the paper's plans for models of 7 and 8 billion parameters."""
+
+
+def _of_kinds(conditions: Mapping[str, list[HeadSet]], *kinds: str) -> dict[str, list[HeadSet]]:
+    """The conditions of some kinds, such as `top 5` and `top 10`."""
+    return {name: sets for name, sets in conditions.items() if name.rpartition(" ")[0] in kinds}
 
 
 def complement(scores: HeadScores, heads: HeadSet) -> HeadSet:

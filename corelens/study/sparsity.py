@@ -27,8 +27,8 @@ RULE = (
     "There are 20 heads or more. Half of the mass is held by at most 10 % of them (MMRetHeads finds 4 to 10 %); the "
     "top 5 % hold at least twice what they hold if every sample's heads are shuffled, and at least twice what they "
     "hold in an untrained model of the same configuration. Mass is counted above uniform attention, since a head that "
-    "attends evenly to everything puts mass on the evidence, too. The paper shows heat maps and no number of this kind; "
-    "the rule is corelens's own."
+    "attends evenly to everything puts mass on the evidence, too. The paper shows heat maps and no number of this "
+    "kind; the rule is corelens's own."
 )
 
 

@@ -11,10 +11,15 @@ with optional_import("app"):
     from corelens.viz.effects import ablation_curves as ablation_curves
     from corelens.viz.effects import accuracy_bars as accuracy_bars
     from corelens.viz.effects import speed_against_accuracy as speed_against_accuracy
+    from corelens.viz.effects import speed_by_length as speed_by_length
+    from corelens.viz.key_tokens import coverage_curves as coverage_curves
+    from corelens.viz.key_tokens import hit_rate_bars as hit_rate_bars
+    from corelens.viz.maps import binned_head_maps as binned_head_maps
     from corelens.viz.maps import depth_length_grid as depth_length_grid
     from corelens.viz.maps import head_map as head_map
     from corelens.viz.maps import overlap_matrix as overlap_matrix
     from corelens.viz.maps import patching_map as patching_map
+    from corelens.viz.maps import stable_head_map as stable_head_map
     from corelens.viz.overlays import attention_over_media as attention_over_media
     from corelens.viz.overlays import attention_over_picture as attention_over_picture
     from corelens.viz.style import DARK as DARK

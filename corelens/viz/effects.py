@@ -14,9 +14,10 @@ from corelens.viz.style import QUIET, apply_style, colours
 def ablation_curves(curve: AblationCurve, n_samples: int | None = None) -> go.Figure:
     """Draw accuracy as more and more heads are ablated, for every way of choosing them.
 
-    Marks: a line is a way of choosing heads, a dot on it the mean accuracy at a share of heads. The band of a choice
-    with chance goes from the lowest to the highest seed. That of a choice without is there if `n_samples` is given: the
-    95 % interval (Wilson) of an accuracy over so many samples. Doses that a choice cannot have are left out.
+    Marks: a line is a way of choosing heads, a dot on it the mean accuracy at a dose, a number or share of heads.
+    The band of a choice with chance goes from the lowest to the highest seed. That of a choice without is
+    there if `n_samples` is given: the 95 % interval (Wilson) of an accuracy over so many samples. Doses that a choice
+    cannot have are left out. Dotted: accuracy with nothing ablated.
 
     Args:
         curve: From `corelens.ablation_curve`.
@@ -29,9 +30,9 @@ def ablation_curves(curve: AblationCurve, n_samples: int | None = None) -> go.Fi
         raise ValueError(f"n_samples={n_samples} is less than one.")
     for choice, by_dose in curve.accuracy.items():
         _require_accuracies({f"{choice}, dose {dose}": seeds for dose, seeds in enumerate(by_dose) if seeds})
-    figure = go.Figure()
+    figure, are_numbers = go.Figure(), all(isinstance(dose, int) for dose in curve.doses)
     for (choice, by_dose), colour in zip(curve.accuracy.items(), colours(len(curve.accuracy)), strict=True):
-        doses = [(dose, seeds) for dose, seeds in zip(curve.fractions, by_dose, strict=True) if seeds]
+        doses = [(dose, seeds) for dose, seeds in zip(curve.doses, by_dose, strict=True) if seeds]
         if not doses:
             continue
         x = [dose for dose, _ in doses]
@@ -56,12 +57,17 @@ def ablation_curves(curve: AblationCurve, n_samples: int | None = None) -> go.Fi
             customdata=[len(heads[0]) for heads in curve.heads[choice] if heads],
             mode="lines+markers",
             line=dict(color=colour, width=2),
-            hovertemplate=f"{choice}, %{{customdata}} heads (%{{x:.0%}})<br>%{{y:.1%}}<extra></extra>",
+            hovertemplate=f"{choice}, %{{customdata}} heads<br>%{{y:.1%}}<extra></extra>",
         )
+    if curve.plain is not None:
+        figure.add_hline(y=curve.plain, line=dict(color=QUIET, dash="dot"))
+    names = [str(dose) if are_numbers else f"{100 * dose:.3g} %" for dose in curve.doses]
     figure.update_xaxes(
-        title="share of heads ablated", type="log", tickvals=curve.fractions, ticktext=[f"{x:.3g} %" for x in
-        (100 * dose for dose in curve.fractions)],
-    )  # fmt: skip
+        title="number of heads ablated" if are_numbers else "share of heads ablated",
+        type="linear" if are_numbers else "log",
+        tickvals=curve.doses,
+        ticktext=names,
+    )
     figure.update_yaxes(title="accuracy", range=[0, 1.02], tickformat=".0%")
     others = "" if n_samples is None else f", of others the 95 % interval over {n_samples} samples"
     below = f"Bands of random heads: lowest to highest seed{others}."
@@ -169,6 +175,38 @@ def speed_against_accuracy(
     figure.update_xaxes(title=gain, ticksuffix=" x")
     figure.update_yaxes(title="accuracy", range=[0, 1.05], tickformat=".0%")
     return apply_style(figure, "What savings cost", "Better is up and to the right; 1 x is the model as it is.")
+
+
+def speed_by_length(measured: Mapping[str, Mapping[int, float | int]]) -> go.Figure:
+    """Draw speed-up by length of the prompt, in the layout of the paper's figure 7.
+
+    Marks: a line is a plan, a dot on it a length; the dotted line is the model as it is.
+
+    Args:
+        measured: Plan, as in `20 heads`, then length in tokens, then speed-up. Lengths at which memory ran out are left
+            out.
+
+    Raises:
+        ValueError: If a speed-up is not positive.
+    """
+    figure = go.Figure()
+    for (plan, by_length), colour in zip(measured.items(), colours(len(measured)), strict=True):
+        if wrong := [n for n, speedup in by_length.items() if not 0 < speedup < np.inf]:
+            raise ValueError(f"{plan}, {wrong[0]}: a speed-up of {by_length[wrong[0]]} is not above zero and finite.")
+        figure.add_scatter(
+            name=plan,
+            x=list(by_length),
+            y=[float(speedup) for speedup in by_length.values()],
+            mode="lines+markers",
+            line=dict(color=colour, width=2),
+            hovertemplate=f"{plan}<br>%{{x:,}} tokens<br>%{{y:.2f}} times as fast<extra></extra>",
+        )
+    figure.add_hline(y=1.0, line=dict(color=QUIET, dash="dot"))
+    lengths = sorted({n for by_length in measured.values() for n in by_length})
+    labels = [f"{n // 1024}K" if n % 1024 == 0 else f"{n:,}" for n in lengths]
+    figure.update_xaxes(title="tokens of the prompt", type="log", tickvals=lengths, ticktext=labels)
+    figure.update_yaxes(title="speed of the prefill", ticksuffix=" x")
+    return apply_style(figure, "Speed of the prefill by length", "1 x is dense attention.")
 
 
 def _takes_room(across: float, up: float, places: list[tuple[float, float]]) -> bool:

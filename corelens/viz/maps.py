@@ -1,18 +1,21 @@
 """Heat maps: heads, overlaps of scores, depths and lengths, layers and positions."""
 
 from collections.abc import Mapping, Sequence
-from itertools import count
+from itertools import count, pairwise
 from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
+from plotly.colors import hex_to_rgb
+from plotly.subplots import make_subplots
 from torch import Tensor
 
 from corelens.errors import check_choice
 from corelens.heads import Head, HeadSet
+from corelens.metrics.stability import StableHeads
 from corelens.scores import HeadScores, agreement
-from corelens.viz.style import ACCENT, QUIET, apply_style, cells, colour_bar, colour_range, require_names
+from corelens.viz.style import ACCENT, BLUE, QUIET, apply_style, cells, colour_bar, colour_range, require_names
 
 AgreementMetric = Literal["jaccard", "shared", "spearman", "rank_biased_overlap"]
 _TITLES = {
@@ -69,13 +72,94 @@ def head_map(scores: HeadScores, marked: HeadSet) -> go.Figure:
         dict(type="rect", x0=head - 0.5, x1=head + 0.5, y0=layer - 0.5, y1=layer + 0.5, line=line)
         for layer, head in marked
     ]
-    figure.update_xaxes(title="head", range=[-0.5, n_heads - 0.5], dtick=_step(n_heads, 16), showgrid=False)
-    figure.update_yaxes(title="layer", range=[-0.5, n_layers - 0.5], dtick=_step(n_layers, 12), showgrid=False)
+    _head_axes(figure, values.shape)
     outlined = f" Outlined: {marked.name}." if len(marked) else ""
     return apply_style(
         figure,
         f"{scores.metric[:1].upper()}{scores.metric[1:]} of every head",
         f"{_aggregation_label(scores)} over {len(scores.samples)} samples.{outlined}",
+    )
+
+
+def binned_head_maps(scores: Mapping[str, HeadScores]) -> go.Figure:
+    """Draw head scores of one model side by side, or of several, in four bins.
+
+    Marks: a panel is a score, a cell a head, layers upwards; scores are divided by the highest of their panel, and the
+    colour is the bin: 0 to 0.2, to 0.4, to 0.6, to 1. Negative scores are in the lowest. Heads without a score are
+    empty.
+
+    Args:
+        scores: By the name that the figure shows, e.g. those of retrieval attention mass and of attention to all visual
+            tokens.
+
+    Raises:
+        ValueError: If there are no scores, or a panel has no positive one.
+
+    Source:
+        Figures 4 and 9 of arXiv 2606.05843. The paper does not say how it scales scores; the division is corelens's.
+    """
+    if not scores:
+        raise ValueError("there are no scores to show; pass them by name, e.g. {'ram': scores}.")
+    edges = (0.0, 0.2, 0.4, 0.6, 1.0)
+    figure = make_subplots(1, len(scores), subplot_titles=list(scores), horizontal_spacing=0.08)
+    for column, (name, of_heads) in enumerate(scores.items(), 1):
+        values = cells(of_heads.per_head, "layer head")
+        if not (highest := float(np.nanmax(values))) > 0:
+            raise ValueError(f"{name}: no head has a positive score, so they cannot be scaled by the highest.")
+        trace = go.Heatmap(
+            z=np.clip(values / highest, 0, 1),
+            customdata=values,
+            hovertemplate="L%{y}H%{x}<br>%{customdata:.3f}, %{z:.2f} of the highest<extra></extra>",
+            hoverongaps=False,
+            coloraxis="coloraxis",
+            xgap=1,
+            ygap=1,
+        )
+        figure.add_trace(trace, 1, column)
+        _head_axes(figure, values.shape, 1, column)
+    texts = [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
+    middles = [(low + high) / 2 for low, high in pairwise(edges)]
+    figure.update_layout(
+        coloraxis=dict(
+            cmin=0, cmax=1, colorscale=_steps(edges), colorbar=dict(tickvals=middles, ticktext=texts, thickness=12)
+        )
+    )
+    return apply_style(figure, "Head scores, as a share of the highest", "Colour: the score over the panel's highest.")
+
+
+def stable_head_map(stable: StableHeads) -> go.Figure:
+    """Draw the number of data sets on which each head is in the top share.
+
+    Marks: a cell is a head, layers upwards; its colour is the number, from none to all. Heads that the model does not
+    have are empty.
+
+    Args:
+        stable: As returned by `corelens.metrics.stable_heads`.
+
+    Source:
+        Figure 5b of arXiv 2606.05843.
+    """
+    values = cells(stable.matrix, "layer head")
+    n = len(stable.n_heads) - 1
+    trace = go.Heatmap(
+        z=values,
+        zmin=-0.5,
+        zmax=n + 0.5,
+        autocolorscale=False,
+        colorscale=_steps([count / (n + 1) for count in range(n + 2)]),
+        colorbar=colour_bar("data sets") | dict(tickvals=list(range(n + 1))),
+        hovertemplate=f"L%{{y}}H%{{x}}<br>in the top of %{{z:.0f}} of {n} data sets<extra></extra>",
+        hoverongaps=False,
+        xgap=1,
+        ygap=1,
+    )
+    figure = go.Figure(trace)
+    _head_axes(figure, values.shape)
+    in_all, by_chance = stable.n_heads[-1], stable.by_chance[-1]
+    return apply_style(
+        figure,
+        "Number of data sets on which a head is in the top",
+        f"In all {n}: {in_all} heads; by chance, {by_chance:.2g}.",
     )
 
 
@@ -201,6 +285,25 @@ def _table(
     figure.update_xaxes(type="category", showgrid=False)
     figure.update_yaxes(type="category", showgrid=False)
     return figure
+
+
+def _head_axes(figure: go.Figure, shape: tuple[int, ...], row: int | None = None, column: int | None = None) -> None:
+    """Name the axes of a map of heads, layers upwards."""
+    n_layers, n_heads = shape
+    place: dict[str, Any] = dict(row=row, col=column)
+    figure.update_xaxes(title="head", range=[-0.5, n_heads - 0.5], dtick=_step(n_heads, 16), showgrid=False, **place)
+    figure.update_yaxes(title="layer", range=[-0.5, n_layers - 0.5], dtick=_step(n_layers, 12), showgrid=False, **place)
+
+
+def _steps(edges: Sequence[float]) -> list[list[Any]]:
+    """Colour scale with one colour between every two edges, from faint to strong on white and on dark."""
+    red, green, blue = hex_to_rgb(BLUE)
+    alphas = np.linspace(0.08, 1, len(edges) - 1)
+    return [
+        [edge, f"rgba({red}, {green}, {blue}, {alpha:.2f})"]
+        for ends, alpha in zip(pairwise(edges), alphas, strict=True)
+        for edge in ends
+    ]
 
 
 def _step(n: int, max_ticks: int) -> int:

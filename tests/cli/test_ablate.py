@@ -3,8 +3,10 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
+import torch
 from torch.testing import assert_close
 
 import corelens as cl
@@ -22,7 +24,9 @@ def ranking(toy_model: HookedMLLM, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_the_ablation_of_the_command_is_answers_without_each_set_of_heads(
     toy_model: HookedMLLM, ranking: Path, tmp_path: Path
 ):
-    result = json_of("ablate", "--data", "scenes=12", "--scores", ranking, "--limit", 12, "--out", tmp_path / "run")
+    result = json_of(
+        "ablate", "--data", "scenes=12", "--scores", ranking, "--top", "5%", "--limit", 12, "--out", tmp_path / "run"
+    )
     assert list(result["data"]) == ["scenes", "copy", "recall", "sum"]
     scores = cl.HeadScores.load(ranking)
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
@@ -30,12 +34,14 @@ def test_the_ablation_of_the_command_is_answers_without_each_set_of_heads(
     batches = list(cl.prepare_batches(toy_model, toy.scenes(12, seed=0), 12, "prepare"))
     plain = cl.evaluate(toy_model, batches, max_new_tokens=32)
     conditions = result["data"]["scenes"]["conditions"]
-    assert list(conditions) == ["plain", "top", "next-ranked", "random", "random, same layers", "bottom"]
+    kinds = ["top", "next-ranked", "random", "random, same layers", "bottom"]
+    assert list(conditions) == ["plain", *(f"{kind} 5%" for kind in kinds)]
+    conditions = {name.removesuffix(" 5%"): condition for name, condition in conditions.items()}
     assert conditions["plain"] == {"accuracy": round(plain.accuracy, 4), "unreadable": 0.0}
     for name, heads in {"top": scores.top(), "next-ranked": scores.next(), "bottom": scores.bottom()}.items():
         without = cl.evaluate(toy_model, batches, cl.ablate(heads), max_new_tokens=32)
         pair = cl.causal.PairedDifference(plain.scores, without.scores)
-        assert result["heads"][name] == [str(heads)]
+        assert result["heads"][f"{name} 5%"] == [str(heads)]
         assert_close(conditions[name]["accuracy"], without.accuracy, atol=1e-4, rtol=0)
         assert_close(conditions[name]["change"], pair.mean, atol=1e-4, rtol=0)
         assert_close(conditions[name]["interval"], list(pair.interval()), atol=1e-4, rtol=0)
@@ -48,21 +54,33 @@ def test_the_ablation_of_the_command_is_answers_without_each_set_of_heads(
     # It cannot see, and can answer.
     assert conditions["top"]["accuracy"] < 0.5 * conditions["plain"]["accuracy"]
     lost = {
-        task: of["conditions"]["plain"]["accuracy"] - of["conditions"]["top"]["accuracy"]
+        task: of["conditions"]["plain"]["accuracy"] - of["conditions"]["top 5%"]["accuracy"]
         for task, of in result["data"].items()
     }
     assert lost["copy"] < 0.5 * lost["scenes"]
-    assert result["data"]["copy"]["conditions"]["top"]["accuracy"] > 0.5
+    assert result["data"]["copy"]["conditions"]["top 5%"]["accuracy"] > 0.5
     again = text_of(
-        invoke_on_toy("ablate", "--data", "scenes=12", "--scores", ranking, "--limit", 12, "--out", tmp_path / "run")
+        invoke_on_toy(
+            "ablate",
+            "--data",
+            "scenes=12",
+            "--scores",
+            ranking,
+            "--top",
+            "0.05",
+            "--limit",
+            12,
+            "--out",
+            tmp_path / "run",
+        )
     )
     assert "scenes: 12 samples, accuracy in percent" in again
-    assert f"top: {scores.top()}" in again
-    assert "random: 5 draws" in again
+    assert f"top 5%: {scores.top()}" in again
+    assert "random 5%: 5 draws" in again
     one_more = invoke_on_toy(
         "ablate", "--data", "scenes=12", "--heads", "L0H1", "--limit", 12, "--out", tmp_path / "run"
     )
-    assert "corelens/toy' and is None; conditions.top was ['" in text_of(one_more)
+    assert "corelens/toy' and is None; conditions.top 5% was ['" in text_of(one_more)
 
 
 @pytest.mark.parametrize("command", ["ablate", "accelerate"])
@@ -82,7 +100,7 @@ def test_heads_tested_on_the_samples_that_chose_them_are_warned_of(ranking: Path
     replace(cl.HeadScores.load(ranking), samples=("another", *cl.HeadScores.load(ranking).samples[1:])).save(
         tmp_path / "other.safetensors"
     )
-    arguments = ("ablate", "--data", "scenes=1", "--limit", "1", "--seed", sample_id.split("-")[2])
+    arguments = ("ablate", "--data", "scenes=1", "--limit", "1", "--top", "1", "--seed", sample_id.split("-")[2])
     ran = text_of(invoke_on_toy(*arguments, "--out", tmp_path / "run", "--scores", ranking))
     assert "Warning: 1 of 1 samples also chose the heads" in ran
     assert "also chose" not in text_of(
@@ -92,10 +110,38 @@ def test_heads_tested_on_the_samples_that_chose_them_are_warned_of(ranking: Path
 
 def test_controls_that_need_more_heads_than_there_are_are_named(ranking: Path, tmp_path: Path):
     # Without samples: the message comes before any work.
-    arguments = ("ablate", "--data", "scenes=0", "--out", tmp_path / "run", "--scores", ranking, "--top")
-    left_out = "Left out: next-ranked; random; random, same layers. There are too few heads"
-    assert left_out in text_of(invoke_on_toy(*arguments, "0.9"))
-    assert "Left out" not in text_of(invoke_on_toy(*arguments, "0.05"))
+    arguments = ("ablate", "--data", "scenes=0", "--out", tmp_path / "run", "--scores", ranking)
+    left_out = "Left out: next-ranked 90%; random 90%; random, same layers 90%. There are too few heads"
+    assert left_out in text_of(invoke_on_toy(*arguments, "--top", "0.9"))
+    assert "Left out" not in text_of(invoke_on_toy(*arguments, "--top", "0.05,1%"))
+    published = text_of(invoke_on_toy(*arguments))
+    assert "Doses: " not in published
+    assert "Left out: random, same layers" in published
+
+
+@pytest.mark.parametrize(("n_heads", "message"), [(48, "5, 10, 20 of the"), (20, "5, 10 of the"), (9, "none of the")])
+def test_published_doses_without_enough_others_are_left_out(n_heads: int, message: str, tmp_path: Path):
+    scores = cl.HeadScores(torch.rand(1, 1, n_heads), "mass", ("a",), "corelens/toy")
+    scores.save(tmp_path / "few.safetensors")
+    arguments = ("ablate", "--data", "scenes=0", "--out", tmp_path / "run", "--scores", tmp_path / "few.safetensors")
+    output = text_of(invoke_on_toy(*arguments))
+    assert f"Doses: {message} paper's 5, 10, 20, 30: of {n_heads} heads, as many others must be left" in output
+    assert ("give numbers of heads, such as 5" in output) == (n_heads == 9)
+
+
+@pytest.mark.parametrize("how", ["uniform", "uniform_all_keys"])
+def test_uniform_attention_by_numbers_of_heads(
+    how: Literal["uniform", "uniform_all_keys"], toy_model: HookedMLLM, ranking: Path, tmp_path: Path
+):
+    arguments = ("--data", "scenes=6", "--limit", 6, "--scores", ranking, "--top", "1,2", "--how", how)
+    result = json_of("ablate", *arguments, "--out", tmp_path / "run")
+    conditions, scores = result["data"]["scenes"]["conditions"], cl.HeadScores.load(ranking)
+    assert result["how"] == how
+    batches = list(cl.prepare_batches(toy_model, toy.scenes(6, seed=0), 1, "prepare"))
+    for n in (1, 2):
+        assert result["heads"][f"top {n}"] == [str(scores.top(n))]
+        expected = cl.evaluate(toy_model, batches, cl.ablate(scores.top(n), how), max_new_tokens=32).accuracy
+        assert_close(conditions[f"top {n}"]["accuracy"], expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +161,13 @@ def test_controls_that_need_more_heads_than_there_are_are_named(ranking: Path, t
         (("--scores", __file__), "holds no head scores"),
         (("--scores", str(Path(__file__).parent)), "is a folder; name one of its scores: none"),
         (("--scores", "RANKING", "--top", "97"), "n=97 means 97 of 96 heads"),
-        (("--scores", "RANKING", "--top", "0"), "fraction=0.0 is outside"),
+        (("--scores", "RANKING", "--top", "0"), "n=0 means 0 of 96 heads; it must be between 1 and 96"),
+        (("--scores", "RANKING", "--top", "1.0"), "'1.0' is neither a number of heads, such as 5, nor a share"),
+        (("--scores", "RANKING", "--top", "5,many"), "'many' is neither a number of heads"),
+        (
+            ("--scores", "RANKING", "--top", "5,5%"),
+            "give numbers of heads, such as 5, or shares, such as 0.05, not both",
+        ),
     ],
 )
 def test_mistakes_are_named_before_anything_is_written(

@@ -45,6 +45,8 @@ def test_the_command_compares_plans_and_goes_on_where_it_was(toy_model: HookedML
     core = summary["plans"]["core 5%"]
     assert core["full heads"] == round(5 / 96, 4)
     assert core["cache"] == resolved.bytes(summary["positions"] + 17)
+    assert core["stored cache"] == round(resolved.share_of_cache(summary["positions"]), 4) < 1
+    assert not core["full attention"]
     page = (tmp_path / "run/acceleration.html").read_text()
     assert "times fewer bytes of keys and values" in page
     accuracies = [100 * conditions[name]["accuracy"] for name in ("plain", "core 5%", "random 5%")]
@@ -58,11 +60,31 @@ def test_the_command_compares_plans_and_goes_on_where_it_was(toy_model: HookedML
     assert (tmp_path / "run/acceleration.html").read_text() == page
     shards = shards_of(tmp_path / "run")
     again = invoke_on_toy("accelerate", *options)
-    assert re.search(r"core 5% +\d.* [kM]B +\d\.\d\dx", again.output), again.output
+    share = f"{100 * core['stored cache']:.1f}"
+    assert re.search(rf"core 5% +\d.* 5\.2 +{share} +\d\.\d\dx +\d\.\d\dx", again.output), again.output
     assert "…" not in again.output
     assert shards_of(tmp_path / "run") == shards
     other = invoke_on_toy("accelerate", *options[:-2], "--text", "--out", tmp_path / "run")
     assert "holds another run: plans.none was" in text_of(other)
+
+
+def test_the_published_plan_is_full_attention_on_short_prompts_and_says_so(tmp_path: Path):
+    options = ["--data", "scenes=4", "--scores", ranking(tmp_path), "--plan", "published", "--heads", 5, "--heads", 20]
+    ran = invoke_on_toy("accelerate", *options, "--max-new-tokens", 2, "--out", tmp_path / "run")
+    assert ran.exit_code == 0, ran.output
+    assert "the first 512 and last 4096 tokens are all of the longest prompt, which has 7" in text_of(ran)
+    assert "Pass less, such as --plan corelens --sink" in text_of(ran)
+    assert "At this length every plan is full attention." in text_of(ran)
+    summary = json.loads((tmp_path / "run/acceleration.json").read_text())
+    assert {"core 5", "random 5", "core 20", "best groups 20", "visual tokens 20.8%"} <= summary["plans"].keys()
+    for name, n in (("core 5", 5), ("random, same layers 5", 5), ("bottom 20", 20)):
+        plan = summary["plans"][name]
+        assert (plan["full heads"], plan["stored cache"], plan["kept attention"]) == (round(n / 96, 4), 1, 1)
+        assert summary["data"]["scenes"]["conditions"][name]["change"] == 0
+    page = (tmp_path / "run/acceleration.html").read_text()
+    assert "every plan is full attention, and the table compares the model with itself" in page
+    assert "streaming in the prompt (first 4 and last 32 blocks of 128)" in page
+    assert "5.2 percent of heads and 100.0 percent of the cache" in page
 
 
 @pytest.mark.parametrize(("sink", "window", "said_so"), [(128, 2048, True), (4, 16, False)])
@@ -88,6 +110,10 @@ def test_mistakes_are_said_before_anything_is_written(tmp_path: Path):
         (*common, ranking(tmp_path), "--budget", 0): "0.0 is no share of heads",
         (*common, ranking(tmp_path), "--budget", 1.5): "1.5 is no share of heads",
         (*common, ranking(tmp_path), "--window", 0): "--window",
+        (*common, ranking(tmp_path), "--heads", 0): "--heads",
+        (*common, ranking(tmp_path), "--heads", 97): "97 heads of 96 cannot be chosen",
+        (*common, ranking(tmp_path), "--plan", "paper"): "--plan",
+        (*common, ranking(tmp_path), "--plan", "published", "--sink", 4): "the published plan has 4 and 32 blocks",
     }.items():
         ran = invoke_on_toy("accelerate", *options)
         assert ran.exit_code == 2, ran.output

@@ -9,6 +9,7 @@ import pytest
 import corelens as cl
 from corelens import HeadScores, HookedMLLM, agreement, toy
 from corelens.experiments.comparison import compare_rankings
+from corelens.experiments.published_comparison import compare_with_published
 from tests.helpers.cli import invoke, text_of
 
 
@@ -90,6 +91,33 @@ def test_mistakes_of_the_command_are_named(scanned: Path, tmp_path: Path):
         (scan, scan, "--top", 0): "outside (0, 1]",
         (scan, scan, "--top", 97): "of 96 heads; it must be between 1 and 96",
         (scan, other, "--json", tmp_path / "nowhere" / "x.json"): "cannot be written",
+    }.items():
+        ran = invoke("compare", *arguments)
+        assert ran.exit_code == 2, (arguments, ran.output)
+        assert message in text_of(ran), (arguments, ran.output)
+
+
+def test_printed_numbers_stand_beside_a_run(toy_model: HookedMLLM, tmp_path: Path):
+    run, file = tmp_path / "scan", tmp_path / "paper.json"
+    cl.scan_metrics(toy_model, {"refcocog": toy.scenes(2, seed=0), "vidstg": toy.scenes(2, seed=1)}, ["ram"], out=run)
+    ran = invoke("compare", run, "--published", "Qwen/Qwen3-VL-4B-Instruct", "--json", file)
+    assert ran.exit_code == 0, ran.output
+    summary = json.loads(file.read_text())
+    tables = compare_with_published(run, "Qwen3-VL-4B")
+    assert [table["where"] for table in summary["tables"]] == [table.where for table in tables]
+    assert summary["tables"][0]["numbers"][1] == tables[0].numbers[1]._asdict()
+    assert summary["paper"]["license"].startswith("CC BY 4.0")
+    text = text_of(ran)
+    assert "Rank correlation of the scores of two data sets (section 4.3, figure 5a); run: refcocog, vidstg" in text
+    assert "VidSTG and RefCOCOg 0.85" in text
+    assert "MMDocIR and VidSTG 0.88 -" in text
+    for arguments, message in {
+        (run,): "give either a list or run to compare with, or --published MODEL",
+        (run, run, "--published", "Qwen3-VL-4B"): "give either",
+        (run, "--published", "Qwen3-VL-4B", "--top", 5): "printed numbers are of their own numbers of heads",
+        (run, "--published", "gpt"): "'gpt' is not a model of the paper",
+        (run, "--published", "Qwen3-VL-4B", "--json", tmp_path / "no" / "x.json"): "cannot be written",
+        (tmp_path / "none", "--published", "Qwen3-VL-4B"): "there is no run",
     }.items():
         ran = invoke("compare", *arguments)
         assert ran.exit_code == 2, (arguments, ran.output)

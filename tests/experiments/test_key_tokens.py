@@ -17,8 +17,7 @@ from corelens.experiments.run_folder import RunFolder
 from tests.helpers import tiny_family
 from tests.helpers.questions import samples
 
-FAMILIES = ["qwen3_vl", "glm4v", "llava", "gemma4", "internvl", "idefics3", "paligemma"]
-"""Sliding windows (gemma4) and attention in both directions (paligemma) among them."""
+FAMILIES = ["qwen3_vl", "qwen2_5_vl", "llava", "gemma4", "internvl", "idefics3"]
 
 
 def build(name: str) -> HookedMLLM:

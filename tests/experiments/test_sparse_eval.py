@@ -10,14 +10,14 @@ from corelens import HookedMLLM, toy
 from corelens.experiments.sparse_eval import attention_recall, run_sparse_eval
 from corelens.heads import Head, HeadSet
 from corelens.interventions.token_pruning import TokenPruning
-from corelens.sparse import Full, HeadPlan, Off, Streaming, hybrid
+from corelens.sparse import Full, HeadPlan, Off, Streaming, StreamingBlocks, hybrid
 
 
 def test_attention_recall_is_that_of_a_loop(toy_model: HookedMLLM):
     samples = list(toy.scenes(2, seed=3))
     inputs = toy_model.prepare([sample.images for sample in samples], [sample.question for sample in samples])
     plans = [hybrid(HeadSet.parse("L1H3, L4H0"), 2, 9, granularity="query"), hybrid([], 0, 3, keep_text=True)]
-    plans += [HeadPlan({Head(0, 0): Off()}, Full())]
+    plans += [HeadPlan({Head(0, 0): Off()}, Full()), HeadPlan({Head(0, 0): Full()}, StreamingBlocks(1, 2, 8), "query")]
     _, cache = toy_model.run_with_cache(
         inputs, queries=inputs.tokens.last, names_filter=toy_model.attn_names("pattern")
     )
@@ -36,6 +36,10 @@ def test_attention_recall_is_that_of_a_loop(toy_model: HookedMLLM):
                         for k in real
                         if k >= n - rule.window or k in real[: rule.sink] or (rule.keep_text and not visual[k])
                     ]
+                    masses.append(sum(row[k].item() for k in visible))
+                elif isinstance(rule, StreamingBlocks):
+                    last = (len(real) - 1) // 8
+                    visible = [k for place, k in enumerate(real) if place // 8 < 1 or place // 8 > last - 2]
                     masses.append(sum(row[k].item() for k in visible))
                 else:
                     masses.append(float(isinstance(rule, Full)))

@@ -13,7 +13,7 @@ from transformers.masking_utils import sdpa_mask
 
 from corelens.heads import Head, HeadSet
 from corelens.hooks.attention import AttentionCall
-from corelens.sparse import Full, HeadPlan, Off, Streaming, apply
+from corelens.sparse import Full, HeadPlan, Off, Streaming, StreamingBlocks, apply
 from corelens.sparse.resolve import resolve
 from tests.helpers.tiny import PAD
 
@@ -74,6 +74,10 @@ def masked_attention(model: PreTrainedModel, plan: HeadPlan, text: Tensor | None
                 if rule.keep_text and text is not None:
                     retained |= torch.nn.functional.pad(text, (0, total))[:, :total]
                 visible[:, head] &= (q > p[:, None] - rule.window) | retained[:, None]
+            if isinstance(rule, StreamingBlocks) and n > 1:
+                key_block = (q - begin[:, None])[:, None] // rule.block
+                query_block = (p - begin[:, None])[:, :, None] // rule.block
+                visible[:, head] &= (key_block < rule.sink) | (query_block - key_block < rule.window)
         key, value = (repeat(t, "b kv k d -> b (kv group) k d", group=n_heads // t.shape[1]) for t in (key, value))
         scores = (query @ key.mT).float() * (query.shape[-1] ** -0.5 if scaling is None else scaling)
         pattern = scores.masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num(0)

@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 from corelens.sparse.attention import attend_by_plan
 from corelens.sparse.cache_layer import HeadSparseLayer
-from corelens.sparse.plan import Full, HeadRule, LayerPlan, Off, Streaming
+from corelens.sparse.plan import LayerPlan
+from corelens.sparse.rules import Full, HeadRule, Off, Streaming, StreamingBlocks
 
 
 class PlannedLayer(NamedTuple):
@@ -33,7 +34,8 @@ class PlannedLayer(NamedTuple):
     def plan(self, keep_text: bool | None = None) -> LayerPlan:
         # Not made while an example is drawn: the checks of types draw numbers of their own.
         streaming = Streaming(self.sink, self.window, self.keep_text if keep_text is None else keep_text)
-        rules = {"full": Full(), "streaming": streaming, "off": Off()}
+        blocks = StreamingBlocks(self.sink % 3, 1 + self.window % 4, 3)
+        rules = {"full": Full(), "streaming": streaming, "blocks": blocks, "off": Off()}
         return LayerPlan(tuple(rules[kind] for kind in self.kinds), self.n_kv_heads)
 
     def random_qkv(self, seed: int) -> list[Tensor]:
@@ -52,7 +54,7 @@ def planned_layers(draw: st.DrawFn) -> PlannedLayer:
     n_kv_heads, group = draw(st.sampled_from([(1, 1), (1, 4), (2, 1), (2, 2), (3, 2)]))
     sink, window, keep_text = draw(st.integers(0, 6)), draw(st.integers(1, 12)), draw(st.booleans())
     n_heads = n_kv_heads * group
-    kinds = draw(st.lists(st.sampled_from(["full", "streaming", "off"]), min_size=n_heads, max_size=n_heads))
+    kinds = draw(st.lists(st.sampled_from(["full", "streaming", "blocks", "off"]), min_size=n_heads, max_size=n_heads))
     length = draw(st.integers(1, 30))
     start = draw(st.lists(st.integers(0, length - 1), min_size=2, max_size=2))
     cuts = draw(st.lists(st.integers(1, 30), max_size=12))
@@ -76,7 +78,13 @@ def run_passes(
 
 
 def masked_attention_by_pairs(
-    query: Tensor, key: Tensor, value: Tensor, rules: tuple[HeadRule, ...], start: list[int], text: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rules: tuple[HeadRule, ...],
+    start: list[int],
+    text: Tensor | None = None,
+    generated: frozenset[int] = frozenset(),
 ) -> Tensor:
     """softmax(q k^T / sqrt(d) + mask) v in float64, with the mask of each head filled pair by pair by its rule."""
     batch, n_heads, length, _ = query.shape
@@ -91,6 +99,10 @@ def masked_attention_by_pairs(
                             is_text = keep_text and text is not None and bool(text[sample, q])
                             retained = q - start[sample] < sink or is_text
                             visible[sample, head, p, q] = retained or q > p - window
+                        case StreamingBlocks(sink, window, block):
+                            p_block, q_block = (p - start[sample]) // block, (q - start[sample]) // block
+                            near_or_first = q_block < sink or p_block - q_block < window
+                            visible[sample, head, p, q] = near_or_first or p in generated
                         case Full():
                             visible[sample, head, p, q] = True
     key, value = (repeat(t, "b kv position d -> b (kv group) position d", group=group).double() for t in (key, value))

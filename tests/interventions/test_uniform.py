@@ -108,7 +108,7 @@ def generated_logits(model: Any, inputs: dict[str, Tensor], **settings: Any) -> 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_keys_are_algorithm_2_on_eager_attention(family: str):
-    """In the prompt, and in decoding beyond sliding windows; without padding, whose rows fused attention leaves empty."""
+    """In the prompt, and in decoding beyond sliding windows; without padding, where fused attention is empty."""
     model, eager = HookedMLLM(tiny.build(family)), tiny.build(family, attention="eager")
     inputs = tiny.generation_inputs(family, tiny.batch(family, padded=False))
     with eager_algorithm_2(eager, HEADS):

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+import corelens as cl
+from corelens import HookedMLLM, toy
+from corelens.experiments.ablation import dose_conditions, run_ablation
 from corelens.experiments.conditions import read_conditions
 from corelens.experiments.run_folder import RunFolder
 from tests.helpers.reports import report_of, tables, text_of, titles
@@ -34,3 +37,17 @@ def test_the_report_of_an_ablation_holds_its_numbers(runs: Path):
     assert dict(heads)["random"] == "2 draws of 5 heads"
     assert dict(about)["how"] == "zero"
     assert titles(page) == ["Accuracy by heads removed"]
+
+
+def test_the_report_of_doses_draws_a_curve_of_every_data_set(toy_model: HookedMLLM, tmp_path: Path):
+    scores = cl.scan(toy_model, toy.scenes(4, seed=3))
+    datasets = {"scenes": list(toy.scenes(4, seed=0)), "copy": list(toy.texts(4, 0, "copy"))}
+    results = run_ablation(
+        toy_model, datasets, dose_conditions(scores, (2, 10), range(2)), "uniform_all_keys", out=tmp_path / "run"
+    )
+    page = report_of(tmp_path / "run", "ablation.html")
+    assert titles(page) == ["Accuracy without more and more heads"] * 2
+    top, random = (100 * sum(of) / len(of) for of in (results.accuracies(f"{k} 2", "copy") for k in ("top", "random")))
+    assert "With 2 heads ablated (top 2)" in text_of(page)
+    assert f"to {top:.1f} percent on copy; with as many random heads ablated, to" in text_of(page)
+    assert f"{random:.1f} on copy." in text_of(page)

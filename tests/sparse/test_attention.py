@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
+from transformers import DynamicCache
 
 import corelens as cl
 from corelens import HookedMLLM
 from corelens.heads import HeadSet
-from corelens.sparse import Full, HeadPlan, Off, TopBlocks, apply, hybrid
+from corelens.sparse import Full, HeadPlan, Off, StreamingBlocks, TopBlocks, apply, hybrid
 from corelens.sparse.plan import Granularity
 from tests.helpers.masked_generation import (
     SINK,
@@ -208,6 +209,54 @@ def test_heads_that_read_all_blocks_are_full_heads():
         expected = model(**inputs).logits[real]
         with apply(model, HeadPlan({}, TopBlocks(1.0))):
             assert_close(model(**inputs).logits[real], expected, rtol=1e-4, atol=5e-5)
+
+
+BLOCKS = StreamingBlocks(sink=1, window=2, block=4)
+
+
+def block_plan(model: Any, granularity: Granularity = "query") -> HeadPlan:
+    return HeadPlan(dict.fromkeys(core_heads(model), Full()), BLOCKS, granularity)
+
+
+@pytest.mark.parametrize("name", IN_DEPTH)
+def test_heads_that_stream_blocks_generate_as_under_masks(name: str):
+    model, inputs = build(name), generation_inputs(name, batch(name))
+    assert_same_generation(model, block_plan(model), inputs)
+    assert_same_generation(model, block_plan(model, "kv_group"), inputs, num_beams=3)
+
+
+@pytest.mark.parametrize("padding", [0, 3, 15])
+@pytest.mark.parametrize("chunk", [2, 8, 11])
+@pytest.mark.parametrize("name", ["qwen3_vl", "gemma3"])
+def test_heads_that_stream_blocks_read_prompts_in_chunks(name: str, chunk: int, padding: int):
+    model, inputs = build(name), random_texts(26, padding=padding)
+    plan = block_plan(model)
+    with masked_attention(model, plan):
+        expected_tokens, expected_logits, _ = generate(model, inputs)
+    _, stock_logits, _ = generate(model, inputs)
+    with apply(model, plan, force=True):
+        tokens, logits, _ = generate(model, inputs, prefill_chunk_size=chunk)
+    assert_close(tokens, expected_tokens, rtol=0, atol=0)
+    assert_close(logits, expected_logits, rtol=1e-4, atol=1e-4)
+    assert (logits - stock_logits).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "llava"])
+def test_heads_that_stream_blocks_decode_as_the_model_does(name: str):
+    """Steps from the cache that the plan filled are stock steps from the same keys and values."""
+    model, inputs = build(name), random_texts(26, padding=3)
+    with torch.no_grad(), apply(model, block_plan(model), force=True) as active:
+        cache = active.cache()
+        model(**inputs, past_key_values=cache)
+        assert cache.nbytes == 2 * active.plan.full_cache_bytes(26)
+        stock = DynamicCache(config=model.config)
+        for layer, cached in enumerate(cache.layers):
+            stock.update(*(tensor[:, :, :26].clone() for tensor in cached.full_cache), layer)
+        step = {"attention_mask": torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)}
+        step |= {"input_ids": inputs["input_ids"][:, :1]}
+        logits = model(**step, past_key_values=cache).logits
+    with torch.no_grad():
+        assert_close(logits, model(**step, past_key_values=stock).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_boolean_masks_are_followed_and_additive_masks_are_an_error():

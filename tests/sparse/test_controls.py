@@ -5,7 +5,7 @@ import torch
 
 from corelens.heads import Head
 from corelens.scores import HeadScores
-from corelens.sparse import Streaming, best_groups, best_layers, plans_and_controls
+from corelens.sparse import Streaming, StreamingBlocks, best_groups, best_layers, plans_and_controls
 
 
 def head_scores(values: list[list[float]]) -> HeadScores:
@@ -31,5 +31,12 @@ def test_budgets_are_spent_as_they_say():
     assert len(plans["core 100%"][0].rules) == 8
     small = plans_and_controls(scores, 2, Streaming(1, 4), [0.001, 0.0025])
     assert {"core 0.1%", "core 0.25%"} <= small.keys()
+    by_count = plans_and_controls(scores, 2, StreamingBlocks(), [2, 4], seeds=[0])
+    assert by_count["core 2"][0].rules == plans["core 25%"][0].rules
+    assert by_count["core 2"][0].default == StreamingBlocks()
+    assert by_count["best groups 4"][0].rules.keys() == set(best_groups(scores, 0.5, 2))
+    assert {len(by_count[f"{way} 4"][0].rules) for way in ("core", "random", "bottom", "whole layers")} == {4}
+    with pytest.raises(ValueError, match="n=9 means 9 of 8 heads"):
+        plans_and_controls(scores, 2, Streaming(1, 4), [9])
     with pytest.raises(ValueError, match=r"fraction=1\.5 is outside"):
         plans_and_controls(scores, 2, Streaming(1, 4), [1.5])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corelens.heads import Head, HeadSet
-from corelens.sparse import Full, HeadPlan, Off, Streaming, TopBlocks, hybrid
+from corelens.sparse import Full, HeadPlan, Off, Streaming, StreamingBlocks, TopBlocks, hybrid, published
 from corelens.sparse.plan import LayerPlan
 
 CORE = HeadSet.parse("L0H1, L2H3, L2H2")
@@ -25,6 +25,15 @@ def test_a_full_head_lifts_its_group_or_stays_alone():
     assert dense.full_kv_heads == (0, 1, 2, 3)
 
 
+def test_the_published_plan_lifts_no_head_and_stores_all_keys():
+    plan = published(CORE)
+    layer = plan.layer(0, 8, 4)
+    assert layer.rules == (StreamingBlocks(4, 32, 128), Full(), *[StreamingBlocks(4, 32, 128)] * 6)
+    assert (layer.full_kv_heads, layer.window_kv_heads, layer.streaming) == ((0, 1, 2, 3), (), None)
+    assert "all others streaming in the prompt (first 4 and last 32 blocks of 128)" in str(plan)
+    assert StreamingBlocks().in_tokens == Streaming(512, 4096)
+
+
 def test_a_group_follows_its_most_permissive_head_and_off_stays_off():
     rules = {Head(0, 0): Off(), Head(0, 1): TopBlocks(0.5), Head(0, 3): Full(), Head(0, 4): Off(), Head(0, 5): Off()}
     layer = HeadPlan(rules, Streaming(1, 4)).layer(0, 6, 3)
@@ -33,11 +42,12 @@ def test_a_group_follows_its_most_permissive_head_and_off_stays_off():
 
 
 @given(
-    st.lists(st.sampled_from(["full", "blocks", "streaming", "off"]), min_size=12, max_size=12),
+    st.lists(st.sampled_from(["full", "top", "blocks", "streaming", "off"]), min_size=12, max_size=12),
     st.sampled_from([1, 2, 3, 6, 12]),
 )
 def test_every_head_is_in_one_rule_group_and_reads_its_own_keys(kinds: list[str], n_kv_heads: int):
-    rules = {"full": Full(), "blocks": TopBlocks(0.9), "streaming": Streaming(2, 5), "off": Off()}
+    rules = {"full": Full(), "top": TopBlocks(0.9), "blocks": StreamingBlocks(1, 2, 3), "streaming": Streaming(2, 5)}
+    rules |= {"off": Off()}
     layer = LayerPlan(tuple(rules[kind] for kind in kinds), n_kv_heads)
     kv_head_of: dict[int, int] = {}
     for kv_heads, groups in (
@@ -56,6 +66,7 @@ def test_every_head_is_in_one_rule_group_and_reads_its_own_keys(kinds: list[str]
 @pytest.mark.parametrize("plan", [
     hybrid(CORE, 3, 9, keep_text=True, granularity="query", dense_layers=[1]),
     HeadPlan({Head(0, 1): Off(), Head(1, 0): TopBlocks(0.7)}, Full()),
+    published(CORE),
 ])  # fmt: skip
 def test_plans_are_saved_and_loaded_whole(plan: HeadPlan, tmp_path: Path):
     plan.save(tmp_path / "plan.json")
@@ -71,6 +82,8 @@ def test_what_is_no_plan_is_named(tmp_path: Path):
             HeadPlan.load(file)
     with pytest.raises(ValueError, match="sink >= 0 and window >= 1, and these are 4 and 0"):
         Streaming(4, 0)
+    with pytest.raises(ValueError, match="window >= 1 and block >= 1, and these are 4, 32 and 0"):
+        StreamingBlocks(block=0)
     with pytest.raises(ValueError, match=r"top_p must lie in \(0, 1\], and is 1.5"):
         TopBlocks(1.5)
     conflicting = HeadPlan({Head(0, 0): Streaming(1, 2), Head(0, 2): Streaming(1, 3)}, Off())

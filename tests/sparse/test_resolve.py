@@ -3,7 +3,7 @@
 import pytest
 
 from corelens.heads import Head, HeadSet
-from corelens.sparse import Full, HeadPlan, Streaming, TopBlocks, hybrid, resolve
+from corelens.sparse import Full, HeadPlan, Off, Streaming, StreamingBlocks, TopBlocks, hybrid, published, resolve
 from tests.helpers.tiny import build
 
 CORE = HeadSet.parse("L0H1, L2H3, L2H2")
@@ -19,6 +19,33 @@ def test_shares_and_bytes_of_a_plan_are_counted_by_hand():
     assert resolved.bytes(100) == (2 * 100 + 4 * 7) * position
     alone = resolve(hybrid(CORE, 2, 5, granularity="query"), model)
     assert (alone.share_of_full_heads, alone.bytes(100)) == (3 / 12, resolved.bytes(100))
+
+
+def test_a_plan_has_two_budgets_heads_and_cache():
+    model = build("qwen3_vl")  # 12 heads, 6 KV heads
+    own, papers = (resolve(plan, model) for plan in (hybrid(CORE, 2, 5, granularity="query"), published(CORE)))
+    assert (own.share_of_full_heads, papers.share_of_full_heads) == (3 / 12, 3 / 12)
+    assert (own.share_of_cache(100), papers.share_of_cache(100)) == ((2 * 100 + 4 * 7) / 600, 1)
+    assert str(papers) == "25.0% of query heads attend to everything, 100.0% of KV heads store all positions"
+    assert repr(own) == f"<ResolvedPlan of 3 layers: {own}>"
+    assert f"({228 / 600:.1%})" in own.summary(100)
+    assert (papers.shares.sink, papers.shares.window, papers.shares.full_kv_heads) == (512, 4096, 1)
+
+
+def test_a_plan_whose_sinks_and_window_cover_the_prompt_is_full_attention_and_says_so():
+    model = build("qwen3_vl")
+    for plan, longest in (
+        (hybrid(CORE, 2, 5), 7),
+        (published(CORE), 4608),
+        (HeadPlan({}, StreamingBlocks(1, 2, 3)), 9),
+    ):
+        resolved = resolve(plan, model)
+        assert [resolved.is_full(n) for n in (1, longest, longest + 1)] == [True, True, False]
+        assert resolved.summary(longest).endswith("and all heads attend to everything")
+        assert resolved.summary(longest + 1).endswith("%)")
+        assert [resolved.shares.prefill_share(n) < 1 for n in (longest, longest + 1)] == [False, True]
+    assert not resolve(HeadPlan({}, TopBlocks(1.0)), model).is_full(1)
+    assert not resolve(HeadPlan({Head(0, 0): Off()}, Full()), model).is_full(1)
 
 
 def test_heads_that_cannot_follow_a_rule_are_named():

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from corelens import HeadSet
 from corelens.experiments.ablation import AblationCurve
-from corelens.viz import ablation_curves, accuracy_bars, speed_against_accuracy
+from corelens.viz import ablation_curves, accuracy_bars, speed_against_accuracy, speed_by_length
 
 
 def ablation_curve() -> AblationCurve:
@@ -35,6 +36,17 @@ def test_ablation_curves_show_means_seeds_and_intervals():
     assert (interval.y[0], interval.y[3]) == pytest.approx((low, high), abs=1e-5)
 
 
+def test_ablation_curves_over_numbers_of_heads():
+    """And the line of nothing ablated."""
+    figure = ablation_curves(replace(ablation_curve(), doses=(5, 10), plain=0.9))
+    assert figure.layout.xaxis.title.text == "number of heads ablated"
+    assert (figure.layout.xaxis.type, figure.layout.xaxis.ticktext) == ("linear", ("5", "10"))
+    assert (figure.layout.shapes[0].y0, figure.layout.shapes[0].y1) == (0.9, 0.9)
+    shares = ablation_curves(ablation_curve()).layout
+    assert (shares.xaxis.title.text, shares.xaxis.ticktext) == ("share of heads ablated", ("10 %", "20 %"))
+    assert not shares.shapes
+
+
 def test_bars_are_means_and_dots_are_seeds():
     copy_accuracies = {"nothing": [0.9], "random": [0.9, 0.9]}
     bars, dots, *_ = accuracy_bars({"scenes": {"nothing": [1.0], "random": [0.5, 0.7]}, "copy": copy_accuracies}).data
@@ -47,6 +59,13 @@ def test_speed_and_accuracy_are_at_their_measured_values():
     line, plain = speed_against_accuracy({"sparse": {"half": (1.5, 0.9), "tenth": (2, 0.8)}}, 1).data
     assert (list(line.x), list(line.y), list(line.text)) == ([1.5, 2], [0.9, 0.8], ["half", "tenth"])
     assert (plain.x[0], plain.y[0]) == (1, 1)
+
+
+def test_speed_by_length_has_a_line_for_each_plan():
+    few, many = speed_by_length({"20 heads": {8192: 1, 131072: 2.5}, "250 heads": {8192: 0.9}}).data
+    assert (few.name, list(few.x), list(few.y)) == ("20 heads", [8192, 131072], [1, 2.5])
+    assert (list(many.x), list(many.y)) == ([8192], [0.9])
+    assert speed_by_length({"20 heads": {8192: 1, 1000: 2}}).layout.xaxis.ticktext == ("1,000", "8K")
 
 
 def test_a_setting_close_to_another_has_its_name_in_the_hover_text():
@@ -64,6 +83,7 @@ def test_a_setting_close_to_another_has_its_name_in_the_hover_text():
         (lambda: accuracy_bars({"a": {"b": [math.nan]}}), "a, b: nan"),
         (lambda: accuracy_bars({"a": {"b": []}}), "a, b: there is no accuracy"),
         (lambda: speed_against_accuracy({"a": {"b": (0, 1)}}, 1), "speed-up of 0"),
+        (lambda: speed_by_length({"a": {8: 1, 16: math.inf}}), "a, 16: a speed-up of inf"),
     ],
 )
 def test_errors_name_what_cannot_be_drawn(draw: Callable[[], object], message: str):

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from corelens import HeadScores, HeadSet, agreement
-from corelens.viz import depth_length_grid, head_map, overlap_matrix, patching_map
+from corelens.metrics import stable_heads
+from corelens.viz import binned_head_maps, depth_length_grid, head_map, overlap_matrix, patching_map, stable_head_map
 from corelens.viz.maps import AgreementMetric
-from tests.helpers.figures import head_scores
+from tests.helpers.figures import head_scores, panel_titles
 
 
 @pytest.fixture
@@ -34,6 +35,40 @@ def test_heads_that_do_not_exist_are_crossed_out_and_no_sign_is_lost():
     assert (heat.zmin, heat.zmax) == (-4, 4)
     assert np.isnan(heat.z[1, 0])
     assert (list(crosses.x), list(crosses.y)) == ([0], [1])
+
+
+def test_binned_maps_are_shares_of_the_highest_of_their_panel(scores: HeadScores):
+    other = head_scores(torch.tensor([[-1.0, 4.0], [math.nan, 2.0]]))
+    figure = binned_head_maps({"one": scores, "other": other})
+    one, two = figure.data
+    assert np.allclose(one.z, scores.per_head / scores.per_head.max())
+    assert np.array_equal(two.z, np.array([[0, 1], [math.nan, 0.5]], np.float32), equal_nan=True)
+    assert two.customdata[0, 0] == -1
+    assert panel_titles(figure)[:2] == ["one", "other"]
+    bins = figure.layout.coloraxis
+    assert list(bins.colorbar.ticktext) == ["0 to 0.2", "0.2 to 0.4", "0.4 to 0.6", "0.6 to 1"]
+    edges = [edge for edge, _ in bins.colorscale]
+    assert edges == [0, 0.2, 0.2, 0.4, 0.4, 0.6, 0.6, 1]
+    assert len({colour for _, colour in bins.colorscale}) == 4
+    assert (bins.cmin, bins.cmax) == (0, 1)
+
+
+def test_the_map_of_stable_heads_has_a_colour_for_every_count():
+    values = torch.rand(3, 3, 7, generator=torch.Generator().manual_seed(0))
+    values[:, 0, 0] = math.nan
+    stable = stable_heads(values)
+    figure = stable_head_map(stable)
+    (heat,) = figure.data
+    assert np.array_equal(heat.z, stable.matrix.numpy(), equal_nan=True)
+    assert list(heat.colorbar.tickvals) == [0, 1, 2, 3]
+    colours = [colour for _, colour in heat.colorscale]
+    assert len(set(colours)) == 4
+    # Every count lies in the middle of its colour.
+    edges = [edge for edge, _ in heat.colorscale]
+    for count in range(4):
+        place = (count - heat.zmin) / (heat.zmax - heat.zmin)
+        assert place == pytest.approx((edges[2 * count] + edges[2 * count + 1]) / 2)
+    assert f"In all 3: {stable.n_heads[3]} heads" in figure.layout.title.subtitle.text
 
 
 def test_the_overlap_matrix_holds_the_agreement_of_each_pair():
@@ -72,6 +107,8 @@ def test_the_patching_map_keeps_signs_and_places():
         (lambda: head_map(head_scores(torch.tensor([[1, math.inf]])), HeadSet(())), r"\[0, 1\] is infin"),
         (lambda: head_map(head_scores(torch.tensor([[1, math.nan]])), HeadSet.parse("L0H1")), "L0H1 cannot"),
         (lambda: overlap_matrix({"a": head_scores(torch.rand(1, 4))}), "two or more"),
+        (lambda: binned_head_maps({}), "no scores"),
+        (lambda: binned_head_maps({"a": head_scores(-torch.ones(1, 2))}), "a: no head has a positive score"),
         (
             lambda: overlap_matrix({"a": head_scores(torch.rand(1, 4)), "b": head_scores(torch.rand(2, 4))}, n=1),
             "same heads",

@@ -145,7 +145,7 @@ def flex_blocks(
     query: Float[Tensor, "batch head query d_head"],
     key: Float[Tensor, "batch kv_head query d_head"],
     value: Float[Tensor, "batch kv_head query d_head"],
-    blocks: Bool[Tensor, "batch head query_block key_block"],
+    blocks: Bool[Tensor, "#batch #head query_block key_block"],
     *,
     block: int,
     scaling: float,
@@ -166,7 +166,7 @@ def flex_blocks(
     n, row = query.shape[2], torch.arange(blocks.shape[2], device=query.device)
     diagonal = row == row[:, None]
 
-    def counts_and_indices(selected: Bool[Tensor, "batch head query_block key_block"]) -> tuple[Tensor, Tensor]:
+    def counts_and_indices(selected: Bool[Tensor, "#batch #head query_block key_block"]) -> tuple[Tensor, Tensor]:
         indices = selected.int().argsort(dim=-1, descending=True, stable=True).int()
         return selected.sum(-1, dtype=torch.int32), indices
 

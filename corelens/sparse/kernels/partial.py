@@ -41,6 +41,22 @@ def partial_attention(
     return eager_partial_attention(query, key, value, scaling, visible)
 
 
+def causal_attention(
+    query: Float[Tensor, "batch head query d_head"],
+    key: Float[Tensor, "batch kv_head query d_head"],
+    value: Float[Tensor, "batch kv_head query d_head"],
+    scaling: float,
+) -> PartialAttention:
+    """Attention of every query to the keys up to its own position, of as many, by the fastest kernel of the device."""
+    if has_varlen(query):
+        return varlen_attention(query, key, value, scaling)
+    if query.device.type == "cpu":
+        return flash_cpu(query, key, value, scaling, causal=True)
+    n = query.shape[2]
+    visible = torch.ones(1, 1, n, n, dtype=torch.bool, device=query.device).tril()
+    return eager_partial_attention(query, key, value, scaling, visible)
+
+
 def flash_cpu(
     query: Float[Tensor, "batch head query d_head"],
     key: Float[Tensor, "batch kv_head key d_head"],

@@ -61,6 +61,31 @@ def visible_streaming(
     return visible_full(query_position, key_position, start=start) & (near | retained[:, None, None])
 
 
+def near_or_first_blocks(
+    query_position: Int[Tensor, "query"],
+    key_position: Int[Tensor, "key"],
+    *,
+    sink: int,
+    window: int,
+    block: int,
+    start: Int[Tensor, "batch"] | None = None,
+) -> Bool[Tensor, "#batch 1 query key"]:
+    """Mask of the keys in the first blocks and in the last of each query, to which causality is still to be added.
+
+    Args:
+        query_position: Absolute positions of the queries.
+        key_position: Absolute positions of the keys, in any order.
+        sink: Number of first blocks.
+        window: Number of last blocks, that of the query included; at least 1.
+        block: Number of positions of a block, counted from the first real token of a row.
+        start: First real position of each left-padded row; None without padding.
+    """
+    begin = query_position.new_zeros(1) if start is None else start
+    query_block = (query_position - begin[:, None])[:, None, :, None] // block
+    key_block = (key_position - begin[:, None])[:, None, None] // block
+    return (key_block < sink) | (key_block > query_block - window)
+
+
 def check_shapes(
     query: Float[Tensor, "batch head query d_head"], key: Float[Tensor, "batch kv_head key d_head"]
 ) -> None:
