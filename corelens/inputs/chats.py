@@ -32,10 +32,10 @@ class Chat(NamedTuple):
         return self._of("video")
 
     @property
-    def texts(self) -> list["Text"]:
+    def texts(self) -> list["TextPart"]:
         """Texts of all messages, in order, with their roles."""
         return [
-            Text(part["text"], Role.SYSTEM if message["role"] == "system" else Role.CONTEXT, part.get("question", ""))
+            TextPart(part["text"], Role.SYSTEM if message["role"] == "system" else Role.CONTEXT, part.get("question", ""))
             for message in self.messages
             for part in message["content"]
             if part["type"] == "text"
@@ -45,7 +45,7 @@ class Chat(NamedTuple):
         return [part[kind] for message in self.messages for part in message["content"] if part["type"] == kind]
 
 
-class Text(NamedTuple):
+class TextPart(NamedTuple):
     """A text of a chat."""
 
     text: str
