@@ -35,7 +35,9 @@ class Chat(NamedTuple):
     def texts(self) -> list["TextPart"]:
         """Texts of all messages, in order, with their roles."""
         return [
-            TextPart(part["text"], Role.SYSTEM if message["role"] == "system" else Role.CONTEXT, part.get("question", ""))
+            TextPart(
+                part["text"], Role.SYSTEM if message["role"] == "system" else Role.CONTEXT, part.get("question", "")
+            )
             for message in self.messages
             for part in message["content"]
             if part["type"] == "text"
