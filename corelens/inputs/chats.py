@@ -239,3 +239,7 @@ def _load_part(
             raise ValueError(f"the chat names more {_PLURALS[kind]} than the {len(media[kind])} given.")
         source = remaining[kind].pop(0)
     return {"type": kind, kind: load_picture(source) if kind == "image" else load_clip(source, processor)}
+
+
+def _role(speaker: str) -> Role:
+    return Role.SYSTEM if speaker == "system" else Role.CONTEXT
