@@ -34,7 +34,7 @@ def _with_markers(sample: Sample) -> Sample:
     prompt = sample.prompt or (*range(n_media), sample.question + sample.instruction)
     parts: list[str | int] = []
     for part in prompt:
-        parts += [START, part, END] if part in marked else [part]
+        parts += [START, part, END] if isinstance(part, int) and part in marked else [part]
     return replace(sample, prompt=tuple(parts))
 
 

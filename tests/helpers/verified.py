@@ -27,7 +27,17 @@ from corelens.hf.support import TestedType, tested_types
 from corelens.inputs.token_geometry import SEGMENTS, VIDEO_SEGMENTS
 from corelens.metrics import PRESETS, Metric
 from corelens.scores import HeadScores
-from corelens.sparse.cost_model import DENSE, DEVICES, Shares, cache_bytes, decode_seconds, dimensions, prefill_seconds
+from corelens.sparse.cost_model import (
+    DENSE,
+    DEVICES,
+    Device,
+    Shares,
+    cache_bytes,
+    decode_seconds,
+    dimensions,
+    prefill_seconds,
+)
+from corelens.sparse.rules import StreamingBlocks
 from corelens.study.budget import FULL, planned_work
 from tests.helpers.architectures import ARCHITECTURES
 
@@ -120,6 +130,7 @@ def tables() -> dict[str, list[list[Any]]]:
             ),
         ],
         "computed": list(_computed()),
+        "published": list(_published()),
         "reproduction": list(_reproduction()),
         "claims": [["claim", "rule"], *([finding["claim"], finding["rule"]] for finding in studies()[0]["findings"])],
         "verdicts": list(_verdicts()),
@@ -189,6 +200,21 @@ def _computed() -> Iterator[list[str]]:
             share = f"{attention / (attention + linear):.0%}"
             cache = f"{dense:.2f} to {sparse:.2f} GB"
             yield [name, f"{n:,}", share, *(f"{gain:.2f}x" for gain in gains), cache]
+
+
+def _published() -> Iterator[list[str]]:
+    """Limits of the published plan's prefill: few and many of the kept heads of the paper's table 2."""
+    lengths = (8192, 16384, 32768, 65536, 131072)
+    yield ["model", "kept heads", "share", *(f"{n:,}" for n in lengths)]
+    kept = {"LLaVA-OneVision-7B": (20, 150), "Qwen3-VL-8B": (20, 250), "Qwen3-VL-32B": (50, 300)}
+    rule, rates = StreamingBlocks().in_tokens, Device(1.0, 1.0, 1.0)
+    for name, _, config, options in configs():
+        model = dimensions(config, **options)
+        for n_kept in kept.get(name, ()):
+            share = n_kept / (model.layers * model.heads)
+            plan = Shares(share, 1.0, rule.sink, rule.window)
+            gains = [prefill_seconds(model, DENSE, n, rates) / prefill_seconds(model, plan, n, rates) for n in lengths]
+            yield [name, str(n_kept), f"{share:.1%}", *(f"{gain:.2f}x" for gain in gains)]
 
 
 @cache
