@@ -232,7 +232,7 @@ def qwen3_vl_configs() -> dict[str, Any]:
 
 def _reproduction() -> Iterator[list[str]]:
     """Costs of the commands of docs/reproduce.md, by the cost model."""
-    yield ["model", "command", "passes", "answers", "memory", "H100s a model", "time on these", "on eight"]
+    yield ["model", "`scan`", "`ablate`", "`accelerate`", "`study`", "memory", "memory of the study"]
     h100, samples = DEVICES["H100"], [Sample("", "", "")] * 100
     for name, (pages, length, counts), config, options in configs():
         model, weights, text = dimensions(config, **options), 2 * parameters(config), config.get_text_config()
@@ -255,19 +255,20 @@ def _reproduction() -> Iterator[list[str]]:
             "accelerate": ((32_000,), 0, 0, 600 * n_plans, 600, 1),
             "study": ((400, 3600, 3000, 8000), study_passes, n_effects, study_answers, study_samples, 2),
         }
-        for command, (prompts, passes, parts, answers, tower_runs, copies) in steps.items():
-            memory = copies * weights + cache_bytes(model, DENSE, max(prompts))
-            gpus = -(-memory // 64e9)
+        times, memories = [], []
+        for prompts, passes, parts, answers, tower_runs, copies in steps.values():
+            memories.append(copies * weights + cache_bytes(model, DENSE, max(prompts)))
             hours = 0.0
             for n in prompts:
                 prefill = prefill_seconds(model, DENSE, n, h100)
                 tower = prefill_seconds(model, DENSE, n, h100, visual=0.9) - prefill
                 token = decode_seconds(model, DENSE, n, h100)
                 hours += (tower_runs * tower + (passes + answers) * prefill + (parts + 32 * answers) * token) / 3600
-            on_eight = _duration(hours / (8 // gpus)) if command == "scan" else "the same"
-            counts_of_all = [f"{len(prompts) * n:,.0f}" for n in (passes + parts, answers)]
-            memory_and_gpus = f"{memory / 1e9:.0f} GB", f"{gpus:.0f}"
-            yield [name, command, *counts_of_all, *memory_and_gpus, _duration(hours), on_eight]
+            times.append(_duration(hours))
+        needed = [
+            f"{memory / 1e9:.0f} GB, {-(-memory // 64e9):.0f} H100" for memory in (max(memories[:-1]), memories[-1])
+        ]
+        yield [name, *times, *needed]
 
 
 def _duration(hours: float) -> str:
