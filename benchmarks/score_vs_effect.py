@@ -23,8 +23,8 @@ from corelens.experiments.scan import scan_metrics
 from corelens.experiments.sweep import sweep
 
 METRICS = (
-    "ram", "write_ram", "answer_ram", "locos", "ram_question", "vera", "mmrethead", "sparsemm", "relative_attention",
-    "localization", "visual_share",
+    "ram", "ram_last", "vrh", "write_ram", "answer_ram", "locos", "vera", "mmrethead", "sparsemm", "relative_attention",
+    "localization", "vision_heads",
 )  # fmt: skip
 
 

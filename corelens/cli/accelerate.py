@@ -128,14 +128,14 @@ def _print_summary(summary: dict[str, Any], out: Path) -> None:
         console.print(f"\n{dataset}: {results['samples']} samples, accuracy in percent")
         table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))  # fits 80 columns
         table.add_column("plan", no_wrap=True)
-        for title in ("accuracy", "change", "recall", "% heads", "% cache", "prefill", "speed"):
+        for title in ("accuracy", "change", "recall", "% heads", "% cache", "speed"):
             table.add_column(title, justify="right", no_wrap=True)
         for condition, result in results["conditions"].items():
             plan = summary["plans"][condition]
             row = [f"{100 * result['accuracy']:.1f}", f"{100 * result['change']:+.1f}" if "change" in result else ""]
             if "cache" in plan:
                 row += [f"{plan['kept attention']:.2f}", f"{100 * plan['full heads']:.1f}"]
-                row += [f"{100 * plan['stored cache']:.1f}", f"{plan['prefill']:.2f}x", f"{plan['generation']:.2f}x"]
+                row += [f"{100 * plan['stored cache']:.1f}", f"{plan['generation']:.2f}x"]
             table.add_row(condition, *row)
         console.print(table)
     n = summary["positions"]
@@ -143,8 +143,8 @@ def _print_summary(summary: dict[str, Any], out: Path) -> None:
     console.print(
         f"% heads attend to everything, the others: {summary['other heads']}. % cache: keys and values of a prompt of "
         f"{n:,} positions that are stored. change: of accuracy, in points; acceleration.json has intervals. recall: "
-        "share of the last prompt token's attention on keys that heads keep. prefill, speed: for that prompt, and "
-        "with 256 generated tokens, compared with the unchanged model. "
+        "share of the last prompt token's attention on keys that heads keep. speed: for that prompt and 256 generated "
+        "tokens, compared with the unchanged model; acceleration.html has that of the prefill. "
         "Controls that need more heads than there are beside the best are left out."
         + (" At this length every plan is full attention." if same else ""),
         soft_wrap=True,

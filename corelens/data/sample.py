@@ -1,7 +1,7 @@
 """A question with its pictures or videos, its answer and its evidence: the common form of all data sets."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
@@ -113,18 +113,36 @@ class Sample:
             return self.question
         kinds = ["image"] * len(self.images) + ["video"] * len(self.videos)
         prompt = self.prompt or (*range(len(kinds)), self.question + self.instruction)
-        start, parts, position = self._question_start(prompt), [], 0
-        for part in prompt:
+        parts: list[dict[str, Any]] = []
+        for part, (start, end) in zip(prompt, self._question_spans(prompt), strict=True):
             if isinstance(part, int):
                 parts.append({"type": kinds[part]})
-                position += len(MEDIUM)
                 continue
             parts.append({"type": "text", "text": part})
-            question = part[max(0, start - position) : max(0, start + len(self.question) - position)]
-            if question.strip():
+            if question := part[start:end].strip():
                 parts[-1]["question"] = question
-            position += len(part)
         return [{"role": "user", "content": parts}]
+
+    def with_question(self, question: str) -> "Sample":
+        """Return the sample with another question in the place of its own, and all else as it is."""
+        spans = self._question_spans(self.prompt)
+        # A question with pictures in it has several parts.
+        last = max((index for index, (start, end) in enumerate(spans) if start < end), default=None)
+        parts = [
+            part if isinstance(part, int) else part[:start] + question * (index == last) + part[end:]
+            for index, (part, (start, end)) in enumerate(zip(self.prompt, spans, strict=True))
+        ]
+        return replace(self, question=question, prompt=tuple(part for part in parts if part != ""))
+
+    def _question_spans(self, prompt: tuple[str | int, ...]) -> list[tuple[int, int]]:
+        """Start and end of the question within each part of a prompt; both zero for media."""
+        start, position, spans = self._question_start(prompt), 0, []
+        for part in prompt:
+            length = len(part) if isinstance(part, str) else len(MEDIUM)
+            first, last = (min(max(at - position, 0), length) for at in (start, start + len(self.question)))
+            spans.append((first, last) if isinstance(part, str) else (0, 0))
+            position += length
+        return spans
 
     def _question_start(self, prompt: tuple[str | int, ...]) -> int:
         """Last place of the question with its instruction in a prompt; -1 if there is none."""

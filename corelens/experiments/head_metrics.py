@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -333,17 +333,7 @@ def _scoring_inputs(
 
 def _with_question(samples: Sequence[Sample], baseline: str) -> list[Sample]:
     """The samples with the question of a baseline in place of their own."""
-    question = OTHER_QUESTIONS[baseline]
-    return [
-        replace(
-            sample,
-            question=question,
-            prompt=tuple(
-                part.replace(sample.question, question) if isinstance(part, str) else part for part in sample.prompt
-            ),
-        )
-        for sample in samples
-    ]
+    return [sample.with_question(OTHER_QUESTIONS[baseline]) for sample in samples]
 
 
 @torch.no_grad()

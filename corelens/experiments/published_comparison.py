@@ -161,10 +161,13 @@ def _ablation_table(folder: RunFolder, model: str) -> ComparedTable:
         printed = row.get("accuracy", f"below {row.get('accuracy_below')}")
         numbers.append(ComparedNumber(f"top {n} heads" if n else "no head", printed, accuracy))
     missing = sorted(row["heads"] for row in rows if row["heads"] not in conditions)
-    note = f"Heads in this run: {folder.manifest['how']}; in the paper: even attention (algorithm 2)."
+    notes = []
+    if (method := folder.manifest["how"]) != "uniform_all_keys":
+        notes.append(f"The run ablates heads by {method}, the paper by uniform_all_keys (algorithm 2).")
     if missing:
-        note += f" It has top {', '.join(map(str, sorted(tops))) or 'none'}, and not {', '.join(map(str, missing))}."
-    return _table("ablation", dataset, numbers, note)
+        has = ", ".join(map(str, sorted(tops))) or "no"
+        notes.append(f"The run has {has} top heads, and not {', '.join(map(str, missing))}.")
+    return _table("ablation", dataset, numbers, " ".join(notes))
 
 
 def _acceleration_tables(folder: RunFolder, model: str) -> Iterator[ComparedTable]:
@@ -185,7 +188,7 @@ def _acceleration_tables(folder: RunFolder, model: str) -> Iterator[ComparedTabl
         numbers = []
         for index, row in enumerate(rows):
             name = plans.get(row["full_heads"]) if index else BASELINE
-            label = f"{row['full_heads']} full heads ({row['share']:g} %)" if index else "dense"
+            label = f"{row['full_heads']} full heads ({row['share']:g} %)" if index else "all heads full"
             accuracy = None if name is None else 100 * conditions[name]["accuracy"]
             numbers.append(ComparedNumber(f"{label}, accuracy", row["accuracy"], accuracy))
             if index and "prefill_speedup" in row:

@@ -159,7 +159,7 @@ def stable_head_map(stable: StableHeads) -> go.Figure:
     return apply_style(
         figure,
         "Number of data sets on which a head is in the top",
-        f"In all {n}: {in_all} heads; by chance, {by_chance:.2g}.",
+        f"Heads in the top of all {n}: {in_all}; by chance, {by_chance:.2g}.",
     )
 
 

@@ -61,7 +61,7 @@ def test_the_command_compares_plans_and_goes_on_where_it_was(toy_model: HookedML
     shards = shards_of(tmp_path / "run")
     again = invoke_on_toy("accelerate", *options)
     share = f"{100 * core['stored cache']:.1f}"
-    assert re.search(rf"core 5% +\d.* 5\.2 +{share} +\d\.\d\dx +\d\.\d\dx", again.output), again.output
+    assert re.search(rf"core 5% +\d.* 5\.2 +{share} +\d\.\d\dx", again.output), again.output
     assert "…" not in again.output
     assert shards_of(tmp_path / "run") == shards
     other = invoke_on_toy("accelerate", *options[:-2], "--text", "--out", tmp_path / "run")

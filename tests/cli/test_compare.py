@@ -16,18 +16,18 @@ from tests.helpers.cli import invoke, text_of
 @pytest.fixture(scope="module")
 def scanned(toy_model: HookedMLLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    cl.scan_metrics(toy_model, toy.scenes(6, seed=0), ["vera", "ram"], out=folder / "scan")
+    cl.scan_metrics(toy_model, toy.scenes(6, seed=0), ["vera", "ram_last"], out=folder / "scan")
     cl.run_sweep(toy_model, toy.scenes(2, seed=0), out=folder / "sweep")
     cl.run_sweep(toy_model, toy.scenes(2, seed=0), per="layer", out=folder / "layers")
     return folder
 
 
 def test_the_command_says_and_writes_the_comparison(scanned: Path, tmp_path: Path):
-    ram = cl.HeadScores.load(scanned / "scan" / "ram.safetensors")
+    ram = cl.HeadScores.load(scanned / "scan" / "ram_last.safetensors")
     listed = cl.HeadSet((*ram.top(3).heads, cl.Head(0, 0)))
     listed.save(tmp_path / "list.json")
     ran = invoke(
-        "compare", scanned / "scan", tmp_path / "list.json", "--metric", "ram", "--json", tmp_path / "both.json"
+        "compare", scanned / "scan", tmp_path / "list.json", "--metric", "ram_last", "--json", tmp_path / "both.json"
     )
     assert ran.exit_code == 0, ran.output
     expected = compare_rankings(ram, listed)
@@ -48,11 +48,19 @@ def test_runs_are_compared_with_runs(scanned: Path, tmp_path: Path):
     assert "5 (100%)" in text_of(with_itself)
     assert "metric vera" in text_of(with_itself)  # which was requested first
     ran = invoke(
-        "compare", scanned / "scan", scanned / "sweep", "--metric", "ram", "--top", 0.1, "--json", tmp_path / "two.json"
+        "compare",
+        scanned / "scan",
+        scanned / "sweep",
+        "--metric",
+        "ram_last",
+        "--top",
+        0.1,
+        "--json",
+        tmp_path / "two.json",
     )
     assert ran.exit_code == 0, ran.output
     summary = json.loads((tmp_path / "two.json").read_text())
-    files = [scanned / "scan" / "ram.safetensors", scanned / "sweep" / "sweep.safetensors"]
+    files = [scanned / "scan" / "ram_last.safetensors", scanned / "sweep" / "sweep.safetensors"]
     both = agreement(*map(HeadScores.load, files), n=0.1)
     assert (summary["top"], summary["jaccard"]) == (10, pytest.approx(both.jaccard, abs=1e-4))
     assert summary["rank correlation"]["spearman"] == pytest.approx(both.spearman, abs=1e-4)
@@ -85,7 +93,7 @@ def test_mistakes_of_the_command_are_named(scanned: Path, tmp_path: Path):
         (unwritten, other): "holds no scores of heads. Its work is 'scan'",
         (scanned / "layers", other): "holds no scores of heads. Its work is 'sweep'",
         (other, other): "holds no head scores",
-        (scan, other, "--metric", "entropy"): "holds no scores by 'entropy'; it has ram, vera",
+        (scan, other, "--metric", "entropy"): "holds no scores by 'entropy'; it has ram_last, vera",
         (scan, tmp_path / "none.json"): "none.json cannot be read",
         (scan, other, "--top", 3): "n=3 means 3 of 1 heads; it must be between 1 and 1",
         (scan, scan, "--top", 0): "outside (0, 1]",

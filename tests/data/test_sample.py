@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from corelens import HookedMLLM, scan
@@ -172,3 +174,20 @@ def test_a_picture_that_cannot_be_read_is_named_with_its_samples(model: HookedML
     sample = Sample("lost", "q?", "a", ("nowhere.png",))
     with pytest.raises(FileNotFoundError, match=r"samples lost to lost: there is no picture file 'nowhere\.png'"):
         list(prepare_batches(model, [sample], 1, "test"))
+
+
+@given(st.text("ab ", max_size=6), st.text("ab", min_size=1, max_size=3), st.text("ab ", max_size=6))
+def test_another_question_takes_the_place_of_the_last_occurrence_alone(before: str, question: str, instruction: str):
+    sample = Sample("s", question, "a", (picture(),), prompt=(before + "|", 0, before + question + instruction + "."))
+    sample = replace(sample, instruction=instruction + ".")
+    other = sample.with_question("?")
+    assert other.prompt == (before + "|", 0, before + "?" + instruction + ".")
+    assert (other.question, other.instruction) == ("?", sample.instruction)
+
+
+def test_another_question_in_the_place_of_one_with_pictures_in_it_keeps_the_pictures():
+    prompt = ("One ", 0, "\n\nHow often is ", 1, " there? Count.")
+    sample = Sample("s", "How often is <image> there?", "1", (picture(), picture()), (), (), " Count.", prompt)
+    assert [part.get("question") for part in sample.chat[0]["content"]] == [None, None, "How often is", None, "there?"]
+    assert sample.with_question("?").prompt == ("One ", 0, "\n\n", 1, "? Count.")
+    assert replace(sample, prompt=()).with_question("?").chat[0]["content"][-1]["text"] == "? Count."

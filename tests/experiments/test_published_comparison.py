@@ -82,8 +82,10 @@ def test_an_ablation_stands_beside_the_accuracies_by_number_of_heads(tmp_path: P
     assert numbers(table) == {
         "no head": (45.3, 75.0), "top 5 heads": (27.0, 25.0), "top 30 heads": ("below 7", None)
     }  # fmt: skip
-    assert "Heads in this run: zero" in table.note
-    assert table.note.endswith("It has top 5, and not 30.")
+    assert table.note == (
+        "The run ablates heads by zero, the paper by uniform_all_keys (algorithm 2). "
+        "The run has 5 top heads, and not 30."
+    )
 
 
 def test_an_acceleration_stands_beside_accuracies_and_speed_ups(tmp_path: Path):
@@ -98,7 +100,7 @@ def test_an_acceleration_stands_beside_accuracies_and_speed_ups(tmp_path: Path):
     (folder / "acceleration.json").write_text(json.dumps(summary))
     (table,) = compare_with_published(folder, "Qwen3-VL-8B")
     found = numbers(table)
-    assert found["dense, accuracy"] == (65.8, 70.0)
+    assert found["all heads full, accuracy"] == (65.8, 70.0)
     assert found["20 full heads (1.7 %), accuracy"] == (62.8, 60.0)
     assert found["20 full heads (1.7 %), prefill speed-up"] == (2.3, 1.5)
     assert found["30 full heads (2.6 %), accuracy"] == (64.0, None)

@@ -28,9 +28,18 @@ from corelens.hf.support import TestedType, tested_types
 from corelens.inputs.token_geometry import SEGMENTS, VIDEO_SEGMENTS
 from corelens.metrics import PRESETS, Metric
 from corelens.scores import HeadScores
-from corelens.sparse import Streaming
 from corelens.sparse.controls import plans_and_controls
-from corelens.sparse.cost_model import DENSE, DEVICES, Shares, cache_bytes, decode_seconds, dimensions, prefill_seconds
+from corelens.sparse.cost_model import (
+    DENSE,
+    DEVICES,
+    Device,
+    Shares,
+    cache_bytes,
+    decode_seconds,
+    dimensions,
+    prefill_seconds,
+)
+from corelens.sparse.rules import StreamingBlocks
 from corelens.study.budget import FULL, planned_work
 from corelens.study.run import PUBLISHED_COUNTS
 from tests.helpers.architectures import ARCHITECTURES
@@ -131,6 +140,7 @@ def tables() -> dict[str, list[list[Any]]]:
             ),
         ],
         "computed": list(_computed()),
+        "published": list(_published()),
         "reproduction": list(_reproduction()),
         "claims": [["claim", "rule"], *([finding["claim"], finding["rule"]] for finding in studies()[0]["findings"])],
         "verdicts": list(_verdicts()),
@@ -202,6 +212,21 @@ def _computed() -> Iterator[list[str]]:
             yield [name, f"{n:,}", share, *(f"{gain:.2f}x" for gain in gains), cache]
 
 
+def _published() -> Iterator[list[str]]:
+    """Limits of the published plan's prefill: few and many of the kept heads of the paper's table 2."""
+    lengths = (8192, 16384, 32768, 65536, 131072)
+    yield ["model", "kept heads", "share", *(f"{n:,}" for n in lengths)]
+    kept = {"LLaVA-OneVision-7B": (20, 150), "Qwen3-VL-8B": (20, 250), "Qwen3-VL-32B": (50, 300)}
+    rule, rates = StreamingBlocks().in_tokens, Device(1.0, 1.0, 1.0)
+    for name, _, config, options in configs():
+        model = dimensions(config, **options)
+        for n_kept in kept.get(name, ()):
+            share = n_kept / (model.layers * model.heads)
+            plan = Shares(share, 1.0, rule.sink, rule.window)
+            gains = [prefill_seconds(model, DENSE, n, rates) / prefill_seconds(model, plan, n, rates) for n in lengths]
+            yield [name, str(n_kept), f"{share:.1%}", *(f"{gain:.2f}x" for gain in gains)]
+
+
 @cache
 def qwen3_vl() -> dict[str, Any]:
     """Sizes of the three larger models."""
@@ -238,7 +263,9 @@ def _reproduction() -> Iterator[list[str]]:
         model, weights, text = dimensions(config, **options), 2 * parameters(config), config.get_text_config()
         scores = HeadScores(torch.rand(1, text.num_hidden_layers, text.num_attention_heads), "ram", ("a",))
         conditions = dose_conditions(scores, PUBLISHED_DOSES)
-        plans = plans_and_controls(scores, text.num_attention_heads // text.num_key_value_heads, Streaming(), counts)
+        plans = plans_and_controls(
+            scores, text.num_attention_heads // text.num_key_value_heads, StreamingBlocks(), counts
+        )
         n_plans = 1 + sum(map(len, plans.values())) + len(counts)
         study = planned_work(dict.fromkeys("abcd", samples), {"text": samples[:20]}, FULL, scores.n_heads)
         study_samples = sum(work.samples for work in study.values()) / 4 + 50

@@ -26,21 +26,30 @@ def test_necessity_needs_a_cost_that_neither_controls_nor_text_share():
     controls = {"plain": 0.9, "next-ranked": 0.9, "random": 0.9, "random, same layers": 0.9}
     needed = condition_results(**controls, top=0.1, top__text=0.9)
     mean = {"mean": needed}
-    assert necessity(needed, mean, ["copy"]).verdict == "supported"
+    doses = {"random 5": 0.9, "bottom 5": 0.9, "random 10": 0.9, "bottom 10": 0.9}
+    masked = condition_results(plain=0.9, **{"top 5": 0.9, "top 10": 0.1}, **doses)
+    assert necessity(needed, mean, masked, ["copy"]).verdict == "supported"
     text_lost = condition_results(**controls, top=0.1, top__text=0.1)
-    assert necessity(text_lost, mean, ["copy"]).verdict == "not supported"
+    assert necessity(text_lost, mean, masked, ["copy"]).verdict == "not supported"
     control_lost = condition_results(**controls | {"next-ranked": 0.1}, top=0.1, top__text=0.9)
-    assert necessity(control_lost, mean, ["copy"]).verdict == "not supported"
+    assert necessity(control_lost, mean, masked, ["copy"]).verdict == "not supported"
     nothing_lost = condition_results(plain=0.9, top=0.9)
-    assert necessity(needed, {"mean": nothing_lost}, ["copy"]).verdict == "not supported"
-    assert necessity(condition_results(plain=0.0, top=0.0), {}, []).verdict == "not supported"
+    assert necessity(needed, {"mean": nothing_lost}, masked, ["copy"]).verdict == "not supported"
+    assert necessity(condition_results(plain=0.0, top=0.0), {}, masked, []).verdict == "not supported"
     # A model that hardly answers has nothing to lose, and one that cannot read is no control.
     hardly_answers = condition_results(**dict.fromkeys(controls, 0.1), top=0.0)
-    assert necessity(hardly_answers, mean, ["copy"]).verdict == "not supported"
+    assert necessity(hardly_answers, mean, masked, ["copy"]).verdict == "not supported"
     cannot_read = condition_results(**controls, top=0.1, plain__text=0.0, top__text=0.0)
-    assert necessity(cannot_read, mean, ["copy"]).verdict == "not supported"
+    assert necessity(cannot_read, mean, masked, ["copy"]).verdict == "not supported"
+    # The paper's mask counts at its largest number of heads, and against random and bottom heads.
+    harmless_mask = condition_results(plain=0.9, **{"top 5": 0.1, "top 10": 0.9}, **doses)
+    assert necessity(needed, mean, harmless_mask, ["copy"]).verdict == "not supported"
+    for control in ("random 10", "bottom 10"):
+        control_masked = condition_results(plain=0.9, **{"top 5": 0.9, "top 10": 0.1}, **doses | {control: 0.1})
+        assert necessity(needed, mean, control_masked, ["copy"]).verdict == "not supported"
+    assert necessity(needed, mean, condition_results(plain=0.9), ["copy"]).verdict == "inconclusive"
     # A need that was not measured is not met.
     without_controls = condition_results(plain=0.9, top=0.1, top__text=0.9)
-    assert necessity(without_controls, mean, ["copy"]).verdict == "inconclusive"
-    assert necessity(needed, {}, ["copy"]).verdict == "inconclusive"
-    assert necessity(needed, mean, []).verdict == "inconclusive"
+    assert necessity(without_controls, mean, masked, ["copy"]).verdict == "inconclusive"
+    assert necessity(needed, {}, masked, ["copy"]).verdict == "inconclusive"
+    assert necessity(needed, mean, masked, []).verdict == "inconclusive"

@@ -68,7 +68,7 @@ def test_the_map_of_stable_heads_has_a_colour_for_every_count():
     for count in range(4):
         place = (count - heat.zmin) / (heat.zmax - heat.zmin)
         assert place == pytest.approx((edges[2 * count] + edges[2 * count + 1]) / 2)
-    assert f"In all 3: {stable.n_heads[3]} heads" in figure.layout.title.subtitle.text
+    assert f"Heads in the top of all 3: {stable.n_heads[3]};" in figure.layout.title.subtitle.text
 
 
 def test_the_overlap_matrix_holds_the_agreement_of_each_pair():
