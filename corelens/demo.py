@@ -26,7 +26,7 @@ SCAN_SEED, TEST_SEED = 1, 2
 FRACTION = 0.05
 BATCH_SIZE = 100
 
-BY_LAST_TOKEN = ", by the last token"
+BY_LAST_TOKEN = ", last token"
 """Ending of the conditions whose heads `ram_last` ranks, not `ram`."""
 
 Accuracies = dict[str, dict[str, list[float]]]

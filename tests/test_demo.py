@@ -28,17 +28,17 @@ def test_the_result_holds_every_number(small: Demo, tmp_path: Path):
         "random": 5,
         "random, same layers": 5,
         "bottom": 1,
-        "top, by the last token": 1,
-        "next-ranked, by the last token": 1,
-        "random, same layers, by the last token": 5,
-        "bottom, by the last token": 1,
+        "top, last token": 1,
+        "next-ranked, last token": 1,
+        "random, same layers, last token": 5,
+        "bottom, last token": 1,
     }
     for of_task in result["accuracy"].values():
         assert {condition: len(values) for condition, values in of_task.items()} == sets
         assert all(0 <= value <= 1 for values in of_task.values() for value in values)
     assert len(result["mean score"]) == len(result["mean score, last token"]) == 96
     assert result["heads"]["top"][0].split(", ") == list(result["mean score"])[:5]
-    assert result["heads"]["top, by the last token"][0].split(", ") == list(result["mean score, last token"])[:5]
+    assert result["heads"]["top, last token"][0].split(", ") == list(result["mean score, last token"])[:5]
     assert result["about"].startswith("A model organism")
     assert small.rows[0][0] == "nothing removed"
 
@@ -76,10 +76,10 @@ def test_expectations_are_read_off_the_numbers(drops: tuple[float, ...], held: l
     assert list(expectations(accuracies).values()) == held
     shared = ("nothing removed", "random")
     by_last_token = {
-        task: {name if name in shared else f"{name}, by the last token": values for name, values in conditions.items()}
+        task: {name if name in shared else f"{name}, last token": values for name, values in conditions.items()}
         for task, conditions in accuracies.items()
     }
-    assert list(expectations(by_last_token, ", by the last token").values()) == held
+    assert list(expectations(by_last_token, ", last token").values()) == held
 
 
 def test_the_command_line(small: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

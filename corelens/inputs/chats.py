@@ -32,10 +32,12 @@ class Chat(NamedTuple):
         return self._of("video")
 
     @property
-    def texts(self) -> list["Text"]:
+    def texts(self) -> list["TextPart"]:
         """Texts of all messages, in order, with their roles."""
         return [
-            Text(part["text"], Role.SYSTEM if message["role"] == "system" else Role.CONTEXT, part.get("question", ""))
+            TextPart(
+                part["text"], Role.SYSTEM if message["role"] == "system" else Role.CONTEXT, part.get("question", "")
+            )
             for message in self.messages
             for part in message["content"]
             if part["type"] == "text"
@@ -45,7 +47,7 @@ class Chat(NamedTuple):
         return [part[kind] for message in self.messages for part in message["content"] if part["type"] == kind]
 
 
-class Text(NamedTuple):
+class TextPart(NamedTuple):
     """A text of a chat."""
 
     text: str
@@ -237,3 +239,7 @@ def _load_part(
             raise ValueError(f"the chat names more {_PLURALS[kind]} than the {len(media[kind])} given.")
         source = remaining[kind].pop(0)
     return {"type": kind, kind: load_picture(source) if kind == "image" else load_clip(source, processor)}
+
+
+def _role(speaker: str) -> Role:
+    return Role.SYSTEM if speaker == "system" else Role.CONTEXT

@@ -43,7 +43,7 @@ def page(
         f"{len(top)} of {scores.n_heads} heads were chosen by their retrieval attention mass. With them ablated, the "
         f"model answers {accuracy['top']}% of questions about pictures instead of {accuracy['nothing removed']}%; with "
         f"as many random heads of the same layers ablated, {accuracy['random, same layers']}%. With those that the "
-        f"last token alone ranks highest ablated, it answers {accuracy['top, by the last token']}%.",
+        f"last token alone ranks highest ablated, it answers {accuracy['top, last token']}%.",
     )
     if result["about"]:
         report.text(result["about"])

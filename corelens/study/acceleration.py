@@ -80,8 +80,8 @@ def acceleration(
         measurements.append(difference(f"{change}, {dataset}", [dataset], BASELINE))
         if has_control:
             measurements.append(difference(f"{above}, {dataset}", [dataset], control))
-    for condition in published_results.conditions if published_results else ():
-        if condition != BASELINE:
+    if published_results is not None:
+        for condition in [name for name in published_results.conditions if name != BASELINE]:
             changes = sample_accuracies(published_results, datasets, condition, BASELINE)
             measurements.append(estimate_mean(f"{change}, published plan with {condition} heads", *changes, (-1, 1)))
     notes = [

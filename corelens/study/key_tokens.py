@@ -1,13 +1,12 @@
 """Key tokens: the evidence is among the tokens that the top heads attend to most."""
 
-import math
-
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from corelens.experiments.key_tokens import KeyTokens
+from corelens.heads import Head
 from corelens.metrics import hit_rate
 from corelens.study.verdict import Finding, Measurement, estimate
 
@@ -67,20 +66,15 @@ def key_token_finding(key_tokens: KeyTokens) -> Finding:
             rate("top"),
             rate("random"),
             rate("bottom"),
-            Measurement("hit rate of tokens drawn at random", *[chance.hits] * 3)
-            if math.isfinite(chance.hits)
-            else Measurement("hit rate of tokens drawn at random", math.nan, math.nan, math.nan),
             estimate(
                 f"evidence covered by the top {n}", lambda indices: covered("top", indices), strata, within=(0, 1)
             ),
         ),
-        (f"By chance, a single head covers {chance.ratio:.1%} of the evidence.",),
+        (f"By chance, a head covers {chance.ratio:.1%} of the evidence, and {chance.hits:.2%} of heads hit it.",),
     )
 
 
-def _ratios(
-    values: Float[Tensor, "sample layer head"], draws: list[list[tuple[int, int]]]
-) -> Float[Tensor, "sample draw_head"]:
+def _ratios(values: Float[Tensor, "sample layer head"], draws: list[list[Head]]) -> Float[Tensor, "sample draw_head"]:
     """Key token ratios of some heads."""
     heads = torch.tensor(draws).flatten(0, 1)
     return values[:, heads[:, 0], heads[:, 1]]

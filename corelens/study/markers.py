@@ -34,7 +34,8 @@ def _with_markers(sample: Sample) -> Sample:
     prompt = sample.prompt or (*range(n_media), sample.question + sample.instruction)
     parts: list[str | int] = []
     for part in prompt:
-        parts += [START, part, END] if isinstance(part, int) and part in marked else [part]
+        # Spaces, so that the marker is no part of a word before it.
+        parts += [f" {START} ", part, f" {END} "] if isinstance(part, int) and part in marked else [part]
     return replace(sample, prompt=tuple(parts))
 
 

@@ -16,8 +16,8 @@ from tests.helpers.cli import invoke_on_toy, json_of, text_of
 
 @pytest.fixture(scope="module")
 def ranking(toy_model: HookedMLLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("scores") / "ram.safetensors"
-    cl.scan(toy_model, toy.scenes(20, seed=5)).save(path)
+    path = tmp_path_factory.mktemp("scores") / "ram_last.safetensors"
+    cl.scan(toy_model, toy.scenes(20, seed=5), "ram_last").save(path)
     return path
 
 

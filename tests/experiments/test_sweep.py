@@ -129,7 +129,7 @@ def test_a_sweep_over_samples_ranks_heads(toy_model: HookedMLLM):
     result = sweep(toy_model, list(toy.scenes(6, seed=3)), batch_size=4, at_once=8)
     assert result.samples == tuple(sample.id for sample in toy.scenes(6, seed=3))
     scores = result.scores()
-    assert scores.metric == "drop in log prob"
+    assert scores.metric == "drop in log probability"
     assert scores.values.shape == (6, 6, 16)
     assert Head(3, 14) in scores.top(0.05)
 

@@ -23,10 +23,12 @@ import torch
 from transformers import AutoModelForImageTextToText, InternVLConfig, LlavaOnevisionConfig, Qwen3VLConfig
 
 from corelens.data import Sample
+from corelens.experiments.ablation import PUBLISHED_DOSES, dose_conditions
 from corelens.hf.support import TestedType, tested_types
 from corelens.inputs.token_geometry import SEGMENTS, VIDEO_SEGMENTS
 from corelens.metrics import PRESETS, Metric
 from corelens.scores import HeadScores
+from corelens.sparse.controls import plans_and_controls
 from corelens.sparse.cost_model import (
     DENSE,
     DEVICES,
@@ -39,11 +41,19 @@ from corelens.sparse.cost_model import (
 )
 from corelens.sparse.rules import StreamingBlocks
 from corelens.study.budget import FULL, planned_work
+from corelens.study.run import PUBLISHED_COUNTS
 from tests.helpers.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "corelens" / "hf" / "verified.json"
 PAGES = sorted(ROOT.glob("docs/*.md"))
+KEPT = {
+    "2B": (20, 30, 50, 100),
+    "8B": (20, 30, 50, 100, 150, 200, 250),
+    "32B": (50, 100, 150, 200, 250, 300),
+}
+"""Numbers of heads that attend to everything in docs/reproduce.md, by size."""
+
 CHECKS = {
     "test_unhooked_logits_are_bit_identical[": "unhooked",
     "test_patterns_are_those_of_eager_attention[plain": "eager",
@@ -219,14 +229,15 @@ def _published() -> Iterator[list[str]]:
 
 @cache
 def qwen3_vl() -> dict[str, Any]:
-    """Sizes of three models."""
-    return {name: dimensions(config) for name, config in qwen3_vl_configs().items()}
+    """Sizes of the three larger models."""
+    return {name: dimensions(config) for name, config in qwen3_vl_configs().items() if name != "2B"}
 
 
 def qwen3_vl_configs() -> dict[str, Any]:
     """Transformers' defaults, changed to the published configurations."""
     small_tower = dict(depth=24, hidden_size=1024, intermediate_size=4096)
     sizes = {
+        "2B": (2048, 6144, 28, 16, True, small_tower),
         "4B": (2560, 9728, 36, 32, True, small_tower),
         "8B": (4096, 12288, 36, 32, False, {}),
         "32B": (5120, 25600, 64, 64, False, {}),
@@ -246,45 +257,58 @@ def qwen3_vl_configs() -> dict[str, Any]:
 
 def _reproduction() -> Iterator[list[str]]:
     """Costs of the commands of docs/reproduce.md, by the cost model."""
-    yield ["model", "command", "passes", "answers", "memory", "H100s a model", "time on these", "on eight"]
-    h100, short, long = DEVICES["H100"], (400, 3600, 3000), {"all": (90_000, 32_000), "evidence": (3_000, 32_000)}
-    scores = HeadScores(torch.rand(1, 8, 8), "ram", ("a",))
-    n_ablated = 1 + sum(map(len, scores.controls(0.05).values()))
-    samples = [Sample("", "", "")] * 100
-    study = planned_work(dict.fromkeys("abc", samples), {"text": samples[:20]}, FULL).values()
-    study_work = [sum(work.total for work in study if work.answers is answers) / 3 for answers in (False, True)]
-    study_samples = sum(work.samples for work in study) / 3
-    for name, pages, config, options in configs():
-        model, weights = dimensions(config, **options), 2 * parameters(config)
-        # By command: prompts; passes, answers and runs of the vision tower for each; and copies of the weights.
+    yield ["model", "`scan`", "`ablate`", "`accelerate`", "`study`", "memory", "memory of the study"]
+    h100, samples = DEVICES["H100"], [Sample("", "", "")] * 100
+    for name, (pages, length, counts), config, options in configs():
+        model, weights, text = dimensions(config, **options), 2 * parameters(config), config.get_text_config()
+        scores = HeadScores(torch.rand(1, text.num_hidden_layers, text.num_attention_heads), "ram", ("a",))
+        conditions = dose_conditions(scores, PUBLISHED_DOSES)
+        plans = plans_and_controls(
+            scores, text.num_attention_heads // text.num_key_value_heads, StreamingBlocks(), counts
+        )
+        n_plans = 1 + sum(map(len, plans.values())) + len(counts)
+        study = planned_work(dict.fromkeys("abcd", samples), {"text": samples[:20]}, FULL, scores.n_heads)
+        study_samples = sum(work.samples for work in study.values()) / 4 + 50
+        n_effects = study.pop("effects").total / 4
+        study_passes, study_answers = (
+            sum(work.total for work in study.values() if work.answers is answers) / 4 for answers in (False, True)
+        )
+        study_answers += 50 * (1 + (1 + FULL.n_seeds) * sum(2 * n <= scores.n_heads for n in PUBLISHED_COUNTS))
+        # By command: prompts; passes, passes from the question on, answers and runs of the vision tower for each; and
+        # copies of the weights.
         steps = {
-            "scan": (short, 200, 0, 200, 1),
-            "ablate": (long[pages], 0, 200 * n_ablated, 200, 1),
-            "accelerate": (long[pages], 0, 100 * 26, 100, 1),
-            "study": (short, *study_work, study_samples, 2),
+            "scan": ((400, 3600, pages, length), 200, 0, 0, 200, 1),
+            "ablate": ((length,), 0, 0, 100 * (1 + sum(map(len, conditions.values()))), 100, 1),
+            "accelerate": ((32_000,), 0, 0, 600 * n_plans, 600, 1),
+            "study": ((400, 3600, 3000, 8000), study_passes, n_effects, study_answers, study_samples, 2),
         }
-        for command, (prompts, passes, answers, tower_runs, copies) in steps.items():
-            memory = copies * weights + cache_bytes(model, DENSE, max(prompts))
-            gpus = -(-memory // 64e9)
+        times, memories = [], []
+        for prompts, passes, parts, answers, tower_runs, copies in steps.values():
+            memories.append(copies * weights + cache_bytes(model, DENSE, max(prompts)))
             hours = 0.0
             for n in prompts:
                 prefill = prefill_seconds(model, DENSE, n, h100)
                 tower = prefill_seconds(model, DENSE, n, h100, visual=0.9) - prefill
-                decode = 32 * decode_seconds(model, DENSE, n, h100)
-                hours += (tower_runs * tower + (passes + answers) * prefill + answers * decode) / 3600
-            on_eight = _duration(hours / (8 // gpus)) if command == "scan" else "the same"
-            counts = [f"{len(prompts) * n:,.0f}" for n in (passes, answers)]
-            yield [name, command, *counts, f"{memory / 1e9:.0f} GB", f"{gpus:.0f}", _duration(hours), on_eight]
+                token = decode_seconds(model, DENSE, n, h100)
+                hours += (tower_runs * tower + (passes + answers) * prefill + (parts + 32 * answers) * token) / 3600
+            times.append(_duration(hours))
+        needed = [
+            f"{memory / 1e9:.0f} GB, {-(-memory // 64e9):.0f} H100" for memory in (max(memories[:-1]), memories[-1])
+        ]
+        yield [name, *times, *needed]
 
 
 def _duration(hours: float) -> str:
     return f"{hours:.2g} h" if hours >= 1 else f"{60 * hours:.2g} min" if hours >= 1 / 60 else f"{3600 * hours:.2g} s"
 
 
-def configs() -> Iterator[tuple[str, str, Any, dict[str, int]]]:
-    """Models of docs/reproduce.md: name, pages of documents, configuration, and numbers of patches."""
+def configs() -> Iterator[tuple[str, tuple[int, int, tuple[int, ...]], Any, dict[str, int]]]:
+    """Models of docs/reproduce.md: name, settings, configuration, and numbers of patches.
+
+    Settings: positions of a document's pages and of a prompt of MMLongBench, and the numbers of heads that are kept.
+    """
     for size, config in qwen3_vl_configs().items():
-        yield f"Qwen3-VL-{size}", "all", config, {}
+        yield f"Qwen3-VL-{size}", (90_000, 128_000, KEPT.get(size, KEPT["8B"])), config, {}
     qwen2 = dict(
         model_type="qwen2", hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
         num_key_value_heads=4, vocab_size=152128,
@@ -296,8 +320,9 @@ def configs() -> Iterator[tuple[str, str, Any, dict[str, int]]]:
     llava_patches: dict[str, int] = dict(patches_per_token=1, patches_per_picture=729)
     internvl_patches: dict[str, int] = dict(patches_per_token=4, patches_per_picture=1025)
     internvl = InternVLConfig(text_config=qwen3, tie_word_embeddings=False)
-    yield "LLaVA-OneVision-7B", "evidence", LlavaOnevisionConfig(text_config=qwen2), llava_patches
-    yield "InternVL3.5-8B", "evidence", internvl, internvl_patches
+    llava_counts = (20, 30, 50, 100, 150, 200)
+    yield "LLaVA-OneVision-7B", (3_000, 8_000, llava_counts), LlavaOnevisionConfig(text_config=qwen2), llava_patches
+    yield "InternVL3.5-8B", (3_000, 8_000, KEPT["8B"]), internvl, internvl_patches
 
 
 def parameters(config: Any) -> int:

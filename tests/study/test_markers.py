@@ -15,15 +15,15 @@ def test_markers_surround_the_pictures_with_evidence_and_leave_the_question_as_i
     interleaved = Sample("i", question, "1", pictures, (Evidence(media=0),), prompt=("copy", 0, "sum", 1, question))
     (scene,) = toy.scenes(1, 0)
     marked, marked_scene = with_markers([interleaved, scene])
-    assert marked.prompt == ("copy", START, 0, END, "sum", 1, question)
-    assert marked_scene.prompt == (START, 0, END, scene.question)
+    assert marked.prompt == ("copy", f" {START} ", 0, f" {END} ", "sum", 1, question)
+    assert marked_scene.prompt == (f" {START} ", 0, f" {END} ", scene.question)
     for sample, plain in ((marked, interleaved), (marked_scene, scene)):
         tokens, plain_tokens = (
             toy_model.prepare(list(version.images), version.chat).tokens for version in (sample, plain)
         )
         assert tokens.question.sum() == plain_tokens.question.sum()
         assert tokens.image.sum() == plain_tokens.image.sum()
-        assert tokens.role.shape[1] > plain_tokens.role.shape[1]
+        assert tokens.context.sum() == plain_tokens.context.sum() + 2
 
 
 @pytest.mark.usefixtures("few_draws")

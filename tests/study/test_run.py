@@ -29,15 +29,19 @@ def test_an_untrained_model_has_no_sparsity_no_division_and_nothing_to_lose(
     study = run_study(model, *study_samples(40), tmp_path, SMALL_BUDGET, max_new_tokens=2)
     verdicts = [finding.verdict for finding in study.findings]
     assert [verdicts[claim] for claim in (0, 2, 3)] == ["not supported"] * 3
-    assert "supported" not in verdicts
+    # Query tokens and markers are questions about any model's scores.
+    assert "supported" not in verdicts[:6]
 
 
 @pytest.mark.usefixtures("few_draws")
-def test_the_shipped_organism_is_sparse_and_needs_its_top_heads_and_the_study_resumes(
+def test_the_shipped_organism_is_sparse_and_its_top_heads_attend_to_the_evidence_and_the_study_resumes(
     toy_model: HookedMLLM, tmp_path: Path
 ):
     study = run_study(toy_model, *study_samples(32), tmp_path, SMALL_BUDGET, max_new_tokens=8)
-    assert (study.findings[0].verdict, study.findings[3].verdict) == ("supported", "supported")
+    verdicts = {finding.claim.partition(":")[0]: finding.verdict for finding in study.findings}
+    assert (verdicts["Sparsity"], verdicts["Key tokens"]) == ("supported", "supported")
+    # Its heads fetch at the last token.
+    assert verdicts["Query tokens"] == "not supported"
     summary = save(study, tmp_path, {"data": "scenes"})
     assert json.loads((tmp_path / "study.json").read_text()) == summary
     page = (tmp_path / "study.html").read_text()

@@ -26,8 +26,9 @@ def mlvu(source: str | PathLike[str] = "MLVU/MVLU", task: str = "needle") -> Sam
             is downloaded; request access first.
         task: plotQA, needle, ego, count, order, anomaly_reco and topic_reasoning are multiple-choice; sub_scene and
             summary are open, and the authors score them with a language model. `published` are the six of table 2 of
-            arXiv 2606.05843 one after the other: all multiple-choice tasks but anomaly_reco. The average printed there
-            is the mean of the accuracies of its tasks, which `corelens.data.tally_by` computes.
+            arXiv 2606.05843 in turns, so that the first n questions are spread over the tasks: all multiple-choice
+            tasks but anomaly_reco. The average printed there is the mean of the accuracies of its tasks, which
+            `corelens.data.tally_by` computes.
     """
     check_choice("task", task, ("published", *TASKS))
     tasks = PUBLISHED_TASKS if task == "published" else (task,)
@@ -40,11 +41,11 @@ def mlvu(source: str | PathLike[str] = "MLVU/MVLU", task: str = "needle") -> Sam
     rows = {task: read_rows(path) for task, path in files.items()}
 
     def read() -> Iterator[Row]:
-        for task, path in files.items():
-            videos = path.parent.parent / "video" / path.stem
-            for index, row in enumerate(rows[task]):
-                name = f"{task}-{index}"
-                yield name, partial(_sample, name, row, videos, task)
+        for index in range(max(map(len, rows.values()))):
+            for task, path in files.items():
+                if index < len(rows[task]):
+                    name, videos = f"{task}-{index}", path.parent.parent / "video" / path.stem
+                    yield name, partial(_sample, name, rows[task][index], videos, task)
 
     return Samples(f"MLVU {task}", read)
 
