@@ -112,7 +112,9 @@ class Explorer:
         with torch.no_grad():
             prompt = self.prompts.get(state)
             assert prompt is not None  # a sample has a question
-            values = self._passes.head_values(prompt, state)
+            # The picture shows the attention of one token, at first the last one.
+            shown = replace(state, metric="ram_last") if sample.evidence else state
+            values = self._passes.head_values(prompt, shown)
             assert values is not None  # its evidence is known, or not needed
         best = int(values.nan_to_num(-torch.inf).argmax())
         return replace(state, heads=(Head(*divmod(best, values.shape[1])),))

@@ -59,7 +59,7 @@ _ALL = (
     ),
     Metric(
         "ram_last",
-        "retrieval attention mass of the last token",
+        "attention mass of the last token",
         queries="last",
         source="Elastic Attention (arXiv 2601.17367), equation 9, on visual evidence: the last token of the prompt in "
         "place of the question's tokens.",

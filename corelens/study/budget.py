@@ -116,6 +116,7 @@ def planned_work(
     works = (
         PlannedWork("scan", n_scanned, 1, scan.SHARD_SIZE, answers=False),
         PlannedWork("untrained", n_scanned, 1, scan.SHARD_SIZE, answers=False),
+        PlannedWork("untrained-key-tokens", n_tested, 1, key_tokens.SHARD_SIZE, answers=False),
         PlannedWork("ablate", n_ablated, n_conditions, shard_size),
         PlannedWork("mask", n_tested, 1 + (2 + budget.n_seeds) * n_doses, shard_size),
         PlannedWork("key-tokens", n_tested, 1, key_tokens.SHARD_SIZE, answers=False),

@@ -16,9 +16,9 @@ N_HEADS = 15
 RULE = (
     "Heads are chosen on other samples. A head hits the evidence of a sample if half of it or more is among the 5 % of "
     "tokens that it attends to most from the question (appendix E.3). The top 15 heads hit at least twice as often as "
-    "random heads and as bottom heads; and the evidence that the top 15 cover together is at least what as many random "
-    "heads cover (appendix E.4). The paper prints hit rates (14 and 26 % against about 2 %) and shows no random heads: "
-    "the rule is corelens's own."
+    "random heads, as bottom heads and as the top 15 of an untrained model; and the evidence that the top 15 cover "
+    "together is at least what as many random heads cover (appendix E.4). The paper prints hit rates (14 and 26 % "
+    "against about 2 %) and shows no random heads: the rule is corelens's own."
 )
 
 
@@ -27,11 +27,12 @@ def n_compared(n_heads: int) -> int:
     return max(1, min(N_HEADS, n_heads // 4))
 
 
-def key_token_finding(key_tokens: KeyTokens) -> Finding:
+def key_token_finding(key_tokens: KeyTokens, untrained: KeyTokens) -> Finding:
     """Test whether the top heads attend most to the evidence.
 
     Args:
         key_tokens: Key tokens of samples on which heads were not chosen, along rankings `top`, `random` and `bottom`.
+        untrained: The same of a model of the same configuration with random weights, along its own ranking `top`.
     """
     n = n_compared(key_tokens.ratios.n_heads)
     values, strata = key_tokens.ratios.values, key_tokens.ratios.datasets or ("",) * len(key_tokens.ratios.values)
@@ -39,6 +40,11 @@ def key_token_finding(key_tokens: KeyTokens) -> Finding:
 
     def hits(kind: str, indices: np.ndarray) -> float:
         return float(hit_rate(ratios[kind][indices].flatten()))
+
+    untrained_ratios = _ratios(untrained.ratios.values, [list(untrained.rankings["top"][0])[:n]])
+
+    def hits_above_untrained(indices: np.ndarray) -> float:
+        return hits("top", indices) - 2 * float(hit_rate(untrained_ratios[indices % len(untrained_ratios)].flatten()))
 
     def covered(kind: str, indices: np.ndarray) -> float:
         return float(key_tokens.coverage[kind][indices, :, n - 1].mean())
@@ -57,6 +63,12 @@ def key_token_finding(key_tokens: KeyTokens) -> Finding:
         (
             hits_above("random"),
             hits_above("bottom"),
+            estimate(
+                f"hit rate of the top {n} less twice that of an untrained model's",
+                hits_above_untrained,
+                strata,
+                at_least=0.0,
+            ),
             estimate(
                 f"evidence covered by the top {n}, less that by random heads",
                 lambda indices: covered("top", indices) - covered("random", indices),

@@ -110,7 +110,15 @@ def run_study(
             return folder / name
 
         scores = scan_metrics(model, scanned, SCANNED_METRICS, out=begin("scan"))
-        untrained_scores = scan_metrics(untrained(model), scanned, ("ram", EXCESS), out=begin("untrained"))
+        untrained_model = untrained(model)
+        untrained_scores = scan_metrics(untrained_model, scanned, ("ram", EXCESS), out=begin("untrained"))
+        untrained_key_tokens = scan_key_tokens(
+            untrained_model,
+            tested,
+            {"top": [untrained_scores["ram"].top(n_compared(len(model.heads)))]},
+            out=begin("untrained-key-tokens"),
+        )
+        del untrained_model
         ram = scores["ram"]
         core = ram.top(TOP_SHARE)
 
@@ -176,7 +184,7 @@ def run_study(
         generality(ram, untrained_scores["ram"], compare_with or {}),
         division(ram, second, first["ram"].top(TOP_SHARE)),
         necessity(ablations, other_ablations, masked, texts),
-        key_token_finding(key_tokens),
+        key_token_finding(key_tokens, untrained_key_tokens),
         acceleration(sparse_results, timing, published_results),
         query_tokens(scores, query_ablations, ablations, effects),
         markers(ram, marked_ram, TOP_SHARE),

@@ -22,9 +22,11 @@ def key_tokens(top_ratio: float, random_ratio: float) -> KeyTokens:
 
 @pytest.mark.usefixtures("few_draws")
 def test_key_tokens_need_top_heads_that_hit_more_than_others():
-    finding = key_token_finding(key_tokens(0.75, 0.25))
+    untrained = key_tokens(0.25, 0.25)
+    finding = key_token_finding(key_tokens(0.75, 0.25), untrained)
     assert finding.verdict == "supported"
     values = {measurement.name: measurement.value for measurement in finding.measurements}
     assert (values["hit rate of 4 top heads"], values["hit rate of 4 random heads"]) == (1, 0)
-    assert key_token_finding(key_tokens(0.75, 0.5)).verdict == "not supported"
-    assert key_token_finding(key_tokens(0.25, 0.75)).verdict == "not supported"
+    assert key_token_finding(key_tokens(0.75, 0.5), untrained).verdict == "not supported"
+    assert key_token_finding(key_tokens(0.25, 0.75), untrained).verdict == "not supported"
+    assert key_token_finding(key_tokens(0.75, 0.25), key_tokens(0.75, 0.25)).verdict == "not supported"

@@ -34,23 +34,22 @@ def test_an_untrained_model_has_no_sparsity_no_division_and_nothing_to_lose(
 
 
 @pytest.mark.usefixtures("few_draws")
-def test_the_shipped_organism_is_sparse_and_its_top_heads_attend_to_the_evidence_and_the_study_resumes(
+def test_the_shipped_organism_is_sparse_and_fetches_at_the_last_token_and_the_study_resumes(
     toy_model: HookedMLLM, tmp_path: Path
 ):
     study = run_study(toy_model, *study_samples(32), tmp_path, SMALL_BUDGET, max_new_tokens=8)
     verdicts = {finding.claim.partition(":")[0]: finding.verdict for finding in study.findings}
-    assert (verdicts["Sparsity"], verdicts["Key tokens"]) == ("supported", "supported")
-    # Its heads fetch at the last token.
-    assert verdicts["Query tokens"] == "not supported"
+    assert (verdicts["Sparsity"], verdicts["Query tokens"]) == ("supported", "not supported")
     summary = save(study, tmp_path, {"data": "scenes"})
     assert json.loads((tmp_path / "study.json").read_text()) == summary
     page = (tmp_path / "study.html").read_text()
+    text = html.unescape(page)
     for finding in study.findings:
-        assert html.escape(finding.rule) in page
-        assert html.escape(finding.would_change) in page
-        assert f"<h2>{html.escape(finding.claim)}: {finding.verdict}</h2>" in page
+        assert finding.rule in text
+        assert finding.would_change in text
+        assert f"<h2>{finding.claim}: {finding.verdict}</h2>" in text
         for measurement in finding.measurements:
-            assert html.escape(measurement.name) in page
+            assert measurement.name in text
     (tmp_path / "study.html").unlink()
     assert write_report(tmp_path) == tmp_path / "study.html"
     assert (tmp_path / "study.html").read_text() == page
@@ -86,6 +85,6 @@ def test_all_but_some_heads_blinded_is_the_knock_out_of_the_others(toy_model: Ho
 def test_answers_that_cannot_be_scored_are_refused_before_any_work(toy_model: HookedMLLM, tmp_path: Path):
     pictures, texts = study_samples(4)
     with_boxes = {name: [replace(sample, scoring="box") for sample in dataset] for name, dataset in pictures.items()}
-    with pytest.raises(ValueError, match="say in which unit the model answers"):
+    with pytest.raises(ValueError, match="state the unit of the model's boxes"):
         run_study(toy_model, with_boxes, texts, tmp_path, SMALL_BUDGET)
     assert not any(tmp_path.iterdir())
