@@ -34,7 +34,7 @@ def compare(
     ] = None,
     as_json: Annotated[Path | None, typer.Option("--json", help="File for the numbers.")] = None,
 ) -> None:
-    """Compare the top heads of a run with a list or another run, or a run with what the paper prints.
+    """Compare a run with a list of heads, another run, or the paper.
 
     A list has the form of MMRetHeads, SparseMM or retrieval heads, or is one of names: ["L21H10", "L20H15"]. Printed
     numbers (arXiv 2606.05843) stand beside a scan of several data sets, an ablation or an acceleration.

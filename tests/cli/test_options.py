@@ -9,6 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from corelens.cli import app
+from corelens.cli.options import text_samples
 from corelens.data import score
 from corelens.data.synthetic.text import plain_text
 

@@ -63,10 +63,10 @@ def test_the_command_compares_two_data_sets_and_another_model_behind_one_bar(
     generality = json.loads((out / "study.json").read_text())["findings"][1]
     assert generality["verdict"] != "not supported"
     shared = generality["measurements"][0]  # by scenes, and scenes as pages of documents
-    assert (shared["name"], shared["value"] >= 0.6) == ("shared by top sets", True)
+    assert (shared["name"], shared["value"] >= 0.2) == ("shared by top sets", True)
     assert any(note.startswith("MMDocIR: only in its top set: ") for note in generality["notes"])
     page = (out / "study.html").read_text()
-    assert "top heads that are in the other" in page
+    assert "Rank correlation over all heads" in page
 
     speeds = (out / "speed.json").read_bytes()
     other = tmp_path_factory.mktemp("other")
@@ -87,10 +87,16 @@ def test_the_command_compares_two_data_sets_and_another_model_behind_one_bar(
     assert (out / "speed.json").read_bytes() != speeds
 
 
-def test_the_command_splits_data_sets_and_says_what_it_costs_before_it_starts(tmp_path: Path):
+def test_the_command_splits_data_sets_and_says_what_it_costs_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def stop(*args: object) -> None:
+        raise ValueError("stopped")
+
+    monkeypatch.setattr("corelens.study.budget.measure_throughput", stop)
     assert _separate(["scenes=8,mmlongbench=p,task=x", "charts=3"]) == ["scenes=8", "mmlongbench=p,task=x", "charts=3"]
     common = ["--out", tmp_path / "run", "--quick"]
-    result = run_command("--model", "corelens-tests/nothing", "--data", "scenes=8", *common)
+    result = run_command("--data", "scenes=8", *common)
     assert result.exit_code == 2
     assert "scan: 4 samples x 1 = 4 passes" in result.output
     for options, message in {
