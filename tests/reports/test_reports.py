@@ -68,6 +68,7 @@ def test_a_report_follows_the_screen_and_fits_it(runs: Path, width: int):
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme="light")
         errors: list[str] = []
+        page.set_default_timeout(120_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto((runs / "scan" / "scan.html").as_uri())
         colours = {}
