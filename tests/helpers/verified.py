@@ -261,7 +261,8 @@ def _reproduction() -> Iterator[list[str]]:
     h100, samples = DEVICES["H100"], [Sample("", "", "")] * 100
     for name, (pages, length, counts), config, options in configs():
         model, weights, text = dimensions(config, **options), 2 * parameters(config), config.get_text_config()
-        scores = HeadScores(torch.rand(1, text.num_hidden_layers, text.num_attention_heads), "ram", ("a",))
+        shape, generator = (1, text.num_hidden_layers, text.num_attention_heads), torch.Generator().manual_seed(0)
+        scores = HeadScores(torch.rand(shape, generator=generator), "ram", ("a",))
         conditions = dose_conditions(scores, PUBLISHED_DOSES)
         plans = plans_and_controls(
             scores, text.num_attention_heads // text.num_key_value_heads, StreamingBlocks(), counts
