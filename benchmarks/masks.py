@@ -1,4 +1,4 @@
-"""What three masks of the literature do to the same heads: zero output, and uniform attention in both its forms.
+"""Accuracy under three masks of the same heads: zero output, and uniform attention in both its forms.
 
 On scenes of digits, for the shipped models: accuracy with the top 5 and 10 heads masked, ranked by retrieval attention
 mass over the question's tokens (`ram`, the paper's) and from the last prompt token (`ram_last`), and with as many heads

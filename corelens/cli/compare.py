@@ -88,14 +88,10 @@ def _compare_with_paper(run: Path, published: str, metric: str | None, as_json: 
         for title in ("paper", "run"):
             columns.add_column(title, justify="right")
         for number in table.numbers:
-            columns.add_row(number.name, _number_text(number.printed), _number_text(number.measured))
+            columns.add_row(*number.texts)
         console.print(columns)
         if table.note:
             console.print(table.note, soft_wrap=True)
-
-
-def _number_text(number: float | int | str | None) -> str:
-    return "-" if number is None else number if isinstance(number, str) else f"{number:.3g}"
 
 
 def _write_json(path: Path | None, summary: Mapping[str, Any]) -> None:

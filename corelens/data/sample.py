@@ -107,14 +107,19 @@ class Sample:
         return [load_picture(picture) for picture in self.images]
 
     @property
+    def message(self) -> tuple[str | int, ...]:
+        """The whole user message: `prompt`, or media and then the question with its instruction."""
+        n_media = len(self.images) + len(self.videos)
+        return self.prompt or (*range(n_media), self.question + self.instruction)
+
+    @property
     def chat(self) -> str | list[dict[str, Any]]:
         """The question in the form that `HookedMLLM.prepare` takes."""
         if not self.prompt and not self.instruction:
             return self.question
         kinds = ["image"] * len(self.images) + ["video"] * len(self.videos)
-        prompt = self.prompt or (*range(len(kinds)), self.question + self.instruction)
         parts: list[dict[str, Any]] = []
-        for part, (start, end) in zip(prompt, self._question_spans(prompt), strict=True):
+        for part, (start, end) in zip(self.message, self._question_spans(self.message), strict=True):
             if isinstance(part, int):
                 parts.append({"type": kinds[part]})
                 continue

@@ -27,6 +27,15 @@ class ComparedNumber(NamedTuple):
     measured: float | int | str | None
     """None if the run did not measure it."""
 
+    @property
+    def texts(self) -> tuple[str, str, str]:
+        """Name, printed number and measured number, as tables show them."""
+        printed, measured = (
+            "-" if number is None else number if isinstance(number, str) else f"{number:.3g}"
+            for number in (self.printed, self.measured)
+        )
+        return self.name, printed, measured
+
 
 class ComparedTable(NamedTuple):
     """Numbers of one table or figure of the paper beside those of a run."""

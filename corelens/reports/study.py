@@ -138,7 +138,8 @@ def _add_published(report: Page, folder: Path, model: str) -> None:
     except ValueError:
         report.text("The paper has no numbers about this model.")
         return
-    for part in ("scan", "mask", "key-tokens", "published"):
+    # Prompts may have been too short for the paper's plan.
+    for part in ("scan", "mask", "key-tokens", *["published"] * (folder / "published").exists()):
         try:
             tables = compare_with_published(folder / part, model)
         except (OSError, ValueError) as cause:
@@ -146,8 +147,7 @@ def _add_published(report: Page, folder: Path, model: str) -> None:
             continue
         for table in tables:
             report.text(f"{table.where}: {table.of}, on {table.dataset}. {table.note}")
-            rows = [["" if number is None else str(number) for number in numbers] for numbers in table.numbers]
-            report.table(["", "paper", "this run"], rows)
+            report.table(["", "paper", "this run"], [number.texts for number in table.numbers])
 
 
 def _summaries(results: ConditionResults[Any]) -> dict[str, Any]:

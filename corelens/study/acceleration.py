@@ -2,18 +2,32 @@
 
 import json
 import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from corelens.data import Sample
 from corelens.experiments.conditions import BASELINE
 from corelens.experiments.run_folder import atomic_write_json
-from corelens.experiments.sparse_eval import Plans, SparseResults, Speed, measure_speeds
+from corelens.experiments.sparse_eval import (
+    Plans,
+    SparseResults,
+    Speed,
+    measure_speeds,
+    run_sparse_eval,
+    sparse_summary,
+)
 from corelens.inputs.prepare import PreparedInputs
 from corelens.model import HookedMLLM
 from corelens.progress import progress
+from corelens.scores import HeadScores
+from corelens.sparse import StreamingBlocks
+from corelens.sparse.controls import plans_and_controls
+from corelens.sparse.rules import describe_rule
 from corelens.study.verdict import (
     Finding,
     Measurement,
@@ -24,6 +38,9 @@ from corelens.study.verdict import (
 )
 
 PLAN = "core 5%"
+
+PUBLISHED_COUNTS = (20, 30, 50, 100, 150, 200)
+"""Numbers of heads that attend to everything in the paper's plans for models of 7 and 8 billion parameters."""
 
 RULE = (
     "With the top 5 % of heads attending to everything and all others to the first and last tokens, the prompt is read "
@@ -83,7 +100,7 @@ def acceleration(
     if published_results is not None:
         for condition in [name for name in published_results.conditions if name != BASELINE]:
             changes = sample_accuracies(published_results, datasets, condition, BASELINE)
-            measurements.append(estimate_mean(f"{change}, published plan with {condition} heads", *changes, (-1, 1)))
+            measurements.append(estimate_mean(f"{change}, published plan, {condition}", *changes, (-1, 1)))
     notes = [
         f"Speed is that of reading a prompt of {timing.positions:,} positions, the longest, on {timing.device}; "
         f"short prompts leave little to save, so that a claim about long ones can only be tested on long ones.",
@@ -95,6 +112,52 @@ def acceleration(
             "is full attention, and was not run."
         )
     return Finding("Acceleration: CoRe heads alone attend to everything", RULE, tuple(measurements), tuple(notes))
+
+
+def published_counts(n_positions: int, n_heads: int) -> tuple[int, ...]:
+    """Return the numbers of heads of the paper's plans that leave as many others in a model of so many heads.
+
+    None where the longest prompt has so few positions that these plans are full attention.
+    """
+    rule = StreamingBlocks().in_tokens
+    return tuple(n for n in PUBLISHED_COUNTS if 2 * n <= n_heads) if n_positions > rule.sink + rule.window else ()
+
+
+def run_published(
+    model: HookedMLLM,
+    samples: Mapping[str, Sequence[Sample]],
+    ranking: HeadScores,
+    counts: Sequence[int],
+    seeds: Sequence[int],
+    longest: PreparedInputs,
+    out: Path,
+    **options: Any,
+) -> SparseResults:
+    """Answer under the paper's plans and those of as many random heads, and keep accuracy and speed in a run folder.
+
+    Args:
+        model: The model.
+        samples: Questions with media, by data set.
+        ranking: Scores whose top heads attend to everything.
+        counts: As returned by `published_counts`.
+        seeds: Seeds of the random draws.
+        longest: The prompt whose speed is measured.
+        out: The run folder, as `corelens accelerate --plan published` writes it.
+        options: Further arguments of `run_sparse_eval`.
+    """
+    rule, group_size = StreamingBlocks(), model.cfg.n_heads // model.cfg.n_key_value_heads
+    plans = {
+        name: draws
+        for name, draws in plans_and_controls(ranking, group_size, rule, counts, seeds).items()
+        if name.rpartition(" ")[0] in ("core", "random")
+    }
+    results = run_sparse_eval(model, samples, plans, out=out, **options)
+    if not (file := out / "acceleration.json").exists():
+        speeds = measure_speeds(model, longest, results.conditions)
+        summary = {"model": ranking.model, "chosen by": f"{ranking.metric} of {ranking.model}"}
+        summary |= {"plan": "published", "other heads": describe_rule(rule)}
+        atomic_write_json(file, summary | sparse_summary(model, results, longest["input_ids"].shape[1], speeds))
+    return results
 
 
 def speed_up(timing: Timing, plan: str, at_least: float | None = None) -> Measurement:

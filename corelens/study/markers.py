@@ -30,10 +30,8 @@ def with_markers(samples: Iterable[Sample]) -> list[Sample]:
 
 def _with_markers(sample: Sample) -> Sample:
     marked = {region.media for region in sample.evidence}
-    n_media = len(sample.images) + len(sample.videos)
-    prompt = sample.prompt or (*range(n_media), sample.question + sample.instruction)
     parts: list[str | int] = []
-    for part in prompt:
+    for part in sample.message:
         # Spaces, so that the marker is no part of a word before it.
         parts += [f" {START} ", part, f" {END} "] if isinstance(part, int) and part in marked else [part]
     return replace(sample, prompt=tuple(parts))

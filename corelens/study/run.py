@@ -23,9 +23,9 @@ from corelens.heads import Head, HeadSet
 from corelens.model import HookedMLLM
 from corelens.progress import total_progress
 from corelens.scores import HeadScores
-from corelens.sparse import Streaming, StreamingBlocks, published
+from corelens.sparse import Streaming
 from corelens.sparse.controls import plans_and_controls
-from corelens.study.acceleration import Timing, acceleration, measure_timing
+from corelens.study.acceleration import Timing, acceleration, measure_timing, published_counts, run_published
 from corelens.study.budget import FULL, SCANNED_METRICS, StudyBudget, Texts, halves, planned_work
 from corelens.study.division import division
 from corelens.study.generality import TOP_SHARE, generality
@@ -55,7 +55,6 @@ class Study:
     blinded, and with the heads zeroed that other query tokens find."""
 
     key_tokens: KeyTokens
-
     sparse_results: SparseResults
     timing: Timing
     compared_models: Mapping[str, HeadScores]
@@ -98,9 +97,9 @@ def run_study(
     folder, works = Path(out), planned_work(samples, texts, budget, len(model.heads))
     scanned, tested = halves(samples)
     longest, seeds, doses = longest_prompt(model, tested), range(budget.n_seeds), budget.doses_of(len(model.heads))
-    rule = StreamingBlocks().in_tokens
-    is_long = longest["input_ids"].shape[1] > rule.sink + rule.window
-    n_published = 1 + (1 + budget.n_seeds) * len(PUBLISHED_COUNTS) if is_long else 0
+    n_positions = longest["input_ids"].shape[1]
+    counts = published_counts(n_positions, len(model.heads))
+    n_published = 1 + (1 + budget.n_seeds) * len(counts) if counts else 0
     total = sum(work.total for work in works.values()) + budget.n_rounds * budget.n_timed_plans
     total += n_published * works["accelerate"].samples
     with total_progress(total, "study", "pass") as bar:
@@ -124,11 +123,11 @@ def run_study(
 
         of_doses = dose_conditions(ram, doses, seeds) if doses else {}
         conditions = ram.controls(TOP_SHARE, seeds) | _of_kinds(of_doses, "top", "random")
-        ablate: Any = partial(run_ablation, model, max_new_tokens=max_new_tokens, box_unit=box_unit)
+        answers: dict[str, Any] = dict(max_new_tokens=max_new_tokens, box_unit=box_unit)
+        ablate: Any = partial(run_ablation, model, **answers)
         ablations = ablate({**tested, **texts}, conditions, out=begin("ablate"))
         masked = ablate(tested, _of_kinds(of_doses, "top", "random", "bottom"), "uniform_all_keys", out=begin("mask"))
-        n_ranked = max(n_compared(ram.n_heads), min(250, ram.n_heads))
-        key_tokens = scan_key_tokens(model, tested, rank_and_draw(ram, n_ranked, seeds), out=begin("key-tokens"))
+        key_tokens = scan_key_tokens(model, tested, rank_and_draw(ram, seeds=seeds), out=begin("key-tokens"))
         by_query_tokens = {f"{name} {dose}": [scores[name].top(dose)] for name in QUERY_TOKENS for dose in doses}
         query_ablations = ablate(tested, by_query_tokens, out=begin("query-tokens"))
         effects = run_sweep(
@@ -150,25 +149,13 @@ def run_study(
         other_ablations["sufficiency"] = ablate(tested, blinded, "blind", out=begin("blind"))
 
         group_size = model.cfg.n_heads // model.cfg.n_key_value_heads
-        default_rule = streaming(longest["input_ids"].shape[1])
-        plans = plans_and_controls(ram, group_size, default_rule, budget.kept_fractions, seeds)
-        sparse_results = run_sparse_eval(
-            model, tested, plans, max_new_tokens=max_new_tokens, box_unit=box_unit, out=begin("accelerate")
-        )
+        plans = plans_and_controls(ram, group_size, streaming(n_positions), budget.kept_fractions, seeds)
+        sparse_results = run_sparse_eval(model, tested, plans, out=begin("accelerate"), **answers)
         published_results = None
-        if is_long:
+        if counts:
             bar.begin("published", n_published)
-            sets = dose_conditions(ram, [n for n in PUBLISHED_COUNTS if 2 * n <= ram.n_heads], seeds)
-            published_results = run_sparse_eval(
-                model,
-                tested,
-                {
-                    name: [published(heads) for heads in draws]
-                    for name, draws in _of_kinds(sets, "top", "random").items()
-                },
-                max_new_tokens=max_new_tokens,
-                box_unit=box_unit,
-                out=folder / "published",
+            published_results = run_published(
+                model, tested, ram, counts, seeds, longest, folder / "published", **answers
             )
         timed_names = (
             "none",
@@ -226,10 +213,6 @@ def _top_and_random(scores: HeadScores, fraction: float, n_seeds: int) -> dict[s
     """The top heads and, if there are as many others, random ones."""
     controls = scores.controls(fraction, range(n_seeds))
     return {kind: controls[kind] for kind in ("top", "random") if kind in controls}
-
-
-PUBLISHED_COUNTS = (20, 30, 50, 100, 150, 200)
-"""Numbers of heads that attend to everything in the paper's plans for models of 7 and 8 billion parameters."""
 
 
 def _of_kinds(conditions: Mapping[str, list[HeadSet]], *kinds: str) -> dict[str, list[HeadSet]]:

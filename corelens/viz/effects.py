@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.colors import hex_to_rgb
 from scipy.stats import binomtest
 
 from corelens.experiments.ablation import AblationCurve
-from corelens.viz.style import QUIET, apply_style, colours
+from corelens.viz.style import QUIET, add_band, apply_style, colours
 
 
 def ablation_curves(curve: AblationCurve, n_samples: int | None = None) -> go.Figure:
@@ -38,17 +37,7 @@ def ablation_curves(curve: AblationCurve, n_samples: int | None = None) -> go.Fi
         x = [dose for dose, _ in doses]
         if bands := [band for _, seeds in doses if (band := _band(seeds, n_samples))]:
             low, high = zip(*bands, strict=True)
-            figure.add_scatter(
-                legendgroup=choice,
-                x=[*x, *x[::-1]],
-                y=[*low, *high[::-1]],
-                mode="lines",
-                fill="toself",
-                fillcolor="rgba({}, {}, {}, 0.18)".format(*hex_to_rgb(colour)),
-                line=dict(width=0),
-                showlegend=False,
-                hoverinfo="skip",
-            )
+            add_band(figure, choice, x, low, high, colour)
         figure.add_scatter(
             name=choice,
             legendgroup=choice,

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 
 import plotly.graph_objects as go
-from plotly.colors import hex_to_rgb
 
 from corelens.experiments.key_tokens import CoverageCurve, HitRate
-from corelens.viz.style import BLUE, QUIET, VERMILION, apply_style, colours
+from corelens.viz.style import BLUE, QUIET, VERMILION, add_band, apply_style, colours
 
 
 def hit_rate_bars(rates: Mapping[str, HitRate], n_heads: int = 15, threshold: float | int = 0.5) -> go.Figure:
@@ -74,17 +73,7 @@ def coverage_curves(curves: Mapping[str, CoverageCurve], chance: CoverageCurve) 
         raise ValueError("there are no curves to show; pass those that KeyTokens.curve returns, by name.")
     figure = go.Figure()
     for (name, curve), colour in zip(curves.items(), colours(len(curves)), strict=True):
-        figure.add_scatter(
-            legendgroup=name,
-            x=[*curve.n_heads, *curve.n_heads[::-1]],
-            y=[*curve.low, *curve.high[::-1]],
-            mode="lines",
-            fill="toself",
-            fillcolor="rgba({}, {}, {}, 0.18)".format(*hex_to_rgb(colour)),
-            line=dict(width=0),
-            showlegend=False,
-            hoverinfo="skip",
-        )
+        add_band(figure, name, curve.n_heads, curve.low, curve.high, colour)
         figure.add_scatter(
             name=name,
             legendgroup=name,

@@ -1,12 +1,14 @@
 """The style that all figures share, on white and on dark pages."""
 
 import textwrap
+from collections.abc import Iterable
 from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float32, Shaped
+from plotly.colors import hex_to_rgb
 from torch import Tensor
 
 BLUE, VERMILION, GREEN, PINK, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
@@ -79,6 +81,24 @@ def apply_style(figure: go.Figure, title: str, below: str = "") -> go.Figure:
         ),
     )
     return figure
+
+
+def add_band(
+    figure: go.Figure, name: str, x: Iterable[Any], low: Iterable[Any], high: Iterable[Any], colour: str
+) -> None:
+    """Add the band of a line, in its colour; the legend shows and hides both together."""
+    x, low, high = list(x), list(low), list(high)
+    figure.add_scatter(
+        legendgroup=name,
+        x=[*x, *x[::-1]],
+        y=[*low, *high[::-1]],
+        mode="lines",
+        fill="toself",
+        fillcolor="rgba({}, {}, {}, 0.18)".format(*hex_to_rgb(colour)),
+        line=dict(width=0),
+        showlegend=False,
+        hoverinfo="skip",
+    )
 
 
 def colour_bar(title: str) -> dict[str, Any]:

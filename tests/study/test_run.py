@@ -2,6 +2,7 @@
 
 import html
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from transformers import AutoModelForImageTextToText
 import corelens as cl
 from corelens import HookedMLLM, toy
 from corelens.reports import write_report
-from corelens.reports.study import save
+from corelens.reports.study import page, save
+from corelens.sparse import StreamingBlocks
 from corelens.study import run_study
+from corelens.study.acceleration import published_counts
 from corelens.study.run import untrained
 from tests.helpers.studies import SMALL_BUDGET, study_samples
 
@@ -42,8 +45,8 @@ def test_the_shipped_organism_is_sparse_and_fetches_at_the_last_token_and_the_st
     assert (verdicts["Sparsity"], verdicts["Query tokens"]) == ("supported", "not supported")
     summary = save(study, tmp_path, {"data": "scenes"})
     assert json.loads((tmp_path / "study.json").read_text()) == summary
-    page = (tmp_path / "study.html").read_text()
-    text = html.unescape(page)
+    written = (tmp_path / "study.html").read_text()
+    text = html.unescape(written)
     for finding in study.findings:
         assert finding.rule in text
         assert finding.would_change in text
@@ -52,7 +55,7 @@ def test_the_shipped_organism_is_sparse_and_fetches_at_the_last_token_and_the_st
             assert measurement.name in text
     (tmp_path / "study.html").unlink()
     assert write_report(tmp_path) == tmp_path / "study.html"
-    assert (tmp_path / "study.html").read_text() == page
+    assert (tmp_path / "study.html").read_text() == written
     modification_times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
     (tmp_path / "scan" / "parts" / "00000.parquet").unlink()
     resumed = run_study(toy_model, *study_samples(32), tmp_path, SMALL_BUDGET, max_new_tokens=8)
@@ -60,6 +63,39 @@ def test_the_shipped_organism_is_sparse_and_fetches_at_the_last_token_and_the_st
     assert [finding.to_json() for finding in resumed.findings] == [finding.to_json() for finding in study.findings]
     unchanged = [path for path, modified in modification_times.items() if path.stat().st_mtime_ns == modified]
     assert len(unchanged) == len(modification_times) - 1
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_the_papers_plan_runs_where_prompts_are_longer_than_what_it_keeps(
+    toy_model: HookedMLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    module = sys.modules[published_counts.__module__]  # the package has a function of the module's name
+    monkeypatch.setattr(module, "StreamingBlocks", lambda: StreamingBlocks(1, 2, 8))
+    monkeypatch.setattr(module, "PUBLISHED_COUNTS", (5, 50))
+    study = run_study(toy_model, *study_samples(4), tmp_path, SMALL_BUDGET, max_new_tokens=2)
+    summary = json.loads((tmp_path / "published" / "acceleration.json").read_text())
+    assert list(summary["plans"]) == ["plain", "core 5", "random 5"]  # 50 of 96 leave too few others
+    assert summary["plans"]["core 5"]["full heads"] == pytest.approx(5 / 96, abs=1e-4)
+    assert summary["plans"]["core 5"]["stored cache"] == 1
+    names = [measurement.name for measurement in study.findings[5].measurements]
+    for plan in ("core 5", "random 5"):
+        assert f"change of accuracy, published plan, {plan}" in names
+    save(study, tmp_path, {"data": "scenes"})
+    text = html.unescape((tmp_path / "study.html").read_text())
+    assert "The paper has no numbers about this model." in text
+    # As a model of the paper: of each part, what can be compared, or why nothing can.
+    study_json = tmp_path / "study.json"
+    study_json.write_text(json.dumps(json.loads(study_json.read_text()) | {"model": "Qwen/Qwen3-VL-4B-Instruct"}))
+    text = html.unescape(page(tmp_path).html())
+    for part in ("scan", "mask", "key-tokens", "published"):
+        assert f"{part}: the run is on few, many" in text or f"{part}: the paper prints nothing" in text
+
+
+def test_plans_of_the_paper_need_long_prompts_and_enough_heads():
+    assert published_counts(4608, 1152) == ()
+    assert published_counts(4609, 1152) == (20, 30, 50, 100, 150, 200)
+    assert published_counts(4609, 96) == (20, 30)
+    assert published_counts(4609, 39) == ()
 
 
 def test_an_untrained_model_is_the_same_every_time_and_leaves_chance_alone(toy_model: HookedMLLM):
