@@ -1,12 +1,16 @@
 """Fixtures. Nothing here imports corelens at module level: the shape checks must be in place first."""
 
 import importlib.util
+import os
 import sys
 from types import ModuleType
 from typing import Any
 
 import hypothesis
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a core for each process, not all for each
 
 if importlib.util.find_spec("torchvision"):
     try:

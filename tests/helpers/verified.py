@@ -41,7 +41,7 @@ from corelens.sparse.cost_model import (
 )
 from corelens.sparse.rules import StreamingBlocks
 from corelens.study.budget import FULL, planned_work
-from corelens.study.run import PUBLISHED_COUNTS
+from corelens.study.acceleration import PUBLISHED_COUNTS
 from tests.helpers.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).parents[2]
