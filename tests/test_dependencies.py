@@ -25,7 +25,7 @@ NOT_IMPORTED = {
     "ipywidgets": "tqdm's progress bars in notebooks",
     "nbformat": "plotly's figures in notebooks",
     "torchvision": "transformers' video processors",
-    **dict.fromkeys(("beartype", "nbmake", "nbstripout", "pyright", "ruff"), "tools"),
+    **dict.fromkeys(("beartype", "nbmake", "nbstripout", "pyright", "pytest-xdist", "ruff"), "tools"),
 }
 """Declared packages that no Python file imports by name, and why; fonts are found by entry points."""
 

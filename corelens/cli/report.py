@@ -10,7 +10,9 @@ def report(
     run: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN", help="Folder of a finished scan, sweep, ablate, accelerate or study.", show_default=False
+            metavar="RUN",
+            help="Folder of a finished scan, sweep, ablate, accelerate or study, or scan of key tokens.",
+            show_default=False,
         ),
     ],
 ) -> None:

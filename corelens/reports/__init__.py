@@ -8,11 +8,12 @@ from corelens.errors import optional_import
 from corelens.experiments.run_folder import RunFolder, atomic_write
 
 with optional_import("app"):
-    from corelens.reports import ablation, scan, sparse_eval, study, sweep
+    from corelens.reports import ablation, key_tokens, scan, sparse_eval, study, sweep
     from corelens.reports.page import Page
 
 PAGES: dict[str, tuple[str, Callable[[RunFolder], Page]]] = {
     "scan": ("scan.html", scan.page),
+    "key-tokens": ("key_tokens.html", key_tokens.page),
     "sweep": ("sweep.html", sweep.page),
     "ablate": ("ablation.html", ablation.page),
     "accelerate": ("acceleration.html", sparse_eval.page),
@@ -24,7 +25,7 @@ def write_report(folder: str | PathLike[str]) -> Path:
     """Write the report of a finished run into its folder, and return its path.
 
     Args:
-        folder: Folder of a scan, sweep, ablation, acceleration or study.
+        folder: Folder of a scan, sweep, ablation, acceleration, study, or scan of key tokens.
 
     Raises:
         ValueError: If it holds no such run, or an unfinished one.

@@ -8,7 +8,7 @@ from corelens.reports.page import Page
 
 _SHOWN_ELSEWHERE = {
     "work", "model", "revision", "weights", "dtype", "heads", "versions", "data sets", "samples", "samples sha256",
-    "samples a part", "measures", "conditions", "plans",
+    "samples a part", "measures", "conditions", "plans", "rankings",
 }  # fmt: skip
 
 

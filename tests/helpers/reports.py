@@ -31,7 +31,7 @@ def titles(page: str) -> list[str]:
 def report_of(folder: Path, file: str) -> str:
     """Write the report of a run by the command, and return its HTML."""
     result = invoke("report", folder)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, result.output or repr(result.exception)
     assert "".join(result.output.split()) == f"Report:{folder / file}"
     page = (folder / file).read_text()
     assert "<script src" not in page

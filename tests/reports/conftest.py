@@ -8,9 +8,10 @@ import pytest
 
 @pytest.fixture(scope="package")
 def runs(toy_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished scan, ablation and sweep."""
+    """A finished scan, ablation, sweep and scan of key tokens."""
     import corelens as cl
     from corelens import toy
+    from corelens.experiments.key_tokens import rank_and_draw, scan_key_tokens
     from tests.helpers.cli import invoke
 
     folder = tmp_path_factory.mktemp("runs")
@@ -20,6 +21,12 @@ def runs(toy_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     conditions = scores["ram"].controls(0.05, range(2))
     cl.run_ablation(
         toy_model, {"many": datasets["many"], "copy": texts}, conditions, max_new_tokens=4, out=folder / "ablate"
+    )
+    scan_key_tokens(
+        toy_model,
+        {name: data[:4] for name, data in datasets.items()},
+        rank_and_draw(scores["ram"], 4),
+        out=folder / "key-tokens",
     )
     result = invoke("sweep", "--model", "corelens/toy", "--data", "scenes=2", "--out", folder / "sweep")
     assert result.exit_code == 0, result.output
