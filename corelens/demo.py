@@ -1,8 +1,14 @@
-"""The whole argument on one page: find the heads that attend to the visual evidence, ablate them, ablate controls."""
+"""The whole argument on one page: find the heads of each task, ablate them in both tasks, and compare with controls.
+
+Scenes ask two things: a digit or a colour. Heads are found by the questions of one task, and ablated in both: what is
+needed for one task alone is no damage to the model in general. What a set costs is compared with what random heads cost
+that write as much.
+"""
 
 import json
 import platform
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from corelens import toy
+from corelens.data import Sample
 from corelens.experiments.ablation import run_ablation
 from corelens.experiments.conditions import BASELINE
+from corelens.experiments.controls import write_matched_random
 from corelens.experiments.scan import scan_metrics
 from corelens.heads import HeadSet
 from corelens.hf.loading import SHIPPED
@@ -21,16 +29,27 @@ from corelens.reports import demo as report
 from corelens.reports.page import Page
 from corelens.scores import HeadScores
 
-SEEDS = range(5)
 SCAN_SEED, TEST_SEED = 1, 2
-FRACTION = 0.05
+FRACTION = 0.1
 BATCH_SIZE = 100
 
-BY_LAST_TOKEN = ", last token"
-"""Ending of the conditions whose heads `ram_last` ranks, not `ram`."""
+METRICS = ("ram", "ram_last")
+"""Metrics that rank heads: the paper's, by the question's tokens, and that of the last token of the prompt."""
+
+WRITE_NORM = "question_write_norm"
+"""Metric by which control heads are matched."""
+
+TASKS = ("digit", "colour")
+"""What a scene's question asks for."""
+
+NOTHING = "nothing ablated"
+TOP, NEXT, MATCHED = "top", "next-ranked", "write-matched"
+
+Conditions = Mapping[str, Sequence[HeadSet]]
+"""By condition: one set of heads, or several draws."""
 
 Accuracies = dict[str, dict[str, list[float]]]
-"""By task, then condition: one accuracy per set of heads, i.e. per seed."""
+"""By questions, then condition: one accuracy per set of heads, i.e. per draw."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +64,7 @@ class Demo:
 
     @property
     def rows(self) -> list[list[str]]:
-        """One row per condition: accuracy by task, and the ablated heads."""
+        """One row per condition: accuracy by questions."""
         return _rows(self.result)
 
     def save(self, folder: Path) -> None:
@@ -55,116 +74,154 @@ class Demo:
         (folder / "demo.json").write_text(json.dumps(self.result, indent=1), encoding="utf-8")
 
 
-def run_demo(name: str = "corelens/toy", n_scanned: int = 200, n_tested: int = 500, n_texts: int = 100) -> Demo:
-    """Scan scenes, ablate the top heads and their controls on other scenes, and report.
+def run_demo(
+    name: str = "corelens/toy-worlds",
+    n_scanned: int = 200,
+    n_tested: int = 200,
+    n_texts: int = 100,
+    n_draws: int = 30,
+) -> Demo:
+    """Scan scenes by task, ablate the top heads of each task and their controls on other scenes, and report.
 
     Heads are ranked by the paper's retrieval attention mass (`ram`), and beside it by that of the last token alone.
 
     Args:
         name: A model that comes with corelens, or the folder of one that `training.train` made.
-        n_scanned: Scenes whose retrieval attention mass ranks the heads.
-        n_tested: Other scenes, on which every set of heads is ablated.
+        n_scanned: Scenes whose scores rank the heads, of both tasks together.
+        n_tested: Other scenes, on which sets of heads are ablated.
         n_texts: Questions of every text-only task, the control for "cannot answer".
+        n_draws: Draws of write-matched heads for each set.
     """
     start = time.monotonic()
     model = HookedMLLM.from_pretrained(name)
-    scanned = list(toy.scenes(n_scanned, SCAN_SEED))
-    scores, last_token_scores = scan_metrics(model, scanned, ["ram", "ram_last"], batch_size=32).values()
-    conditions = scores.controls(FRACTION, SEEDS)
-    conditions |= {
-        kind + BY_LAST_TOKEN: head_sets
-        for kind, head_sets in last_token_scores.controls(FRACTION, SEEDS).items()
-        if kind != "random"
-    }
-    tasks = {"scenes": list(toy.scenes(n_tested, TEST_SEED))}
-    tasks |= {task: list(toy.texts(n_texts, TEST_SEED, task)) for task in toy.TEXT_TASKS}
+    scanned, tested = _by_task(n_scanned, SCAN_SEED), _by_task(n_tested, TEST_SEED)
+    scores = scan_metrics(model, scanned, [*METRICS, WRITE_NORM], batch_size=32)
+    conditions, missing = _conditions(scores, range(n_draws))
+    texts = {task: list(toy.texts(n_texts, TEST_SEED, task)) for task in toy.TEXT_TASKS}
     accuracies: Accuracies = {}
-    for task, samples in tasks.items():
+    for questions, samples in {**tested, **texts}.items():
+        chosen = {name: sets for name, sets in conditions.items() if _is_tested(name, questions)}
         longest = max(len(sample.answer.split()) for sample in samples)
-        ablated = run_ablation(model, {task: samples}, conditions, batch_size=BATCH_SIZE, max_new_tokens=longest + 1)
-        accuracies[task] = {
-            _label(condition): [round(accuracy, 4) for accuracy in ablated.accuracies(condition, task)]
+        ablated = run_ablation(model, {questions: samples}, chosen, batch_size=BATCH_SIZE, max_new_tokens=longest + 1)
+        accuracies[questions] = {
+            NOTHING if condition == BASELINE else condition: [
+                round(accuracy, 4) for accuracy in ablated.accuracies(condition, questions)
+            ]
             for condition in ablated.conditions
         }
-    head_sets = {"nothing removed": [HeadSet(())]} | conditions
     result = {
         "model": name,
         "about": _about(name),
-        "metric": scores.metric,
-        "choices": scores.choices
-        | {
+        "choices": {
             "data": "scenes of six handwritten digits, test split",
-            "fraction": FRACTION,
+            "heads ablated": f"{FRACTION:.0%} of all",
             "ablation": "zero head output, in prefill and decoding",
             "answer": "greedy generation, exact match",
             "scanned scenes": n_scanned,
             "tested scenes": n_tested,
             "questions of each text task": n_texts,
+            "write-matched draws of each set": n_draws,
         },
-        "seeds": {"scanned scenes": SCAN_SEED, "tested samples": TEST_SEED, "random heads": list(SEEDS)},
-        "mean score": _mean_scores(scores),
-        "mean score, last token": _mean_scores(last_token_scores),
-        "heads": {condition: [str(heads) for heads in draws] for condition, draws in head_sets.items()},
+        "seeds": {"scanned scenes": SCAN_SEED, "tested samples": TEST_SEED, "write-matched heads": [0, n_draws - 1]},
+        "mean score": {
+            metric: {task: _mean_scores(scores[metric].for_dataset(task)) for task in TASKS} for metric in METRICS
+        },
+        "heads": {condition: [str(heads) for heads in draws] for condition, draws in conditions.items()},
+        "no control": missing,
         "accuracy": accuracies,
         "expected": {
-            "by the question's tokens": expectations(accuracies),
-            "by the last token": expectations(accuracies, BY_LAST_TOKEN),
+            f"{task}, {metric}": expectations(accuracies, metric, task) for metric in METRICS for task in TASKS
         },
         "versions": {p: version(p) for p in ("corelens", "torch", "transformers", "transformer-lens")}
         | {"python": platform.python_version()},
     }
-    page = report.page(result, header(result), _rows(result), model, scores, last_token_scores, scanned)
+    page = report.page(result, HEADER, _rows(result), model, scores, scanned)
     result["seconds"] = round(time.monotonic() - start, 1)
     return Demo(result, page)
 
 
-def expectations(accuracies: Accuracies, ranking: str = "") -> dict[str, bool]:
-    """Predictions of the claim, and True for those that hold: of means over seeds of drops in accuracy.
+def expectations(accuracies: Accuracies, metric: str, task: str) -> dict[str, bool]:
+    """Predictions of the claim for the heads of one task, and True for those that hold.
 
     Args:
         accuracies: Accuracy under every condition.
-        ranking: Ending of the conditions whose heads are those of another ranking: `BY_LAST_TOKEN`.
+        metric: Metric that ranked the heads.
+        task: Task whose questions they were found by.
     """
 
-    def drop(task: str, condition: str) -> float:
-        conditions = accuracies[task]
-        condition = condition if condition == "random" else condition + ranking
-        return float(np.mean(conditions["nothing removed"]) - np.mean(conditions[condition]))
+    def drop(questions: str, kind: str) -> float:
+        by_condition = accuracies[questions]
+        return float(np.mean(by_condition[NOTHING]) - np.mean(by_condition[condition(kind, task, metric)]))
 
-    third = drop("scenes", "top") / 3
-    text = float(np.mean([drop(task, "top") for task in toy.TEXT_TASKS]))
+    (other,) = (other for other in TASKS if other != task)
+    third = drop(task, TOP) / 3
+    text = float(np.mean([drop(questions, TOP) for questions in toy.TEXT_TASKS]))
+    draws = accuracies[task].get(condition(MATCHED, task, metric), [])
+    (top,) = accuracies[task][condition(TOP, task, metric)]
     return {
-        "removing the top heads costs at least 40 points": drop("scenes", "top") >= 0.4,
-        "next-ranked heads cost at most a third of that": drop("scenes", "next-ranked") <= third,
-        "random heads cost at most a third of that": drop("scenes", "random") <= third,
-        "random heads of the same layers cost at most a third of that": drop("scenes", "random, same layers") <= third,
-        "text-only tasks lose at most a third of that": text <= third,
+        "removing them costs at least 40 points in their task": drop(task, TOP) >= 0.4,
+        "and at most a third of that in the other": drop(other, TOP) <= third,
+        "next-ranked heads cost at most a third of that": drop(task, NEXT) <= third,
+        "every draw of write-matched heads costs less": bool(draws) and top < min(draws),
+        "text-only questions lose at most a third of that": text <= third,
     }
 
 
-def header(result: dict[str, Any]) -> list[str]:
-    """Column names of `Demo.rows`."""
-    return ["removed", *result["accuracy"], "heads"]
+def condition(kind: str, task: str, metric: str) -> str:
+    """Name of a condition, such as `top, digit, by ram`."""
+    return f"{kind}, {task}, by {metric}"
+
+
+HEADER = ("ablated", "digit", "colour", *toy.TEXT_TASKS)
+"""Column names of `Demo.rows`."""
+
+
+def _by_task(n: int, seed: int) -> dict[str, list[Sample]]:
+    """Scenes by what their questions ask for."""
+    samples = list(toy.scenes(n, seed))
+    return {task: [sample for sample in samples if sample.about["task"] == task] for task in TASKS}
+
+
+def _conditions(scores: Mapping[str, HeadScores], seeds: range) -> tuple[dict[str, list[HeadSet]], dict[str, str]]:
+    """Sets of heads by condition, and for those without write-matched controls the reason."""
+    conditions: dict[str, list[HeadSet]] = {}
+    missing: dict[str, str] = {}
+    for metric in METRICS:
+        for task in TASKS:
+            of_task = scores[metric].for_dataset(task)
+            top = of_task.top(FRACTION)
+            conditions |= {
+                condition(TOP, task, metric): [top],
+                condition(NEXT, task, metric): [of_task.next(FRACTION)],
+            }
+            name = condition(MATCHED, task, metric)
+            try:
+                conditions[name] = write_matched_random(top, scores[WRITE_NORM].for_dataset(task), seeds)
+            except ValueError as cause:
+                missing[name] = str(cause)
+    return conditions, missing
+
+
+def _is_tested(name: str, questions: str) -> bool:
+    """Draws are many, so that they are tested on their own task alone; text-only questions test the top heads."""
+    kind, task, _ = name.split(", ")
+    return {TOP: True, NEXT: questions in TASKS, MATCHED: questions == task}[kind]
 
 
 def _rows(result: dict[str, Any]) -> list[list[str]]:
     rows = []
-    for condition, draws in result["heads"].items():
+    for name in (NOTHING, *result["heads"]):
         cells = []
         for by_condition in result["accuracy"].values():
-            values = by_condition[condition]
-            deviation = f" ±{100 * np.std(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{100 * np.mean(values):.1f}{deviation}")
-        rows.append([condition, *cells, draws[0] if len(draws) == 1 else f"{len(draws)} draws"])
+            values = [100 * value for value in by_condition.get(name, [])]
+            several = len(values) > 1
+            cells.append(f"{min(values):.1f} to {max(values):.1f}" if several else "".join(f"{v:.1f}" for v in values))
+        rows.append([name, *cells])
     return rows
 
 
 def _mean_scores(scores: HeadScores) -> dict[str, float]:
     return {str(head): round(float(scores.per_head[head]), 5) for head in scores.ranked()}
-
-
-def _label(condition: str) -> str:
-    return "nothing removed" if condition == BASELINE else condition
 
 
 def _about(name: str) -> str:

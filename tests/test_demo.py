@@ -8,43 +8,49 @@ from typer.testing import CliRunner
 
 import corelens.demo
 from corelens.cli import app
-from corelens.demo import Demo, expectations, run_demo
+from corelens.demo import METRICS, TASKS, Demo, condition, expectations, run_demo
+
+SIZES = dict(n_scanned=24, n_tested=24, n_texts=4, n_draws=3)
 
 
 @pytest.fixture(scope="module")
 def small() -> Demo:
-    return run_demo("corelens/toy", n_scanned=12, n_tested=12, n_texts=4)
+    return run_demo("corelens/toy-worlds", **SIZES)
 
 
-def test_the_result_holds_every_number(small: Demo, tmp_path: Path):
+def test_the_result_holds_every_number(small: Demo):
     result = small.result
     assert json.loads(json.dumps(result)) == result
-    assert set(result["accuracy"]) == {"scenes", "copy", "recall", "sum"}
-    sets = {condition: len(heads) for condition, heads in result["heads"].items()}
-    assert sets == {
-        "nothing removed": 1,
-        "top": 1,
-        "next-ranked": 1,
-        "random": 5,
-        "random, same layers": 5,
-        "bottom": 1,
-        "top, last token": 1,
-        "next-ranked, last token": 1,
-        "random, same layers, last token": 5,
-        "bottom, last token": 1,
-    }
-    for of_task in result["accuracy"].values():
-        assert {condition: len(values) for condition, values in of_task.items()} == sets
-        assert all(0 <= value <= 1 for values in of_task.values() for value in values)
-    assert len(result["mean score"]) == len(result["mean score, last token"]) == 96
-    assert result["heads"]["top"][0].split(", ") == list(result["mean score"])[:5]
-    assert result["heads"]["top, last token"][0].split(", ") == list(result["mean score, last token"])[:5]
-    assert result["about"].startswith("A model organism")
-    assert small.rows[0][0] == "nothing removed"
+    assert list(result["accuracy"]) == ["digit", "colour", "copy", "recall", "sum"]
+    draws = {"top": 1, "next-ranked": 1, "write-matched": 3}
+    sets = {condition(kind, task, metric): n for metric in METRICS for task in TASKS for kind, n in draws.items()}
+    assert {name: len(heads) for name, heads in result["heads"].items()} == sets
+    assert result["no control"] == {}
+    for questions, by_condition in result["accuracy"].items():
+        tested = {
+            name
+            for name in sets
+            if name.startswith("top")
+            or (questions in TASKS and name.startswith("next"))
+            or name.startswith(f"write-matched, {questions}")
+        }
+        assert {*by_condition} == {"nothing ablated", *tested}
+        assert all(len(by_condition[name]) == sets[name] for name in tested)
+        assert all(0 <= value <= 1 for values in by_condition.values() for value in values)
+    for metric in METRICS:
+        for task in TASKS:
+            ranked = list(result["mean score"][metric][task])
+            assert len(ranked) == 96
+            (top,), (next_ranked,), *_ = (result["heads"][condition(kind, task, metric)] for kind in draws)
+            assert top.split(", ") == ranked[:10]
+            assert next_ranked.split(", ") == ranked[10:20]
+            for drawn in result["heads"][condition("write-matched", task, metric)]:
+                assert not {*drawn.split(", ")} & {*ranked[:10]}
+    assert small.rows[0][0] == "nothing ablated"
 
 
 def test_the_same_seeds_give_the_same_numbers(small: Demo):
-    again = run_demo("corelens/toy", n_scanned=12, n_tested=12, n_texts=4).result
+    again = run_demo("corelens/toy-worlds", **SIZES).result
     assert {k: v for k, v in again.items() if k != "seconds"} == {
         k: v for k, v in small.result.items() if k != "seconds"
     }
@@ -56,30 +62,42 @@ def test_the_report_needs_no_network(small: Demo, tmp_path: Path):
     assert json.loads((tmp_path / "out" / "demo.json").read_text()) == small.result
     assert "<script src" not in html
     assert "<link" not in html
-    assert html.count("Plotly.newPlot(") == 6
-    assert small.result["heads"]["top"][0] in html
+    assert html.count("Plotly.newPlot(") == 9
+    assert "No control exists" not in html
+
+
+def test_an_organism_whose_other_heads_write_nothing_has_no_controls():
+    """77 of its 96 heads are closed: ablating those would prove nothing."""
+    demo = run_demo("corelens/toy", **SIZES | {"n_draws": 1})
+    assert {*demo.result["no control"]} == {
+        condition("write-matched", task, metric) for metric in METRICS for task in TASKS
+    }
+    assert all("there is no control for 10 heads" in reason for reason in demo.result["no control"].values())
+    assert demo.page.html().count("No control exists for") == 4
+    for holds in demo.result["expected"].values():
+        assert not holds["every draw of write-matched heads costs less"]
 
 
 @pytest.mark.parametrize(
-    ("drops", "held"),
+    ("own", "other", "next_ranked", "matched", "text", "held"),
     [
-        ((0.0, 0.9, 0.1, 0.1, 0.1, 0.1), [True] * 5),
-        ((0.0, 0.3, 0.0, 0.0, 0.0, 0.0), [False, True, True, True, True]),
-        ((0.0, 0.6, 0.3, 0.3, 0.3, 0.3), [True, False, False, False, False]),
+        (0.1, 1.0, 1.0, [0.9, 1.0], 1.0, [True, True, True, True, True]),
+        (0.7, 1.0, 1.0, [0.9, 1.0], 1.0, [False, True, True, True, True]),
+        (0.1, 0.5, 0.5, [0.9, 0.1], 0.5, [True, False, False, False, False]),
+        (0.1, 1.0, 1.0, [], 1.0, [True, True, True, False, True]),
     ],
 )
-def test_expectations_are_read_off_the_numbers(drops: tuple[float, ...], held: list[bool]):
-    names = ["nothing removed", "top", "next-ranked", "random", "random, same layers"]
-    scenes = {name: [1 - drop] for name, drop in zip(names, drops, strict=False)}
-    text = {"nothing removed": [1.0], "top": [1 - drops[-1]]}
-    accuracies = {"scenes": scenes, "copy": text, "recall": text, "sum": text}
-    assert list(expectations(accuracies).values()) == held
-    shared = ("nothing removed", "random")
-    by_last_token = {
-        task: {name if name in shared else f"{name}, last token": values for name, values in conditions.items()}
-        for task, conditions in accuracies.items()
+def test_expectations_are_read_off_the_numbers(
+    own: float, other: float, next_ranked: float, matched: list[float], text: float, held: list[bool]
+):
+    top, following, draws = (condition(kind, "colour", "ram") for kind in ("top", "next-ranked", "write-matched"))
+    accuracies = {
+        "colour": {"nothing ablated": [1.0], top: [own], following: [next_ranked]}
+        | ({draws: matched} if matched else {}),
+        "digit": {"nothing ablated": [1.0], top: [other]},
+        **{task: {"nothing ablated": [1.0], top: [text]} for task in ("copy", "recall", "sum")},
     }
-    assert list(expectations(by_last_token, ", last token").values()) == held
+    assert list(expectations(accuracies, "ram", "colour").values()) == held
 
 
 def test_the_command_line(small: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

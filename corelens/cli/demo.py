@@ -15,15 +15,15 @@ def demo(
         "corelens-demo"
     ),
     model: Annotated[
-        str, typer.Option(help="A shipped model: corelens/toy or corelens/toy-natural, or a folder of a trained one.")
-    ] = "corelens/toy",
+        str, typer.Option(help="A shipped model, such as corelens/toy-natural, or a folder of a trained one.")
+    ] = "corelens/toy-worlds",
     as_json: Annotated[bool, typer.Option("--json", help="Print demo.json, no table.")] = False,
 ) -> None:
-    """Find the heads that fetch visual evidence, and ablate them.
+    """Find the heads that fetch visual evidence for two tasks, and ablate them in both.
 
     The model is one that comes with corelens.
     """
-    from corelens.demo import header, run_demo
+    from corelens.demo import HEADER, run_demo
 
     try:
         finished = run_demo(model)
@@ -36,19 +36,17 @@ def demo(
     console = Console(highlight=False)
     console.print(f"\n[bold]{finished.result['model']}[/bold]  {finished.result['about']}")
     table = Table(
-        box=box.SIMPLE, title="Accuracy in percent, with 5 percent of all heads ablated", title_justify="left"
+        box=box.SIMPLE, title="Accuracy in percent, with 10 percent of all heads ablated", title_justify="left"
     )
-    for number, name in enumerate(header(finished.result)[:-1]):
+    for number, name in enumerate(HEADER):
         table.add_column(name, justify="right" if number else "left", no_wrap=True)
     for row in finished.rows:
-        table.add_row(*row[:-1], style="bold red" if row[0].startswith("top") else None)
+        table.add_row(*row, style="bold red" if row[0].startswith("top") else None)
     console.print(table)
-    for row in finished.rows:
-        if row[-1].startswith("L"):
-            console.print(f"  {row[0]}: {row[-1]}")
-    console.print()
+    for name, reason in finished.result["no control"].items():
+        console.print(f"  {name}: {reason}")
     for ranking, predictions in finished.result["expected"].items():
-        console.print(f"  heads ranked {ranking}:")
+        console.print(f"  heads of {ranking}:")
         for prediction, holds in predictions.items():
             console.print(f"  {'[green]yes[/green]' if holds else '[red]no [/red]'}  {prediction}")
     console.print(f"\n{finished.result['seconds']:.0f} seconds. Report: {out / 'report.html'}\n")

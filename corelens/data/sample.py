@@ -83,7 +83,8 @@ class Sample:
     """Name of the rule by which `corelens.data.score` scores an answer."""
 
     about: Mapping[str, Any] = field(default_factory=dict)
-    """Further annotations of the data set: domain, task, document, pages and the like."""
+    """Further annotations of the data set: domain, document, pages and the like. `task` is the kind of question, where
+    a data set has several: they may need different heads."""
 
     def __post_init__(self) -> None:
         n_media = len(self.images) + len(self.videos)

@@ -78,6 +78,11 @@ class LayerAttention:
         """Mask of the attention sinks."""
         return M.attention_sinks(self.activations["resid_pre"]).to(self.pattern.device)
 
+    @property
+    def W_O(self) -> Float[Tensor, "head d_head d_model"]:
+        """Output projection of each head."""
+        return self.model.blocks[self.layer].attn.W_O  # pyright: ignore
+
     def contributions(self, metric: Metric) -> Float[Tensor, "batch head row key"]:
         """The pattern, weighted by head outputs if the metric says so."""
         if metric.contribution == "attention":
@@ -93,9 +98,8 @@ class LayerAttention:
         self, metric: Metric, values: Float[Tensor, "batch key kv_head d_head"]
     ) -> Float[Tensor, "batch head #row key"]:
         """Norms or logit contributions of the head outputs from some keys."""
-        W_O: Tensor = self.model.blocks[self.layer].attn.W_O  # pyright: ignore
         if metric.contribution == "write_size":
-            return M.output_norms(values, W_O)
+            return M.output_norms(values, self.W_O)
         targets = self.to_device(self.inputs.answer_tokens)
         # Question tokens have no target: their outputs are weighted by the answer's first token.
         first = targets.gather(1, (targets >= 0).to(torch.uint8).argmax(-1, keepdim=True))
@@ -103,7 +107,7 @@ class LayerAttention:
         unembedding = self.model.W_U.T
         tokens = torch.where(of_rows >= 0, of_rows, first).to(unembedding.device)
         direction = unembedding[tokens].to(self.pattern.device)
-        return M.logit_contributions(values, W_O, direction)
+        return M.logit_contributions(values, self.W_O, direction)
 
     def score(self, metric: "AnyMetric") -> Float[Tensor, "batch head"]:
         """A metric, without its baseline."""
@@ -139,6 +143,11 @@ def _entropy(layer: LayerAttention, queries: Rows) -> Float[Tensor, "batch head"
     return M.attention_entropy(layer.pattern, queries)
 
 
+def _write_norm(layer: LayerAttention, queries: Rows) -> Float[Tensor, "batch head"]:
+    norms = M.write_norms(layer.pattern, layer.activations["v"], layer.W_O)
+    return mean_over_queries(norms, queries)
+
+
 def _spatial_entropy(layer: LayerAttention, queries: Rows) -> Float[Tensor, "batch head"]:
     """Spatial entropy over the first picture with a grid: over its overview if it has one, else its first view."""
     entropies = []
@@ -163,6 +172,7 @@ class DescriptiveMetric:
 
     score: Callable[[LayerAttention, Rows], Float[Tensor, "batch head"]]
     queries: Literal["question", "last"] = "last"
+    needs_values: bool = False
 
 
 DESCRIPTIVE_METRICS = {
@@ -170,6 +180,7 @@ DESCRIPTIVE_METRICS = {
     "visual_share": DescriptiveMetric(_visual_share),
     "question_entropy": DescriptiveMetric(_entropy, "question"),
     "question_spatial_entropy": DescriptiveMetric(_spatial_entropy, "question"),
+    "question_write_norm": DescriptiveMetric(_write_norm, "question", needs_values=True),
     "entropy": DescriptiveMetric(_entropy),
     "concentration": DescriptiveMetric(lambda layer, queries: M.concentration(layer.pattern, queries)),
     "distance": DescriptiveMetric(
@@ -177,6 +188,7 @@ DESCRIPTIVE_METRICS = {
     ),
     "sink_share": DescriptiveMetric(_sink_share),
     "spatial_entropy": DescriptiveMetric(_spatial_entropy),
+    "write_norm": DescriptiveMetric(_write_norm, needs_values=True),
 }
 """Metrics that need no evidence. `vision_heads`: attention of the question's tokens to all visual tokens, by which
 arXiv 2606.05843 ranks vision heads (section 4.2). Of the others, those named `question_` take the question's tokens,
@@ -244,7 +256,9 @@ def query_kind(metric: AnyMetric) -> Queries:
 
 
 def _needs_values(metric: AnyMetric) -> bool:
-    return isinstance(metric, Metric) and metric.contribution != "attention"
+    if isinstance(metric, Metric):
+        return metric.contribution != "attention"
+    return DESCRIPTIVE_METRICS[metric].needs_values
 
 
 def _needs_sinks(metric: AnyMetric) -> bool:

@@ -69,9 +69,9 @@ def scan_metrics(
         model: The model.
         samples: Questions with media, answers and evidence; a mapping if there are several data sets.
         metrics: Metrics; or names: of `corelens.metrics.PRESETS`; of metrics that need no evidence
-            (`vision_heads`, `question_entropy`, `question_spatial_entropy`, by the question's tokens; `entropy`,
-            `concentration`, `distance`, `visual_share`, `sink_share`, `spatial_entropy`, by the last prompt token); or
-            `localization`.
+            (`vision_heads`, `question_entropy`, `question_spatial_entropy`, `question_write_norm`, by the question's
+            tokens; `entropy`, `concentration`, `distance`, `visual_share`, `sink_share`, `spatial_entropy`,
+            `write_norm`, by the last prompt token); or `localization`.
         rule: Rule by which evidence in pixels becomes visual tokens; see `TokenMap.in_box`.
         views: Views of a picture that hold evidence; see `TokenMap.in_box`.
         batch_size: Most samples a pass; fewer after running out of memory.

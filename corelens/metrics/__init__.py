@@ -9,6 +9,7 @@ from corelens.metrics.attention_spread import spatial_entropy as spatial_entropy
 from corelens.metrics.contributions import logit_contributions as logit_contributions
 from corelens.metrics.contributions import output_norms as output_norms
 from corelens.metrics.contributions import retrieval_score as retrieval_score
+from corelens.metrics.contributions import write_norms as write_norms
 from corelens.metrics.head_score import attention_shift as attention_shift
 from corelens.metrics.head_score import head_score as head_score
 from corelens.metrics.head_score import retrieval_attention_mass as retrieval_attention_mass

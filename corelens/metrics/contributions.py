@@ -25,11 +25,37 @@ def output_norms(
         After Kobayashi et al. 2020 (arXiv 2004.10102), who weight attention by the norm of transformed values; its
         use for retrieval heads is corelens's own.
     """
-    # |v W|^2 = v (W W^T) v^T: no tensor has both the key axis and d_model.
-    gram = einsum(W_O.float(), W_O.float(), "head i d_model, head j d_model -> head i j")
+    return _norms(_repeat_kv(values, len(W_O)), W_O)[:, :, None]
+
+
+def write_norms(
+    pattern: Float[Tensor, "batch head query key"],
+    values: Float[Tensor, "batch key kv_head d_head"],
+    W_O: Float[Tensor, "head d_head d_model"],
+) -> Float[Tensor, "batch head query"]:
+    r"""Norm of the vector that each head adds to the residual stream at each query, from all keys together.
+
+    $$\Big\lVert W_O^h \sum_k A_{h,q,k} v_{h,k} \Big\rVert$$
+
+    A head that writes nothing cannot do harm when it is ablated: control heads are matched by this number.
+
+    Args:
+        pattern: Attention probabilities after softmax.
+        values: Values of `hook_v`.
+        W_O: Output projection of each head. An output gate, which some models have before it, is taken as open.
+    """
     values = _repeat_kv(values, len(W_O))
-    squares = einsum(values, gram, values, "batch key head i, head i j, batch key head j -> batch head key")
-    return squares.clamp(min=0).sqrt()[:, :, None]
+    outputs = einsum(pattern.float(), values, "batch head query key, batch key head d -> batch query head d")
+    return _norms(outputs, W_O)
+
+
+def _norms(
+    vectors: Float[Tensor, "batch position head d_head"], W_O: Float[Tensor, "head d_head d_model"]
+) -> Float[Tensor, "batch head position"]:
+    """Norms after the output projection: |v W|^2 = v (W W^T) v^T, so that no tensor has positions and d_model."""
+    gram = einsum(W_O.float(), W_O.float(), "head i d_model, head j d_model -> head i j")
+    squares = einsum(vectors, gram, vectors, "batch pos head i, head i j, batch pos head j -> batch head pos")
+    return squares.clamp(min=0).sqrt()
 
 
 def logit_contributions(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 import torch
 from PIL import Image
@@ -13,7 +14,7 @@ from corelens.model import HookedMLLM
 from corelens.reports.page import Page
 from corelens.scores import HeadScores
 from corelens.tokens import Box
-from corelens.viz import accuracy_bars, attention_over_picture, head_map, score_curve
+from corelens.viz import accuracy_strips, attention_over_picture, head_map
 
 
 def page(
@@ -21,81 +22,124 @@ def page(
     header: Sequence[str],
     rows: Sequence[Sequence[str]],
     model: HookedMLLM,
-    scores: HeadScores,
-    last_token_scores: HeadScores,
-    scanned: Sequence[Sample],
+    scores: Mapping[str, HeadScores],
+    scanned: Mapping[str, Sequence[Sample]],
 ) -> Page:
     """Build the report: accuracies, predictions, the top heads and what they attend to.
 
     Args:
         result: Every number of the demo.
         header: Column names of the table of accuracies.
-        rows: The table: one row per condition, after that of the unchanged model the one of the top heads.
+        rows: The table: one row per condition, after that of the unchanged model.
         model: The model.
-        scores: Scores that ranked the heads, by the question's tokens.
-        last_token_scores: Scores that ranked them by the last token.
-        scanned: The scenes that they are from.
+        scores: Scores that ranked the heads, by metric; the scenes of each task are a data set.
+        scanned: The scenes that they are from, by task.
     """
-    top = scores.top(result["choices"]["fraction"])
-    accuracy = {row[0]: row[1].partition(" ")[0] for row in rows}
-    report = Page(
-        f"Which heads of {result['model']} fetch the visual evidence?",
-        f"{len(top)} of {scores.n_heads} heads were chosen by their retrieval attention mass. With them ablated, the "
-        f"model answers {accuracy['top']}% of questions about pictures instead of {accuracy['nothing removed']}%; with "
-        f"as many random heads of the same layers ablated, {accuracy['random, same layers']}%. With those that the "
-        f"last token alone ranks highest ablated, it answers {accuracy['top, last token']}%.",
-    )
+    first, *_ = result["mean score"]
+    n = _n_heads(result)
+    report = Page(f"Which heads of {result['model']} fetch the visual evidence?", _lead(result, [*scanned]))
     if result["about"]:
         report.text(result["about"])
-    report.table(header, rows, strong=1)
-    tasks = ", ".join(task for task in result["accuracy"] if task != "scenes")
+    report.figures(_strips(result, [*scanned]), height=420)
+    report.table(header, rows)
     report.text(
-        f"Accuracy in percent, ± standard deviation over seeds. Scenes ask about pictures; {tasks} are text-only and "
-        "tell damage from blindness. Chance on scenes is about 10 % for any answer, 17 % for a guess among the six "
-        "digits shown."
+        f"Accuracy in percent. The columns {' and '.join(scanned)} are what a scene's question asks for; the others "
+        "are questions without a picture and tell damage from blindness. Heads are named by the task whose questions "
+        "found them and the metric that ranked them. Write-matched: random heads, each of which writes half to twice "
+        "as much at the question's tokens as the one that it stands for, in its layer or the nearest. The lowest and the "
+        f"highest accuracy of {result['choices']['write-matched draws of each set']} draws, tested on their own task."
     )
+    for name, reason in result["no control"].items():
+        report.text(f"No control exists for {name}, so that nothing follows from its top heads: {reason}")
     report.heading("Predictions of the claim")
-    rankings = result["expected"]
     outcomes = [
-        [prediction, *("holds" if holds[prediction] else "does not hold" for holds in rankings.values())]
-        for prediction in next(iter(rankings.values()))
+        [prediction, *("holds" if holds[prediction] else "does not hold" for holds in result["expected"].values())]
+        for prediction in next(iter(result["expected"].values()))
     ]
-    report.table(["prediction", *(f"heads ranked {ranking}" for ranking in rankings)], outcomes)
-    shared = len({*top} & {*last_token_scores.top(result["choices"]["fraction"])})
+    report.table(["prediction", *(f"heads of {ranking}" for ranking in result["expected"])], outcomes)
     report.text(
-        f"The two rankings share {shared} of {len(top)} heads. The paper averages attention over the question's tokens "
-        "(arXiv 2606.05843, equation 1). A head that fetches at the last token alone, where the answer is written, "
-        "has little of that mean, and heads that attend to the picture from every word have more of it."
+        "By `ram`: retrieval attention mass, the attention of the question's tokens to the visual tokens that overlap "
+        "the evidence, summed over these and averaged over the question's tokens (arXiv 2606.05843, equation 1). By "
+        "`ram_last`: the same of the last prompt token (Elastic Attention, arXiv 2601.17367, equation 9). A head that "
+        "fetches at the last token alone, where the answer is written, has little of the mean over the question."
     )
     report.heading("Where the heads are")
-    report.figures(head_map(scores, top), head_map(last_token_scores, last_token_scores.top(len(top) / scores.n_heads)))
+    for metric in result["mean score"]:
+        of_tasks = {task: scores[metric].for_dataset(task) for task in scanned}
+        report.figures(*(_map(of_task, n, f"{task} questions") for task, of_task in of_tasks.items()))
+        shared = set.intersection(*(set(of_task.top(n)) for of_task in of_tasks.values()))
+        report.text(f"By {metric}, the tasks share {len(shared)} of their top {n} heads.")
     report.heading("What they attend to")
-    best, ordinary = top.heads[0], scores.ranked()[scores.n_heads // 2]
-    # Neither the best nor the worst example: the scene on which the head's score is its median.
-    scores_of_best = scores.values[:, best.layer, best.head]
-    sample = scanned[int((scores_of_best == scores_of_best.median()).nonzero()[0])]
-    report.figures(*_overlays(model, sample, {best: "highest score", ordinary: "median score"}), height=440)
+    for task, samples in scanned.items():
+        report.figures(*_overlays(model, scores[first].for_dataset(task), samples, task), height=440)
     report.text(
-        f"Question: {sample.question} Answer: {sample.answer}. The box is the evidence; the maps show the mean "
-        f"attention of the question's tokens. Of the scanned scenes this is the one on which {best} has its median "
-        "score."
+        "The box is the evidence; the maps show the mean attention of the question's tokens. Of the scanned scenes "
+        "each is the one on which its head has its median score: neither the best nor the worst example."
     )
-    report.heading("How sharp the ranking is")
-    report.figures(score_curve(scores, top), height=300)
-    report.heading("Effect of ablating heads")
-    report.figures(accuracy_bars(result["accuracy"]))
     report.heading("Choices")
     report.facts({name: str(value) for name, value in result["choices"].items()})
-    report.text(
-        "Retrieval attention mass is the attention of the question's tokens to the visual tokens that overlap the "
-        "evidence, summed over these and averaged over the question's tokens (arXiv 2606.05843, equation 1). By the "
-        "last token: the same of the last prompt token (Elastic Attention, arXiv 2601.17367, equation 9)."
-    )
     return report
 
 
-def _overlays(model: HookedMLLM, sample: Sample, heads: Mapping[Head, str]) -> list[go.Figure]:
-    """Mean attention of the question's tokens in some heads over the picture, on one colour scale."""
+def _lead(result: Mapping[str, Any], tasks: Sequence[str]) -> str:
+    """Accuracies without the heads of each task, in both tasks, by the metric that finds the costlier ones."""
+    accuracy = result["accuracy"]
+
+    def cost(metric: str) -> float:
+        return -sum(accuracy[task][f"top, {task}, by {metric}"][0] for task in tasks)
+
+    metrics = sorted(result["mean score"], key=cost, reverse=True)
+    sentences = [f"{_n_heads(result)} heads were ranked for each of two tasks, and ablated in both."]
+    for metric in metrics:
+        parts = []
+        for task, other in zip(tasks, reversed(tasks), strict=True):
+            name = f"top, {task}, by {metric}"
+            own, others = 100 * accuracy[task][name][0], 100 * accuracy[other][name][0]
+            parts.append(f"without those of the {task} task it answers {own:.0f} % of it, {others:.0f} % of the other")
+        sentences.append(f"Ranked by {metric}, {'; '.join(parts)}.")
+    draws = [value for task in tasks for name, values in accuracy[task].items() if name.startswith("write-matched")
+             for value in values]  # fmt: skip
+    if draws:
+        sentences.append(
+            f"Of {len(draws)} draws of random heads that write as much, the costliest leaves {100 * min(draws):.0f} %, "
+            f"the median {100 * np.median(draws):.0f} %."
+        )
+    return " ".join(sentences)
+
+
+def _n_heads(result: Mapping[str, Any]) -> int:
+    return next(iter(result["heads"].values()))[0].count(",") + 1
+
+
+def _strips(result: Mapping[str, Any], tasks: Sequence[str]) -> go.Figure:
+    """Accuracy in each task without its own heads, those of the other, next-ranked and write-matched ones."""
+    rows = {}
+    for metric in result["mean score"]:
+        for task, other in zip(tasks, reversed(tasks), strict=True):
+            accuracy = result["accuracy"][task]
+            names = {
+                "heads of this task": f"top, {task}, by {metric}",
+                "heads of the other task": f"top, {other}, by {metric}",
+                "next-ranked heads": f"next-ranked, {task}, by {metric}",
+                "write-matched heads": f"write-matched, {task}, by {metric}",
+                "nothing": "nothing ablated",
+            }
+            rows[f"{task} questions, by {metric}"] = {
+                label: accuracy[name] for label, name in names.items() if name in accuracy
+            }
+    return accuracy_strips(rows)
+
+
+def _map(scores: HeadScores, n: int, title: str) -> go.Figure:
+    return head_map(scores, scores.top(n)).update_layout(title_text=title)
+
+
+def _overlays(model: HookedMLLM, scores: HeadScores, samples: Sequence[Sample], task: str) -> list[go.Figure]:
+    """Mean attention of the question's tokens in two heads over a picture, on one colour scale."""
+    best, ordinary = scores.ranked()[0], scores.ranked()[scores.n_heads // 2]
+    of_best = scores.values[:, best.layer, best.head]
+    sample = samples[int((of_best == of_best.median()).nonzero()[0])]
+    heads: dict[Head, str] = {best: "highest score", ordinary: "median score"}
     inputs = model.prepare(list(sample.images), sample.question)
     with torch.no_grad():
         _, cache = model.run_with_cache(
@@ -107,6 +151,8 @@ def _overlays(model: HookedMLLM, sample: Sample, heads: Mapping[Head, str]) -> l
     assert isinstance(picture, Image.Image)  # scenes are drawn, not read
     boxes, region = [evidence.box for evidence in sample.evidence if evidence.box], Box(0, 0, *picture.size)
     return [
-        attention_over_picture(picture, attention, region, f"{head}, {heads[head]}", boxes, highest)
+        attention_over_picture(
+            picture, attention, region, f"{head}, {heads[head]} ({task}): {sample.question}", boxes, highest
+        )
         for head, attention in maps.items()
     ]

@@ -104,7 +104,8 @@ def _haystack_samples(
         question, answer = needle.world.ask(rng, needle.thing.key, needle.thing.value)
         images = tuple(scene.image() for scene in haystack.scenes)
         evidence = (Evidence(needle.thing.box, media=needle.picture),)
-        return Sample(sample_id, question, answer, images, evidence)
+        about = {"task": needle.world.task(answer)}
+        return Sample(sample_id, question, answer, images, evidence, about=about)
 
     return _seeded_samples(name, n, seed, sample)
 

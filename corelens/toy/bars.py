@@ -50,4 +50,6 @@ WORLD = World(
     draw=draw,
     value_question="how high is {key} ?",
     key_question="which day is {value} high ?",
+    value_name="height",
+    key_name="day",
 )

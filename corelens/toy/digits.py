@@ -103,4 +103,6 @@ WORLD = World(
     draw=draw,
     value_question="which digit is {key} ?",
     key_question="what colour is the {value} ?",
+    value_name="digit",
+    key_name="colour",
 )

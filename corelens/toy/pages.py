@@ -154,4 +154,6 @@ WORLD = World(
     draw=draw,
     value_question="what is the {key} ?",
     key_question="which field says {value} ?",
+    value_name="value",
+    key_name="field",
 )

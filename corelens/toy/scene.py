@@ -86,12 +86,19 @@ class World:
     """Question for the value of `{key}`."""
     key_question: str
     """Question for the key of `{value}`."""
+    value_name: str
+    """Noun for a value, which names the task of finding one."""
+    key_name: str
 
     def ask(self, rng: np.random.Generator, key: str, value: str) -> tuple[str, str]:
         """Return a question about a key or its value, and its answer. Keys of two words are never the answer."""
         if " " in key or rng.random() < 0.5:
             return self.value_question.format(key=key), value
         return self.key_question.format(value=value), key
+
+    def task(self, answer: str) -> str:
+        """Name of what a question asks for, by its answer: a key or a value."""
+        return self.value_name if answer in self.values else self.key_name
 
 
 def random_keys(low: int, high: int) -> Callable[[np.random.Generator, tuple[str, ...], str | None], tuple[str, ...]]:

@@ -44,4 +44,6 @@ WORLD = World(
     draw=draw,
     value_question="which shape is {key} ?",
     key_question="what colour is the {value} ?",
+    value_name="shape",
+    key_name="colour",
 )

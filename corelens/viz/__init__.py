@@ -10,6 +10,7 @@ with optional_import("app"):
     from corelens.viz.curves import score_curve as score_curve
     from corelens.viz.effects import ablation_curves as ablation_curves
     from corelens.viz.effects import accuracy_bars as accuracy_bars
+    from corelens.viz.effects import accuracy_strips as accuracy_strips
     from corelens.viz.effects import speed_against_accuracy as speed_against_accuracy
     from corelens.viz.effects import speed_by_length as speed_by_length
     from corelens.viz.key_tokens import coverage_curves as coverage_curves

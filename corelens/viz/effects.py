@@ -106,6 +106,49 @@ def accuracy_bars(accuracies: Mapping[str, Mapping[str, Sequence[float]]], chang
     return apply_style(figure, f"Accuracy by {changed}", "Bars are means, dots single seeds.")
 
 
+def accuracy_strips(accuracies: Mapping[str, Mapping[str, Sequence[float]]]) -> go.Figure:
+    """Draw accuracies of single sets of heads among those of many random ones, one row for each group.
+
+    Marks: a small dot is one draw of a condition that has several, a diamond a condition that has one.
+
+    Args:
+        accuracies: Group, then condition, then one accuracy in [0, 1] per draw. The first condition of a group is on
+            top.
+
+    Raises:
+        ValueError: If an accuracy is outside [0, 1], or missing.
+    """
+    for group, conditions in accuracies.items():
+        _require_accuracies({f"{group}, {condition}": values for condition, values in conditions.items()})
+    names = list(dict.fromkeys(name for conditions in accuracies.values() for name in conditions))
+    figure = go.Figure()
+    for number, (name, colour) in reversed(list(enumerate(zip(names, colours(len(names)), strict=True)))):
+        points = [
+            (group, value, len(conditions[name]))
+            for group, conditions in accuracies.items()
+            for value in conditions.get(name, [])
+        ]
+        several = any(n > 1 for _, _, n in points)
+        figure.add_scatter(
+            name=name,
+            legendrank=1000 + number,
+            x=[value for _, value, _ in points],
+            y=[group for group, _, _ in points],
+            mode="markers",
+            marker=dict(
+                color=colour,
+                size=7 if several else 12,
+                opacity=0.4 if several else 1,
+                symbol="circle" if several else "diamond",
+            ),
+            cliponaxis=False,
+            hovertemplate=f"{name}<br>%{{y}}<br>%{{x:.1%}}<extra></extra>",
+        )
+    figure.update_xaxes(title="accuracy", range=[0, 1.02], tickformat=".0%")
+    figure.update_yaxes(autorange="reversed", type="category")
+    return apply_style(figure, "Accuracy without some heads", "Small dots are random draws, diamonds single sets.")
+
+
 def speed_against_accuracy(
     measured: Mapping[str, Mapping[str, tuple[float | int, float | int]]],
     plain: float | int,

@@ -116,8 +116,11 @@ def test_descriptions_are_their_functions_on_whole_patterns(vlm: HookedMLLM):
         inputs = vlm.prepare(list(sample.images), sample.question)
         _, cache = full_pass(vlm, inputs)
         tokens = inputs.tokens
+
         for layer in range(3):
             rows = cache["pattern", layer]
+            W_O: Tensor = vlm.blocks[layer].attn.W_O  # pyright: ignore
+            write_norms = torch.einsum("bphd, hdm -> bphm", cache["z", layer], W_O).norm(dim=-1)
             expected = {
                 "entropy": metrics.attention_entropy(rows, tokens.last),
                 "concentration": metrics.concentration(rows, tokens.last),
@@ -125,6 +128,8 @@ def test_descriptions_are_their_functions_on_whole_patterns(vlm: HookedMLLM):
                 "visual_share": rows[:, :, -1, tokens.image[0]].sum(-1),
                 "vision_heads": rows[:, :, tokens.question[0]][..., tokens.image[0]].sum(-1).mean(-1),
                 "sink_share": torch.zeros(1, 4),
+                "write_norm": write_norms[:, -1],
+                "question_write_norm": write_norms[tokens.question].mean(0, keepdim=True),
                 "spatial_entropy": metrics.spatial_entropy(tokens.grid(rows[0, :, -1]))[None],
             }
             for name, values in expected.items():

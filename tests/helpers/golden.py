@@ -77,7 +77,7 @@ def numbers() -> dict[str, Any]:
             prefill = model(inputs)
             generated = model.generate(inputs, max_new_tokens=8, min_new_tokens=8, do_sample=False)
     swept = cl.sweep(model, scenes[:2])
-    demo = run_demo("corelens/toy", n_scanned=20, n_tested=20, n_texts=5)
+    demo = run_demo("corelens/toy", n_scanned=20, n_tested=20, n_texts=5, n_draws=1)
     return {
         "run folder": run,
         "scores": {name: digest(one.values) for name, one in scores.items()},

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from corelens.metrics import head_score, logit_contributions, output_norms, retrieval_score
+from corelens.metrics import head_score, logit_contributions, output_norms, retrieval_score, write_norms
 
 
 @settings(deadline=None, max_examples=30)
@@ -15,7 +15,8 @@ def test_writes_are_what_w_o_makes_of_values(seed: int, n_kv_heads: int, group: 
     values = torch.randn(2, 5, n_kv_heads, 4, generator=generator)
     W_O = torch.randn(n_kv_heads * group, 4, 7, generator=generator)
     direction = torch.randn(2, 3, 7, generator=generator)
-    norms = output_norms(values, W_O)
+    pattern = torch.rand(2, n_kv_heads * group, 3, 5, generator=generator)
+    norms, written = output_norms(values, W_O), write_norms(pattern, values, W_O)
     contributions = logit_contributions(values, W_O, direction)
     for sample in range(2):
         for head in range(n_kv_heads * group):
@@ -23,6 +24,8 @@ def test_writes_are_what_w_o_makes_of_values(seed: int, n_kv_heads: int, group: 
                 output = values[sample, key, head // group] @ W_O[head]
                 assert_close(norms[sample, head, 0, key], output.norm(), atol=1e-4, rtol=1e-4)
                 assert_close(contributions[sample, head, :, key], direction[sample] @ output, atol=1e-4, rtol=1e-4)
+            outputs = pattern[sample, head] @ values[sample, :, head // group] @ W_O[head]
+            assert_close(written[sample, head], outputs.norm(dim=-1), atol=1e-4, rtol=1e-4)
 
 
 def test_a_head_that_writes_nothing_scores_zero_wherever_it_looks():

@@ -31,6 +31,8 @@ def test_a_picture_shows_every_key_with_one_value_and_says_where(seed: int, worl
         assert np.ptp(crop.reshape(-1, 3), axis=0).max() > 40, "the box is empty"
         question, answer = WORLDS[world].ask(rng, needle.thing.key, needle.thing.value)
         assert answer in (needle.thing.key, needle.thing.value)
+        names = {needle.thing.key: WORLDS[world].key_name, needle.thing.value: WORLDS[world].value_name}
+        assert WORLDS[world].task(answer) == names[answer]
         assert (needle.thing.key in question) != (f" {needle.thing.value} " in question)
     mark_names = {mark.name for mark in scene.marks}
     assert {thing.value for thing in scene.things} <= mark_names

@@ -167,7 +167,7 @@ def _sample(
         evidence=tuple(evidence),
         videos=(Video(FileFrames(videos[video], start, end), fps),),
         scoring="contains",
-        about={"video": video, "target": target, "kind": entry.get("type"), "frames": (first, last)},
+        about={"video": video, "target": target, "task": entry.get("type"), "frames": (first, last)},
     )
 
 

@@ -1,0 +1,69 @@
+"""Control heads that could do harm: random heads that write as much as those that they stand for."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from corelens.heads import Head, HeadSet
+from corelens.scores import HeadScores
+
+FACTOR = 2.0
+"""A control head writes at most this many times as much as the head that it stands for, and at least one part in so
+many."""
+
+
+def write_matched_random(heads: HeadSet, write_norm: HeadScores, seeds: Sequence[int]) -> list[HeadSet]:
+    """Draw sets of other heads, each of which stands for one of `heads`: it writes about as much in a near layer.
+
+    A random head may write nothing, as most of `corelens/toy` do, and ablating it then shows nothing. Here each head is
+    replaced by one outside the set that writes half to twice as much, drawn from the nearest layer that has one.
+
+    Args:
+        heads: The heads to be replaced, such as those with the highest scores.
+        write_norm: Length of what each head writes: a scan by `question_write_norm` or `write_norm`.
+        seeds: One draw each.
+
+    Returns:
+        One set for each seed, of as many heads, in the order of `heads`.
+
+    Raises:
+        ValueError: If there is no such head for one of them; it names the head.
+
+    Source:
+        corelens's own; the paper draws random heads from all (arXiv 2606.05843, section 4.4).
+    """
+    sizes = {head: float(write_norm.per_head[head]) for head in write_norm.ranked()}
+    if missing := [str(head) for head in heads if head not in sizes]:
+        raise ValueError(f"{', '.join(missing)} has no {write_norm.metric}: scan the model that the heads are of.")
+    partners = {
+        head: [
+            other
+            for other, size in sizes.items()
+            if size > 0 and other not in heads and sizes[head] / FACTOR <= size <= sizes[head] * FACTOR
+        ]
+        for head in heads
+    }
+    return [
+        HeadSet(
+            tuple(_draw(partners, sizes, np.random.default_rng(seed))),
+            f"{len(heads)} random heads that write as much as the {heads.name}, seed {seed}",
+        )
+        for seed in seeds
+    ]
+
+
+def _draw(partners: Mapping[Head, list[Head]], sizes: Mapping[Head, float], rng: np.random.Generator) -> list[Head]:
+    """One partner for each head, none twice; heads with the fewest free partners choose first."""
+    drawn: dict[Head, Head] = {}
+    while left := [head for head in partners if head not in drawn]:
+        free = {head: [other for other in partners[head] if other not in drawn.values()] for head in left}
+        head = min(free, key=lambda head: len(free[head]))
+        if not free[head]:
+            raise ValueError(
+                f"there is no control for {len(partners)} heads: {head} writes {sizes[head]:.3g}, and no other head "
+                f"that is left writes {1 / FACTOR:g} to {FACTOR:g} times as much. Take fewer heads."
+            )
+        nearest = min(abs(other.layer - head.layer) for other in free[head])
+        candidates = [other for other in free[head] if abs(other.layer - head.layer) == nearest]
+        drawn[head] = candidates[rng.integers(len(candidates))]
+    return [drawn[head] for head in partners]
