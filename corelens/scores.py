@@ -114,11 +114,15 @@ class HeadScores:
         rows = [index for index, dataset in enumerate(self.datasets) if dataset == name]
         if not rows:
             raise ValueError(f"there is no data set {name!r}; there are {', '.join(dict.fromkeys(self.datasets))}.")
+        return self.select(rows)
+
+    def select(self, rows: Sequence[int]) -> "HeadScores":
+        """The scores of some samples, by their numbers."""
         return replace(
             self,
-            values=self.values[rows],
+            values=self.values[list(rows)],
             samples=tuple(self.samples[index] for index in rows),
-            datasets=(name,) * len(rows),
+            datasets=tuple(self.datasets[index] for index in rows) if self.datasets else (),
         )
 
     def ranked(self) -> list[Head]:

@@ -24,6 +24,7 @@ from corelens.study.acceleration import speed_up
 from corelens.study.division import METRICS
 from corelens.study.generality import TOP_SHARE
 from corelens.study.key_tokens import n_compared
+from corelens.study.necessity import MATCHED
 from corelens.study.query_tokens import QUERY_TOKENS
 from corelens.study.run import Study, every_other
 from corelens.study.sparsity import EXCESS, shuffled
@@ -33,6 +34,7 @@ from corelens.viz import (
     accuracy_bars,
     binned_head_maps,
     coverage_curves,
+    cross_ablation_map,
     depth_profiles,
     group_distributions,
     heads_by_two,
@@ -57,6 +59,7 @@ def save(study: Study, folder: Path, choices: Mapping[str, Any]) -> dict[str, An
             "plans": _summaries(study.sparse_results),
         },
         "compared with": {name: scores.model for name, scores in study.compared_models.items()},
+        "tasks": {metric: dict(costs) for metric, costs in study.task_costs.items()},
         "times as fast": {
             name: round(speed_up(study.timing, name).value, 4) for name in study.timing.rounds[0] if name != BASELINE
         },
@@ -77,16 +80,15 @@ def page(folder: Path) -> Page:
     Raises:
         ValueError: If a part of the study is missing or unfinished.
     """
-    keys = ("model", "findings", "times as fast", "compared with", "text-only", "choices", "run", "skipped")
+    keys = ("model", "findings", "times as fast", "compared with", "text-only", "choices", "run", "skipped", "tasks")
     summary = read_summary(folder / "study.json", *keys)
     findings = summary["findings"]
-    verdicts = [finding["verdict"] for finding in findings]
+    counts = Counter(finding["verdict"] for finding in findings)
     report = Page(
         f"What the paper's claims about retrieval heads come to in {summary['model']}",
-        f"{verdicts.count('supported')} supported, {verdicts.count('not supported')} not supported, "
-        f"{verdicts.count('inconclusive')} inconclusive. The claims are those of arXiv 2606.05843, and two questions "
-        f"about how its heads are found; every rule stood before this run, and a claim that is not supported of this "
-        f"model may hold of another.",
+        f"{', '.join(f'{n} {verdict}' for verdict, n in counts.items())}. The claims are those of arXiv 2606.05843, "
+        "and three questions about how its heads are found; every rule stood before this run, and a claim that is not "
+        "supported of this model may hold of another.",
     )
     report.table(
         ["claim", "verdict", "what would change it"],
@@ -107,6 +109,7 @@ def page(folder: Path) -> Page:
         [_key_tokens(read_key_tokens(RunFolder.load(folder / "key-tokens")))],
         [[_acceleration(sparse_results, summary["times as fast"])]],
         _query_tokens(read_conditions(RunFolder.load(folder / "query-tokens"))),
+        [[cross_ablation_map(costs, f"by {metric}") for metric, costs in summary["tasks"].items()]],
         [[overlap_matrix({"without": scores["ram"], "with markers": _scores(folder / "markers")["ram"]}, "shared")]],
     ]
     for finding, rows in zip(findings, figure_rows, strict=True):
@@ -226,7 +229,9 @@ def _necessity(
     datasets = list(dict.fromkeys(ablations.datasets))
     bars = {
         dataset: {
-            name: ablations.accuracies(name, dataset) for name in (BASELINE, *KINDS) if name in ablations.conditions
+            name: ablations.accuracies(name, dataset)
+            for name in (BASELINE, *KINDS, MATCHED)
+            if name in ablations.conditions
         }
         for dataset in datasets
     }

@@ -32,8 +32,8 @@ from corelens.study.verdict import (
     Finding,
     Measurement,
     estimate_mean,
-    lowest_accuracy,
     not_measured,
+    premise_of_accuracy,
     sample_accuracies,
 )
 
@@ -43,13 +43,13 @@ PUBLISHED_COUNTS = (20, 30, 50, 100, 150, 200)
 """Numbers of heads that attend to everything in the paper's plans for models of 7 and 8 billion parameters."""
 
 RULE = (
-    "With the top 5 % of heads attending to everything and all others to the first and last tokens, the prompt is read "
-    "at least 1.5 times as fast (the paper prints 1.8 to 2.3 for MLVU, table 2), the model loses at most 5 points of "
-    "the accuracy that it has, which is at least 25 % on every data set, and loses no more than with as many random "
-    "heads. Data sets count alike; intervals of accuracy are over samples, and over draws of random heads; of speed, "
-    "the slowest and the fastest of the rounds. This plan also saves cache, the paper's (512 sinks, 4,096 local "
-    "tokens, prefill only) does not: it is reported, with random heads of the same number, where prompts are longer "
-    "than what it keeps. The rule is corelens's own."
+    "Premise: of the accuracy above chance, the model has at least 25 % on every data set. With the top 5 % of heads "
+    "attending to everything and all others to the first and last tokens, the prompt is read at least 1.5 times as "
+    "fast (the paper prints 1.8 to 2.3 for MLVU, table 2), the model loses at most 5 points of accuracy, and loses no "
+    "more than with as many random heads. Data sets count alike; intervals of accuracy are over samples, and over "
+    "draws of random heads; of speed, the slowest and the fastest of the rounds. This plan also saves cache, the "
+    "paper's (512 sinks, 4,096 local tokens, prefill only) does not: it is reported, with random heads of the same "
+    "number, where prompts are longer than what it keeps. The rule is corelens's own."
 )
 
 
@@ -68,7 +68,10 @@ class Timing:
 
 
 def acceleration(
-    sparse_results: SparseResults, timing: Timing, published_results: SparseResults | None = None
+    sparse_results: SparseResults,
+    timing: Timing,
+    published_results: SparseResults | None = None,
+    chance: Mapping[str, float] | None = None,
 ) -> Finding:
     """Test whether the model is faster under the plan by scores, and as accurate.
 
@@ -77,6 +80,7 @@ def acceleration(
         timing: Speeds under the same plans.
         published_results: Accuracy under the paper's plan, by kind and number of heads that attend to everything; None
             if it is full attention for all prompts.
+        chance: Accuracy of guessing, by data set; zero where it is not given.
     """
     datasets = list(dict.fromkeys(sparse_results.datasets))
     control, change, above = PLAN.replace("core", "random"), "change of accuracy", "accuracy above random heads'"
@@ -85,10 +89,10 @@ def acceleration(
         return estimate_mean(name, *sample_accuracies(sparse_results, names, PLAN, condition), (-1, 1), at_least)
 
     has_control = control in sparse_results.conditions
-    name = "accuracy with nothing changed, on the hardest data set"
+    name = "accuracy above chance with nothing changed, on the hardest data set"
     measurements = [
         speed_up(timing, PLAN, at_least=1.5),
-        lowest_accuracy(name, sparse_results, datasets, at_least=0.25),
+        premise_of_accuracy(name, sparse_results, datasets, 0.25, chance or {}),
         difference(change, datasets, BASELINE, at_least=-0.05),
         difference(above, datasets, control, at_least=0.0) if has_control else not_measured(above, 0.0),
     ]

@@ -18,10 +18,15 @@ from corelens.progress import total_progress
 from corelens.study.division import EVIDENCE_SHARE, METRICS
 from corelens.study.query_tokens import QUERY_TOKENS
 from corelens.study.sparsity import EXCESS
+from corelens.study.tasks import TASK_METRICS, task_groups
+
+WRITE_NORM = "question_write_norm"
+"""Metric by which control heads are matched."""
 
 SCANNED_METRICS = (
     *QUERY_TOKENS,
     EXCESS,
+    WRITE_NORM,
     *(EVIDENCE_SHARE if name == EVIDENCE_SHARE.name else name for name in METRICS),
 )
 """Metrics of the scan."""
@@ -38,6 +43,9 @@ class StudyBudget:
 
     n_seeds: int
     """Number of random draws of heads."""
+
+    n_matched: int
+    """Number of random draws of heads that write as much as the CoRe heads."""
 
     doses: tuple[int, ...]
     """Numbers of heads that are ablated, besides the CoRe heads; those that leave as many others."""
@@ -66,13 +74,14 @@ class StudyBudget:
 
 FULL = StudyBudget(
     5,
+    20,
     ablation.PUBLISHED_DOSES,
     (("mean", "both"), ("resample", "both"), ("zero", "prefill"), ("zero", "decode")),
     (0.05, 0.1, 0.25, 0.5),
     5,
     32,
 )
-QUICK = StudyBudget(2, (5, 10), (("mean", "both"),), (0.05, 0.25), 3, 8)
+QUICK = StudyBudget(2, 10, (5, 10), (("mean", "both"),), (0.05, 0.25), 3, 8)
 
 
 @dataclass(frozen=True)
@@ -109,7 +118,9 @@ def planned_work(
     """Return the experiments of a study of a model with so many heads, by the name of their folder."""
     n_scanned, n_tested = (sum(map(len, half.values())) for half in halves(samples))
     n_ablated = n_tested + sum(map(len, texts.values()))
-    n_controls, n_kept, n_doses = 3 + 2 * budget.n_seeds, len(budget.kept_fractions), len(budget.doses_of(n_heads))
+    n_controls = 3 + 2 * budget.n_seeds + budget.n_matched
+    n_kept, n_doses = len(budget.kept_fractions), len(budget.doses_of(n_heads))
+    n_tasks = len(set(task_groups(*halves(samples)).values()))
     n_effects = sum(len(half[: budget.n_effects]) for half in halves(samples)[1].values())
     shard_size = ablation.SHARD_SIZE
     n_conditions = 1 + n_controls + (1 + budget.n_seeds) * n_doses
@@ -121,6 +132,7 @@ def planned_work(
         PlannedWork("mask", n_tested, 1 + (2 + budget.n_seeds) * n_doses, shard_size),
         PlannedWork("key-tokens", n_tested, 1, key_tokens.SHARD_SIZE, answers=False),
         PlannedWork("query-tokens", n_tested, 1 + len(QUERY_TOKENS) * n_doses, shard_size),
+        PlannedWork("tasks", n_tested if n_tasks > 1 else 0, 1 + len(TASK_METRICS) * n_tasks, shard_size),
         PlannedWork("effects", n_effects, n_heads, sweep.SHARD_SIZE, answers=False),
         PlannedWork("markers", n_scanned, 1, scan.SHARD_SIZE, answers=False),
         *(PlannedWork(f"ablate-{method}-{phase}", n_tested, 2, shard_size) for method, phase in budget.methods),

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -26,15 +26,16 @@ from corelens.scores import HeadScores
 from corelens.sparse import Streaming
 from corelens.sparse.controls import plans_and_controls
 from corelens.study.acceleration import Timing, acceleration, measure_timing, published_counts, run_published
-from corelens.study.budget import FULL, SCANNED_METRICS, StudyBudget, Texts, halves, planned_work
+from corelens.study.budget import FULL, SCANNED_METRICS, WRITE_NORM, StudyBudget, Texts, halves, planned_work
 from corelens.study.division import division
 from corelens.study.generality import TOP_SHARE, generality
 from corelens.study.key_tokens import key_token_finding, n_compared
 from corelens.study.markers import markers, with_markers
-from corelens.study.necessity import necessity
+from corelens.study.necessity import matched_controls, necessity
 from corelens.study.query_tokens import QUERY_TOKENS, query_tokens
 from corelens.study.sparsity import EXCESS, sparsity
-from corelens.study.verdict import Finding
+from corelens.study.tasks import TASK_METRICS, cost_matrix, task_conditions, task_groups, tasks
+from corelens.study.verdict import Finding, mean_chance
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class Study:
     other_ablations: Mapping[str, ConditionResults[HeadSet]]
     """Accuracy with heads ablated by other methods or in one phase, under the paper's mask, with all other heads
     blinded, and with the heads zeroed that other query tokens find."""
+
+    task_costs: Mapping[str, Mapping[str, Mapping[str, float]]]
+    """Cost of zeroing the heads of each task, by metric, heads and questions; empty if there is one task."""
 
     key_tokens: KeyTokens
     sparse_results: SparseResults
@@ -75,7 +79,7 @@ def run_study(
     compare_with: Mapping[str, HeadScores] | None = None,
     time_again: bool = False,
 ) -> Study:
-    """Test the paper's claims on a model, and two questions about how its heads are found.
+    """Test the paper's claims on a model, and three questions about how its heads are found.
 
     Args:
         model: The model.
@@ -123,6 +127,7 @@ def run_study(
 
         of_doses = dose_conditions(ram, doses, seeds) if doses else {}
         conditions = ram.controls(TOP_SHARE, seeds) | _of_kinds(of_doses, "top", "random")
+        conditions |= matched_controls(core, scores[WRITE_NORM], budget.n_matched)
         answers: dict[str, Any] = dict(max_new_tokens=max_new_tokens, box_unit=box_unit)
         ablate: Any = partial(run_ablation, model, **answers)
         ablations = ablate({**tested, **texts}, conditions, out=begin("ablate"))
@@ -130,6 +135,9 @@ def run_study(
         key_tokens = scan_key_tokens(model, tested, rank_and_draw(ram, seeds=seeds), out=begin("key-tokens"))
         by_query_tokens = {f"{name} {dose}": [scores[name].top(dose)] for name in QUERY_TOKENS for dose in doses}
         query_ablations = ablate(tested, by_query_tokens, out=begin("query-tokens"))
+        groups = task_groups(scanned, tested)
+        of_tasks = task_conditions(scores, groups)
+        task_ablations = ablate(tested, of_tasks, out=begin("tasks")) if of_tasks else None
         effects = run_sweep(
             model, {name: half[: budget.n_effects] for name, half in tested.items()}, out=begin("effects")
         ).scores()
@@ -165,15 +173,17 @@ def run_study(
         bar.begin("speed", budget.n_timed_plans)
         timing = measure_timing(model, longest, timed_plans, budget.n_rounds, folder, time_again)
 
+    chance = {name: mean_chance(dataset) for name, dataset in {**tested, **texts}.items()}
     first, second = (every_other(scores, start) for start in (0, 1))
     findings = (
         sparsity(scores[EXCESS.name], untrained_scores[EXCESS.name]),
         generality(ram, untrained_scores["ram"], compare_with or {}),
         division(ram, second, first["ram"].top(TOP_SHARE)),
-        necessity(ablations, other_ablations, masked, texts),
+        necessity(ablations, other_ablations, masked, texts, chance),
         key_token_finding(key_tokens, untrained_key_tokens),
-        acceleration(sparse_results, timing, published_results),
+        acceleration(sparse_results, timing, published_results, chance),
         query_tokens(scores, query_ablations, ablations, effects),
+        tasks(task_ablations, groups),
         markers(ram, marked_ram, TOP_SHARE),
     )
     return Study(
@@ -183,6 +193,7 @@ def run_study(
         core=core,
         ablations=ablations,
         other_ablations={**other_ablations, "uniform_all_keys": masked, "query tokens": query_ablations},
+        task_costs={metric: cost_matrix(task_ablations, groups, metric) for metric in TASK_METRICS if task_ablations},
         key_tokens=key_tokens,
         sparse_results=sparse_results,
         timing=timing,
@@ -233,12 +244,4 @@ def streaming(n_positions: int) -> Streaming:
 
 def every_other(scores: Mapping[str, HeadScores], start: Literal[0, 1]) -> dict[str, HeadScores]:
     """Scores of every other sample: the first half chooses heads whose attention is described on the second."""
-    return {
-        name: replace(
-            metric_scores,
-            values=metric_scores.values[start::2],
-            samples=metric_scores.samples[start::2],
-            datasets=metric_scores.datasets[start::2],
-        )
-        for name, metric_scores in scores.items()
-    }
+    return {name: of_metric.select(range(start, len(of_metric.samples), 2)) for name, of_metric in scores.items()}

@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
+from corelens.data import Sample
 from corelens.experiments.conditions import BASELINE, ConditionResults
 
-Verdict = Literal["supported", "not supported", "inconclusive"]
+Verdict = Literal["supported", "not supported", "inconclusive", "cannot be tested"]
 
 N_DRAWS = 500
 """Bootstrap draws of every interval."""
@@ -29,6 +30,8 @@ class Measurement:
     of_test: bool = False
     """True if it is the p-value of a test, which has no interval. A test that is not significant is no evidence against
     the claim, and counts as anything from zero to its p-value."""
+    of_premise: bool = False
+    """True if the claim says nothing of a model that does not meet it, such as one that answers nothing right."""
 
     @property
     def needed(self) -> bool:
@@ -68,6 +71,7 @@ class Finding:
 
     The verdict follows from the measurements in the same way for every claim. Supported: all intervals lie where the
     claim needs them. Not supported: one lies wholly elsewhere. Inconclusive: neither, or nothing could be measured.
+    Cannot be tested: a premise does not hold.
     """
 
     claim: str
@@ -80,6 +84,8 @@ class Finding:
 
     @property
     def verdict(self) -> Verdict:
+        if any(measurement.of_premise and measurement.met is False for measurement in self.measurements):
+            return "cannot be tested"
         met = [measurement.met for measurement in self.measurements if measurement.needed]
         if False in met:
             return "not supported"
@@ -238,10 +244,36 @@ def accuracy(results: ConditionResults[Any], condition: str, datasets: Sequence[
     return float(np.mean(means))
 
 
-def lowest_accuracy(name: str, results: ConditionResults[Any], datasets: Sequence[str], at_least: float) -> Measurement:
-    """Estimate the accuracy with nothing changed on the data set where it is lowest."""
-    hardest = min(datasets, key=lambda dataset: accuracy(results, BASELINE, [dataset]))
-    return estimate_mean(name, *sample_accuracies(results, [hardest], BASELINE), (0, 1), at_least)
+def mean_chance(samples: Sequence[Sample]) -> float:
+    """Accuracy of guessing among the options that questions have: one half of yes and no, zero of open answers."""
+    options = [len(sample.choices) or 2 * (sample.scoring == "yes-no") for sample in samples]
+    return float(np.mean([1 / n if n else 0.0 for n in options]))
+
+
+def premise_of_accuracy(
+    name: str, results: ConditionResults[Any], datasets: Sequence[str], at_least: float, chance: Mapping[str, float]
+) -> Measurement:
+    """Estimate the accuracy above chance with nothing changed on the data set where it is lowest.
+
+    Args:
+        name: Name of the number.
+        results: Answers under several conditions.
+        datasets: Names of the data sets.
+        at_least: Share of what is above chance that the claim presupposes, so that there is something to lose.
+        chance: Accuracy of guessing, by data set; zero where it is not given.
+    """
+
+    chances = {dataset: chance.get(dataset, 0.0) for dataset in datasets}
+    # From what guessing reaches to all: zero to one.
+    _, hardest = min(
+        ((accuracy(results, BASELINE, [dataset]) - guessed) / (1 - guessed), dataset)
+        for dataset, guessed in chances.items()
+    )
+    guessed = chances[hardest]
+    values, sample_datasets = sample_accuracies(results, [hardest], BASELINE)
+    extremes = (-guessed / (1 - guessed), 1.0)
+    measured = estimate_mean(name, (values - guessed) / (1 - guessed), sample_datasets, extremes, at_least)
+    return replace(measured, of_premise=True)
 
 
 def _rounded(value: float, low: float, high: float) -> tuple[float, float, float]:

@@ -16,6 +16,7 @@ with optional_import("app"):
     from corelens.viz.key_tokens import coverage_curves as coverage_curves
     from corelens.viz.key_tokens import hit_rate_bars as hit_rate_bars
     from corelens.viz.maps import binned_head_maps as binned_head_maps
+    from corelens.viz.maps import cross_ablation_map as cross_ablation_map
     from corelens.viz.maps import depth_length_grid as depth_length_grid
     from corelens.viz.maps import head_map as head_map
     from corelens.viz.maps import overlap_matrix as overlap_matrix

@@ -15,7 +15,17 @@ from corelens.errors import check_choice
 from corelens.heads import Head, HeadSet
 from corelens.metrics.stability import StableHeads
 from corelens.scores import HeadScores, agreement
-from corelens.viz.style import ACCENT, BLUE, QUIET, apply_style, cells, colour_bar, colour_range, require_names
+from corelens.viz.style import (
+    ACCENT,
+    BLUE,
+    QUIET,
+    VERMILION,
+    apply_style,
+    cells,
+    colour_bar,
+    colour_range,
+    require_names,
+)
 
 AgreementMetric = Literal["jaccard", "shared", "spearman", "rank_biased_overlap"]
 _TITLES = {
@@ -194,6 +204,28 @@ def overlap_matrix(
         _TITLES[metric],
         below,
     ).update_yaxes(autorange="reversed")
+
+
+def cross_ablation_map(costs: Mapping[str, Mapping[str, float]], ranking: str = "") -> go.Figure:
+    """Draw what the heads of each task cost in each task.
+
+    Marks: a cell is the loss of accuracy, in points, in the task of its column without the heads of the task of its
+    row; blue is a loss, vermilion a gain. Strong cells on the diagonal alone: each task has heads of its own.
+
+    Args:
+        costs: Loss of accuracy, from -1 to 1, by heads, then questions.
+        ranking: How heads were ranked, for the title.
+    """
+    rows, columns = list(costs), list(next(iter(costs.values())))
+    values = 100 * cells([[costs[row][column] for column in columns] for row in rows], "heads questions")
+    largest = max(10.0, float(np.nanmax(np.abs(values))))
+    limits = dict(
+        zmin=-largest, zmax=largest, colorscale=[[0, VERMILION], [0.5, "rgba(128, 128, 128, 0.1)"], [1, BLUE]]
+    )
+    figure = _table(values, rows, columns, "points lost", ".0f", limits)
+    figure.update_xaxes(title="questions").update_yaxes(title="heads ablated", autorange="reversed")
+    title = " ".join(("Accuracy lost without the heads of each task", ranking)).strip()
+    return apply_style(figure, title, "Points. On the diagonal the heads of the task itself.")
 
 
 def depth_length_grid(

@@ -6,7 +6,7 @@ from corelens import HeadScores, Sample, toy
 from corelens.study import StudyBudget
 
 SMALL_BUDGET = StudyBudget(
-    n_seeds=1, doses=(5, 20), methods=(("mean", "both"),), kept_fractions=(0.05,), n_rounds=1, n_effects=2
+    n_seeds=1, n_matched=2, doses=(5, 20), methods=(("mean", "both"),), kept_fractions=(0.05,), n_rounds=1, n_effects=2
 )
 
 

@@ -158,7 +158,7 @@ def _verdicts() -> Iterator[list[str]]:
     """Verdict of every study on every claim."""
     yield ["model", "data", *(finding["claim"].partition(":")[0] for finding in studies()[0]["findings"])]
     for study in studies():
-        words = {"supported": "**yes**", "not supported": "no", "inconclusive": "open"}
+        words = {"supported": "**yes**", "not supported": "no", "inconclusive": "open", "cannot be tested": "-"}
         verdicts = [words[finding["verdict"]] for finding in study["findings"]]
         data = study["choices"]["data"].replace(",", ", ") + study["choices"]["quick"] * ", `--quick`"
         yield [f"`{study['model']}`", data, *verdicts]
@@ -258,7 +258,7 @@ def qwen3_vl_configs() -> dict[str, Any]:
 def _reproduction() -> Iterator[list[str]]:
     """Costs of the commands of docs/reproduce.md, by the cost model."""
     yield ["model", "`scan`", "`ablate`", "`accelerate`", "`study`", "memory", "memory of the study"]
-    h100, samples = DEVICES["H100"], [Sample("", "", "")] * 100
+    h100, samples = DEVICES["H100"], [Sample(str(number), "", "") for number in range(100)]
     for name, (pages, length, counts), config, options in configs():
         model, weights, text = dimensions(config, **options), 2 * parameters(config), config.get_text_config()
         shape, generator = (1, text.num_hidden_layers, text.num_attention_heads), torch.Generator().manual_seed(0)
