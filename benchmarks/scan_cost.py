@@ -31,7 +31,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import logging
 
 from corelens import HookedMLLM, Role, TokenMap, toy
-from corelens.experiments.head_metrics import ScoringInputs, score_heads
+from corelens.experiments.head_metrics import score_heads
+from corelens.experiments.layer_scores import ScoringInputs
 from corelens.experiments.scan import scan_metrics
 from corelens.metrics import PRESETS
 

@@ -20,7 +20,7 @@ from corelens import toy
 from corelens.data import Sample
 from corelens.experiments.ablation import run_ablation
 from corelens.experiments.conditions import BASELINE
-from corelens.experiments.controls import write_matched_random
+from corelens.experiments.controls import MATCHED, WRITE_NORM, write_matched_random
 from corelens.experiments.scan import scan_metrics
 from corelens.heads import HeadSet
 from corelens.hf.loading import SHIPPED
@@ -33,17 +33,14 @@ SCAN_SEED, TEST_SEED = 1, 2
 FRACTION = 0.1
 BATCH_SIZE = 100
 
-METRICS = ("ram", "ram_last")
+RANKED_BY = ("ram", "ram_last")
 """Metrics that rank heads: the paper's, by the question's tokens, and that of the last token of the prompt."""
 
-WRITE_NORM = "question_write_norm"
-"""Metric by which control heads are matched."""
+SCENE_TASKS = ("digit", "colour")
+"""Tasks of scenes: things that their questions ask for."""
 
-TASKS = ("digit", "colour")
-"""What a scene's question asks for."""
-
-NOTHING = "nothing ablated"
-TOP, NEXT, MATCHED = "top", "next-ranked", "write-matched"
+NOTHING_ABLATED = "nothing ablated"
+TOP, NEXT = "top", "next-ranked"
 
 Conditions = Mapping[str, Sequence[HeadSet]]
 """By condition: one set of heads, or several draws."""
@@ -95,7 +92,7 @@ def run_demo(
     start = time.monotonic()
     model = HookedMLLM.from_pretrained(name)
     scanned, tested = _by_task(n_scanned, SCAN_SEED), _by_task(n_tested, TEST_SEED)
-    scores = scan_metrics(model, scanned, [*METRICS, WRITE_NORM], batch_size=32)
+    scores = scan_metrics(model, scanned, [*RANKED_BY, WRITE_NORM], batch_size=32)
     conditions, missing = _conditions(scores, range(n_draws))
     texts = {task: list(toy.texts(n_texts, TEST_SEED, task)) for task in toy.TEXT_TASKS}
     accuracies: Accuracies = {}
@@ -104,7 +101,7 @@ def run_demo(
         longest = max(len(sample.answer.split()) for sample in samples)
         ablated = run_ablation(model, {questions: samples}, chosen, batch_size=BATCH_SIZE, max_new_tokens=longest + 1)
         accuracies[questions] = {
-            NOTHING if condition == BASELINE else condition: [
+            NOTHING_ABLATED if condition == BASELINE else condition: [
                 round(accuracy, 4) for accuracy in ablated.accuracies(condition, questions)
             ]
             for condition in ablated.conditions
@@ -124,13 +121,14 @@ def run_demo(
         },
         "seeds": {"scanned scenes": SCAN_SEED, "tested samples": TEST_SEED, "write-matched heads": [0, n_draws - 1]},
         "mean score": {
-            metric: {task: _mean_scores(scores[metric].for_dataset(task)) for task in TASKS} for metric in METRICS
+            metric: {task: _mean_scores(scores[metric].for_dataset(task)) for task in SCENE_TASKS}
+            for metric in RANKED_BY
         },
         "heads": {condition: [str(heads) for heads in draws] for condition, draws in conditions.items()},
         "no control": missing,
         "accuracy": accuracies,
         "expected": {
-            f"{task}, {metric}": expectations(accuracies, metric, task) for metric in METRICS for task in TASKS
+            f"{task}, {metric}": expectations(accuracies, metric, task) for metric in RANKED_BY for task in SCENE_TASKS
         },
         "versions": {p: version(p) for p in ("corelens", "torch", "transformers", "transformer-lens")}
         | {"python": platform.python_version()},
@@ -151,9 +149,9 @@ def expectations(accuracies: Accuracies, metric: str, task: str) -> dict[str, bo
 
     def drop(questions: str, kind: str) -> float:
         by_condition = accuracies[questions]
-        return float(np.mean(by_condition[NOTHING]) - np.mean(by_condition[condition(kind, task, metric)]))
+        return float(np.mean(by_condition[NOTHING_ABLATED]) - np.mean(by_condition[condition(kind, task, metric)]))
 
-    (other,) = (other for other in TASKS if other != task)
+    (other,) = (other for other in SCENE_TASKS if other != task)
     third = drop(task, TOP) / 3
     text = float(np.mean([drop(questions, TOP) for questions in toy.TEXT_TASKS]))
     draws = accuracies[task].get(condition(MATCHED, task, metric), [])
@@ -179,15 +177,15 @@ HEADER = ("ablated", "digit", "colour", *toy.TEXT_TASKS)
 def _by_task(n: int, seed: int) -> dict[str, list[Sample]]:
     """Scenes by what their questions ask for."""
     samples = list(toy.scenes(n, seed))
-    return {task: [sample for sample in samples if sample.about["task"] == task] for task in TASKS}
+    return {task: [sample for sample in samples if sample.about["task"] == task] for task in SCENE_TASKS}
 
 
 def _conditions(scores: Mapping[str, HeadScores], seeds: range) -> tuple[dict[str, list[HeadSet]], dict[str, str]]:
     """Sets of heads by condition, and for those without write-matched controls the reason."""
     conditions: dict[str, list[HeadSet]] = {}
     missing: dict[str, str] = {}
-    for metric in METRICS:
-        for task in TASKS:
+    for metric in RANKED_BY:
+        for task in SCENE_TASKS:
             of_task = scores[metric].for_dataset(task)
             top = of_task.top(FRACTION)
             conditions |= {
@@ -205,12 +203,12 @@ def _conditions(scores: Mapping[str, HeadScores], seeds: range) -> tuple[dict[st
 def _is_tested(name: str, questions: str) -> bool:
     """Draws are many, so that they are tested on their own task alone; text-only questions test the top heads."""
     kind, task, _ = name.split(", ")
-    return {TOP: True, NEXT: questions in TASKS, MATCHED: questions == task}[kind]
+    return {TOP: True, NEXT: questions in SCENE_TASKS, MATCHED: questions == task}[kind]
 
 
 def _rows(result: dict[str, Any]) -> list[list[str]]:
     rows = []
-    for name in (NOTHING, *result["heads"]):
+    for name in (NOTHING_ABLATED, *result["heads"]):
         cells = []
         for by_condition in result["accuracy"].values():
             values = [100 * value for value in by_condition.get(name, [])]

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import corelens.demo
 from corelens.cli import app
-from corelens.demo import METRICS, TASKS, Demo, condition, expectations, run_demo
+from corelens.demo import RANKED_BY, SCENE_TASKS, Demo, condition, expectations, run_demo
 
 SIZES = dict(n_scanned=24, n_tested=24, n_texts=4, n_draws=3)
 
@@ -23,7 +23,9 @@ def test_the_result_holds_every_number(small: Demo):
     assert json.loads(json.dumps(result)) == result
     assert list(result["accuracy"]) == ["digit", "colour", "copy", "recall", "sum"]
     draws = {"top": 1, "next-ranked": 1, "write-matched": 3}
-    sets = {condition(kind, task, metric): n for metric in METRICS for task in TASKS for kind, n in draws.items()}
+    sets = {
+        condition(kind, task, metric): n for metric in RANKED_BY for task in SCENE_TASKS for kind, n in draws.items()
+    }
     assert {name: len(heads) for name, heads in result["heads"].items()} == sets
     assert result["no control"] == {}
     for questions, by_condition in result["accuracy"].items():
@@ -31,14 +33,14 @@ def test_the_result_holds_every_number(small: Demo):
             name
             for name in sets
             if name.startswith("top")
-            or (questions in TASKS and name.startswith("next"))
+            or (questions in SCENE_TASKS and name.startswith("next"))
             or name.startswith(f"write-matched, {questions}")
         }
         assert {*by_condition} == {"nothing ablated", *tested}
         assert all(len(by_condition[name]) == sets[name] for name in tested)
         assert all(0 <= value <= 1 for values in by_condition.values() for value in values)
-    for metric in METRICS:
-        for task in TASKS:
+    for metric in RANKED_BY:
+        for task in SCENE_TASKS:
             ranked = list(result["mean score"][metric][task])
             assert len(ranked) == 96
             (top,), (next_ranked,), *_ = (result["heads"][condition(kind, task, metric)] for kind in draws)
@@ -70,7 +72,7 @@ def test_an_organism_whose_other_heads_write_nothing_has_no_controls():
     """77 of its 96 heads are closed: ablating those would prove nothing."""
     demo = run_demo("corelens/toy", **SIZES | {"n_draws": 1})
     assert {*demo.result["no control"]} == {
-        condition("write-matched", task, metric) for metric in METRICS for task in TASKS
+        condition("write-matched", task, metric) for metric in RANKED_BY for task in SCENE_TASKS
     }
     assert all("there is no control for 10 heads" in reason for reason in demo.result["no control"].values())
     assert demo.page.html().count("No control exists for") == 4

@@ -54,6 +54,7 @@ MAX_LINES = {"model.py": 455}
 """Modules that may be longer than 350 lines: HookedMLLM is one class."""
 IN_SEVERAL_MODULES = {
     "page": "the page of each kind of run, in its module of reports; the explorer's, in its server",
+    "CLAIM": "the claim of a module of the study",
     "RULE": "the rule of each claim, in its module of the study",
     "WORLD": "each world of the toys",
     "draw": "draws a sample of that world",

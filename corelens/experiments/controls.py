@@ -7,6 +7,12 @@ import numpy as np
 from corelens.heads import Head, HeadSet
 from corelens.scores import HeadScores
 
+WRITE_NORM = "question_write_norm"
+"""Metric by which heads are matched."""
+
+MATCHED = "write-matched"
+"""Name of the condition."""
+
 FACTOR = 2.0
 """A control head writes at most this many times as much as the head that it stands for, and at least one part in so
 many."""
@@ -20,7 +26,7 @@ def write_matched_random(heads: HeadSet, write_norm: HeadScores, seeds: Sequence
 
     Args:
         heads: The heads to be replaced, such as those with the highest scores.
-        write_norm: Length of what each head writes: a scan by `question_write_norm` or `write_norm`.
+        write_norm: Length of what each head writes: a scan by `WRITE_NORM`, say.
         seeds: One draw each.
 
     Returns:

@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from corelens.data import Sample
-from corelens.experiments.head_metrics import AnyMetric, ScanConfig, score_batch
+from corelens.experiments.head_metrics import ScanConfig, score_batch
+from corelens.experiments.layer_scores import AnyMetric
 from corelens.experiments.resumable import DatasetSamples, SampleSets, flatten_datasets, model_fingerprint
 from corelens.experiments.run_folder import Shard
 from corelens.experiments.scan import run_scan, scan_config

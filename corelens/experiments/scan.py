@@ -9,7 +9,8 @@ from typing import Any
 
 from corelens.errors import check_choice
 from corelens.experiments.comparison import mean_depth
-from corelens.experiments.head_metrics import DESCRIPTIVE_METRICS, AnyMetric, ScanConfig, metric_name, score_batch
+from corelens.experiments.head_metrics import ScanConfig, score_batch
+from corelens.experiments.layer_scores import DESCRIPTIVE_METRICS, AnyMetric, metric_name
 from corelens.experiments.resumable import (
     DatasetSamples,
     Evaluate,

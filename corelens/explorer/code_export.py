@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from textwrap import indent
 
 from corelens.data import Evidence, Sample
-from corelens.experiments.head_metrics import query_kind
+from corelens.experiments.layer_scores import query_kind
 from corelens.explorer.state import ExplorerState
 from corelens.heads import Head, HeadSet
 from corelens.metrics import PRESETS
@@ -32,7 +32,8 @@ import torch
 
 import corelens as cl
 from corelens.causal.answers import greedy_answers
-from corelens.experiments.head_metrics import ScoringInputs, score_heads
+from corelens.experiments.head_metrics import score_heads
+from corelens.experiments.layer_scores import ScoringInputs
 from corelens.metrics import PRESETS
 
 {setup_code}

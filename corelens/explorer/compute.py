@@ -15,7 +15,8 @@ from corelens.causal import AnswerLogProbs, log_prob
 from corelens.causal.answers import append_answers, greedy_answers
 from corelens.causal.session import prefix_if_possible
 from corelens.data import Evidence, Sample, evidence_tokens, prepare_batch
-from corelens.experiments.head_metrics import AnyMetric, ScoringInputs, query_kind, score_heads
+from corelens.experiments.head_metrics import score_heads
+from corelens.experiments.layer_scores import AnyMetric, ScoringInputs, query_kind
 from corelens.experiments.sweep import sweep
 from corelens.explorer.state import ExplorerState
 from corelens.explorer.uploads import decode_picture

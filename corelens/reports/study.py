@@ -12,6 +12,7 @@ import torch
 from corelens.data.published import published_model
 from corelens.experiments.ablation import KINDS, dose_curve
 from corelens.experiments.conditions import BASELINE, ConditionResults, read_conditions
+from corelens.experiments.controls import MATCHED
 from corelens.experiments.key_tokens import KeyTokens, read_key_tokens
 from corelens.experiments.published_comparison import compare_with_published
 from corelens.experiments.run_folder import RunFolder, atomic_write, atomic_write_json, read_summary
@@ -24,7 +25,6 @@ from corelens.study.acceleration import speed_up
 from corelens.study.division import METRICS
 from corelens.study.generality import TOP_SHARE
 from corelens.study.key_tokens import n_compared
-from corelens.study.necessity import MATCHED
 from corelens.study.query_tokens import QUERY_TOKENS
 from corelens.study.run import Study, every_other
 from corelens.study.sparsity import EXCESS, shuffled

@@ -10,6 +10,7 @@ from pathlib import Path
 from corelens.data import BoxUnit, Sample
 from corelens.experiments import ablation, key_tokens, scan, sparse_eval, sweep
 from corelens.experiments.ablation import ReferenceMethod
+from corelens.experiments.controls import WRITE_NORM
 from corelens.experiments.run_folder import atomic_write_json
 from corelens.heads import HeadSet
 from corelens.hooks.positions import Phase
@@ -19,9 +20,6 @@ from corelens.study.division import EVIDENCE_SHARE, METRICS
 from corelens.study.query_tokens import QUERY_TOKENS
 from corelens.study.sparsity import EXCESS
 from corelens.study.tasks import TASK_METRICS, task_groups
-
-WRITE_NORM = "question_write_norm"
-"""Metric by which control heads are matched."""
 
 SCANNED_METRICS = (
     *QUERY_TOKENS,

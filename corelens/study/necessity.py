@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import numpy as np
 
 from corelens.experiments.conditions import BASELINE, ConditionResults
-from corelens.experiments.controls import write_matched_random
+from corelens.experiments.controls import MATCHED, write_matched_random
 from corelens.heads import HeadSet
 from corelens.scores import HeadScores
 from corelens.study.verdict import (
@@ -17,7 +17,6 @@ from corelens.study.verdict import (
     sample_accuracies,
 )
 
-MATCHED = "write-matched"
 CONTROLS = ("next-ranked", MATCHED)
 REPORTED = ("random", "random, same layers", "bottom")
 

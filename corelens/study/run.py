@@ -14,6 +14,7 @@ from accelerate import dispatch_model
 from corelens.data import BoxUnit, Sample
 from corelens.experiments.ablation import dose_conditions, run_ablation
 from corelens.experiments.conditions import ConditionResults, check_scoring
+from corelens.experiments.controls import WRITE_NORM
 from corelens.experiments.key_tokens import KeyTokens, rank_and_draw, scan_key_tokens
 from corelens.experiments.resumable import flatten_datasets
 from corelens.experiments.scan import scan_metrics
@@ -26,7 +27,7 @@ from corelens.scores import HeadScores
 from corelens.sparse import Streaming
 from corelens.sparse.controls import plans_and_controls
 from corelens.study.acceleration import Timing, acceleration, measure_timing, published_counts, run_published
-from corelens.study.budget import FULL, SCANNED_METRICS, WRITE_NORM, StudyBudget, Texts, halves, planned_work
+from corelens.study.budget import FULL, SCANNED_METRICS, StudyBudget, Texts, halves, planned_work
 from corelens.study.division import division
 from corelens.study.generality import TOP_SHARE, generality
 from corelens.study.key_tokens import key_token_finding, n_compared

@@ -11,7 +11,8 @@ from transformer_lens import ActivationCache
 
 from corelens import HookedMLLM, Sample, metrics, scan
 from corelens.causal.answers import answer_positions, answer_targets, append_answers, greedy_answers
-from corelens.experiments.head_metrics import DESCRIPTIVE_METRICS, OTHER_QUESTIONS
+from corelens.experiments.head_metrics import OTHER_QUESTIONS
+from corelens.experiments.layer_scores import DESCRIPTIVE_METRICS
 from corelens.experiments.scan import scan_metrics
 from corelens.inputs.prepare import PreparedInputs
 from corelens.metrics import Metric

@@ -7,7 +7,8 @@ import torch
 
 import corelens as cl
 from corelens import HookedMLLM, Sample
-from corelens.experiments.head_metrics import ScoringInputs, score_heads
+from corelens.experiments.head_metrics import score_heads
+from corelens.experiments.layer_scores import ScoringInputs
 from corelens.explorer import Explorer
 from corelens.explorer.compute import MAX_UPLOADS, Cancelled
 from corelens.metrics import PRESETS
