@@ -76,7 +76,7 @@ def run_demo(
     n_scanned: int = 200,
     n_tested: int = 200,
     n_texts: int = 100,
-    n_draws: int = 30,
+    n_draws: int = 20,
 ) -> Demo:
     """Scan scenes by task, ablate the top heads of each task and their controls on other scenes, and report.
 
