@@ -11,7 +11,7 @@ import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a core for each process, not all for each
-    os.environ["RAY_worker_niceness"] = "0"  # else other tests starve Ray's workers
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 else other tests starve Ray, which reads this name
 
 if importlib.util.find_spec("torchvision"):
     try:

@@ -75,6 +75,8 @@ def scan(
 
 
 def _print_summaries(summaries: dict[str, Any], scores: "HeadScores", out: Path) -> None:
+    from corelens.experiments.scan import describe_groups
+
     console = Console(highlight=False, markup=False)
     console.print(f"\n{scores.model}: {len(scores.samples)} samples, {scores.n_heads} heads")
     table = Table("metric", "top 5 % of heads, with 95 % intervals of their means", box=box.SIMPLE)
@@ -94,6 +96,9 @@ def _print_summaries(summaries: dict[str, Any], scores: "HeadScores", out: Path)
         "of heads that two random halves of the samples have in common.",
         soft_wrap=True,
     )
+    for name, summary in summaries.items():
+        if note := describe_groups(summary):
+            console.print(f"{name}: {note}", soft_wrap=True)
     for sample, reason in list(scores.skipped.items())[:5]:
         console.print(f"skipped: {sample}: {reason}")
     if len(scores.skipped) > 5:

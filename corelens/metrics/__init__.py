@@ -22,6 +22,7 @@ from corelens.metrics.key_tokens import key_token_ratio as key_token_ratio
 from corelens.metrics.key_tokens import top_tokens as top_tokens
 from corelens.metrics.presets import PRESETS as PRESETS
 from corelens.metrics.presets import Metric as Metric
+from corelens.metrics.sample_groups import sample_groups as sample_groups
 from corelens.metrics.score_distribution import bimodality_test as bimodality_test
 from corelens.metrics.score_distribution import depth_profile as depth_profile
 from corelens.metrics.score_distribution import elbow as elbow

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from corelens.experiments.run_folder import RunFolder
-from corelens.experiments.scan import scan_summary
+from corelens.experiments.scan import describe_groups, scan_summary
 from corelens.reports.common import close
 from corelens.reports.page import Page
 from corelens.scores import HeadScores
@@ -33,6 +33,9 @@ def page(run: RunFolder) -> Page:
         "share of the top heads that two disjoint random halves of the samples have in common. Depth: 0 is the first "
         "layer, 1 the last."
     )
+    for name_of, summary in summaries.items():
+        if note := describe_groups(summary):
+            report.text(f"{name_of}: {note}")
     top = summaries[name]["top"]
     report.heading(f"The top {min(len(top), N_ROWS)} by {first.metric}")
     report.table(
