@@ -54,7 +54,7 @@ def save(study: Study, folder: Path, choices: Mapping[str, Any]) -> dict[str, An
         "findings": [finding.to_json() for finding in study.findings],
         "core heads": [str(head) for head in study.core],
         "accuracy": {
-            "zero": _summaries(study.ablations),
+            "zero": _summaries(study.ablations) | (_summaries(study.text_ablations) if study.text_ablations else {}),
             **{method: _summaries(results) for method, results in study.other_ablations.items()},
             "plans": _summaries(study.sparse_results),
         },
@@ -63,7 +63,7 @@ def save(study: Study, folder: Path, choices: Mapping[str, Any]) -> dict[str, An
         "times as fast": {
             name: round(speed_up(study.timing, name).value, 4) for name in study.timing.rounds[0] if name != BASELINE
         },
-        "text-only": list(study.texts),
+        "text-only": list(dict.fromkeys(study.text_ablations.datasets)) if study.text_ablations else [],
         "choices": dict(choices) | study.scores["ram"].choices,
         "skipped": dict(study.scores["ram"].skipped) | dict(study.ablations.skipped),
         "run": {name: manifest[name] for name in ("model", "revision", "weights", "dtype", "heads", "versions")},
@@ -80,7 +80,7 @@ def page(folder: Path) -> Page:
     Raises:
         ValueError: If a part of the study is missing or unfinished.
     """
-    keys = ("model", "findings", "times as fast", "compared with", "text-only", "choices", "run", "skipped", "tasks")
+    keys = ("model", "findings", "times as fast", "compared with", "choices", "run", "skipped", "tasks")
     summary = read_summary(folder / "study.json", *keys)
     findings = summary["findings"]
     counts = Counter(finding["verdict"] for finding in findings)
@@ -105,7 +105,7 @@ def page(folder: Path) -> Page:
         [_sparsity(scores, _scores(folder / "untrained"))],
         _generality(scores["ram"], summary["compared with"]),
         [[binned_head_maps({"CoRe heads": scores["ram"], "vision heads": scores["vision_heads"]})], _division(scores)],
-        _necessity(ablations, read_conditions(RunFolder.load(folder / "mask")), summary["text-only"]),
+        _necessity(folder, ablations),
         [_key_tokens(read_key_tokens(RunFolder.load(folder / "key-tokens")))],
         [[_acceleration(sparse_results, summary["times as fast"])]],
         _query_tokens(read_conditions(RunFolder.load(folder / "query-tokens"))),
@@ -223,19 +223,20 @@ def _division(scores: Mapping[str, HeadScores]) -> list[go.Figure]:
     return [heads_by_two(second["question_entropy"], second["evidence_share"], core), distributions]
 
 
-def _necessity(
-    ablations: ConditionResults[HeadSet], masked: ConditionResults[HeadSet], texts: Sequence[str]
-) -> list[list[go.Figure]]:
-    datasets = list(dict.fromkeys(ablations.datasets))
+def _necessity(folder: Path, ablations: ConditionResults[HeadSet]) -> list[list[go.Figure]]:
+    """Accuracy under the paper's mask by number of heads, and with heads zeroed, also on text."""
+    texts = [read_conditions(RunFolder.load(path)) for path in (folder / "ablate-texts",) if path.exists()]
     bars = {
         dataset: {
-            name: ablations.accuracies(name, dataset)
+            name: results.accuracies(name, dataset)
             for name in (BASELINE, *KINDS, MATCHED)
-            if name in ablations.conditions
+            if name in results.conditions
         }
-        for dataset in datasets
+        for results in (ablations, *texts)
+        for dataset in dict.fromkeys(results.datasets)
     }
-    curves = [_dose_curves(masked, name) for name in datasets if name not in texts]
+    masked = read_conditions(RunFolder.load(folder / "mask"))
+    curves = [_dose_curves(masked, name) for name in dict.fromkeys(masked.datasets)]
     return [[curve] for curve in curves if curve is not None] + [[accuracy_bars(bars)]]
 
 

@@ -115,18 +115,18 @@ def planned_work(
 ) -> dict[str, PlannedWork]:
     """Return the experiments of a study of a model with so many heads, by the name of their folder."""
     n_scanned, n_tested = (sum(map(len, half.values())) for half in halves(samples))
-    n_ablated = n_tested + sum(map(len, texts.values()))
-    n_controls = 3 + 2 * budget.n_seeds + budget.n_matched
+    n_texts, n_controls = sum(map(len, texts.values())), 3 + 2 * budget.n_seeds
     n_kept, n_doses = len(budget.kept_fractions), len(budget.doses_of(n_heads))
     n_tasks = len(set(task_groups(*halves(samples)).values()))
     n_effects = sum(len(half[: budget.n_effects]) for half in halves(samples)[1].values())
     shard_size = ablation.SHARD_SIZE
-    n_conditions = 1 + n_controls + (1 + budget.n_seeds) * n_doses
+    n_conditions = 1 + n_controls + budget.n_matched + (1 + budget.n_seeds) * n_doses
     works = (
         PlannedWork("scan", n_scanned, 1, scan.SHARD_SIZE, answers=False),
         PlannedWork("untrained", n_scanned, 1, scan.SHARD_SIZE, answers=False),
         PlannedWork("untrained-key-tokens", n_tested, 1, key_tokens.SHARD_SIZE, answers=False),
-        PlannedWork("ablate", n_ablated, n_conditions, shard_size),
+        PlannedWork("ablate", n_tested, n_conditions, shard_size),
+        PlannedWork("ablate-texts", n_texts, 1 + n_controls, shard_size),
         PlannedWork("mask", n_tested, 1 + (2 + budget.n_seeds) * n_doses, shard_size),
         PlannedWork("key-tokens", n_tested, 1, key_tokens.SHARD_SIZE, answers=False),
         PlannedWork("query-tokens", n_tested, 1 + len(QUERY_TOKENS) * n_doses, shard_size),

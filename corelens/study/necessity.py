@@ -1,6 +1,6 @@
 """Claim 4, necessity: the model cannot see without its CoRe heads, and can without others."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -46,24 +46,23 @@ def matched_controls(core: HeadSet, write_norm: HeadScores, n_draws: int) -> dic
 
 def necessity(
     ablations: ConditionResults[HeadSet],
+    text_ablations: ConditionResults[HeadSet] | None,
     other_ablations: Mapping[str, ConditionResults[HeadSet]],
     masked: ConditionResults[HeadSet],
-    texts: Collection[str],
     chance: Mapping[str, float] | None = None,
 ) -> Finding:
     """Test whether the top heads are needed to see.
 
     Args:
-        ablations: Accuracy with heads zeroed: `top` and `CONTROLS`.
+        ablations: Accuracy with heads zeroed: `top`, `CONTROLS` and `REPORTED`.
+        text_ablations: The same of text-only questions: `top`. None if there are none.
         other_ablations: Accuracy with heads ablated by another method or in one phase, by that; `mean` is in the rule.
         masked: Accuracy under the paper's mask: `top 5`, `random 5`, `bottom 5` and so on, smallest number first.
-        texts: Names of the text-only data sets.
         chance: Accuracy of guessing, by data set; zero where it is not given.
     """
     chance = chance or {}
-    datasets = list(dict.fromkeys(ablations.datasets))
-    visual_sets = [name for name in datasets if name not in texts]
-    text_sets = [name for name in datasets if name in texts]
+    visual_sets = list(dict.fromkeys(ablations.datasets))
+    text_sets = list(dict.fromkeys(text_ablations.datasets)) if text_ablations else []
 
     def cost(
         name: str, results: ConditionResults[HeadSet], condition: str, at_least: float | None = None
@@ -75,7 +74,7 @@ def necessity(
     measurements = [premise_of_accuracy(name, ablations, visual_sets, 0.25, chance)]
     name = "accuracy above chance on text with nothing changed, on the hardest task"
     measurements.append(
-        premise_of_accuracy(name, ablations, text_sets, 0.5, chance) if text_sets else not_measured(name, 0.5)
+        premise_of_accuracy(name, text_ablations, text_sets, 0.5, chance) if text_ablations else not_measured(name, 0.5)
     )
     measurements.append(cost("cost of zeroing the top heads", ablations, "top", 0.1))
     name, mean = "cost of the mean in their place", other_ablations.get("mean")
@@ -89,8 +88,9 @@ def necessity(
         differences = top_costs - 2 * sample_accuracies(ablations, visual_sets, BASELINE, control)[0]
         measurements.append(estimate_mean(name, differences, sample_datasets, (-2, 2), at_least=0.0))
     name = "cost of top less twice that on text"
-    if text_sets:
-        costs, sample_datasets = sample_accuracies(ablations, [*visual_sets, *text_sets], BASELINE, "top")
+    if text_ablations:
+        text_costs, text_datasets = sample_accuracies(text_ablations, text_sets, BASELINE, "top")
+        costs, sample_datasets = np.concatenate([top_costs, text_costs]), [*sample_datasets, *text_datasets]
         weights = dict.fromkeys(visual_sets, 1 / len(visual_sets)) | dict.fromkeys(text_sets, -2 / len(text_sets))
         measurements.append(estimate_mean(name, costs, sample_datasets, (-1, 1), 0.0, weights))
     else:

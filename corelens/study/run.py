@@ -52,6 +52,9 @@ class Study:
     ablations: ConditionResults[HeadSet]
     """Accuracy with heads zeroed."""
 
+    text_ablations: ConditionResults[HeadSet] | None
+    """The same of text-only questions; None if there are none."""
+
     other_ablations: Mapping[str, ConditionResults[HeadSet]]
     """Accuracy with heads ablated by other methods or in one phase, under the paper's mask, with all other heads
     blinded, and with the heads zeroed that other query tokens find."""
@@ -64,9 +67,6 @@ class Study:
     timing: Timing
     compared_models: Mapping[str, HeadScores]
     """Retrieval attention mass of other models."""
-
-    texts: tuple[str, ...]
-    """Names of the text-only data sets."""
 
 
 def run_study(
@@ -127,11 +127,12 @@ def run_study(
         core = ram.top(TOP_SHARE)
 
         of_doses = dose_conditions(ram, doses, seeds) if doses else {}
-        conditions = ram.controls(TOP_SHARE, seeds) | _of_kinds(of_doses, "top", "random")
-        conditions |= matched_controls(core, scores[WRITE_NORM], budget.n_matched)
+        controls = ram.controls(TOP_SHARE, seeds)
+        matched = matched_controls(core, scores[WRITE_NORM], budget.n_matched)
         answers: dict[str, Any] = dict(max_new_tokens=max_new_tokens, box_unit=box_unit)
         ablate: Any = partial(run_ablation, model, **answers)
-        ablations = ablate({**tested, **texts}, conditions, out=begin("ablate"))
+        ablations = ablate(tested, controls | matched | _of_kinds(of_doses, "top", "random"), out=begin("ablate"))
+        text_ablations = ablate(texts, controls, out=begin("ablate-texts")) if texts else None
         masked = ablate(tested, _of_kinds(of_doses, "top", "random", "bottom"), "uniform_all_keys", out=begin("mask"))
         key_tokens = scan_key_tokens(model, tested, rank_and_draw(ram, seeds=seeds), out=begin("key-tokens"))
         by_query_tokens = {f"{name} {dose}": [scores[name].top(dose)] for name in QUERY_TOKENS for dose in doses}
@@ -180,7 +181,7 @@ def run_study(
         sparsity(scores[EXCESS.name], untrained_scores[EXCESS.name]),
         generality(ram, untrained_scores["ram"], compare_with or {}),
         division(ram, second, first["ram"].top(TOP_SHARE)),
-        necessity(ablations, other_ablations, masked, texts, chance),
+        necessity(ablations, text_ablations, other_ablations, masked, chance),
         key_token_finding(key_tokens, untrained_key_tokens),
         acceleration(sparse_results, timing, published_results, chance),
         query_tokens(scores, query_ablations, ablations, effects),
@@ -193,13 +194,13 @@ def run_study(
         untrained=untrained_scores,
         core=core,
         ablations=ablations,
+        text_ablations=text_ablations,
         other_ablations={**other_ablations, "uniform_all_keys": masked, "query tokens": query_ablations},
         task_costs={metric: cost_matrix(task_ablations, groups, metric) for metric in TASK_METRICS if task_ablations},
         key_tokens=key_tokens,
         sparse_results=sparse_results,
         timing=timing,
         compared_models=compare_with or {},
-        texts=tuple(texts),
     )
 
 

@@ -15,7 +15,8 @@ def test_halves_share_no_sample_and_pieces_count_them(tmp_path: Path):
     assert not {sample.id for sample in scanned["few"]} & {sample.id for sample in tested["few"]}
     works = planned_work(pictures, texts, SMALL_BUDGET, 96)
     assert (works["scan"].samples, works["scan"].conditions) == (10, 1)
-    assert (works["ablate"].samples, works["ablate"].conditions) == (8 + 9, 1 + 5 + 2 + 2 * 2)
+    assert (works["ablate"].samples, works["ablate"].conditions) == (8, 1 + 5 + 2 + 2 * 2)
+    assert (works["ablate-texts"].samples, works["ablate-texts"].conditions) == (9, 1 + 5)
     assert (works["mask"].samples, works["mask"].conditions) == (8, 1 + 3 * 2)
     assert (works["query-tokens"].samples, works["query-tokens"].conditions) == (8, 1 + 3 * 2)
     # Two data sets whose scenes ask for a digit or a colour, and too few of each.
@@ -23,11 +24,12 @@ def test_halves_share_no_sample_and_pieces_count_them(tmp_path: Path):
     assert planned_work(*study_samples(40), SMALL_BUDGET, 96)["tasks"].conditions == 1 + 2 * 4
     assert (works["effects"].samples, works["effects"].conditions) == (4, 96)
     assert planned_work(pictures, texts, SMALL_BUDGET, 12)["mask"].conditions == 1 + 3
-    assert works["ablate"].remaining(tmp_path) == works["ablate"].total == 17 * 12
+    assert works["ablate"].remaining(tmp_path) == works["ablate"].total == 8 * 12
     throughput = Throughput(2.0, 3.0)
     assert throughput.remaining_seconds(works["scan"], tmp_path) == 20
     (tmp_path / "ablate" / "parts").mkdir(parents=True)
     (tmp_path / "ablate" / "parts" / "00000.parquet").touch()
-    assert throughput.remaining_seconds(works["ablate"], tmp_path) == 3 * 12  # the seventeenth sample
+    assert throughput.remaining_seconds(works["ablate"], tmp_path) == 0  # a shard holds sixteen samples
+    assert throughput.remaining_seconds(works["ablate-texts"], tmp_path) == 3 * 9 * 6
     with pytest.raises(ValueError, match="few has 3 samples; a study needs four or more of each"):
         halves({"few": pictures["few"][:3]})

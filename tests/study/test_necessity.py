@@ -1,66 +1,63 @@
 """Necessity from made-up accuracies."""
 
+import pytest
 import torch
 
 from corelens import ConditionResults, HeadSet
 from corelens.study import necessity
 
 
-def condition_results(**accuracies: float) -> ConditionResults[HeadSet]:
-    """Results on forty questions about pictures and forty text questions, by accuracy of each condition.
-
-    `NAME__text=ACCURACY`, after `NAME=ACCURACY`, sets the accuracy on text only.
-    """
-    values: dict[str, torch.Tensor] = {}
-    for name, accuracy in accuracies.items():
-        condition, _, only_text = name.partition("__")
-        correct = (torch.arange(40) < round(40 * accuracy)).float()
-        both = torch.cat([values[condition][:40, 0], correct]) if only_text else correct.repeat(2)
-        values[condition] = both[:, None]
+def condition_results(dataset: str = "scenes", **accuracies: float) -> ConditionResults[HeadSet]:
+    """Results on forty questions of a data set, by accuracy of each condition."""
+    values = {name: (torch.arange(40) < round(40 * accuracy)).float()[:, None] for name, accuracy in accuracies.items()}
     no_heads = HeadSet(())
-    datasets = ("scenes",) * 40 + ("copy",) * 40
-    return ConditionResults({name: [no_heads] for name in values}, values, tuple(map(str, range(80))), datasets, {})
+    return ConditionResults(
+        {name: [no_heads] for name in values}, values, tuple(map(str, range(40))), (dataset,) * 40, {}
+    )
 
 
 def test_necessity_needs_a_cost_that_neither_controls_nor_text_share():
     controls = {"plain": 0.9, "next-ranked": 0.9, "write-matched": 0.9}
-    needed = condition_results(**controls, top=0.1, top__text=0.9)
+    needed, kept = condition_results(**controls, top=0.1), condition_results("copy", plain=0.9, top=0.9)
     mean = {"mean": needed}
     doses = {"random 5": 0.9, "bottom 5": 0.9, "random 10": 0.9, "bottom 10": 0.9}
     masked = condition_results(plain=0.9, **{"top 5": 0.9, "top 10": 0.1}, **doses)
-    assert necessity(needed, mean, masked, ["copy"]).verdict == "supported"
-    text_lost = condition_results(**controls, top=0.1, top__text=0.1)
-    assert necessity(text_lost, mean, masked, ["copy"]).verdict == "not supported"
+    assert necessity(needed, kept, mean, masked).verdict == "supported"
+    text_lost = condition_results("copy", plain=0.9, top=0.1)
+    assert necessity(needed, text_lost, mean, masked).verdict == "not supported"
     for control in ("next-ranked", "write-matched"):
-        control_lost = condition_results(**controls | {control: 0.1}, top=0.1, top__text=0.9)
-        assert necessity(control_lost, mean, masked, ["copy"]).verdict == "not supported"
+        control_lost = condition_results(**controls | {control: 0.1}, top=0.1)
+        assert necessity(control_lost, kept, mean, masked).verdict == "not supported"
     nothing_lost = condition_results(plain=0.9, top=0.9)
-    assert necessity(needed, {"mean": nothing_lost}, masked, ["copy"]).verdict == "not supported"
-    assert necessity(condition_results(plain=0.0, top=0.0), {}, masked, []).verdict == "cannot be tested"
-    # A model that hardly answers has nothing to lose, and one that cannot read is no control.
-    hardly_answers = condition_results(**dict.fromkeys(controls, 0.1), top=0.0)
-    assert necessity(hardly_answers, mean, masked, ["copy"]).verdict == "cannot be tested"
-    # Of two options, six of ten right answers are near to guessing.
-    near_chance = condition_results(**dict.fromkeys(controls, 0.6), top=0.0, plain__text=0.9, top__text=0.9)
-    assert necessity(near_chance, mean, masked, ["copy"]).verdict == "supported"
-    assert necessity(near_chance, mean, masked, ["copy"], {"scenes": 0.5}).verdict in (
-        "inconclusive",
-        "cannot be tested",
-    )
-    cannot_read = condition_results(**controls, top=0.1, plain__text=0.0, top__text=0.0)
-    assert necessity(cannot_read, mean, masked, ["copy"]).verdict == "cannot be tested"
+    assert necessity(needed, kept, {"mean": nothing_lost}, masked).verdict == "not supported"
     # The paper's mask counts at its largest number of heads, and against random and bottom heads.
     harmless_mask = condition_results(plain=0.9, **{"top 5": 0.1, "top 10": 0.9}, **doses)
-    assert necessity(needed, mean, harmless_mask, ["copy"]).verdict == "not supported"
+    assert necessity(needed, kept, mean, harmless_mask).verdict == "not supported"
     for control in ("random 10", "bottom 10"):
         control_masked = condition_results(plain=0.9, **{"top 5": 0.9, "top 10": 0.1}, **doses | {control: 0.1})
-        assert necessity(needed, mean, control_masked, ["copy"]).verdict == "not supported"
-    assert necessity(needed, mean, condition_results(plain=0.9), ["copy"]).verdict == "inconclusive"
+        assert necessity(needed, kept, mean, control_masked).verdict == "not supported"
     # A need that was not measured is not met.
-    without_controls = condition_results(plain=0.9, top=0.1, top__text=0.9)
-    finding = necessity(without_controls, mean, masked, ["copy"])
-    assert finding.verdict == "inconclusive"
-    assert finding.notes[0].startswith("No heads outside the top write as much")
-    assert necessity(needed, mean, masked, ["copy"]).notes[0].startswith("0 of 1 draws of write-matched heads cost")
-    assert necessity(needed, {}, masked, ["copy"]).verdict == "inconclusive"
-    assert necessity(needed, mean, masked, []).verdict == "inconclusive"
+    assert necessity(needed, kept, mean, condition_results(plain=0.9)).verdict == "inconclusive"
+    assert necessity(needed, kept, {}, masked).verdict == "inconclusive"
+    assert necessity(needed, None, mean, masked).verdict == "inconclusive"
+    without_controls = necessity(condition_results(plain=0.9, top=0.1), kept, mean, masked)
+    assert without_controls.verdict == "inconclusive"
+    assert without_controls.notes[0].startswith("No heads outside the top write as much")
+    assert necessity(needed, kept, mean, masked).notes[0].startswith("0 of 1 draws of write-matched heads cost")
+
+
+def test_necessity_cannot_be_tested_where_there_is_nothing_to_lose():
+    controls = {"plain": 0.9, "next-ranked": 0.9, "write-matched": 0.9}
+    kept = condition_results("copy", plain=0.9, top=0.9)
+    for accuracy in (0.0, 0.1):
+        answers = condition_results(**dict.fromkeys(controls, accuracy), top=0.0)
+        assert necessity(answers, kept, {"mean": answers}, answers).verdict == "cannot be tested"
+    # A model that cannot read is no control.
+    seen, cannot_read = condition_results(**controls, top=0.1), condition_results("copy", plain=0.0, top=0.0)
+    assert necessity(seen, cannot_read, {"mean": seen}, seen).verdict == "cannot be tested"
+    # Of two options, six of ten right answers are near to guessing; of open answers they are not.
+    guessed = condition_results(**dict.fromkeys(controls, 0.55), top=0.0)
+    assert necessity(guessed, kept, {"mean": guessed}, guessed).measurements[0].met
+    premise = necessity(guessed, kept, {"mean": guessed}, guessed, {"scenes": 0.5}).measurements[0]
+    assert premise.value == pytest.approx(0.1)
+    assert not premise.met
