@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BeforeValidator, Field, FiniteFloat, StringConstraints, TypeAdapter, ValidationError
 
 from corelens.data.sample import Sample
+from corelens.inputs.media import ORIENTATION, QUARTER_TURNS, upright_box
 from corelens.tokens import Box
 
 
@@ -263,10 +264,21 @@ def read_field(row: Any, name: str, kind: Any) -> Any:
         raise BadRow(f"its {name!r} is {row[name]!r:.80}: {reasons}") from cause
 
 
-def pixel_box(corners: Sequence[float | int], size: tuple[int, int], scale: tuple[float, float] = (1.0, 1.0)) -> Box:
-    """Scale left, top, right and bottom to a box in pixels of a picture of the given size.
+def pixel_box(
+    corners: Sequence[float | int],
+    size: tuple[int, int],
+    scale: tuple[float, float] = (1.0, 1.0),
+    orientation: int = 1,
+) -> Box:
+    """Scale left, top, right and bottom to a box in pixels of a picture, and turn it with the picture.
 
     Annotations may extend up to a pixel beyond the border; this pixel is cut off.
+
+    Args:
+        corners: In pixels of the picture as it is stored, but for the scale.
+        size: Width and height of the picture as it is stored.
+        scale: Pixels in a unit of the corners, across and down.
+        orientation: EXIF orientation of the picture.
     """
     left, top, right, bottom = (corner * scale[axis % 2] for axis, corner in enumerate(corners))
     width, height = size
@@ -275,7 +287,7 @@ def pixel_box(corners: Sequence[float | int], size: tuple[int, int], scale: tupl
     box = Box(max(0.0, left), max(0.0, top), min(float(width), right), min(float(height), bottom))
     if box.left >= box.right or box.top >= box.bottom:
         raise BadRow(f"its box {list(corners)} is empty")
-    return box
+    return Box(*upright_box(box, size, orientation))
 
 
 @dataclass(frozen=True)
@@ -304,7 +316,24 @@ def picture_file(path: Path) -> str:
     return str(path)
 
 
-def picture_size(picture: Callable[[], Image.Image]) -> tuple[int, int]:
-    """Width and height of a picture, without decoding it."""
+class Stored(NamedTuple):
+    """The form in which a picture is stored, and in which annotations count its pixels."""
+
+    size: tuple[int, int]
+    """Width and height."""
+
+    orientation: int
+    """EXIF orientation, by which it is turned before anyone sees it."""
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Width and height of the picture that is seen."""
+        return self.size[::-1] if self.orientation in QUARTER_TURNS else self.size
+
+
+def stored_form(picture: Callable[[], Image.Image]) -> Stored:
+    """Stored form of a picture, read without decoding it."""
     with picture() as image:
-        return image.size
+        stored = Stored(image.size, image.getexif().get(ORIENTATION, 1))
+        # Of TIFF, Pillow gives the upright size.
+        return stored._replace(size=stored.upright_size) if image.format == "TIFF" else stored

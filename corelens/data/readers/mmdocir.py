@@ -22,13 +22,13 @@ from corelens.data.readers.base import (
     Text,
     dataset_folder,
     find_files,
-    picture_size,
     pixel_box,
     raise_error,
     read_field,
     read_line,
     read_lines,
     read_table,
+    stored_form,
 )
 from corelens.data.sample import Evidence, Sample
 from corelens.errors import check_choice
@@ -110,11 +110,11 @@ def _sample(
         page = read_field(layout, "page", int)
         if page not in evidence_pages:
             raise BadRow(f"a layout is on page {page}, which is not among its evidence pages {evidence_pages}")
-        size = picture_size(pictures[page])
+        size, orientation = stored_form(pictures[page])
         width, height = read_field(layout, "page_size", PageSize)
         if min(width, height) <= 0:
             raise BadRow(f"its 'page_size' is {width} x {height}")
-        box = pixel_box(read_field(layout, "bbox", Corners), size, (size[0] / width, size[1] / height))
+        box = pixel_box(read_field(layout, "bbox", Corners), size, (size[0] / width, size[1] / height), orientation)
         evidence.append(Evidence(box, shown_pages.index(page)))
     with_layout = {region.media for region in evidence}
     media = [shown_pages.index(page) for page in evidence_pages]

@@ -13,10 +13,10 @@ from corelens.data.readers.base import (
     StoredPicture,
     dataset_folder,
     find_files,
-    picture_size,
     pixel_box,
     read_field,
     read_table,
+    stored_form,
 )
 from corelens.data.sample import Evidence, Sample
 
@@ -53,9 +53,9 @@ def _sample(rows: Any, index: int, number: int, prompt: str) -> Sample:
     if not expressions or not (expression := (expressions[number] or "").strip()):
         raise BadRow("its 'answer' holds no referring expression")
     picture = StoredPicture(rows, index, "image")
-    size = picture_size(picture)
+    stored = stored_form(picture)
     left, top, width, height = read_field(row, "bbox", Corners)
-    box = pixel_box([left, top, left + width, top + height], size)
+    box = pixel_box([left, top, left + width, top + height], stored.size, orientation=stored.orientation)
     return Sample(
         f"{row['question_id']}-{number}",
         expression,
@@ -64,5 +64,5 @@ def _sample(rows: Any, index: int, number: int, prompt: str) -> Sample:
         (Evidence(box),),
         prompt=(0, prompt.format(expression=expression)),
         scoring="box",
-        about={"file": row.get("file_name"), "size": size},
+        about={"file": row.get("file_name"), "size": stored.upright_size},
     )
