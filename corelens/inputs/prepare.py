@@ -29,6 +29,41 @@ class PreparedInputs(BatchFeature):
     def __repr__(self) -> str:
         return f"PreparedInputs({', '.join(self)}; {self.tokens})"
 
+    # BatchFeature copies, pickles and merges its tensors alone.
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__.copy()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def __or__(self, other: Mapping[str, Any]) -> "PreparedInputs":
+        return PreparedInputs({**self, **other}, self._map_with(other))
+
+    def __ror__(self, other: Mapping[str, Any]) -> "PreparedInputs":
+        return PreparedInputs({**other, **self}, self.tokens)
+
+    def __ior__(self, other: Mapping[str, Any]) -> "PreparedInputs":
+        self.tokens = self._map_with(other)
+        self.update(other)
+        return self
+
+    def _map_with(self, other: Mapping[str, Any]) -> TokenMap:
+        """The map of these inputs with those of `other` in their places.
+
+        Raises:
+            ValueError: If the token ids are those of another prompt, whose map is not known.
+        """
+        ids = other.get("input_ids", self["input_ids"])
+        if isinstance(other, PreparedInputs) and "input_ids" in other:
+            return other.tokens
+        if ids.shape != self.shape:
+            raise ValueError(
+                f"`input_ids` of shape {tuple(ids.shape)} are another prompt than these inputs of {tuple(self.shape)}, "
+                f"and come without a token map: prepare that prompt, or pass the tensors as a plain dict."
+            )
+        return self.tokens
+
     @property
     def shape(self) -> torch.Size:
         """Batch and position, as of token ids, because TransformerLens's patching takes inputs in place of these."""

@@ -1,13 +1,19 @@
 """Prepared inputs: the processor's tensors with a map of their positions."""
 
+import copy
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from io import BytesIO
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from corelens import HookedMLLM
-from corelens.inputs.prepare import prepare
+from corelens.inputs.prepare import PreparedInputs, prepare
 from tests.helpers import processors, tiny
 from tests.helpers.pictures import random_picture
 
@@ -62,6 +68,56 @@ def test_a_processor_that_does_not_belong_to_the_model(image: Image.Image):
     processor.num_additional_image_tokens = 3
     with pytest.raises(ValueError, match="became 6 visual tokens, but its grid is 2 x 2"):
         prepare(processor, tiny.build("llava").config, image, "Which?")
+
+
+def saved(inputs: PreparedInputs) -> PreparedInputs:
+    file = BytesIO()
+    torch.save(inputs, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES: dict[str, Callable[[PreparedInputs], Any]] = {
+    "copy": copy.copy,
+    "deep copy": copy.deepcopy,
+    "copy of a mapping": lambda inputs: inputs.copy(),
+    "pickle": lambda inputs: pickle.loads(pickle.dumps(inputs)),
+    "saved by torch": saved,
+    "with more tensors": lambda inputs: inputs | {"labels": inputs["input_ids"]},
+    "more tensors with them": lambda inputs: {"labels": inputs["input_ids"]} | inputs,
+    "with the inputs of another prompt before them": lambda inputs: longer(inputs) | inputs,
+    "other words": lambda inputs: inputs | {"input_ids": inputs["input_ids"] + 0},
+}
+"""Copies of inputs and merged ones."""
+
+
+def longer(inputs: PreparedInputs) -> PreparedInputs:
+    """Inputs of another length."""
+    ids = inputs["input_ids"].repeat(1, 2)
+    roles = {name: torch.cat([tensor] * 2, 1) for name, tensor in inputs.tokens.position_tensors().items()}
+    return PreparedInputs({"input_ids": ids}, replace(inputs.tokens, **roles))
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_copies_keep_their_map(family_model: HookedMLLM, image: Image.Image, kind: str):
+    inputs = family_model.prepare(image, "Which?")
+    other = COPIES[kind](inputs)
+    assert isinstance(other, PreparedInputs)
+    assert torch.equal(other.tokens.role, inputs.tokens.role)
+    assert torch.equal(other["input_ids"], inputs["input_ids"])
+    assert torch.equal(family_model(other), family_model(inputs)) or "labels" in other
+
+
+def test_merged_inputs_have_the_map_of_their_token_ids(family_model: HookedMLLM, image: Image.Image):
+    inputs = family_model.prepare(image, "Which?")
+    other = longer(inputs)
+    assert torch.equal((inputs | other).tokens.role, other.tokens.role)
+    with pytest.raises(ValueError, match=r"are another prompt than these inputs .* come without a token map"):
+        _ = inputs | {"input_ids": other["input_ids"]}
+    with pytest.raises(ValueError, match="are another prompt"):
+        inputs |= dict(other)
+    inputs |= other
+    assert torch.equal(inputs.tokens.role, other.tokens.role)
 
 
 def test_inputs_move_with_their_map(family_model: HookedMLLM, image: Image.Image):

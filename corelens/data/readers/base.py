@@ -8,7 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from io import BytesIO
 from os import PathLike
@@ -52,6 +52,8 @@ class Samples:
     """Name of the data set and its part, as it appears in results."""
 
     rows: Callable[[], Iterator[Row]]
+    """Reads them; no closure, so that data sets can be pickled for other processes."""
+
     skipped: list[Skipped] = field(default_factory=list)
     """The rows that the last iteration left out."""
 
@@ -75,13 +77,7 @@ class Samples:
 
     def with_evidence(self) -> "Samples":
         """Return only the samples with evidence; the others count as skipped."""
-
-        def with_evidence(sample: Sample) -> Sample:
-            if not sample.evidence:
-                raise BadRow("it has no evidence")
-            return sample
-
-        return self._map(self.name, with_evidence)
+        return self._map(self.name, _with_evidence)
 
     def options_in_question(self) -> "Samples":
         """Return the samples with answer options and format instructions as part of their questions.
@@ -89,20 +85,26 @@ class Samples:
         Without it, only the data set's own text of a question is the question, from whose tokens attention is measured.
         What a sample's `prompt` has around its question never counts.
         """
-
-        def with_options(sample: Sample) -> Sample:
-            return replace(sample, question=sample.question + sample.instruction, instruction="")
-
-        return self._map(f"{self.name}, options in the question", with_options)
+        return self._map(f"{self.name}, options in the question", _with_options)
 
     def _map(self, name: str, change: Callable[[Sample], Sample]) -> "Samples":
         """Samples of the same rows, each changed, or skipped by `BadRow`."""
+        return Samples(name, partial(_changed, self.rows, change))
 
-        def rows() -> Iterator[Row]:
-            for row, make in self.rows():
-                yield row, lambda make=make: change(make())
 
-        return Samples(name, rows)
+def _with_evidence(sample: Sample) -> Sample:
+    if not sample.evidence:
+        raise BadRow("it has no evidence")
+    return sample
+
+
+def _with_options(sample: Sample) -> Sample:
+    return replace(sample, question=sample.question + sample.instruction, instruction="")
+
+
+def _changed(rows: Callable[[], Iterator[Row]], change: Callable[[Sample], Sample]) -> Iterator[Row]:
+    for row, make in rows():
+        yield row, lambda make=make: change(make())
 
 
 def require_package(name: str) -> Any:

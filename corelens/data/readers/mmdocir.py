@@ -6,6 +6,7 @@ Hub: MMDocIR/MMDocIR_Evaluation_Dataset.
 from collections.abc import Iterator
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -63,20 +64,25 @@ def mmdocir(
         if not str(page).isdigit():
             raise ValueError(f"row {row} of the pages has the passage_id {page!r}, which is not a page number.")
         rows_of_pages.setdefault(_name(document), {})[int(page)] = row
+    return Samples(
+        "MMDocIR, whole pages" if evidence == "published" else "MMDocIR",
+        partial(_rows, annotations, rows_of_pages, table, pages, evidence),
+    )
 
-    def read() -> Iterator[Row]:
-        for number, line in read_lines(annotations):
-            try:
-                document = read_line(line)
-                name, questions = read_field(document, "doc_name", Text), read_field(document, "questions", list)
-            except BadRow as cause:
-                yield f"line {number}", partial(raise_error, cause)
-                continue
-            for index, question in enumerate(questions):
-                row = f"{_name(name)}-{index}"
-                yield row, partial(_sample, row, question, document, rows_of_pages, table, pages, evidence)
 
-    return Samples("MMDocIR, whole pages" if evidence == "published" else "MMDocIR", read)
+def _rows(
+    annotations: Path, rows_of_pages: dict[str, dict[int, int]], table: Any, pages: str, evidence: Regions
+) -> Iterator[Row]:
+    for number, line in read_lines(annotations):
+        try:
+            document = read_line(line)
+            name, questions = read_field(document, "doc_name", Text), read_field(document, "questions", list)
+        except BadRow as cause:
+            yield f"line {number}", partial(raise_error, cause)
+            continue
+        for index, question in enumerate(questions):
+            row = f"{_name(name)}-{index}"
+            yield row, partial(_sample, row, question, document, rows_of_pages, table, pages, evidence)
 
 
 def _name(document: str) -> str:

@@ -37,14 +37,14 @@ def refcocog(source: str | PathLike[str] = "lmms-lab/RefCOCOg", split: str = "va
     if "{expression}" not in prompt:
         raise ValueError(f"prompt={prompt!r} has no place for the expression: write {{expression}} in it.")
     rows = read_table(find_files(dataset_folder(source, [f"data/{split}-*.parquet"]), f"{split}-*.parquet"))
+    return Samples(f"RefCOCOg {split}", partial(_rows, rows, prompt))
 
-    def read() -> Iterator[Row]:
-        ids, expressions = rows["question_id"], rows["answer"]
-        for index, (row_id, row_expressions) in enumerate(zip(ids, expressions, strict=True)):
-            for number in range(max(1, len(row_expressions or ()))):
-                yield f"{row_id}-{number}", partial(_sample, rows, index, number, prompt)
 
-    return Samples(f"RefCOCOg {split}", read)
+def _rows(rows: Any, prompt: str) -> Iterator[Row]:
+    ids, expressions = rows["question_id"], rows["answer"]
+    for index, (row_id, row_expressions) in enumerate(zip(ids, expressions, strict=True)):
+        for number in range(max(1, len(row_expressions or ()))):
+            yield f"{row_id}-{number}", partial(_sample, rows, index, number, prompt)
 
 
 def _sample(rows: Any, index: int, number: int, prompt: str) -> Sample:
