@@ -13,7 +13,7 @@ from transformers.utils.generic import ModelOutput
 from corelens.hf.prefix_cache import PrefixCache
 from corelens.hooks.rows import QueryRows
 from corelens.inputs.chats import answer_opening
-from corelens.inputs.prepare import PreparedInputs
+from corelens.inputs.prepare import PreparedInputs, check_context
 from corelens.model import HookedMLLM
 from corelens.tokens import Role, TokenMap
 
@@ -31,7 +31,8 @@ def append_answers(
         answers: Texts, which become the tokens by which the model would say them after its chat template; or token ids.
 
     Raises:
-        ValueError: If there is not one answer for each prompt, or one has no token.
+        ValueError: If there is not one answer for each prompt, one has no token, or both are longer than the model's
+            context.
         TypeError: If the model has an encoder and a decoder: its answer is another sequence.
     """
     if model.hf_model.config.is_encoder_decoder:
@@ -57,6 +58,7 @@ def append_answers(
         tensors = hf_model._update_model_kwargs_for_generation(ModelOutput(), tensors, False)
     tensors["input_ids"] = input_ids
     tensors["attention_mask"] = torch.cat([inputs["attention_mask"], mask.to(inputs["attention_mask"])], 1)
+    check_context(hf_model.config, tensors["attention_mask"])
     columns = {
         name: pad(column.movedim(1, -1), (0, longest), value=_FILL_VALUES.get(name, -1)).movedim(-1, 1)
         for name, column in inputs.tokens.position_tensors().items()
