@@ -16,10 +16,10 @@ from corelens.causal import evaluate
 from corelens.data import BoxUnit, Sample
 from corelens.errors import check_choice
 from corelens.experiments.conditions import BASELINE, ConditionResults, check_scoring
+from corelens.experiments.fingerprint import model_fingerprint
 from corelens.experiments.resumable import (
     SampleSets,
     flatten_datasets,
-    model_fingerprint,
     prepare_samples,
     run_resumable,
 )
@@ -236,7 +236,7 @@ def run_ablation(
         "conditions": {name: [str(heads) for heads in sets] for name, sets in head_sets.items()},
     }
     results = run_resumable(
-        "ablate", listed, answer_batch, model_fingerprint(model), choices, SHARD_SIZE, batch_size, out
+        "ablate", listed, answer_batch, model_fingerprint(model, out is not None), choices, SHARD_SIZE, batch_size, out
     )
     return ConditionResults(head_sets, results.values, results.samples, results.datasets, results.skipped)
 

@@ -300,13 +300,17 @@ class StoredPicture:
     row: int
     column: str
 
-    def __call__(self) -> Image.Image:
+    def encoded(self) -> bytes:
+        """The bytes of its file."""
         value = self.rows[self.row][self.column]
         encoded = value["bytes"] if isinstance(value, dict) else value
         if not encoded:
             raise BadRow(f"row {self.row} holds no picture in {self.column!r}")
+        return encoded
+
+    def __call__(self) -> Image.Image:
         try:
-            return Image.open(BytesIO(encoded))
+            return Image.open(BytesIO(self.encoded()))
         except UnidentifiedImageError as cause:
             raise BadRow(f"row {self.row} holds no picture in {self.column!r} that Pillow can read") from cause
 
