@@ -16,6 +16,7 @@ from PIL import Image
 
 from corelens.data import Sample
 from corelens.data.readers.base import StoredPicture
+from corelens.errors import docs_link
 from corelens.model import HookedMLLM
 
 WHOLE_FILE = 2**24
@@ -43,8 +44,8 @@ def model_fingerprint(model: HookedMLLM, whole: bool) -> dict[str, Any]:
         return fingerprint
     if any(point.has_hooks() for point in model.hook_points()):
         raise ValueError(
-            "hooks act on the model, and a run folder cannot tell them from those of another run: run this without a "
-            "folder, or without hooks."
+            f"hooks act on the model, and a run folder cannot tell them from those of another run: run this without a "
+            f"folder, or without hooks. {docs_link('other-run')}"
         )
     processor, config = model.processor, model.hf_model.config
     settings = [config.to_dict(), model.hf_model.generation_config]

@@ -38,13 +38,13 @@ class PreparedInputs(BatchFeature):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
-    def __or__(self, other: Mapping[str, Any]) -> "PreparedInputs":
+    def __or__(self, other: Any) -> "PreparedInputs":
         return PreparedInputs({**self, **other}, self._map_with(other))
 
-    def __ror__(self, other: Mapping[str, Any]) -> "PreparedInputs":
+    def __ror__(self, other: Any) -> "PreparedInputs":
         return PreparedInputs({**other, **self}, self.tokens)
 
-    def __ior__(self, other: Mapping[str, Any]) -> "PreparedInputs":
+    def __ior__(self, other: Any) -> "PreparedInputs":
         self.tokens = self._map_with(other)
         self.update(other)
         return self
