@@ -159,10 +159,10 @@ def dose_curve(results: ConditionResults[HeadSet], dataset: str) -> AblationCurv
 def _controls_by_dose(
     scores: HeadScores, doses: Iterable[Amount], seeds: Sequence[int]
 ) -> dict[float | int, dict[str, list[HeadSet]]]:
-    doses = tuple(map(plain_amount, doses))
-    if not doses or len({isinstance(dose, int) for dose in doses}) > 1:
-        raise ValueError(f"doses={doses}: give numbers of heads, such as 5, or shares, such as 0.05, not both.")
-    return {dose: scores.controls(dose, seeds) for dose in doses}
+    numbers = tuple(map(plain_amount, doses))
+    if not numbers or len({isinstance(number, int) for number in numbers}) > 1:
+        raise ValueError(f"doses={numbers}: give numbers of heads, such as 5, or shares, such as 0.05, not both.")
+    return {number: scores.controls(number, seeds) for number in numbers}
 
 
 NOTHING = HeadSet((), "nothing removed")

@@ -126,7 +126,7 @@ def _weights_hash(model: HookedMLLM) -> str:
     digest = hashlib.sha256()
     for _, weight in model.named_parameters():
         if not weight.is_meta:  # offloaded: its numbers are elsewhere
-            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 

@@ -334,7 +334,8 @@ class Stored(NamedTuple):
     @property
     def upright_size(self) -> tuple[int, int]:
         """Width and height of the picture that is seen."""
-        return self.size[::-1] if self.orientation in QUARTER_TURNS else self.size
+        width, height = self.size
+        return (height, width) if self.orientation in QUARTER_TURNS else (width, height)
 
 
 def stored_form(picture: Callable[[], Image.Image]) -> Stored:
