@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import index
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -61,7 +62,8 @@ class HeadSet:
             raise TypeError(
                 f"heads are not strings: parse {', '.join(strings)!r} by HeadSet.parse. {docs_link('head')}"
             )
-        object.__setattr__(self, "heads", tuple(Head(*head) for head in self.heads))
+        # Integers of numpy and torch are equal to Python's, but have other hashes and names.
+        object.__setattr__(self, "heads", tuple(Head(*map(index, head)) for head in self.heads))
         if repeated := sorted({str(head) for head in self.heads if self.heads.count(head) > 1}):
             raise ValueError(f"{', '.join(repeated)} appears more than once; a head set holds each head once.")
 

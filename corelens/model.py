@@ -114,6 +114,12 @@ class HookedMLLM(HookedRootModule):
         model.cfg.model_name = str(name_or_path)
         return model
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies, and what is pickled, wrap a copy of the Hugging Face model."""
+        if any(point.has_hooks() for point in self.hook_points()):
+            raise ValueError("a model with hooks cannot be copied: copy it without, and add them to the copy.")
+        return type(self), (self.hf_model, self.processor), {"cfg": self.cfg}
+
     @property
     def heads(self) -> tuple[Head, ...]:
         """All attention heads of the decoder, those of `blocks.{layer}.attn`."""

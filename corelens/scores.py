@@ -33,15 +33,15 @@ from torch import Tensor
 
 from corelens import metrics
 from corelens.heads import Head, HeadSet
-from corelens.metrics.aggregation import Aggregation
-from corelens.metrics.score_distribution import head_count
+from corelens.metrics.aggregation import Aggregation, full_precision
+from corelens.metrics.score_distribution import Amount, head_count, plain_amount
 
 
 @dataclass(frozen=True)
 class HeadScores:
     """One number per sample and head, with the metric, model, samples and choices that it comes from.
 
-    Sets of heads are chosen by one number per head (`per_head`). Where a set is given by its size `n`, an `int` is a
+    Sets of heads are chosen by one number per head (`per_head`). Where a set is given by its size `n`, an integer is a
     number of heads, such as 5, and a `float` a share of all heads below one, such as 0.05, rounded up: 0.05 of 96 heads
     are five. 1 is one head, and 1.0 raises an error: `n_heads` is all of them. A head without a score in any sample, as
     in a layer without attention, does not count as a head.
@@ -72,6 +72,9 @@ class HeadScores:
     """Reasons why samples could not be measured, by their ids."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "values", full_precision(torch.as_tensor(self.values).detach()))
+        if self.values.ndim != 3:
+            raise ValueError(f"head scores have the axes [sample layer head], and these {list(self.values.shape)}.")
         if len(self.samples) != len(self.values):
             raise ValueError(f"{len(self.samples)} sample ids were given for {len(self.values)} rows of scores.")
         if self.datasets and len(self.datasets) != len(self.values):
@@ -130,17 +133,17 @@ class HeadScores:
         order = torch.where(self.mask, self.per_head, -torch.inf).flatten().argsort(descending=True, stable=True)
         return [Head(*divmod(index, self.values.shape[-1])) for index in order[: self.n_heads].tolist()]
 
-    def top(self, n: float | int = 0.05) -> HeadSet:
+    def top(self, n: Amount = 0.05) -> HeadSet:
         """The heads with the highest scores."""
         n = self._count(n)
         return HeadSet(tuple(self.ranked()[:n]), self._describe("top", n))
 
-    def next(self, n: float | int = 0.05) -> HeadSet:
+    def next(self, n: Amount = 0.05) -> HeadSet:
         """As many heads as `top`, ranked right after them: the control for high scores as such."""
         n = self._count(n, others=True)
         return HeadSet(tuple(self.ranked()[n : 2 * n]), self._describe("next", n))
 
-    def bottom(self, n: float | int = 0.05) -> HeadSet:
+    def bottom(self, n: Amount = 0.05) -> HeadSet:
         """As many heads as `top`, with the lowest scores, lowest first."""
         n = self._count(n)
         return HeadSet(tuple(self.ranked()[::-1][:n]), self._describe("bottom", n))
@@ -150,14 +153,14 @@ class HeadScores:
         heads = [head for head in self.ranked() if self.per_head[head] > threshold]
         return HeadSet(tuple(heads), f"{self._describe('the', len(heads))}, above {threshold:g}")
 
-    def random(self, seed: int, n: float | int = 0.05) -> HeadSet:
+    def random(self, seed: int, n: Amount = 0.05) -> HeadSet:
         """As many heads as `top`, drawn from all others."""
         n = self._count(n, others=True)
         others = sorted(self.ranked()[n:])
         indices = np.random.default_rng(seed).choice(len(others), n, replace=False)
         return HeadSet(tuple(others[index] for index in indices), f"{n} random heads outside the top {n}, seed {seed}")
 
-    def layer_matched_random(self, seed: int, n: float | int = 0.05) -> HeadSet:
+    def layer_matched_random(self, seed: int, n: Amount = 0.05) -> HeadSet:
         """As many heads as `top` in the same layers, drawn from the others of each layer: the control for depth.
 
         Raises:
@@ -178,7 +181,7 @@ class HeadScores:
         name = f"{len(top)} random heads in the layers of the top {len(top)}, seed {seed}"
         return HeadSet(tuple(heads), name)
 
-    def controls(self, n: float | int = 0.05, seeds: Sequence[int] = range(5)) -> dict[str, list[HeadSet]]:
+    def controls(self, n: Amount = 0.05, seeds: Sequence[int] = range(5)) -> dict[str, list[HeadSet]]:
         """The top heads, and the control sets of equally many heads that they are compared with.
 
         Args:
@@ -202,10 +205,9 @@ class HeadScores:
             sets["random, same layers"] = [self.layer_matched_random(seed, n) for seed in seeds]
         return sets | {"bottom": [self.bottom(n)]}
 
-    def _count(self, n: float | int, others: bool = False) -> int:
+    def _count(self, n: Amount, others: bool = False) -> int:
         """Number of heads that `n` stands for; at most half of all, if as many others are needed."""
-        if isinstance(n, str):
-            raise TypeError(f"n={n!r} is a string; give a share of heads, such as 0.05, or their number.")
+        n = plain_amount(n)
         if isinstance(n, float) and n == 1:
             raise ValueError(f"n={n} is one head or all of them: write 1 for one, and {self.n_heads} for all.")
         number = n if isinstance(n, int) else head_count(n, self.n_heads)
@@ -283,7 +285,7 @@ class Agreement(NamedTuple):
     """Overlap of the rankings, weighted towards the top."""
 
 
-def agreement(one: HeadScores, other: HeadScores, n: float | int = 0.05) -> Agreement:
+def agreement(one: HeadScores, other: HeadScores, n: Amount = 0.05) -> Agreement:
     """Compute how far two scores of the same heads agree; `n` is the size of the top sets.
 
     Raises:

@@ -1,7 +1,9 @@
 """Every family against eager attention, against loops, and against the unwrapped model."""
 
 import copy
+import pickle
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,9 +14,10 @@ from transformer_lens import ActivationCache, HookedRootModule
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import corelens.hooks.attention
-from corelens import HookedMLLM, row_mask
+from corelens import Head, HookedMLLM, ablate, row_mask
 from corelens.model import _mapping
-from tests.helpers import tiny
+from tests.helpers import processors, tiny
+from tests.helpers.pictures import random_picture
 
 LAYERS = range(tiny.TEXT["num_hidden_layers"])
 
@@ -421,6 +424,27 @@ def test_models_that_cannot_be_wrapped(llava: Any):
         HookedMLLM(torch.nn.Linear(2, 2))
     with pytest.raises(TypeError, match="wrap it before"):
         HookedMLLM(torch.compile(llava.hf_model))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [copy.copy, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_of_a_model_run_alike_and_are_hooked_apart(kind: Callable[[HookedMLLM], HookedMLLM]):
+    model = HookedMLLM(tiny.build("qwen3_vl"), processors.build("qwen3_vl"))
+    model.cfg.model_name = "a name"
+    inputs = model.prepare(random_picture(), "Which?")
+    other = kind(model)
+    ablation = ablate([Head(0, 1)])
+    assert other.cfg.model_name == "a name"
+    assert torch.equal(other.prepare(random_picture(), "Which?")["pixel_values"], inputs["pixel_values"])
+    assert torch.equal(
+        other.run_with_hooks(inputs, fwd_hooks=ablation), model.run_with_hooks(inputs, fwd_hooks=ablation)
+    )
+    with model.hooks(fwd_hooks=ablation):
+        assert not any(point.has_hooks() for point in other.hook_points())
+        with pytest.raises(ValueError, match="a model with hooks cannot be copied"):
+            kind(model)
+    _, cache = model.run_with_cache(inputs)
+    assert torch.equal(copy.deepcopy(cache)["z", 0], cache["z", 0])
 
 
 def test_what_is_no_input_is_said_to_be_none():

@@ -1,16 +1,24 @@
 """Head scores: the sets they choose, the controls of these sets, aggregation, files, and agreement."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nan
+from torch.testing import assert_close
 
-from corelens import HeadScores, agreement, concatenate, metrics
+from corelens import Head, HeadScores, HeadSet, agreement, concatenate, metrics
+from corelens.experiments.ablation import dose_conditions
+from corelens.sparse.controls import plans_and_controls
+from corelens.sparse.rules import Streaming
 
 
 @pytest.fixture
@@ -140,8 +148,57 @@ def test_scores_survive_saving(scores: HeadScores, tmp_path: Path):
 
 def test_a_share_in_percent_raises_an_error_about_strings(scores: HeadScores, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # as it is for users
-    with pytest.raises(TypeError, match=r"n='5%' is a string; give a share of heads, such as 0\.05"):
+    with pytest.raises(TypeError, match=r"n='5%' is no number; give a number of heads, such as 5"):
         scores.top("5%")
+    for n in ("5", True, [5], torch.tensor([5, 6])):
+        with pytest.raises(TypeError, match=r"is no number; give a number of heads, such as 5, or a share"):
+            scores.top(n)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int32, torch.tensor])
+def test_integers_of_any_library_are_numbers_of_heads(scores: HeadScores, kind: Callable[[int], Any]):
+    for n in (1, 2):
+        for choose in (scores.top, scores.bottom, scores.next, partial(scores.random, 0)):
+            assert choose(kind(n)) == choose(n)
+        assert scores.controls(kind(n)).keys() == scores.controls(n).keys()
+        assert agreement(scores, scores, kind(n)) == agreement(scores, scores, n)
+        assert dose_conditions(scores, [kind(n)]) == dose_conditions(scores, [n])
+        assert plans_and_controls(scores, 1, Streaming(1, 1), [kind(n)]) == plans_and_controls(
+            scores, 1, Streaming(1, 1), [n]
+        )
+        head = Head(kind(n), kind(3))  # pyright: ignore[reportArgumentType]
+        assert str(HeadSet((head,))) == f"L{n}H3"
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, torch.tensor])
+def test_shares_of_any_library_are_shares(kind: Callable[[float], Any]):
+    scores = HeadScores(torch.rand(1, 10, 10), "mass", ("a",))
+    assert scores.top(kind(0.05)) == scores.top(0.05)
+    assert len(scores.top(kind(0.07))) == 7
+
+
+NUMBERS = [[[1.0, 2.0]], [[2.0, 0.5]]]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [NUMBERS, np.array(NUMBERS), torch.tensor(NUMBERS).bfloat16(), torch.tensor(NUMBERS).half().requires_grad_()],
+    ids=["lists", "numpy", "bfloat16", "float16 with a gradient"],
+)
+def test_scores_of_any_kind_are_full_precision(values: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+    scores = HeadScores(values, "mass", ("a", "b"))
+    assert scores.per_head.tolist() == [[1.5, 1.25]]
+    assert scores.per_head.dtype in (torch.float32, torch.float64)
+    with pytest.raises(ValueError, match=r"head scores have the axes \[sample layer head\], and these \[2, 2\]"):
+        HeadScores(torch.ones(2, 2), "mass", ("a", "b"))
+
+
+def test_many_small_scores_add_up_in_bfloat16():
+    few = torch.full((1, 1000), 1 / 1024)
+    assert_close(metrics.lorenz_curve(few.bfloat16()), metrics.lorenz_curve(few))
+    ramp = torch.arange(8.0).view(2, 4)
+    assert metrics.spearman(ramp.bfloat16(), ramp) == pytest.approx(1)
 
 
 def test_scores_show_themselves_in_a_line(scores: HeadScores):

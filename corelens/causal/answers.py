@@ -12,7 +12,8 @@ from transformers.utils.generic import ModelOutput
 
 from corelens.hf.prefix_cache import PrefixCache
 from corelens.hooks.rows import QueryRows
-from corelens.inputs.prepare import PreparedInputs
+from corelens.inputs.chats import answer_opening
+from corelens.inputs.prepare import PreparedInputs, check_context
 from corelens.model import HookedMLLM
 from corelens.tokens import Role, TokenMap
 
@@ -27,10 +28,11 @@ def append_answers(
     Args:
         model: The model; its bookkeeping for `generate` extends the other tensors that grow with the sequence.
         inputs: Prompts from `prepare`.
-        answers: Texts, which are tokenized on their own, or token ids.
+        answers: Texts, which become the tokens by which the model would say them after its chat template; or token ids.
 
     Raises:
-        ValueError: If there is not one answer for each prompt, or one has no token.
+        ValueError: If there is not one answer for each prompt, one has no token, or both are longer than the model's
+            context.
         TypeError: If the model has an encoder and a decoder: its answer is another sequence.
     """
     if model.hf_model.config.is_encoder_decoder:
@@ -39,7 +41,7 @@ def append_answers(
         )
     if len(answers) != len(inputs.tokens):
         raise ValueError(f"{len(answers)} answers were given for {len(inputs.tokens)} prompts.")
-    ids = [_token_ids(model, answer) if isinstance(answer, str) else list(answer) for answer in answers]
+    ids = [answer_ids(model.processor, answer) if isinstance(answer, str) else list(answer) for answer in answers]
     if empty := [answer for answer, tokens in zip(answers, ids, strict=True) if not tokens]:
         raise ValueError(f"the answer {empty[0]!r} has no token.")
     prompt, longest = inputs["input_ids"], max(map(len, ids))
@@ -56,6 +58,7 @@ def append_answers(
         tensors = hf_model._update_model_kwargs_for_generation(ModelOutput(), tensors, False)
     tensors["input_ids"] = input_ids
     tensors["attention_mask"] = torch.cat([inputs["attention_mask"], mask.to(inputs["attention_mask"])], 1)
+    check_context(hf_model.config, tensors["attention_mask"])
     columns = {
         name: pad(column.movedim(1, -1), (0, longest), value=_FILL_VALUES.get(name, -1)).movedim(-1, 1)
         for name, column in inputs.tokens.position_tensors().items()
@@ -93,8 +96,19 @@ def greedy_answers(
     return answers
 
 
-def _token_ids(model: HookedMLLM, text: str) -> list[int]:
-    return model.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+def answer_ids(processor: Any, answer: str) -> list[int]:
+    """Token ids by which a model says an answer: with the space before it that its chat template ends without."""
+
+    def ids(text: str) -> list[int]:
+        return processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    end, space = answer_opening(processor) if getattr(processor, "chat_template", None) else ("", "")
+    text = answer if not answer or answer[0].isspace() else space + answer
+    # Where the end of the prompt is a space, it would become one token with the answer, and a line break does not.
+    for before in (end, "\n"):
+        if (whole := ids(before + text))[: (n := len(ids(before)))] == ids(before) and n:
+            return whole[n:]
+    return ids(text)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,9 +22,13 @@ def log_prob(patched: AnswerLogProbs, clean: AnswerLogProbs) -> Float[Tensor, "s
 
 
 def rank(patched: AnswerLogProbs, clean: AnswerLogProbs) -> Float[Tensor, "sample"]:
-    """Rank of the answer's first token among all tokens; 1 is the token that greedy decoding generates."""
+    """Rank of the answer's first token among all tokens; 1 is the token that greedy decoding generates.
+
+    NaN where log-probabilities are.
+    """
     first = patched.log_probs[:, 0]
-    return 1 + (first > first.gather(-1, patched.targets[:, :1])).sum(-1).float()
+    ranks = 1 + (first > first.gather(-1, patched.targets[:, :1])).sum(-1).float()
+    return ranks.where(~first.isnan().any(-1), torch.nan)
 
 
 def kl_div(patched: AnswerLogProbs, clean: AnswerLogProbs) -> Float[Tensor, "sample"]:

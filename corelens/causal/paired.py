@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor
@@ -10,15 +11,35 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class PairedDifference:
-    """One number per sample under two conditions."""
+    """One number per sample under two conditions; lists and arrays become tensors.
+
+    Raises:
+        ValueError: If there is not one number for each sample under both conditions.
+    """
 
     before: Float[Tensor, "sample"] | Bool[Tensor, "sample"]
     after: Float[Tensor, "sample"] | Bool[Tensor, "sample"]
 
+    def __post_init__(self) -> None:
+        for name in ("before", "after"):
+            values = torch.as_tensor(getattr(self, name)).detach().cpu().double()
+            if values.ndim != 1 or not len(values):
+                raise ValueError(f"{name} has the shape {list(values.shape)}: it needs one number for every sample.")
+            if missing := (~values.isfinite()).nonzero().flatten().tolist():
+                raise ValueError(
+                    f"{name} has no finite number for {len(missing)} of {len(values)} samples, the first of them "
+                    f"number {missing[0]}: leave these samples out of both conditions."
+                )
+            object.__setattr__(self, name, values)
+        if len(self.before) != len(self.after):
+            raise ValueError(
+                f"before has {len(self.before)} samples and after has {len(self.after)}: pairs need the same samples."
+            )
+
     @property
     def differences(self) -> np.ndarray:
         """After minus before, for each sample."""
-        return self.after.double().numpy() - self.before.double().numpy()
+        return (self.after - self.before).numpy()
 
     @property
     def mean(self) -> float:

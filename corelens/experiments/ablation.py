@@ -16,10 +16,10 @@ from corelens.causal import evaluate
 from corelens.data import BoxUnit, Sample
 from corelens.errors import check_choice
 from corelens.experiments.conditions import BASELINE, ConditionResults, check_scoring
+from corelens.experiments.fingerprint import model_fingerprint
 from corelens.experiments.resumable import (
     SampleSets,
     flatten_datasets,
-    model_fingerprint,
     prepare_samples,
     run_resumable,
 )
@@ -27,6 +27,7 @@ from corelens.heads import HeadSet
 from corelens.hf.module_outputs import cached_vision
 from corelens.hooks.positions import Phase
 from corelens.interventions import FwdHooks, ablate, attention_knockout, mean_activations, resample_activations
+from corelens.metrics.score_distribution import Amount, plain_amount
 from corelens.model import HookedMLLM
 from corelens.scores import HeadScores
 
@@ -74,7 +75,7 @@ class AblationCurve:
 def ablation_curve(
     scores: HeadScores,
     accuracy: Callable[[HeadSet], float],
-    doses: Sequence[float | int] = PUBLISHED_DOSES,
+    doses: Iterable[Amount] = PUBLISHED_DOSES,
     seeds: Sequence[int] = range(5),
 ) -> AblationCurve:
     """Compute accuracy without a growing number of heads: top, next-ranked, bottom, random, layer-matched random ones.
@@ -110,11 +111,11 @@ def ablation_curve(
                 for head_set in draws:
                     accuracies[kind][-1].append(accuracy(head_set))
                     bar.update()
-    return AblationCurve(tuple(doses), heads, accuracies, plain)
+    return AblationCurve(tuple(by_dose), heads, accuracies, plain)
 
 
 def dose_conditions(
-    scores: HeadScores, doses: Sequence[float | int] = PUBLISHED_DOSES, seeds: Sequence[int] = range(5)
+    scores: HeadScores, doses: Iterable[Amount] = PUBLISHED_DOSES, seeds: Sequence[int] = range(5)
 ) -> dict[str, list[HeadSet]]:
     """The top heads and their control sets at every dose, as conditions of `run_ablation`.
 
@@ -156,11 +157,12 @@ def dose_curve(results: ConditionResults[HeadSet], dataset: str) -> AblationCurv
 
 
 def _controls_by_dose(
-    scores: HeadScores, doses: Sequence[float | int], seeds: Sequence[int]
+    scores: HeadScores, doses: Iterable[Amount], seeds: Sequence[int]
 ) -> dict[float | int, dict[str, list[HeadSet]]]:
-    if not doses or len({isinstance(dose, int) for dose in doses}) > 1:
-        raise ValueError(f"doses={tuple(doses)}: give numbers of heads, such as 5, or shares, such as 0.05, not both.")
-    return {dose: scores.controls(dose, seeds) for dose in doses}
+    numbers = tuple(map(plain_amount, doses))
+    if not numbers or len({isinstance(number, int) for number in numbers}) > 1:
+        raise ValueError(f"doses={numbers}: give numbers of heads, such as 5, or shares, such as 0.05, not both.")
+    return {number: scores.controls(number, seeds) for number in numbers}
 
 
 NOTHING = HeadSet((), "nothing removed")
@@ -234,7 +236,7 @@ def run_ablation(
         "conditions": {name: [str(heads) for heads in sets] for name, sets in head_sets.items()},
     }
     results = run_resumable(
-        "ablate", listed, answer_batch, model_fingerprint(model), choices, SHARD_SIZE, batch_size, out
+        "ablate", listed, answer_batch, model_fingerprint(model, out is not None), choices, SHARD_SIZE, batch_size, out
     )
     return ConditionResults(head_sets, results.values, results.samples, results.datasets, results.skipped)
 

@@ -10,6 +10,7 @@ from corelens.experiments.run_folder import RunFolder
 from corelens.head_formats import load_published
 from corelens.heads import HeadSet
 from corelens.metrics import overlap, spearman, spearman_interval
+from corelens.metrics.score_distribution import Amount
 from corelens.metrics.stability import Overlap, jaccard
 from corelens.scores import HeadScores
 
@@ -43,7 +44,7 @@ class Comparison(NamedTuple):
     """None if fewer than three heads have scores in both, or all score the same in one."""
 
 
-def compare_rankings(scores: HeadScores, other: HeadScores | HeadSet, n: float | int | None = None) -> Comparison:
+def compare_rankings(scores: HeadScores, other: HeadScores | HeadSet, n: Amount | None = None) -> Comparison:
     """Compare the top heads of a run with as many others.
 
     Args:

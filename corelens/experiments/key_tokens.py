@@ -27,11 +27,11 @@ from torch import Tensor
 from corelens import metrics
 from corelens.data import Sample, evidence_tokens
 from corelens.errors import check_choice
+from corelens.experiments.fingerprint import model_fingerprint
 from corelens.experiments.passes import run_pattern_hooks, stack_layers
 from corelens.experiments.resumable import (
     SampleSets,
     flatten_datasets,
-    model_fingerprint,
     prepare_samples,
     run_resumable,
     sample_errors,
@@ -206,7 +206,7 @@ def scan_key_tokens(
             raise ValueError(f"{kind!r} has rankings of {sorted(lengths)} heads; it needs one or more of one length.")
         for ranking in draws:
             model.check_heads(ranking)
-    fingerprint = model_fingerprint(model)
+    fingerprint = model_fingerprint(model, out is not None)
     choices = {"rule": rule, "views": views, "batch_size": batch_size}
     choices |= {"rankings": {kind: [str(ranking) for ranking in draws] for kind, draws in rankings.items()}}
     evaluate = partial(_measure_batch, model, rankings, rule, views)

@@ -14,9 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from corelens.data import Sample
+from corelens.experiments.fingerprint import model_fingerprint
 from corelens.experiments.head_metrics import ScanConfig, score_batch
 from corelens.experiments.layer_scores import AnyMetric
-from corelens.experiments.resumable import DatasetSamples, SampleSets, flatten_datasets, model_fingerprint
+from corelens.experiments.resumable import DatasetSamples, SampleSets, flatten_datasets
 from corelens.experiments.run_folder import Shard
 from corelens.experiments.scan import run_scan, scan_config
 from corelens.model import HookedMLLM
@@ -73,7 +74,9 @@ def scan_on_ray(
         if not 0 <= n_gpus <= most:
             raise ValueError(f"gpus={n_gpus}, but the machines of the cluster have at most {most}.")
         # In a process of its own that ends, since it holds GPUs.
-        fingerprint = ray.get(ray.remote(num_gpus=n_gpus, max_calls=1)(lambda: model_fingerprint(load())).remote())
+        fingerprint = ray.get(
+            ray.remote(num_gpus=n_gpus, max_calls=1)(lambda: model_fingerprint(load(), whole=True)).remote()
+        )
         evaluate = ScoreInActor(load, fingerprint, config)
         ray_map = partial(map_on_ray, ray=ray, actors=actors, gpus=n_gpus)
         return run_scan(listed, metrics, config, evaluate, fingerprint, out, ray_map)
@@ -91,7 +94,7 @@ class ScoreInActor:
     def model(self) -> HookedMLLM:
         """The model, loaded with the first batch: Ray re-raises errors of tasks, but retries failed actor starts."""
         model = self.load()
-        fingerprint = model_fingerprint(model)
+        fingerprint = model_fingerprint(model, whole=True)
         # Machines may load it from different paths, but it must be the same model.
         different = [name for name in fingerprint if name != "model" and fingerprint[name] != self.fingerprint[name]]
         if different:

@@ -16,12 +16,10 @@ shards are evaluated: in this process, or on a Ray cluster (`corelens.experiment
 See `run_folder` for the files, and `scan` for the simplest experiment.
 """
 
-import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from importlib.metadata import version
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -32,6 +30,7 @@ from torch import Tensor
 
 from corelens.data import Sample, prepare_batch
 from corelens.errors import docs_link, without_docs_link
+from corelens.experiments.fingerprint import samples_hash
 from corelens.experiments.run_folder import RunFolder, Shard
 from corelens.inputs.prepare import PreparedInputs
 from corelens.model import HookedMLLM
@@ -88,13 +87,12 @@ def run_resumable(
         RuntimeError: If another process is writing to `out`.
     """
     shard_samples = dict(enumerate(split(samples, max(shard_size, batch_size) if out is None else shard_size)))
-    ids = hashlib.sha256("\n".join(f"{d}\t{s.id}\t{s.question}\t{s.answer}" for d, s in samples).encode())
     manifest = {
         "work": work,
         **fingerprint,
         "data sets": list(dict.fromkeys(name for name, _ in samples)),
         "samples": len(samples),
-        "samples sha256": ids.hexdigest(),
+        "samples sha256": "" if out is None else samples_hash(samples),
         "samples a part": shard_size,
         **choices,
     }
@@ -193,27 +191,6 @@ def flatten_datasets(samples: SampleSets) -> DatasetSamples:
         empty = next((f" of {name}" for name, dataset in lists.items() if name and not dataset), "")
         raise ValueError(f"there are no samples{empty}.")
     return [(name, sample) for name, dataset in lists.items() for sample in dataset]
-
-
-def model_fingerprint(model: HookedMLLM) -> dict[str, Any]:
-    """Fingerprint of model and software; shards with different ones are not mixed."""
-    return {
-        "model": model.cfg.model_name,
-        "revision": getattr(model.hf_model.config, "_commit_hash", None),
-        "weights": _weights_hash(model),
-        "dtype": str(model.hf_model.dtype).removeprefix("torch."),
-        "heads": [model.cfg.n_layers, model.cfg.n_heads],
-        "versions": {package: version(package) for package in ("corelens", "torch", "transformers")},
-    }
-
-
-def _weights_hash(model: HookedMLLM) -> str:
-    """Hash of the first numbers of every weight, which tells models of one name apart."""
-    digest = hashlib.sha256()
-    for _, parameter in model.named_parameters():
-        if not parameter.is_meta:  # offloaded: its numbers are elsewhere
-            digest.update(parameter.detach().flatten()[:4].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 from corelens.errors import check_choice
 from corelens.experiments.comparison import mean_depth
+from corelens.experiments.fingerprint import model_fingerprint
 from corelens.experiments.head_metrics import ScanConfig, score_batch
 from corelens.experiments.layer_scores import DESCRIPTIVE_METRICS, AnyMetric, metric_name
 from corelens.experiments.resumable import (
@@ -17,7 +18,6 @@ from corelens.experiments.resumable import (
     SampleSets,
     ShardMap,
     flatten_datasets,
-    model_fingerprint,
     run_resumable,
 )
 from corelens.experiments.run_folder import Shard, atomic_write
@@ -92,7 +92,9 @@ def scan_metrics(
     """
     config = scan_config(metrics, rule=rule, views=views, batch_size=batch_size, max_new_tokens=max_new_tokens)
     evaluate = partial(score_batch, model, config=config)
-    return run_scan(flatten_datasets(samples), metrics, config, evaluate, model_fingerprint(model), out)
+    return run_scan(
+        flatten_datasets(samples), metrics, config, evaluate, model_fingerprint(model, out is not None), out
+    )
 
 
 def run_scan(

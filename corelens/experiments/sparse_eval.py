@@ -17,10 +17,10 @@ from corelens import metrics
 from corelens.causal import evaluate
 from corelens.data import BoxUnit, Sample
 from corelens.experiments.conditions import BASELINE, ConditionResults, check_scoring
+from corelens.experiments.fingerprint import model_fingerprint
 from corelens.experiments.resumable import (
     SampleSets,
     flatten_datasets,
-    model_fingerprint,
     prepare_samples,
     prompt_length,
     run_resumable,
@@ -259,7 +259,14 @@ def run_sparse_eval(
         "plans": {name: [_plan_json(plan) for plan in draws] for name, draws in conditions.items()},
     }
     results = run_resumable(
-        "accelerate", listed, answer_batch, model_fingerprint(model), choices, SHARD_SIZE, batch_size, out
+        "accelerate",
+        listed,
+        answer_batch,
+        model_fingerprint(model, out is not None),
+        choices,
+        SHARD_SIZE,
+        batch_size,
+        out,
     )
     values = {name: results.values[name] for name in conditions}
     recall = {name: results.values[RECALL + name] for name in conditions}

@@ -18,10 +18,10 @@ from corelens.causal.session import Session
 from corelens.data import Sample, prepare_batches
 from corelens.errors import check_choice
 from corelens.experiments.ablation import ReferenceMethod, lazy_ablation
+from corelens.experiments.fingerprint import model_fingerprint
 from corelens.experiments.resumable import (
     SampleSets,
     flatten_datasets,
-    model_fingerprint,
     prepare_samples,
     run_resumable,
     sample_errors,
@@ -239,7 +239,14 @@ def run_sweep(
     choices = {"how": method, "per": per, "effect": label, "positions": "from_question"}
     # One by one: samples whose questions differ in length share no prefix.
     results = run_resumable(
-        "sweep", listed, sweep_batch, model_fingerprint(model), choices, SHARD_SIZE, batch_size=1, out=out
+        "sweep",
+        listed,
+        sweep_batch,
+        model_fingerprint(model, out is not None),
+        choices,
+        SHARD_SIZE,
+        batch_size=1,
+        out=out,
     )
     swept = Sweep(
         units, results.values["values"], results.values["plain"][:, 0], label, results.samples,

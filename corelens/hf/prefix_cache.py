@@ -47,15 +47,36 @@ class PrefixCache:
     hooks: tuple[Callable[..., Any], ...] = field(repr=False)
     """Hook functions that acted while it was computed."""
 
+    weights: Mapping[str, tuple[int, int]] = field(repr=False)
+    """Place and version of each weight that it was computed with."""
+
+    def __copy__(self) -> "PrefixCache":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PrefixCache":
+        # Passes copy what they change; and a copy of the model would not be the model that made it.
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError(
+            "a prefix belongs to a model of this process and cannot be pickled: compute it where it is used, by "
+            "model.prefix(inputs)."
+        )
+
     @property
     def n_samples(self) -> int:
         """Number of samples in the batch that it was made from."""
         return len(self.inputs["input_ids"])
 
     def check(self, hf_model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
-        """Raise a ValueError if another model made it, or inputs begin differently."""
+        """Raise a ValueError if another model or other weights made it, or inputs begin differently."""
         if hf_model is not self.hf_model:
             raise ValueError("the prefix was made by another model.")
+        if changed := [name for name, place in _weights(hf_model).items() if self.weights.get(name) != place]:
+            raise ValueError(
+                f"the prefix was computed with other weights: {changed[0]} and {len(changed) - 1} more were changed or "
+                f"moved since. Compute it again, by model.prefix(inputs)."
+            )
         length = self.length
         for name in sorted({*_compared(self.inputs), *_compared(inputs)}):
             expected, tensor = self.inputs.get(name), inputs.get(name)
@@ -134,7 +155,16 @@ def compute_prefix(
         position_ids = _position_ids(hf_model, stack, inputs)
     with replay_outputs(vision_outputs):
         cache = _cache(hf_model, stack, _head(inputs, length))
-    return PrefixCache(hf_model, stack, length, dict(inputs), cache, position_ids, vision_outputs, hooks)
+    weights = _weights(hf_model)
+    return PrefixCache(hf_model, stack, length, dict(inputs), cache, position_ids, vision_outputs, hooks, weights)
+
+
+def _weights(hf_model: PreTrainedModel) -> dict[str, tuple[int, int]]:
+    """Place in memory and version of each weight, which torch counts up with every edit in place but through .data."""
+    return {
+        name: (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        for name, weight in hf_model.named_parameters()
+    }
 
 
 def check_prefix_is_exact(hf_model: PreTrainedModel, stack: nn.Module, inputs: Mapping[str, Any], length: int) -> None:

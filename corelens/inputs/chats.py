@@ -106,7 +106,8 @@ def render(chat: Chat, processor: Any) -> Prompt:
     the template's own, whatever it looks like.
 
     Raises:
-        ValueError: If the processor has no chat template, the template changes a text, or a text holds a placeholder.
+        ValueError: If the processor has no chat template, the template changes a text, or a text holds a placeholder
+            or a control token.
     """
     if not getattr(processor, "chat_template", None):
         raise ValueError(
@@ -120,6 +121,12 @@ def render(chat: Chat, processor: Any) -> Prompt:
             raise ValueError(
                 f"the text holds {str(token)!r}, which stands for a {name}; pass {name}s instead. "
                 f"{docs_link('placeholder')}"
+            )
+    for part in chat.texts:
+        if control := control_tokens(processor, part.text):
+            raise ValueError(
+                f"the text {part.text!r} holds {control[0]!r}, which the model reads as a control token and not as "
+                f"words. Leave it out; turns of a conversation are messages of a chat. {docs_link('control-token')}"
             )
 
     def apply_template(text_of: Callable[[int, str], str]) -> str:
@@ -160,6 +167,39 @@ def render(chat: Chat, processor: Any) -> Prompt:
     return Prompt(text, template_text, spans)
 
 
+def control_tokens(processor: Any, text: str) -> list[str]:
+    """Control tokens that a text becomes: special ones, and those by which the chat template marks turns."""
+    tokenizer, template = processor.tokenizer, str(processor.chat_template)
+    control = {
+        number: token.content
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.special or (token.content.strip() and token.content in template)
+    }
+    control.pop(tokenizer.unk_token_id, None)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"] if control else []
+    return [control[number] for number in ids if number in control]
+
+
+def answer_opening(processor: Any) -> tuple[str, str]:
+    """Text of the chat template around the place where an answer begins.
+
+    Returns:
+        The end of every prompt, after the question; and the space that the template writes between it and an answer
+        in an earlier turn, and so the model before its own: `"\\nASSISTANT:"` and `" "`, say.
+    """
+    mark = "\ue0000\ue001"
+
+    def apply_template(*speakers: str) -> str:
+        messages = [{"role": speaker, "content": [{"type": "text", "text": mark}]} for speaker in speakers]
+        return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=speakers[-1] == "user")
+
+    prompt = apply_template("user")
+    _, _, end = prompt.rpartition(mark)
+    opening, _, _ = apply_template("user", "assistant").rpartition(mark)
+    space = opening.removeprefix(prompt)
+    return end, space if space.isspace() else ""
+
+
 def _per_sample(media: Any, kind: str, n_samples: int) -> list[list[Any]]:
     """Lists of the pictures or videos of each sample."""
     media = [None] * n_samples if media is None else media
@@ -183,8 +223,7 @@ def _build_chat(
     remaining = {kind: list(sources) for kind, sources in media.items()}
     messages = []
     for message in question:
-        content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        parts = _parts(message)
         loaded_parts = [_load_part(part, media, remaining, processor) for part in parts]
         messages.append({"role": message["role"], "content": loaded_parts})
     for kind, sources in remaining.items():
@@ -201,6 +240,25 @@ def _build_chat(
         )
     _mark_question(messages)
     return Chat(messages)
+
+
+def _parts(message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Parts of a message, checked; a content that is a text is one part."""
+    role, content = message.get("role"), message.get("content")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(role, str) or not isinstance(parts, list | tuple):
+        raise ValueError(f"{message!r:.200} is no message: it needs a `role`, and a `content` of text or of parts.")
+    for part in parts:
+        if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+            raise ValueError(f"{part!r:.200} is no part of a message: it needs a `type`: text, image or video.")
+        if part["type"] == "text" and not all(
+            isinstance(text, str) for text in (part.get("text"), part.get("question", ""))
+        ):
+            raise ValueError(
+                f"{part!r:.200} is no text part: `text` is a string, and `question`, if it is there, the string within "
+                f"it that is the question."
+            )
+    return parts
 
 
 def _mark_question(messages: list[dict[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -10,23 +10,35 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from transformers.utils.import_utils import is_av_available, is_torchcodec_available, is_torchvision_available
 from transformers.video_utils import VideoMetadata, load_video
 
 from corelens.errors import docs_link
+
+ORIENTATION = ExifTags.Base.Orientation
+"""EXIF's tag of the orientation."""
+
+QUARTER_TURNS = (5, 6, 7, 8)
+"""Orientations that exchange width and height."""
+
+_NEARLY_WHITE = 192
+"""Colours from here up cannot be told from white paper."""
 
 Picture = Image.Image | str | PathLike | Callable
 """A PIL image, the path of a file, or a function without arguments that returns a PIL image."""
 
 
 def load_picture(picture: object) -> Image.Image:
-    """Load a picture in RGB, upright and fully decoded.
+    """Load a picture as a person sees it: in RGB, upright and fully decoded.
+
+    Greys of 16 bits become greys of 8. Transparent pictures are put on white; on black if all that they show is nearly
+    white.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is an address, or the file is no picture, is damaged, or is so large that decoding it would
-            exhaust memory.
+            exhaust memory; or its numbers do not say which of them is white.
         TypeError: If it is neither a picture nor a path nor a function that returns a picture.
     """
     if callable(picture):
@@ -141,12 +153,54 @@ def load_clip(video: object, processor: Any) -> Clip:
     return Clip(np.stack([np.asarray(frame) for frame in frames]), metadata)
 
 
+def upright_box(box: Sequence[float | int], size: tuple[int, int], orientation: int) -> tuple[float | int, ...]:
+    """Turn a box along with its picture, which `load_picture` turns upright.
+
+    Args:
+        box: Left, top, right, bottom in pixels of the picture as it is stored.
+        size: Width and height of the picture as it is stored.
+        orientation: Its EXIF orientation, 1 to 8; `ORIENTATION` is the number of that tag.
+    """
+    left, top, right, bottom = box
+    if orientation in (2, 3, 7, 8):
+        left, right = size[0] - right, size[0] - left
+    if orientation in (3, 4, 6, 7):
+        top, bottom = size[1] - bottom, size[1] - top
+    return (top, left, bottom, right) if orientation in QUARTER_TURNS else (left, top, right, bottom)
+
+
 def _decode_picture(picture: Image.Image, name: str) -> Image.Image:
-    """Decode a picture, and turn it upright as its EXIF orientation demands."""
+    """Decode a picture, turn it upright as its EXIF orientation demands, and turn its numbers into colours."""
     try:
-        return ImageOps.exif_transpose(picture).convert("RGB")
+        # Portable grey maps of more than 8 bits come as 32-bit integers, scaled to 16 bits.
+        has_16_bits = picture.mode.startswith("I;16") or (picture.mode, picture.format) == ("I", "PPM")
+        return _in_rgb(ImageOps.exif_transpose(picture), has_16_bits, name)
     except (OSError, SyntaxError) as cause:
         raise ValueError(f"{name} is damaged and cannot be decoded: {cause}.") from cause
+
+
+def _in_rgb(picture: Image.Image, has_16_bits: bool, name: str) -> Image.Image:
+    """Turn the numbers of a picture into the colours that a person sees."""
+    if has_16_bits:
+        # Pillow would make all greys above 255 white.
+        levels = np.asarray(picture).astype(np.uint32)
+        grey = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+        if (key := picture.info.get("transparency")) is not None:
+            grey.putalpha(Image.fromarray(np.where(levels == key, 0, 255).astype(np.uint8)))
+        picture = grey
+    if picture.mode in ("I", "F"):
+        raise ValueError(
+            f"{name} has the mode {picture.mode!r}, whose numbers do not say which of them is white: scale them to 0 "
+            f"to 255, and convert the picture to 'L'."
+        )
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    drawn = picture.convert("RGBA")
+    on_white, on_black = (
+        Image.alpha_composite(Image.new("RGBA", drawn.size, ground), drawn).convert("RGB")
+        for ground in ("white", "black")
+    )
+    return on_white if np.asarray(on_white).min() < _NEARLY_WHITE else on_black
 
 
 def _sample_frames(metadata: VideoMetadata, video_processor: Any) -> list[int]:

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor
 from transformers import BatchFeature
 
+from corelens.errors import docs_link
 from corelens.inputs.chats import Chat, Prompt, build_chats, render
 from corelens.inputs.media import Footage, Picture
 from corelens.inputs.processor import TokenizedPrompt, encode
@@ -28,6 +29,41 @@ class PreparedInputs(BatchFeature):
 
     def __repr__(self) -> str:
         return f"PreparedInputs({', '.join(self)}; {self.tokens})"
+
+    # BatchFeature copies, pickles and merges its tensors alone.
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__.copy()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def __or__(self, other: Any) -> "PreparedInputs":
+        return PreparedInputs({**self, **other}, self._map_with(other))
+
+    def __ror__(self, other: Any) -> "PreparedInputs":
+        return PreparedInputs({**other, **self}, self.tokens)
+
+    def __ior__(self, other: Any) -> "PreparedInputs":
+        self.tokens = self._map_with(other)
+        self.update(other)
+        return self
+
+    def _map_with(self, other: Mapping[str, Any]) -> TokenMap:
+        """The map of these inputs with those of `other` in their places.
+
+        Raises:
+            ValueError: If the token ids are those of another prompt, whose map is not known.
+        """
+        ids = other.get("input_ids", self["input_ids"])
+        if isinstance(other, PreparedInputs) and "input_ids" in other:
+            return other.tokens
+        if ids.shape != self.shape:
+            raise ValueError(
+                f"`input_ids` of shape {tuple(ids.shape)} are another prompt than these inputs of {tuple(self.shape)}, "
+                f"and come without a token map: prepare that prompt, or pass the tensors as a plain dict."
+            )
+        return self.tokens
 
     @property
     def shape(self) -> torch.Size:
@@ -52,6 +88,7 @@ def prepare(
     chats = build_chats(question, images, videos, processor)
     prompts = [render(chat, processor) for chat in chats]
     tensors, tokenized = encode(processor, config, prompts, chats)
+    check_context(config, tensors["attention_mask"])
     probe_of = cache(partial(ProcessorProbe, processor))  # each size once
     samples, sizes, numbers = [], [], {"image": count(), "video": count()}
     for chat, prompt, tokenized_prompt in zip(chats, prompts, tokenized, strict=True):
@@ -71,6 +108,29 @@ def prepare(
     reason = no_boxes(config.model_type) or (no_boxes(config.model_type, "video") if has_videos else "")
     merge = merged_patches(config.model_type, processor)
     return PreparedInputs(tensors, TokenMap(**position_tensors, sizes=tuple(sizes), no_boxes=reason, merge=merge))
+
+
+def check_context(config: Any, attention_mask: Tensor) -> None:
+    """Raise a ValueError if a sequence has more tokens than the model was made for.
+
+    Args:
+        config: The model's configuration.
+        attention_mask: Mask of the tokens of each sequence, padding excluded.
+    """
+    text: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
+    longest, most = int(attention_mask.sum(-1).max()), getattr(text, "max_position_embeddings", None)
+    if most is None or longest <= most:
+        return
+    rope = getattr(text, "rope_parameters", None) or {}
+    for scaling in (rope, *(part for part in rope.values() if isinstance(part, Mapping))):
+        # Rotary positions that are scaled reach farther.
+        original = scaling.get("original_max_position_embeddings") or most
+        most = max(most, int(original * (scaling.get("factor") or 1)))
+    if longest > most:
+        raise ValueError(
+            f"the prompt has {longest} tokens, and the model was made for {most} (max_position_embeddings of its "
+            f"text configuration): give fewer or smaller pictures. {docs_link('too-long')}"
+        )
 
 
 def unknown_words(tokenizer: Any, inputs: PreparedInputs) -> str:

@@ -77,6 +77,16 @@ class _WithoutVideos(ProcessorMixin):
         named.pop("video_processor", None)
         super().__init__(*(part for part in parts if part is not None), **named)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class is made while the program runs, and another process has to make it, too.
+        return _blank, (type(self).__bases__[0],), self.__dict__.copy()
+
+
+def _blank(processor_class: Any) -> Any:
+    """Processor without parts, which copying and unpickling fill."""
+    derived = pictures_only(processor_class)
+    return derived.__new__(derived)
+
 
 class Tokens(NamedTuple):
     """Arrays over the token positions of one prompt."""

@@ -66,10 +66,13 @@ def scale_attention(
         phase: As for `attention_knockout`.
 
     Raises:
-        ValueError: If the factor is negative.
+        ValueError: If the factor is negative or not finite.
     """
-    if not factor >= 0:
-        raise ValueError(f"factor={factor} is negative: attention cannot be. 0 is a knockout, 1 changes nothing.")
+    if not 0 <= factor < math.inf:
+        raise ValueError(
+            f"factor={factor} is no finite number from 0 up: 0 is a knockout, 1 changes nothing. For attention to "
+            f"these keys alone, knock out the others."
+        )
     return bias_attention(heads, queries, keys, math.log(factor) if factor else -math.inf, phase=phase)
 
 

@@ -23,10 +23,10 @@ def aggregate(
     Args:
         values: Scores. NaN where there is no head, or where the score of a sample is undefined: that sample does not
             count for that head.
-        how: `mean`, `median`. `frequency`: share of the samples with a score in which the head is among the top
-            `fraction` of heads. `rank`: minus the mean rank in a sample, zero for a head that is always first; ties
-            share a rank. `z_score`: standardised over heads within each data set, then the mean over data sets. `max`:
-            the mean of each data set, then the largest.
+        how: `mean`; `median`, of an even number of samples the mean of the middle two. `frequency`: share of the
+            samples with a score in which the head is among the top `fraction` of heads. `rank`: minus the mean rank in
+            a sample, zero for a head that is always first; ties share a rank. `z_score`: standardised over heads within
+            each data set, then the mean over data sets. `max`: the mean of each data set, then the largest.
         groups: The data set or task of each sample, for `z_score` and `max`; one for all by default.
         fraction: Share of heads in the top set, for `frequency`.
 
@@ -35,10 +35,12 @@ def aggregate(
     """
     if how not in get_args(Aggregation):
         raise ValueError(f"aggregation {how!r} is not known; it is one of {', '.join(get_args(Aggregation))}.")
+    values = full_precision(values)
     if how == "mean":
         return values.nanmean(0)
     if how == "median":
-        return values.nanmedian(0).values
+        # torch's is the lower of the middle two.
+        return (values.nanmedian(0).values - (-values).nanmedian(0).values) / 2
     if how in ("frequency", "rank"):
         ranks = _ranks(values)
         if how == "rank":
@@ -56,6 +58,11 @@ def aggregate(
     centre = means.nanmean((1, 2), keepdim=True)
     spread = (means - centre).square().nanmean((1, 2), keepdim=True).sqrt()
     return ((means - centre) / spread).nanmean(0)
+
+
+def full_precision(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The same numbers in float32 or more: sums over many lose digits in float16 and bfloat16."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _ranks(values: Float[Tensor, "sample layer head"]) -> Float[Tensor, "sample layer head"]:

@@ -9,6 +9,27 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from corelens.metrics.aggregation import full_precision
+
+Amount = float | int | np.number | Tensor
+"""A number of heads if it is an integer, of Python, numpy or torch; a share of them if it is a float."""
+
+
+def plain_amount(n: Amount) -> float | int:
+    """Return a number or share of heads as Python's own `int` or `float`, whatever library it is of.
+
+    Raises:
+        TypeError: If it is no number.
+
+    Examples:
+        >>> plain_amount(np.int64(5)), plain_amount(torch.tensor(0.5))
+        (5, 0.5)
+    """
+    plain = n.item() if isinstance(n, np.generic | Tensor) and n.ndim == 0 else n
+    if isinstance(plain, bool) or not isinstance(plain, float | int):
+        raise TypeError(f"n={n!r} is no number; give a number of heads, such as 5, or a share of them, such as 0.05.")
+    return plain
+
 
 def lorenz_curve(scores: Float[Tensor, "layer head"]) -> Float[Tensor, "head_number"]:
     """Share of the positive scores that the n highest heads hold, for n from zero to all heads.
@@ -19,7 +40,7 @@ def lorenz_curve(scores: Float[Tensor, "layer head"]) -> Float[Tensor, "head_num
         >>> lorenz_curve(torch.tensor([[1.0, 3.0]]))
         tensor([0.0000, 0.7500, 1.0000])
     """
-    ordered = scores[~scores.isnan()].clamp(min=0).sort(descending=True).values
+    ordered = full_precision(scores[~scores.isnan()]).clamp(min=0).sort(descending=True).values
     if not len(ordered) or ordered[0] <= 0:
         raise ValueError("no head has a positive score, so none holds a share of the scores.")
     return torch.cat([ordered.new_zeros(1), ordered.cumsum(0) / ordered.sum()])
@@ -154,6 +175,7 @@ class DepthProfile(NamedTuple):
 
 def depth_profile(scores: Float[Tensor, "layer head"]) -> DepthProfile:
     """Compute the distribution of scores over the depth of the model."""
+    scores = full_precision(scores)
     n_layers, n_heads = scores.shape
     depth = torch.linspace(0, 1, n_layers) if n_layers > 1 else torch.zeros(1)
     mass = scores.nan_to_num().clamp(min=0).cpu()
@@ -171,8 +193,8 @@ def head_count(fraction: float, n_heads: int) -> int:
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction={fraction} is outside (0, 1]; 0.05 means five percent of all heads.")
-    # Rounding first: 0.07 * 100 is 7.000000000000001 in floating point, and seven heads are meant.
-    return math.ceil(round(fraction * n_heads, 9))
+    # Rounding first: 0.07 * 100 is 7.000000000000001 in floating point, and seven heads are meant; more in float32.
+    return math.ceil(round(fraction * n_heads, 5))
 
 
 def n_heads_with_share(scores: Float[Tensor, "layer head"], share: float) -> int:

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import binom, hypergeom, norm, rankdata
 from torch import Tensor
 
+from corelens.metrics.aggregation import full_precision
 from corelens.metrics.score_distribution import head_count
 
 
@@ -135,7 +136,8 @@ def overlap(one: Set[object], other: Set[object], n_heads: int) -> Overlap:
 def spearman(one: Float[Tensor, "layer head"], other: Float[Tensor, "layer head"]) -> float:
     """Rank correlation of two scores over the heads that have both."""
     scored = ~(one.isnan() | other.isnan())
-    return float(np.corrcoef(rankdata(one[scored].cpu()), rankdata(other[scored].cpu()))[0, 1])
+    ranks = (rankdata(full_precision(scores[scored]).cpu()) for scores in (one, other))
+    return float(np.corrcoef(*ranks)[0, 1])
 
 
 class StableHeads(NamedTuple):

@@ -1,5 +1,6 @@
 """One HTML file of text, tables and figures that needs no network and follows its reader's light or dark screen."""
 
+import html
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -68,15 +69,17 @@ def _card(figure: go.Figure, height: int, name: str) -> dict[str, Any]:
     """Title, subtitle and HTML of a figure; its title is text of the page, which wraps on any screen."""
     untitled = go.Figure(figure)
     layout: Any = untitled.layout  # plotly does not type it
-    title, subtitle = ((text or "").replace("<br>", " ") for text in (layout.title.text, layout.title.subtitle.text))
+    title, subtitle = (
+        html.unescape((text or "").replace("<br>", " ")) for text in (layout.title.text, layout.title.subtitle.text)
+    )
     has_panel_titles = bool(list(figure.select_annotations()))
     layout.title = {}
     untitled.update_layout(margin_t=16 + 20 * has_panel_titles, font_size=13)
-    html = untitled.to_html(
+    code = untitled.to_html(
         full_html=False,
         include_plotlyjs=False,
         div_id=name,
         default_height=f"{layout.height or height}px",
         config={"displayModeBar": False, "responsive": True},
     )
-    return {"title": title, "subtitle": subtitle, "html": Markup(html)}
+    return {"title": title, "subtitle": subtitle, "html": Markup(code)}

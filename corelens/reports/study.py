@@ -44,6 +44,7 @@ from corelens.viz import (
     speed_against_accuracy,
     stable_head_map,
 )
+from corelens.viz.style import literal
 
 
 def save(study: Study, folder: Path, choices: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,7 +247,7 @@ def _dose_curves(results: ConditionResults[HeadSet], dataset: str) -> go.Figure 
     if curve is None:
         return None
     figure = ablation_curves(curve, results.datasets.count(dataset))
-    return figure.update_layout(title=f"Accuracy under the paper's mask, {dataset}")
+    return figure.update_layout(title=literal(f"Accuracy under the paper's mask, {dataset}"))
 
 
 def _key_tokens(key_tokens: KeyTokens) -> list[go.Figure]:

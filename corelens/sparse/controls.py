@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 from corelens.heads import Head, HeadSet
+from corelens.metrics.score_distribution import Amount, plain_amount
 from corelens.scores import HeadScores
 from corelens.sparse.plan import HeadPlan
 from corelens.sparse.rules import Full, Streaming, StreamingBlocks
@@ -14,8 +15,9 @@ BUDGETS = (0.05, 0.1, 0.25, 0.5)
 """Shares of heads that attend to everything."""
 
 
-def budget_label(budget: float | int) -> str:
+def budget_label(budget: Amount) -> str:
     """Name of a budget in tables: `5%` for a share of 0.05, `20` for 20 heads."""
+    budget = plain_amount(budget)
     return str(budget) if isinstance(budget, int) else f"{100 * budget:g}%"
 
 
@@ -23,7 +25,7 @@ def plans_and_controls(
     scores: HeadScores,
     group_size: int,
     streaming: Streaming | StreamingBlocks,
-    budgets: Iterable[float | int] = BUDGETS,
+    budgets: Iterable[Amount] = BUDGETS,
     seeds: Sequence[int] = range(3),
 ) -> dict[str, list[HeadPlan]]:
     """Return plans by score at every budget, and plans that spend the same budgets in other ways.
@@ -36,7 +38,7 @@ def plans_and_controls(
         group_size: Number of query heads that share a KV head.
         streaming: Rule of the heads outside of the budget: `Streaming` for corelens's own plans, `StreamingBlocks` for
             the paper's.
-        budgets: Heads that attend to everything: a share of all in (0, 1], or their number as an int.
+        budgets: Heads that attend to everything: a share of all in (0, 1], or their number as an integer.
         seeds: Seeds of the random draws.
 
     Returns:
@@ -49,7 +51,7 @@ def plans_and_controls(
         ValueError: If a budget is outside of its range.
     """
     sets = {"none": [HeadSet((), "no head")]}
-    for budget in budgets:
+    for budget in map(plain_amount, budgets):
         sets |= {
             f"{name} {budget_label(budget)}": choices
             for name, choices in _head_sets(scores, budget, group_size, seeds).items()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from corelens.errors import check_choice
 from corelens.heads import Head, HeadSet
+from corelens.metrics.score_distribution import Amount
 from corelens.metrics.stability import StableHeads
 from corelens.scores import HeadScores, agreement
 from corelens.viz.style import (
@@ -174,7 +175,7 @@ def stable_head_map(stable: StableHeads) -> go.Figure:
 
 
 def overlap_matrix(
-    scores: Mapping[str, HeadScores], metric: AgreementMetric = "jaccard", n: float | int = 0.05
+    scores: Mapping[str, HeadScores], metric: AgreementMetric = "jaccard", n: Amount = 0.05
 ) -> go.Figure:
     """Draw the pairwise agreement of scores of the same heads: metrics, data sets, or tasks.
 

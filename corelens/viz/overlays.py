@@ -22,7 +22,7 @@ HEAT = [[0, "rgba(255,214,10,0)"], [0.25, "rgba(255,190,11,0.45)"], [1, "rgba(25
 
 
 def attention_over_picture(
-    picture: Image.Image,
+    picture: Picture,
     attention: Float[Tensor, "row column"],
     region: Box,
     title: str,
@@ -51,7 +51,9 @@ def attention_over_picture(
     across = torch.linspace(region.left, region.right, columns + 1)
     down = torch.linspace(region.top, region.bottom, rows + 1)
     figure = make_subplots(1, 1)
-    _draw(figure, (1, 1), picture, [(attention, Grid(0, across.tolist(), down.tolist()))], evidence, PIXELS)
+    _draw(
+        figure, (1, 1), load_picture(picture), [(attention, Grid(0, across.tolist(), down.tolist()))], evidence, PIXELS
+    )
     return _with_heat(figure, highest or float(attention.max()), title)
 
 

@@ -1,5 +1,6 @@
 """The style that all figures share, on white and on dark pages."""
 
+import re
 import textwrap
 from collections.abc import Iterable
 from itertools import cycle, islice
@@ -61,16 +62,46 @@ def colours(n: int) -> list[str]:
     return list(islice(cycle((BLUE, VERMILION, GREEN, PINK, ORANGE, SKY)), n))
 
 
+def literal(text: str) -> str:
+    """Return a text as plotly shows it letter by letter: it reads HTML, and leaves out tags that it does not know.
+
+    The tags of our own templates, `<br>` and `<extra>`, stay tags.
+    """
+    return re.sub(r"<(?!br>|/?extra>)", "&lt;", text.replace("&", "&amp;"))
+
+
+def _literal_texts(value: Any) -> Any:
+    """The same value with all texts within it `literal`."""
+    match value:
+        case str():
+            return literal(value)
+        case dict():
+            return {name: _literal_texts(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_literal_texts(item) for item in value]
+        case np.ndarray() if value.dtype.kind in "OU":
+            return _literal_texts(value.tolist())
+    return value
+
+
 def apply_style(figure: go.Figure, title: str, below: str = "") -> go.Figure:
-    """Apply the shared style to a figure, and return it.
+    """Apply the shared style to a figure, and return it; to be called once, when all else is in the figure.
+
+    All its texts, names of data sets and words of prompts among them, are shown letter by letter.
 
     Args:
         figure: The figure.
         title: Title, which is wrapped.
         below: Subtitle: how to read the figure.
     """
-    lines, small = textwrap.wrap(title, 56), textwrap.wrap(below, 72)
+    lines, small = ([literal(line) for line in textwrap.wrap(*text)] for text in ((title, 56), (below, 72)))
     has_panel_titles = bool(list(figure.select_annotations()))
+    layout = figure.layout.to_plotly_json()
+    for name in ("images", "shapes", "template"):  # without texts
+        layout.pop(name, None)
+    figure.layout.update(_literal_texts(layout))
+    for trace in figure.data:
+        trace.update(_literal_texts(trace.to_plotly_json()))
     figure.update_layout(
         template=LIGHT,
         title=dict(

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from corelens import HookedMLLM, Role, TokenMap
-from corelens.causal.answers import answer_positions, answer_targets, append_answers
+from corelens.causal.answers import answer_ids, answer_positions, answer_targets, append_answers
 from corelens.inputs.prepare import PreparedInputs
 from tests.helpers import processors, tiny
 from tests.helpers.prompts import family_model, two_prompts
@@ -63,6 +63,26 @@ def test_answers_that_cannot_follow_are_named(vlm: HookedMLLM):
     beside = HookedMLLM(tiny.build("florence2"))
     with pytest.raises(TypeError, match="has an encoder and a decoder: its answers do not follow the prompt"):
         append_answers(beside, inputs, ["7"])
+
+
+OPENINGS = {
+    "a line": ("{role}\n", "7"),
+    "a colon, and earlier answers after a space": (None, "Ġ7"),
+    "a colon, and earlier answers right after it": ("{role}:", "7"),
+    "a space": ("{role}: ", "7"),
+    "a control token": ("<|{role}|>", "7"),
+}
+"""Ends of chat templates, and the token by which a model that was trained with them says 7."""
+
+
+@pytest.mark.parametrize("end", OPENINGS)
+def test_an_answer_begins_with_the_token_that_the_model_would_say(end: str):
+    turn, token = OPENINGS[end]
+    processor = processors.build("llava")
+    processor.tokenizer.add_tokens(["<|assistant|>"], special_tokens=True)
+    processor.chat_template = processors.LLAVA_TEMPLATE if turn is None else processors.template("<image>", turn)
+    assert processor.tokenizer.convert_ids_to_tokens(answer_ids(processor, "7")) == [token]
+    assert processor.tokenizer.convert_ids_to_tokens(answer_ids(processor, " 7")) == ["Ġ7"]
 
 
 @pytest.fixture(scope="module", params=tiny.FAMILIES)

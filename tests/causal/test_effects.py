@@ -1,5 +1,7 @@
 """Metrics of answers against loops over samples and tokens."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -39,3 +41,4 @@ def test_effects_in_loops(model: HookedMLLM):
         difference = logit_diff(torch.tensor([5, 6]))(patched, clean)[sample]
         assert_close(difference, first[ids[positions[0]]] - first[5 + sample], atol=1e-4, rtol=1e-4)
     assert_close(kl_div(clean, clean), torch.zeros(2))
+    assert rank(replace(patched, log_probs=patched.log_probs * torch.nan), clean).isnan().all()

@@ -1,12 +1,33 @@
 """Data sets by name."""
 
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from corelens.cli.options import samples as samples_of_command
-from corelens.data import load
-from tests.helpers.dataset_files import mlvu_row, videomme_row, write_json, write_table
+from corelens.data import (
+    Samples,
+    charts,
+    documents,
+    haystacks,
+    load,
+    mlvu,
+    mmdocir,
+    photographs,
+    refcocog,
+    videomme,
+)
+from tests.helpers.dataset_files import (
+    mlvu_row,
+    mmdocir_folder,
+    mmdocir_question,
+    refcocog_row,
+    videomme_row,
+    write_json,
+    write_table,
+)
 
 
 def test_worlds_have_names_and_errors_for_unknown_names_list_the_known_ones():
@@ -19,9 +40,52 @@ def test_worlds_have_names_and_errors_for_unknown_names_list_the_known_ones():
         load("scenes", 2)
 
 
+def mlvu_folder(folder: Path) -> Path:
+    write_json(folder / "json" / "2_needle.json", [mlvu_row()])
+    (folder / "video" / "2_needle").mkdir(parents=True)
+    (folder / "video" / "2_needle" / "needle_32.mp4").touch()
+    return folder
+
+
+def videomme_folder(folder: Path) -> Path:
+    write_table(folder / "videomme" / "test-0.parquet", [videomme_row()])
+    (folder / "fFjv93ACGo8.mp4").touch()
+    return folder
+
+
+def refcocog_folder(folder: Path) -> Path:
+    write_table(folder / "val-0.parquet", [refcocog_row()])
+    return folder
+
+
+DATASETS: dict[str, Callable[[Path], Samples]] = {
+    "charts": lambda folder: charts(2),
+    "documents": lambda folder: documents(2),
+    "photographs": lambda folder: photographs(2),
+    "haystacks": lambda folder: haystacks(1, lengths=(2,), depths=(0.0, 1.0)),
+    "refcocog": lambda folder: refcocog(refcocog_folder(folder)),
+    "mmdocir": lambda folder: mmdocir(mmdocir_folder(folder, [mmdocir_question()])),
+    "mlvu": lambda folder: mlvu(mlvu_folder(folder), "needle"),
+    "videomme": lambda folder: videomme(videomme_folder(folder)),
+}
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_data_sets_and_their_samples_travel_to_other_processes(name: str, tmp_path: Path):
+    dataset = DATASETS[name](tmp_path)
+    for read in (dataset, dataset.options_in_question()):
+        arrived = pickle.loads(pickle.dumps(read))
+        assert arrived.name == read.name
+        for sample, other in zip(read, arrived, strict=True):
+            assert (other.id, other.question, other.evidence) == (sample.id, sample.question, sample.evidence)
+            sent = pickle.loads(pickle.dumps(sample))
+            assert [one.tobytes() for one in sent.pictures] == [one.tobytes() for one in sample.pictures]
+    assert len(list(dataset)) > 0
+    assert pickle.loads(pickle.dumps(dataset.with_evidence())).name == dataset.name
+
+
 def test_every_reader_takes_options_as_part_of_the_question_or_not(tmp_path: Path):
-    write_table(tmp_path / "videomme" / "test-0.parquet", [videomme_row()])
-    (tmp_path / "fFjv93ACGo8.mp4").touch()
+    videomme_folder(tmp_path)
     (apart,), (within,) = (load("videomme", tmp_path, options_in_question=choice) for choice in (0, 1))
     assert apart.instruction.startswith("\nA. Apples.\nB. ")
     assert (within.question, within.instruction) == (apart.question + apart.instruction, "")
@@ -32,9 +96,7 @@ def test_every_reader_takes_options_as_part_of_the_question_or_not(tmp_path: Pat
 
 
 def test_the_command_line_takes_options_as_part_of_the_question(tmp_path: Path):
-    write_json(tmp_path / "json" / "2_needle.json", [mlvu_row()])
-    (tmp_path / "video" / "2_needle").mkdir(parents=True)
-    (tmp_path / "video" / "2_needle" / "needle_32.mp4").touch()
+    mlvu_folder(tmp_path)
     data = [f"mlvu={tmp_path}", f"mlvu={tmp_path},options_in_question=1"]
     questions = {name: next(iter(read)).question for name, read in samples_of_command(data, 0, None).items()}
     assert list(questions) == ["MLVU needle", "MLVU needle, options in the question"]

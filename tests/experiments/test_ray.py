@@ -17,8 +17,9 @@ from PIL import Image
 from corelens import HookedMLLM, Sample, toy
 from corelens.data.readers.vidstg import FileFrames
 from corelens.experiments import scan as scan_module
+from corelens.experiments.fingerprint import model_fingerprint
 from corelens.experiments.ray import ScoreInActor, _ShardActor, scan_on_ray
-from corelens.experiments.resumable import evaluate_shard, model_fingerprint
+from corelens.experiments.resumable import evaluate_shard
 from corelens.experiments.scan import scan_config, scan_metrics
 from tests.helpers.cli import invoke_on_toy, text_of
 from tests.helpers.run_folders import files_of
@@ -186,7 +187,7 @@ def test_mistakes_are_named_before_anything_starts(tmp_path: Path, monkeypatch: 
 
 
 def test_a_machine_without_a_file_of_the_first_is_named(tmp_path: Path):
-    evaluate = ScoreInActor(toy_model, model_fingerprint(toy_model()), scan_config(["ram"]))
+    evaluate = ScoreInActor(toy_model, model_fingerprint(toy_model(), whole=True), scan_config(["ram"]))
     actor = _ShardActor(partial(evaluate_shard, evaluate=evaluate, batch_size=1))
     assert actor({"number": 3, "samples": [], "files": [__file__]})["number"] == 3
     with pytest.raises(

@@ -1,16 +1,20 @@
 """Passes and generation after a prefix against whole passes."""
 
-from copy import deepcopy
+import copy
+import pickle
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from corelens import Head, HookedMLLM, Role, ablate
 from corelens.causal.session import prefix_if_possible
 from corelens.hf.prefix_cache import PrefixCache
+from corelens.interventions.ablation import zeroed_weights
 from tests.helpers import tiny
 from tests.helpers.prompts import (
     LONG_QUESTION,
@@ -42,8 +46,8 @@ def test_passes_after_a_prefix_are_whole_passes(model: HookedMLLM):
     real = ~inputs.tokens.padding[:, prefix.length :]
     for _ in range(2):
         assert_close(model(inputs, prefix=prefix)[real], expected[real], atol=1e-5, rtol=1e-5)
-    for copy in range(3):
-        copies = logits_of_copies(model, inputs, prefix, 3)[copy::3]
+    for number in range(3):
+        copies = logits_of_copies(model, inputs, prefix, 3)[number::3]
         assert_close(copies[real], expected[real], atol=1e-5, rtol=1e-5)
 
 
@@ -75,7 +79,7 @@ def test_other_questions_share_the_prefix(model: HookedMLLM):
     with pytest.raises(ValueError, match="the prefix was made of other inputs"):
         model(model.prepare(None, "Which of all these digits is red? Tell me at once, please."), prefix=prefix)
     with pytest.raises(ValueError, match="the prefix was made by another model"):
-        type(model)(deepcopy(model.hf_model))(other_question, prefix=prefix)
+        type(model)(copy.deepcopy(model.hf_model))(other_question, prefix=prefix)
 
 
 @torch.no_grad()
@@ -90,6 +94,50 @@ def test_an_intervention_on_a_prefix_that_was_made_without_it(model: HookedMLLM)
         ablated_prefix = model.prefix(inputs)
         expected = model(inputs)[:, ablated_prefix.length :]
         assert_close(model(inputs, prefix=ablated_prefix), expected, atol=1e-5, rtol=1e-5)
+
+
+def edit(weight: nn.Parameter) -> None:
+    with torch.no_grad():
+        weight[1:].neg_()
+
+
+EDITS: dict[str, Callable[[HookedMLLM, nn.Module], Any]] = {
+    "in place": lambda model, projection: edit(projection.weight),
+    "of a view": lambda model, projection: edit(projection.weight.detach()),
+    "by a step": lambda model, projection: step(projection.weight),
+    "by loading": lambda model, projection: model.hf_model.load_state_dict(model.hf_model.state_dict()),
+    "by other weights": lambda model, projection: setattr(projection, "weight", nn.Parameter(projection.weight * 2)),
+    "of a head": lambda model, projection: zeroed_weights(model, [Head(0, 0)]).__enter__(),
+}
+"""Edits of the weights of a model."""
+
+
+def step(weight: nn.Parameter) -> None:
+    weight.grad = torch.ones_like(weight)
+    torch.optim.SGD([weight], 0.1).step()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", EDITS)
+def test_a_prefix_is_not_continued_with_other_weights(kind: str):
+    model = family_model("qwen3_vl")
+    inputs = two_prompts(model)
+    prefix = model.prefix(inputs)
+    model(inputs, prefix=prefix)
+    EDITS[kind](model, model.hf_model.get_decoder().layers[0].self_attn.o_proj)
+    for run in (model, partial(model.generate, max_new_tokens=1)):
+        with pytest.raises(ValueError, match=r"the prefix was computed with other weights: .* Compute it again"):
+            run(inputs, prefix=prefix)
+
+
+def test_copies_of_a_prefix_are_the_prefix_and_it_is_not_pickled():
+    model = family_model("qwen3_vl")
+    inputs = two_prompts(model)
+    prefix = model.prefix(inputs)
+    for other in (copy.copy(prefix), copy.deepcopy(prefix)):
+        assert torch.equal(model(inputs, prefix=other), model(inputs, prefix=prefix))
+    with pytest.raises(TypeError, match=r"cannot be pickled: compute it where it is used, by model\.prefix"):
+        pickle.dumps(prefix)
 
 
 def test_prompts_without_a_prefix(model: HookedMLLM):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from corelens import HookedMLLM, Sample
-from corelens.inputs.chats import build_chats
+from corelens.inputs.chats import build_chats, control_tokens
 from tests.helpers import processors, tiny
 from tests.helpers.pictures import random_picture
 
@@ -47,6 +47,16 @@ def test_what_is_no_question_is_told_its_place(question: Any, kind: str):
         (None, [[]], "the chat is empty"),
         (None, [{"role": "user", "content": [{"type": "audio"}]}], "type 'audio' cannot be prepared"),
         (None, "is <|image_pad|> red?", "which stands for a picture"),
+        (None, [{"role": "user", "content": None}], "is no message: it needs a `role`"),
+        (None, [{"content": "a"}], "is no message: it needs a `role`"),
+        (None, [{"role": "user", "content": ["a"]}], "'a' is no part of a message: it needs a `type`"),
+        (None, [{"role": "user", "content": [{"text": "a"}]}], "is no part of a message: it needs a `type`"),
+        (None, [{"role": "user", "content": [{"type": "text"}]}], "is no text part: `text` is a string"),
+        (
+            None,
+            [{"role": "user", "content": [{"type": "text", "text": "a", "question": True}]}],
+            "'question': True} is no text part: .*the string within it that is the question",
+        ),
     ],
 )
 def test_questions_and_pictures_that_do_not_fit(
@@ -55,6 +65,33 @@ def test_questions_and_pictures_that_do_not_fit(
     images = image if images == "image" else [image] if images == ["image"] else images
     with pytest.raises(ValueError, match=message):
         model.prepare(images, question)
+
+
+CONTROL = {
+    "the end of a turn": "which <|im_end|> digit is red?",
+    "the beginning of a turn": "which<|im_start|>digit is red?",
+    "the beginning of a picture": "<|vision_start|> which digit is red?",
+    "the beginning of the text": "which digit <s>",
+    "the end of the text": "</s>",
+    "padding": "which <pad> digit",
+}
+"""Questions with a control token of the tokenizer in them."""
+
+
+@pytest.mark.parametrize("kind", CONTROL)
+def test_control_tokens_are_no_words(model: HookedMLLM, kind: str):
+    with pytest.raises(ValueError, match="which the model reads as a control token and not as words"):
+        model.prepare(None, CONTROL[kind])
+    turns = [{"role": "system", "content": CONTROL[kind]}, {"role": "user", "content": "Which?"}]
+    with pytest.raises(ValueError, match="control token"):
+        model.prepare(None, turns)
+
+
+def test_tokens_by_which_a_template_marks_turns_are_control_tokens():
+    processor = processors.build("qwen3_vl")
+    processor.tokenizer.add_tokens(["<think>", "<other>"])
+    processor.chat_template += "<think>"
+    assert control_tokens(processor, "a <think> of <other> & <|im_end|>") == ["<think>", "<|im_end|>"]
 
 
 def test_without_processor_or_template(image: Image.Image):

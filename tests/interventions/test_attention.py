@@ -82,6 +82,12 @@ def test_masked_keys_are_those_that_no_head_and_no_query_attends_to(family: str)
     assert not any(point.has_hooks() or point.ctx for point in model.hook_points())
 
 
+@pytest.mark.parametrize("factor", [-1.0, float("nan"), float("inf")])
+def test_factors_that_attention_cannot_have(factor: float):
+    with pytest.raises(ValueError, match="is no finite number from 0 up"):
+        scale_attention([Head(0, 0)], "question", "image", factor)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}])
 def test_masked_keys_stay_masked_in_generation(model: HookedMLLM, options: dict[str, Any]):

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from corelens import Box, Evidence, Video
+from corelens.inputs.media import ORIENTATION
 from corelens.viz import attention_over_media, attention_over_picture
 from tests.helpers.figures import heatmaps, noise, panel_titles, token_map
 
@@ -31,6 +32,13 @@ def test_attention_lies_over_the_pixels_it_belongs_to():
     assert np.abs(np.asarray(decoded.convert("RGB")).astype(int) - np.asarray(picture)).max() < 10
     assert {(box.x0, box.y0, box.x1, box.y1) for box in figure.layout.shapes} == {(1, 2, 3, 4)}
     assert list(figure.layout.yaxis.range) == [40, 0]  # downwards, as in pictures
+
+
+def test_a_picture_that_is_stored_turned_is_drawn_upright():
+    turned = Image.new("RGB", (60, 40))
+    turned.getexif()[ORIENTATION] = 6
+    (background,) = attention_over_picture(turned, torch.ones(3, 2), Box(0, 0, 40, 60), "t").layout.images
+    assert (background.sizex, background.sizey) == (40, 60)
 
 
 def test_tiles_lie_on_one_panel_and_the_overview_on_another():

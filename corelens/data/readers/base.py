@@ -8,7 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from io import BytesIO
 from os import PathLike
@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BeforeValidator, Field, FiniteFloat, StringConstraints, TypeAdapter, ValidationError
 
 from corelens.data.sample import Sample
+from corelens.inputs.media import ORIENTATION, QUARTER_TURNS, upright_box
 from corelens.tokens import Box
 
 
@@ -51,6 +52,8 @@ class Samples:
     """Name of the data set and its part, as it appears in results."""
 
     rows: Callable[[], Iterator[Row]]
+    """Reads them; no closure, so that data sets can be pickled for other processes."""
+
     skipped: list[Skipped] = field(default_factory=list)
     """The rows that the last iteration left out."""
 
@@ -74,13 +77,7 @@ class Samples:
 
     def with_evidence(self) -> "Samples":
         """Return only the samples with evidence; the others count as skipped."""
-
-        def with_evidence(sample: Sample) -> Sample:
-            if not sample.evidence:
-                raise BadRow("it has no evidence")
-            return sample
-
-        return self._map(self.name, with_evidence)
+        return self._map(self.name, _with_evidence)
 
     def options_in_question(self) -> "Samples":
         """Return the samples with answer options and format instructions as part of their questions.
@@ -88,20 +85,26 @@ class Samples:
         Without it, only the data set's own text of a question is the question, from whose tokens attention is measured.
         What a sample's `prompt` has around its question never counts.
         """
-
-        def with_options(sample: Sample) -> Sample:
-            return replace(sample, question=sample.question + sample.instruction, instruction="")
-
-        return self._map(f"{self.name}, options in the question", with_options)
+        return self._map(f"{self.name}, options in the question", _with_options)
 
     def _map(self, name: str, change: Callable[[Sample], Sample]) -> "Samples":
         """Samples of the same rows, each changed, or skipped by `BadRow`."""
+        return Samples(name, partial(_changed, self.rows, change))
 
-        def rows() -> Iterator[Row]:
-            for row, make in self.rows():
-                yield row, lambda make=make: change(make())
 
-        return Samples(name, rows)
+def _with_evidence(sample: Sample) -> Sample:
+    if not sample.evidence:
+        raise BadRow("it has no evidence")
+    return sample
+
+
+def _with_options(sample: Sample) -> Sample:
+    return replace(sample, question=sample.question + sample.instruction, instruction="")
+
+
+def _changed(rows: Callable[[], Iterator[Row]], change: Callable[[Sample], Sample]) -> Iterator[Row]:
+    for row, make in rows():
+        yield row, lambda make=make: change(make())
 
 
 def require_package(name: str) -> Any:
@@ -263,10 +266,21 @@ def read_field(row: Any, name: str, kind: Any) -> Any:
         raise BadRow(f"its {name!r} is {row[name]!r:.80}: {reasons}") from cause
 
 
-def pixel_box(corners: Sequence[float | int], size: tuple[int, int], scale: tuple[float, float] = (1.0, 1.0)) -> Box:
-    """Scale left, top, right and bottom to a box in pixels of a picture of the given size.
+def pixel_box(
+    corners: Sequence[float | int],
+    size: tuple[int, int],
+    scale: tuple[float, float] = (1.0, 1.0),
+    orientation: int = 1,
+) -> Box:
+    """Scale left, top, right and bottom to a box in pixels of a picture, and turn it with the picture.
 
     Annotations may extend up to a pixel beyond the border; this pixel is cut off.
+
+    Args:
+        corners: In pixels of the picture as it is stored, but for the scale.
+        size: Width and height of the picture as it is stored.
+        scale: Pixels in a unit of the corners, across and down.
+        orientation: EXIF orientation of the picture.
     """
     left, top, right, bottom = (corner * scale[axis % 2] for axis, corner in enumerate(corners))
     width, height = size
@@ -275,7 +289,7 @@ def pixel_box(corners: Sequence[float | int], size: tuple[int, int], scale: tupl
     box = Box(max(0.0, left), max(0.0, top), min(float(width), right), min(float(height), bottom))
     if box.left >= box.right or box.top >= box.bottom:
         raise BadRow(f"its box {list(corners)} is empty")
-    return box
+    return Box(*upright_box(box, size, orientation))
 
 
 @dataclass(frozen=True)
@@ -286,13 +300,17 @@ class StoredPicture:
     row: int
     column: str
 
-    def __call__(self) -> Image.Image:
+    def encoded(self) -> bytes:
+        """The bytes of its file."""
         value = self.rows[self.row][self.column]
         encoded = value["bytes"] if isinstance(value, dict) else value
         if not encoded:
             raise BadRow(f"row {self.row} holds no picture in {self.column!r}")
+        return encoded
+
+    def __call__(self) -> Image.Image:
         try:
-            return Image.open(BytesIO(encoded))
+            return Image.open(BytesIO(self.encoded()))
         except UnidentifiedImageError as cause:
             raise BadRow(f"row {self.row} holds no picture in {self.column!r} that Pillow can read") from cause
 
@@ -304,7 +322,25 @@ def picture_file(path: Path) -> str:
     return str(path)
 
 
-def picture_size(picture: Callable[[], Image.Image]) -> tuple[int, int]:
-    """Width and height of a picture, without decoding it."""
+class Stored(NamedTuple):
+    """The form in which a picture is stored, and in which annotations count its pixels."""
+
+    size: tuple[int, int]
+    """Width and height."""
+
+    orientation: int
+    """EXIF orientation, by which it is turned before anyone sees it."""
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Width and height of the picture that is seen."""
+        width, height = self.size
+        return (height, width) if self.orientation in QUARTER_TURNS else (width, height)
+
+
+def stored_form(picture: Callable[[], Image.Image]) -> Stored:
+    """Stored form of a picture, read without decoding it."""
     with picture() as image:
-        return image.size
+        stored = Stored(image.size, image.getexif().get(ORIENTATION, 1))
+        # Of TIFF, Pillow gives the upright size.
+        return stored._replace(size=stored.upright_size) if image.format == "TIFF" else stored

@@ -39,15 +39,15 @@ def mlvu(source: str | PathLike[str] = "MLVU/MVLU", task: str = "needle") -> Sam
     )
     files = {task: find_files(folder, f"json/*_{task}.json")[0] for task in tasks}
     rows = {task: read_rows(path) for task, path in files.items()}
+    return Samples(f"MLVU {task}", partial(_rows, rows, files))
 
-    def read() -> Iterator[Row]:
-        for index in range(max(map(len, rows.values()))):
-            for task, path in files.items():
-                if index < len(rows[task]):
-                    name, videos = f"{task}-{index}", path.parent.parent / "video" / path.stem
-                    yield name, partial(_sample, name, rows[task][index], videos, task)
 
-    return Samples(f"MLVU {task}", read)
+def _rows(rows: Mapping[str, list[Any]], files: Mapping[str, Path]) -> Iterator[Row]:
+    for index in range(max(map(len, rows.values()))):
+        for task, path in files.items():
+            if index < len(rows[task]):
+                name, videos = f"{task}-{index}", path.parent.parent / "video" / path.stem
+                yield name, partial(_sample, name, rows[task][index], videos, task)
 
 
 def _sample(name: str, row: Mapping[str, Any], videos: Path, task: str) -> Sample:

@@ -6,6 +6,7 @@ Hub: MMDocIR/MMDocIR_Evaluation_Dataset.
 from collections.abc import Iterator
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -22,13 +23,13 @@ from corelens.data.readers.base import (
     Text,
     dataset_folder,
     find_files,
-    picture_size,
     pixel_box,
     raise_error,
     read_field,
     read_line,
     read_lines,
     read_table,
+    stored_form,
 )
 from corelens.data.sample import Evidence, Sample
 from corelens.errors import check_choice
@@ -63,20 +64,25 @@ def mmdocir(
         if not str(page).isdigit():
             raise ValueError(f"row {row} of the pages has the passage_id {page!r}, which is not a page number.")
         rows_of_pages.setdefault(_name(document), {})[int(page)] = row
+    return Samples(
+        "MMDocIR, whole pages" if evidence == "published" else "MMDocIR",
+        partial(_rows, annotations, rows_of_pages, table, pages, evidence),
+    )
 
-    def read() -> Iterator[Row]:
-        for number, line in read_lines(annotations):
-            try:
-                document = read_line(line)
-                name, questions = read_field(document, "doc_name", Text), read_field(document, "questions", list)
-            except BadRow as cause:
-                yield f"line {number}", partial(raise_error, cause)
-                continue
-            for index, question in enumerate(questions):
-                row = f"{_name(name)}-{index}"
-                yield row, partial(_sample, row, question, document, rows_of_pages, table, pages, evidence)
 
-    return Samples("MMDocIR, whole pages" if evidence == "published" else "MMDocIR", read)
+def _rows(
+    annotations: Path, rows_of_pages: dict[str, dict[int, int]], table: Any, pages: str, evidence: Regions
+) -> Iterator[Row]:
+    for number, line in read_lines(annotations):
+        try:
+            document = read_line(line)
+            name, questions = read_field(document, "doc_name", Text), read_field(document, "questions", list)
+        except BadRow as cause:
+            yield f"line {number}", partial(raise_error, cause)
+            continue
+        for index, question in enumerate(questions):
+            row = f"{_name(name)}-{index}"
+            yield row, partial(_sample, row, question, document, rows_of_pages, table, pages, evidence)
 
 
 def _name(document: str) -> str:
@@ -110,11 +116,11 @@ def _sample(
         page = read_field(layout, "page", int)
         if page not in evidence_pages:
             raise BadRow(f"a layout is on page {page}, which is not among its evidence pages {evidence_pages}")
-        size = picture_size(pictures[page])
+        size, orientation = stored_form(pictures[page])
         width, height = read_field(layout, "page_size", PageSize)
         if min(width, height) <= 0:
             raise BadRow(f"its 'page_size' is {width} x {height}")
-        box = pixel_box(read_field(layout, "bbox", Corners), size, (size[0] / width, size[1] / height))
+        box = pixel_box(read_field(layout, "bbox", Corners), size, (size[0] / width, size[1] / height), orientation)
         evidence.append(Evidence(box, shown_pages.index(page)))
     with_layout = {region.media for region in evidence}
     media = [shown_pages.index(page) for page in evidence_pages]

@@ -79,13 +79,15 @@ def mmlongbench(source: str | PathLike[str], task: str, length: int = 8, seed: i
     if not paths:
         raise FileNotFoundError(f"{str(folder / 'mmlb_data')!r} holds no file {task}*_K{length}*.jsonl.")
     rows = _examples if TASKS[task].category == "ICL" else _lines
+    return Samples(f"MMLongBench {task}, {length}K", partial(_rows, rows, paths, folder, task, length, seed))
 
-    def read() -> Iterator[Row]:
-        for path in paths:
-            for name, make_row in rows(path, seed):
-                yield name, partial(_sample, name, make_row, TASKS[task], folder / "mmlb_image", task, length)
 
-    return Samples(f"MMLongBench {task}, {length}K", read)
+def _rows(
+    rows: Callable[..., Any], paths: list[Path], folder: Path, task: str, length: int, seed: int
+) -> Iterator[Row]:
+    for path in paths:
+        for name, make_row in rows(path, seed):
+            yield name, partial(_sample, name, make_row, TASKS[task], folder / "mmlb_image", task, length)
 
 
 def _lines(path: Path, seed: int) -> Iterator[tuple[str, Callable[[], Any]]]:

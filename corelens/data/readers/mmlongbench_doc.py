@@ -53,13 +53,13 @@ def mmlongbench_doc(
     paths = find_files(folder, "samples.json", "*.parquet")
     rows = read_rows(paths[0]) if paths[0].suffix == ".json" else read_table(paths)
     documents = {path.name: path for path in folder.rglob("*.pdf")}
+    return Samples("MMLongBench-Doc", partial(_rows, rows, documents, pages, dots_per_inch))
 
-    def read() -> Iterator[Row]:
-        for index in range(len(rows)):
-            row = f"{rows[index].get('doc_id', '')}-{index}"
-            yield row, partial(_sample, row, rows[index], documents, pages, dots_per_inch)
 
-    return Samples("MMLongBench-Doc", read)
+def _rows(rows: Any, documents: Mapping[str, Path], pages: str, dots_per_inch: int) -> Iterator[Row]:
+    for index in range(len(rows)):
+        row = f"{rows[index].get('doc_id', '')}-{index}"
+        yield row, partial(_sample, row, rows[index], documents, pages, dots_per_inch)
 
 
 def _sample(

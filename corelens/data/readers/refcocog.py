@@ -13,10 +13,10 @@ from corelens.data.readers.base import (
     StoredPicture,
     dataset_folder,
     find_files,
-    picture_size,
     pixel_box,
     read_field,
     read_table,
+    stored_form,
 )
 from corelens.data.sample import Evidence, Sample
 
@@ -37,14 +37,14 @@ def refcocog(source: str | PathLike[str] = "lmms-lab/RefCOCOg", split: str = "va
     if "{expression}" not in prompt:
         raise ValueError(f"prompt={prompt!r} has no place for the expression: write {{expression}} in it.")
     rows = read_table(find_files(dataset_folder(source, [f"data/{split}-*.parquet"]), f"{split}-*.parquet"))
+    return Samples(f"RefCOCOg {split}", partial(_rows, rows, prompt))
 
-    def read() -> Iterator[Row]:
-        ids, expressions = rows["question_id"], rows["answer"]
-        for index, (row_id, row_expressions) in enumerate(zip(ids, expressions, strict=True)):
-            for number in range(max(1, len(row_expressions or ()))):
-                yield f"{row_id}-{number}", partial(_sample, rows, index, number, prompt)
 
-    return Samples(f"RefCOCOg {split}", read)
+def _rows(rows: Any, prompt: str) -> Iterator[Row]:
+    ids, expressions = rows["question_id"], rows["answer"]
+    for index, (row_id, row_expressions) in enumerate(zip(ids, expressions, strict=True)):
+        for number in range(max(1, len(row_expressions or ()))):
+            yield f"{row_id}-{number}", partial(_sample, rows, index, number, prompt)
 
 
 def _sample(rows: Any, index: int, number: int, prompt: str) -> Sample:
@@ -53,9 +53,9 @@ def _sample(rows: Any, index: int, number: int, prompt: str) -> Sample:
     if not expressions or not (expression := (expressions[number] or "").strip()):
         raise BadRow("its 'answer' holds no referring expression")
     picture = StoredPicture(rows, index, "image")
-    size = picture_size(picture)
+    stored = stored_form(picture)
     left, top, width, height = read_field(row, "bbox", Corners)
-    box = pixel_box([left, top, left + width, top + height], size)
+    box = pixel_box([left, top, left + width, top + height], stored.size, orientation=stored.orientation)
     return Sample(
         f"{row['question_id']}-{number}",
         expression,
@@ -64,5 +64,5 @@ def _sample(rows: Any, index: int, number: int, prompt: str) -> Sample:
         (Evidence(box),),
         prompt=(0, prompt.format(expression=expression)),
         scoring="box",
-        about={"file": row.get("file_name"), "size": size},
+        about={"file": row.get("file_name"), "size": stored.upright_size},
     )

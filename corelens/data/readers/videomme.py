@@ -50,13 +50,13 @@ def videomme(source: str | PathLike[str] = "lmms-lab/Video-MME") -> Samples:
     videos = {path.stem: path for path in folder.rglob("*") if path.suffix.lower() in (".mp4", ".mkv")}
     if not videos:
         raise FileNotFoundError(f"{str(folder)!r} holds no video; unpack every videos_chunked_*.zip there.")
+    return Samples("VideoMME", partial(_rows, rows, videos))
 
-    def read() -> Iterator[Row]:
-        for index in range(len(rows)):
-            name = str(rows[index].get("question_id", index))
-            yield name, partial(_sample, name, rows[index], videos)
 
-    return Samples("VideoMME", read)
+def _rows(rows: Any, videos: Mapping[str, Path]) -> Iterator[Row]:
+    for index in range(len(rows)):
+        name = str(rows[index].get("question_id", index))
+        yield name, partial(_sample, name, rows[index], videos)
 
 
 def _sample(name: str, row: Mapping[str, Any], videos: Mapping[str, Path]) -> Sample:

@@ -103,15 +103,19 @@ def vidstg(
     rows = read_rows(path)
     annotations = {file.stem: file for file in Path(vidor).rglob("*.json")}
     videos = {file.stem: file for file in Path(vidor).rglob("*.mp4")}
-
-    def read() -> Iterator[Row]:
-        for index, row in enumerate(rows):
-            for number in range(max(1, len(entries) if isinstance(entries := row.get(sentences), list) else 0)):
-                name = f"{row.get('vid', '')}-{index}-{number}"
-                yield name, partial(_sample, name, row, number, sentences, annotations, videos, evidence)
-
     whole_frames = ", whole frames" if evidence == "published" else ""
-    return Samples(f"VidSTG {split} {sentences}{whole_frames}", read)
+    return Samples(
+        f"VidSTG {split} {sentences}{whole_frames}", partial(_rows, rows, sentences, annotations, videos, evidence)
+    )
+
+
+def _rows(
+    rows: list[Any], sentences: str, annotations: Mapping[str, Path], videos: Mapping[str, Path], evidence: Regions
+) -> Iterator[Row]:
+    for index, row in enumerate(rows):
+        for number in range(max(1, len(entries) if isinstance(entries := row.get(sentences), list) else 0)):
+            name = f"{row.get('vid', '')}-{index}-{number}"
+            yield name, partial(_sample, name, row, number, sentences, annotations, videos, evidence)
 
 
 def _sample(

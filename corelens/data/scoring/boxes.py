@@ -3,6 +3,7 @@
 import re
 from typing import Literal
 
+from corelens.data.scoring.rules import UNSIGNED, plain_minus
 from corelens.tokens import Box
 
 BoxUnit = Literal["pixels", "thousandths", "fractions"] | tuple[int, int]
@@ -10,26 +11,29 @@ BoxUnit = Literal["pixels", "thousandths", "fractions"] | tuple[int, int]
 (Qwen-VL, Qwen2-VL, Qwen3-VL, InternVL); `fractions` of them (LLaVA); or width and height of the resized picture, for
 models that answer in its pixels (Qwen2.5-VL)."""
 
-_NUMBER = r"(-?\d+(?:\.\d+)?)"
-_BOX = re.compile(r"[\s,()\[\]]+".join([_NUMBER] * 4))
+_NUMBER = rf"(?<![\w.])-?{UNSIGNED}"
+_RUN = re.compile(rf"{_NUMBER}(?:[\s,()\[\]]+{_NUMBER})*")
+_IN_BRACKETS = re.compile(rf"[\[(]\s*{_NUMBER}(?:\s*[\s,]\s*{_NUMBER}){{3}}\s*[\])]")
 
 
 def parse_box(prediction: str, size: tuple[int, int], unit: BoxUnit) -> Box | None:
-    """Parse the first four consecutive numbers of an answer as a box in pixels of a picture of the given size.
+    """Parse the first four numbers of an answer that stand together as a box in pixels of a picture of the given size.
 
-    Between them there may be commas, space and brackets: `[1, 2, 3, 4]`, `<box>(1,2),(3,4)</box>`,
-    `{"bbox_2d": [1, 2, 3, 4]}`, `<box>[[1, 2, 3, 4]]</box>`.
+    They are in one pair of brackets, or there are no more with only commas, space and brackets between them:
+    `[1, 2, 3, 4]`, `<box>(1,2),(3,4)</box>`, `{"bbox_2d": [1, 2, 3, 4]}`, `<box>[[1, 2, 3, 4]]</box>`.
 
     Returns:
-        None if there are no four numbers, they have no area, or they do not fit the unit.
+        None if there are no such four numbers, they have no area, or they do not fit the unit.
     """
     frames = {"pixels": size, "thousandths": (1000, 1000), "fractions": (1, 1)}
     if isinstance(unit, str) and unit not in frames:
         raise ValueError(f"unit={unit!r} is not known; it is one of {', '.join(frames)}, or a (width, height).")
-    match = _BOX.search(prediction)
-    if match is None:
+    prediction = plain_minus(prediction)
+    runs = sorted([*_IN_BRACKETS.finditer(prediction), *_RUN.finditer(prediction)], key=re.Match.start)
+    numbers = [[float(number) for number in re.findall(_NUMBER, run[0])] for run in runs]
+    if not (fours := [four for four in numbers if len(four) == 4]):
         return None
-    left, top, right, bottom = map(float, match.groups())
+    left, top, right, bottom = fours[0]
     width, height = frames[unit] if isinstance(unit, str) else unit
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         return None

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from corelens.data.scoring.rules import anls, numbers_in, without_articles
+from corelens.data.scoring.rules import anls, numbers_in, plain_minus, without_articles
 from corelens.errors import check_choice
 
 DOC_FORMATS = ("Str", "Int", "Float", "List", "None")
@@ -58,7 +58,7 @@ def _clean(text: str) -> str:
 
 def _number(text: str) -> float | None:
     try:
-        return number if math.isfinite(number := float(text)) else None
+        return number if math.isfinite(number := float(plain_minus(text))) else None
     except ValueError:
         return None
 

@@ -1,8 +1,18 @@
 """Scores of short answers: 0 to 1, or None for an unreadable answer."""
 
+import math
 import re
 import string
 from collections.abc import Sequence
+
+UNSIGNED = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+"""Pattern of a number without its sign."""
+
+_SIGNED = re.compile(rf"((?<![\w%)])-)?[$€£¥]?({UNSIGNED})")
+"""A hyphen behind a number or a word is no minus: `3-5` is a range, `2020-05` a month."""
+
+_MINUS = str.maketrans(dict.fromkeys("\u2212\u2010\u2011\u2013\ufe63\uff0d", "-"))
+"""The minus, hyphens and the dash that texts have in place of the keyboard's hyphen."""
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -13,8 +23,16 @@ def without_articles(text: str) -> str:
 
 
 def numbers_in(text: str) -> list[float]:
-    """All numbers in a text; commas between digits separate thousands."""
-    return [float(number) for number in re.findall(r"-?(?:\d+\.?\d*|\.\d+)", re.sub(r"(?<=\d),(?=\d{3})", "", text))]
+    """All finite numbers in a text; commas between digits separate thousands."""
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", plain_minus(text))
+    text = re.sub(r"(?<=\d)\s*[x\u00d7*]\s*10\s*\^\s*\{?([+-]?\d+)\}?", r"e\1", text)  # 1.5 x 10^3
+    numbers = (float((sign or "") + number) for sign, number in _SIGNED.findall(text))
+    return [number for number in numbers if math.isfinite(number)]
+
+
+def plain_minus(text: str) -> str:
+    """The same text with the keyboard's hyphen for every minus and dash."""
+    return text.translate(_MINUS)
 
 
 def similarity(first: str, second: str) -> float:
@@ -74,9 +92,11 @@ def numeric(prediction: str, answers: Sequence[str], tolerance: float = 0.05) ->
 def choice(prediction: str, choices: Sequence[str], answer: str) -> float | None:
     """Return 1 if the chosen option is correct; None if no option, or more than one, can be read from the prediction.
 
-    The option is read from, in this order: the text of one option, word for word; a letter at the beginning, as in `B`,
-    `(B) blue` or `B.`; a letter after "answer is", "answer:" or "option"; the only option whose text occurs; the only
-    capital letter of an option that stands alone, other than the words A and I.
+    The option is read from, in this order: the text of one option, word for word; a letter after "answer is" or
+    "answer:", the last; a letter at the beginning, as in `B`, `(B) blue` or `B.`; letters after "option"; the options
+    whose texts occur; the capital letters of options that stand alone, other than the words A and I. Options that are
+    denied ("not B", "B is wrong") do not count, and what follows a correction ("Wait, ...") counts alone if it names
+    an option.
 
     Source:
         MLVU takes the text before the first `)`, MMLongBench the last lone capital; both count unreadable answers
@@ -88,22 +108,58 @@ def choice(prediction: str, choices: Sequence[str], answer: str) -> float | None
     ]
     if len(exact_matches) == 1:
         return float(exact_matches[0] == correct)
+    *_, correction = _CORRECTION.split(text)
+    said = _options_said(correction, choices) or _options_said(text, choices)
+    return float(said == {correct}) if len(said) == 1 else None
+
+
+_CORRECTION = re.compile(r"\b(?:wait|actually|correction|sorry|i mean|on second thoughts?)\b", re.IGNORECASE)
+_DENIED_BEFORE = re.compile(
+    r"(?:\bnot|n't|\bneither|\bnor|\bexcept|\brather than|\binstead of)(?:\s+(?:be|the|option|answer))*[\s:\"'(*]*$",
+    re.IGNORECASE,
+)
+_DENIED_AFTER = re.compile(
+    r"[)\"'*]*\s+(?:is|was|can|could|would)(?:n't|\s*not)\b|[)\"'*]*\s+(?:is|was)\s+(?:wrong|incorrect|false)\b",
+    re.IGNORECASE,
+)
+
+
+def _options_said(text: str, choices: Sequence[str]) -> set[int]:
+    """Options that a text names and does not deny, by the clearest way in which it names any."""
     letters = string.ascii_uppercase[: len(choices)]
-    for pattern in (
-        rf"\(?([{letters}])(?:[).:,]|\s*$)",
-        rf"(?:.*?)\b(?i:answer(?:\s+is)?|option)\s*:?\s*\(?([{letters}])\b",
-    ):
-        if match := re.match(pattern, text, re.DOTALL):
-            return float(letters.index(match[1]) == correct)
-    candidates = [index for index, option in enumerate(choices) if len(option) > 1 and _contains_words(text, option)]
-    if not candidates:
-        lone_capitals = set(re.findall(rf"\b([{letters}])\b", text)) - {"A", "I"}
-        candidates = [letters.index(letter) for letter in lone_capitals]
-    return float(candidates[0] == correct) if len(candidates) == 1 else None
+
+    def named(pattern: str) -> list[re.Match[str]]:
+        """Letters in a pattern's places that are neither words nor denied."""
+        matches = re.finditer(rf"{pattern}\(?\b([{letters}])\b", text)
+        # The article and the pronoun have a word after them.
+        word = re.compile(r"\s+(?!(?:or|and|nor|is|was)\b)[a-z]|'[a-z]")
+        return [
+            m for m in matches if not (m[1] in "AI" and word.match(text, m.end(1))) and not _is_denied(text, m.span(1))
+        ]
+
+    if claims := named(r"(?i:\banswer(?:\s+is)?)\s*:?\s*")[-1:] or [
+        m for m in named(r"^") if re.match(r"[).:,]|\s*$", text[m.end(1) :])
+    ]:
+        index = letters.index(claims[0][1])
+        rest = text[claims[0].end(1) :].lstrip(").: ")
+        rest = rest[len(choices[index]) :] if rest.lower().startswith(choices[index].lower()) else rest
+        hedge = re.match(rf"[\s,/&]*(?:(?:or|and)\s+)?(?:option\s+)?\(?([{letters}])\b(?!\s+[a-z])", rest)
+        return {index} | ({letters.index(hedge[1])} if hedge else set())
+    if options := named(r"(?i:\boption)\s*:?\s*"):
+        return {letters.index(option[1]) for option in options}
+    texts = {
+        index
+        for index, option in enumerate(choices)
+        if len(option) > 1
+        for match in re.finditer(rf"(?<!\w){re.escape(option.strip())}(?!\w)", text, re.IGNORECASE)
+        if not _is_denied(text, match.span())
+    }
+    return texts or {letters.index(letter[1]) for letter in named("")}
 
 
-def _contains_words(text: str, option: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(option.strip())}(?!\w)", text, re.IGNORECASE) is not None
+def _is_denied(text: str, span: tuple[int, int]) -> bool:
+    """True if the words before or after a span of a text deny it."""
+    return _DENIED_BEFORE.search(text[: span[0]]) is not None or _DENIED_AFTER.match(text, span[1]) is not None
 
 
 def yes_no(prediction: str, answers: Sequence[str]) -> float | None:
@@ -122,7 +178,7 @@ def count(prediction: str, answers: Sequence[str]) -> float | None:
     The numbers are those of the last list in brackets, or all whole numbers without one.
 
     Source:
-        MMLongBench's `soft_acc`.
+        MMLongBench's `soft_acc`, which reads the digits before and behind a comma or point as two numbers.
     """
     numbers = _whole_numbers(prediction)
     return float(any(sum(numbers) == sum(_whole_numbers(answer) or []) for answer in answers)) if numbers else None
@@ -130,7 +186,11 @@ def count(prediction: str, answers: Sequence[str]) -> float | None:
 
 def _whole_numbers(text: str) -> list[int] | None:
     lists = re.findall(r"\[[\d\s,]+\]", text)
-    return [int(number) for number in re.findall(r"\d+", lists[-1] if lists else text)] or None
+    return [int(number) for number in re.findall(r"\d+", lists[-1])] if lists else _whole(text) or None
+
+
+def _whole(text: str) -> list[int]:
+    return [int(number) for number in numbers_in(text) if number >= 0 and number.is_integer()]
 
 
 def label(prediction: str, answers: Sequence[str]) -> float | None:
@@ -140,5 +200,5 @@ def label(prediction: str, answers: Sequence[str]) -> float | None:
         MMLongBench's `cls_acc`.
     """
     match = re.search(r"label:\s*(\d+)", prediction, re.IGNORECASE)
-    numbers = [match[1]] if match else re.findall(r"\b\d+\b", prediction)
-    return float(int(numbers[-1]) in {int(answer) for answer in answers}) if numbers else None
+    numbers = [int(match[1])] if match else _whole(prediction)
+    return float(numbers[-1] in {int(answer) for answer in answers}) if numbers else None

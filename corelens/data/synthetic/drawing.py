@@ -22,12 +22,12 @@ INK: Colour = (25, 25, 30)
 def drawn_samples(name: str, n: int, seed: int, sample: Callable[[int, int], Sample]) -> Samples:
     """`n` samples of a world; sample i depends on `seed` and i alone."""
     check_draw(n, seed)
+    return Samples(f"{name}, seed {seed}", partial(_rows, name, n, seed, sample))
 
-    def rows() -> Iterator[Row]:
-        for index in range(n):
-            yield f"{name}-{seed}-{index}", partial(sample, seed, index)
 
-    return Samples(f"{name}, seed {seed}", rows)
+def _rows(name: str, n: int, seed: int, sample: Callable[[int, int], Sample]) -> Iterator[Row]:
+    for index in range(n):
+        yield f"{name}-{seed}-{index}", partial(sample, seed, index)
 
 
 def check_draw(n: Any, seed: Any) -> None:

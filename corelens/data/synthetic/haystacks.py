@@ -42,15 +42,15 @@ def haystacks(
                 f"of {length} pictures, two of the depths {tuple(depths)} are the same; take fewer depths or more "
                 f"pictures."
             )
+    return Samples(f"haystacks, seed {seed}", partial(_rows, n, seed, tuple(lengths), tuple(depths)))
 
-    def rows() -> Iterator[Row]:
-        for length in lengths:
-            for depth in depths:
-                for index in range(n):
-                    name = f"haystacks-{seed}-{index}-{length}-{depth:g}"
-                    yield name, partial(_sample, name, seed, index, length, depth)
 
-    return Samples(f"haystacks, seed {seed}", rows)
+def _rows(n: int, seed: int, lengths: Sequence[int], depths: Sequence[float | int]) -> Iterator[Row]:
+    for length in lengths:
+        for depth in depths:
+            for index in range(n):
+                name = f"haystacks-{seed}-{index}-{length}-{depth:g}"
+                yield name, partial(_sample, name, seed, index, length, depth)
 
 
 def _needle_index(length: int, depth: float | int) -> int:

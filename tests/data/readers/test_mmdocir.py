@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from corelens.data import Evidence, mmdocir
+from corelens.inputs.media import ORIENTATION
 from corelens.tokens import Box
-from tests.helpers.dataset_files import mmdocir_folder, mmdocir_question, read_with_skips
+from tests.helpers.dataset_files import mmdocir_folder, mmdocir_question, read_with_skips, write_table
 
 
 def test_mmdocir_scales_layouts_from_page_units_to_pixels_and_pages_count_from_zero(tmp_path: Path):
@@ -35,6 +37,17 @@ def test_published_evidence_of_mmdocir_is_whole_pages(tmp_path: Path):
     assert one.evidence == (Evidence(media=1),)
     assert both.evidence == (Evidence(media=0), Evidence(media=1))
     assert mmdocir(folder, evidence="published").name != mmdocir(folder).name
+
+
+def test_layouts_of_mmdocir_turn_with_pages_that_are_stored_turned(tmp_path: Path):
+    page, exif = Image.new("RGB", (1224, 1584)), Image.Exif()
+    page.paste("white", (122, 158, 612, 792))
+    exif[ORIENTATION] = 6
+    page.save(tmp_path / "turned.png", exif=exif)
+    rows = [{"doc_name": "report", "passage_id": "1", "image_binary": (tmp_path / "turned.png").read_bytes()}]
+    write_table(mmdocir_folder(tmp_path, [mmdocir_question()]) / "MMDocIR_pages.parquet", rows)
+    (sample,) = mmdocir(tmp_path)
+    assert sample.evidence[0].box == pytest.approx(Box(*sample.pictures[0].getbbox()), abs=1)
 
 
 def test_mmdocir_skips_what_is_broken(tmp_path: Path):

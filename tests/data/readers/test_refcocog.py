@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from corelens.data import refcocog, score
+from corelens.inputs.media import ORIENTATION
 from corelens.tokens import Box
 from tests.helpers.dataset_files import read_with_skips, refcocog_row, write_table
 
@@ -23,6 +25,22 @@ def test_refcocog_has_one_sample_per_expression_and_its_box_is_left_top_width_he
     assert score(samples[0], "somewhere", box_unit="pixels") is None
     with pytest.raises(ValueError, match="state the unit"):
         score(samples[0], "[10, 20, 40, 60]")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_boxes_of_refcocog_turn_with_pictures_that_are_stored_turned(tmp_path: Path, orientation: int, kind: str):
+    bright, exif = Image.new("RGB", (100, 80)), Image.Exif()
+    bright.paste("white", (10, 20, 40, 60))
+    exif[ORIENTATION] = orientation
+    bright.save(tmp_path / "turned", kind, exif=exif)
+    picture = {"bytes": (tmp_path / "turned").read_bytes(), "path": None}
+    write_table(tmp_path / "val-0.parquet", [refcocog_row(image=picture, answer=["the white one"])])
+    (sample,) = refcocog(tmp_path)
+    seen = sample.pictures[0]
+    assert sample.about["size"] == seen.size
+    assert sample.evidence[0].box == seen.getbbox()
+    assert score(sample, sample.answer, box_unit="pixels") == 1
 
 
 def test_refcocog_skips_what_is_broken(tmp_path: Path):

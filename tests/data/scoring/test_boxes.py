@@ -14,6 +14,9 @@ SIZE = (200, 100)
         "[50, 20, 100, 80]", "(50,20),(100,80)", "<box>(50, 20), (100, 80)</box>", "<box>[[50, 20, 100, 80]]</box>",
         '```json\n[{"bbox_2d": [50, 20, 100, 80], "label": "cup 2"}]\n```', "It is at 50 20 100 80.",
         "<|box_start|>(50,20),(100,80)<|box_end|>", "[50.0, 20.0, 100.0, 80.0]",
+        "[50., 20., 100., 80.]", "[5.0e1, 2e1, 1E2, 80]", "There are 2 dogs: [50, 20, 100, 80]", "1. [50, 20, 100, 80]",
+        "image 1 [50, 20, 100, 80]", "image1 50, 20, 100, 80", "[50, 20, 100, 80], [1, 2, 3, 4]",
+        "50 20 100 80 and not [1, 2, 3, 4]",
     ],
 )  # fmt: skip
 def test_boxes_are_read_from_the_forms_in_which_models_say_them(prediction: str):
@@ -33,6 +36,11 @@ def test_boxes_that_do_not_fit_their_unit_or_have_no_area_are_not_guessed():
     assert parse_box("[50, 20, 50, 80]", SIZE, "pixels") is None
     assert parse_box("[100, 20, 50, 80]", SIZE, "pixels") is None
     assert parse_box("[1, 2, 3]", SIZE, "pixels") is None
+    # One of five numbers is none of the box, and nothing says which.
+    assert parse_box("image 1, 50, 20, 100, 80", SIZE, "pixels") is None
+    assert parse_box("2 50, 20, 100, 80", SIZE, "pixels") is None
+    assert parse_box("[50, 20, 100, 80, 90]", SIZE, "pixels") is None
+    assert parse_box("[\u22125, 20, 100, 80]", SIZE, "pixels") is None
     # The type checks of the tests raise as early as corelens does without them.
     with pytest.raises((ValueError, TypeError), match="percent"):
         parse_box("[1, 2, 3, 4]", SIZE, "percent")

@@ -13,6 +13,7 @@ from corelens.data.scoring.documents import f1_of_answerable, mmlongbench_doc, m
         ("8", "8", "Int", 1), ("8.0", "8", "Int", 1), ("9", "8", "Int", 0), ("eight", "8", "Int", None),
         ("18.29%", "18.29%", "Float", 1), ("0.1829", "18.29%", "Float", 1), ("1829", "18.29", "Float", 1),
         ("18.4", "18.29%", "Float", 1), ("18.6", "18.29%", "Float", 0), ("$5 (est.)", "5.0", "Float", 1),
+        ("\u22125", "-5", "Int", 1), ("\u22125", "-5.0", "Float", 1),
         ("none", "5.0", "Float", None), ("0", "0.0", "Float", 1),
         ("less well off", "Less well-off", "Str", 1 - 1 / 13), ("'Blue' (dark)", "blue", "Str", 1),
         ("https://a.com/b", "https://a.com/c", "Str", 0), ("https://a.com/c", "https://a.com/c", "Str", 1),
@@ -46,7 +47,8 @@ def test_mmlongbench_doc_f1_is_over_questions_with_an_answer_and_questions_answe
     ("prediction", "answer", "answer_format", "expected"),
     [
         ("Answer: 18 people", "18", "Integer", 1), ("17 or 18", "18", "Integer", 1), ("17", "18", "Integer", 0),
-        ("many", "18", "Integer", None), ("1,200 kg", "1200 kg", "Integer", 1), ("it is 0.5", "50%", "Float", 1),
+        ("many", "18", "Integer", None), ("3-5", "5", "Integer", 1),
+        ("3-5", "-5", "Integer", 0), ("1,200 kg", "1200 kg", "Integer", 1), ("it is 0.5", "50%", "Float", 1),
         ("it is 0.6", "50%", "Float", 0), ("a red car", "the red bike", "String", 0.5),
         ("see https://a.com", "https://a.com", "String", 1), ("none", "https://a.com", "String", 0),
         ("Ann and Bob in 1999", '["Ann", "Bob", 1999]', "List", (4 / 7 + 1) / 2), ("2", '["1", "2"]', "List", 0.5),

@@ -4,7 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corelens.data.scoring.rules import anls, choice, contains, count, exact, label, numeric, similarity, yes_no
+from corelens.data.scoring.rules import (
+    anls,
+    choice,
+    contains,
+    count,
+    exact,
+    label,
+    numbers_in,
+    numeric,
+    similarity,
+    yes_no,
+)
 
 
 def levenshtein_distance(first: str, second: str) -> int:
@@ -52,13 +63,41 @@ def test_numbers_may_be_five_percent_off():
     assert numeric("many", ["5"]) is None
 
 
+NUMBERS = {
+    "\u22125": [-5], "it fell by \u20130.5": [-0.5], "-5": [-5], "(-5)": [-5], "x=-5": [-5], "-$5": [-5], "$-5": [-5],
+    "3-5": [3, 5], "3\u20135": [3, 5], "3 - 5": [3, 5], "5%-7%": [5, 7], "2020-05": [2020, 5], "COVID-19": [19],
+    "1,000": [1000], "1,234,567.5": [1234567.5], "1, 2": [1, 2], "1,2345": [1, 2345], "1e3": [1000], "1.5E-2": [0.015],
+    "1.5 x 10^3": [1500], "1.5 \u00d7 10^{-2}": [0.015], "1e999": [], ".5 and 5.": [0.5, 5], "none": [],
+}  # fmt: skip
+"""Texts, and the numbers in them."""
+
+
+@pytest.mark.parametrize("text", NUMBERS)
+def test_numbers_are_read_as_they_are_meant(text: str):
+    assert numbers_in(text) == pytest.approx(NUMBERS[text])
+
+
 @pytest.mark.parametrize(
     ("prediction", "expected"),
     [
         ("B", 1), ("(B)", 1), ("B.", 1), ("B) a pen", 1), ("(A) a cup", 0), ("a pen", 1), ("A pen.", 1), ("A cup", 0),
         ("The answer is B", 1), ("Answer: (C)", 0), ("Best option: (B)", 1), ("I see a pen there.", 1),
         ("It is B, I think", 1), ("a pen or a cup", None), ("B or C", None), ("", None), ("I do not know", None),
-        ("E", None), ("It is a penguin", None),
+        ("E", None), ("It is a penguin", None), ("It must be A", 0), ("A dog is here, so B", 1), ("I say B", 1),
+        # denied
+        ("not B", None), ("It is not B.", None), ("B is not right", None), ("B is wrong", None), ("It isn't (B)", None),
+        ("neither A nor B", None), ("B, not C", 1), ("A is wrong, it is B", 1), ("The answer is not B", None),
+        ("The answer is B, not A", 1), ("It is not a pen", None), ("a cup, not a pen", 0), ("not a cup but a pen", 1),
+        ("rather B than A", None), ("all except B", None),
+        # more than one
+        ("A or B", None), ("Both A and B", None), ("(A) or (B)", None), ("A, B", None), ("A/B", None),
+        ("B and C", None),
+        ("The answer is A or B", None), ("(A) a cup or (B) a pen", None), ("option A or option B", None),
+        # taken back
+        ("Answer: A. Wait, actually the answer is B", 1), ("The answer is A. No, the answer is B.", 1),
+        ("A. Sorry, I mean B.", 1), ("B. Wait, it is a cup", 0), ("A. Wait, B or C", None),
+        ("Sorry, the answer is B", 1), ("(B) because (A) is too small", 1),
+        ("The answer is B. Option A is too small.", 1),
     ],
 )  # fmt: skip
 def test_choices_are_read_from_letter_or_text(prediction: str, expected: float | None):
@@ -76,6 +115,8 @@ def test_counts_are_compared_by_their_sum():
     assert count("I saw 1 and 1: [1, 1]", ["[2]"]) == 1
     assert count("3", ["[2]"]) == 0
     assert count("none", ["[2]"]) is None
+    assert count("1,000", ["1000"]) == 1
+    assert count("2 of them, 1.5 apart", ["2"]) == 1
 
 
 def test_labels_are_numbers():
@@ -83,3 +124,4 @@ def test_labels_are_numbers():
     assert label("not 3 but 17", ["17"]) == 1
     assert label("label: 3, not 17", ["17"]) == 0
     assert label("a car", ["17"]) is None
+    assert label("17, at 0.5", ["17"]) == 1

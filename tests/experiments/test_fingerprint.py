@@ -1,0 +1,143 @@
+"""Fingerprints differ in all that changes numbers, and in nothing else."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from corelens import Box, Evidence, Head, HookedMLLM, Sample, Video, ablate, scan
+from corelens.data import charts
+from corelens.experiments.fingerprint import WHOLE_FILE, samples_hash
+from corelens.interventions.ablation import zeroed_weights
+from tests.helpers import processors, tiny
+from tests.helpers.pictures import random_picture
+from tests.helpers.questions import samples
+
+Change = Callable[[HookedMLLM], AbstractContextManager[Any]]
+
+
+@pytest.fixture
+def model() -> HookedMLLM:
+    return HookedMLLM(tiny.build("qwen3_vl"), processors.build("qwen3_vl"))
+
+
+@torch.no_grad()
+def most_of_a_matrix(model: HookedMLLM) -> AbstractContextManager[Any]:
+    model.hf_model.get_decoder().layers[1].mlp.down_proj.weight[1:].neg_()  # pyright: ignore
+    return nullcontext()
+
+
+def configuration(model: HookedMLLM) -> AbstractContextManager[Any]:
+    model.hf_model.config.get_text_config().rms_norm_eps = 0.1
+    return nullcontext()
+
+
+def pictures_size(model: HookedMLLM) -> AbstractContextManager[Any]:
+    model.processor.image_processor.size = {"shortest_edge": 56 * 56, "longest_edge": 64 * 64}
+    return nullcontext()
+
+
+def chat_template(model: HookedMLLM) -> AbstractContextManager[Any]:
+    model.processor.chat_template = model.processor.chat_template.replace("assistant", "user")
+    return nullcontext()
+
+
+MODELS: dict[str, tuple[Change, str]] = {
+    "most of a matrix": (most_of_a_matrix, "weights was"),
+    "a head without output": (lambda model: zeroed_weights(model, [Head(0, 1)]), "weights was"),
+    "the configuration": (configuration, "settings was"),
+    "the size of pictures": (pictures_size, "processor was"),
+    "the chat template": (chat_template, "chat template was"),
+    "hooks": (lambda model: model.hooks(fwd_hooks=ablate([Head(0, 1)])), "hooks act on the model"),
+}
+"""Changes of a model between the runs into one folder, and the message about each."""
+
+
+@pytest.mark.parametrize("change", MODELS)
+def test_a_folder_refuses_the_run_of_a_changed_model(model: HookedMLLM, change: str, tmp_path: Path):
+    first = scan(model, samples(2), out=tmp_path / "run")
+    assert torch.equal(scan(model, samples(2), out=tmp_path / "run").values, first.values)
+    apply, message = MODELS[change]
+    with apply(model), pytest.raises(ValueError, match=rf"another run.*{message}|{message}.*another run"):
+        scan(model, samples(2), out=tmp_path / "run")
+
+
+def file_of(picture: Image.Image, folder: Path) -> str:
+    picture.save(folder / "a.png")
+    return str(folder / "a.png")
+
+
+def large_file(folder: Path, end: bytes) -> str:
+    (folder / "a.mp4").write_bytes(bytes(WHOLE_FILE) + end)
+    return str(folder / "a.mp4")
+
+
+ONE, OTHER = random_picture(seed=1), random_picture(seed=2)
+SAMPLE = Sample("a", "Which?", "7", (ONE,), (Evidence(Box(0, 0, 9, 9)),))
+SAMPLES: dict[str, Callable[[Path], tuple[Sample, Sample]]] = {
+    "the question": lambda folder: (SAMPLE, replace(SAMPLE, question="What?")),
+    "the answer": lambda folder: (SAMPLE, replace(SAMPLE, answer="8")),
+    "the instruction": lambda folder: (SAMPLE, replace(SAMPLE, instruction=" Be brief.")),
+    "the box": lambda folder: (SAMPLE, replace(SAMPLE, evidence=(Evidence(Box(0, 0, 9, 8)),))),
+    "the weight": lambda folder: (SAMPLE, replace(SAMPLE, evidence=(Evidence(Box(0, 0, 9, 9), weight=0.5),))),
+    "the rule of scoring": lambda folder: (SAMPLE, replace(SAMPLE, scoring="contains")),
+    "the format of the answer": lambda folder: (SAMPLE, replace(SAMPLE, about={"answer format": "Int"})),
+    "the picture": lambda folder: (SAMPLE, replace(SAMPLE, images=(OTHER,))),
+    "one more picture": lambda folder: (SAMPLE, replace(SAMPLE, images=(ONE, ONE))),
+    "what a function draws": lambda folder: (
+        replace(SAMPLE, images=(lambda: ONE,)), replace(SAMPLE, images=(lambda: OTHER,))
+    ),
+    "arguments of a function": lambda folder: (
+        replace(SAMPLE, images=(partial(random_picture, (9, 9), 1),)),
+        replace(SAMPLE, images=(partial(random_picture, (9, 9), 2),)),
+    ),
+    "a frame": lambda folder: (
+        replace(SAMPLE, images=(), videos=(Video(np.zeros((4, 8, 8, 3), np.uint8), 2.0),)),
+        replace(SAMPLE, images=(), videos=(Video(np.ones((4, 8, 8, 3), np.uint8), 2.0),)),
+    ),
+    "the frame rate": lambda folder: (
+        replace(SAMPLE, images=(), videos=(Video(np.zeros((4, 8, 8, 3), np.uint8), 2.0),)),
+        replace(SAMPLE, images=(), videos=(Video(np.zeros((4, 8, 8, 3), np.uint8), 3.0),)),
+    ),
+}  # fmt: skip
+"""Pairs of samples that differ."""
+
+
+@pytest.mark.parametrize("what", SAMPLES)
+def test_samples_that_differ_have_other_hashes(what: str, tmp_path: Path):
+    one, other = SAMPLES[what](tmp_path)
+    assert samples_hash([("x", one)]) == samples_hash([("x", replace(one))])
+    assert samples_hash([("x", one)]) != samples_hash([("x", other)])
+    assert samples_hash([("x", one)]) != samples_hash([("y", one)])
+
+
+def test_files_are_hashed_by_what_they_hold(tmp_path: Path):
+    sample = replace(SAMPLE, images=(file_of(ONE, tmp_path),))
+    before = samples_hash([("", sample)])
+    assert samples_hash([("", sample)]) == before
+    file_of(OTHER, tmp_path)
+    assert samples_hash([("", sample)]) != before
+    video = replace(SAMPLE, images=(), videos=(large_file(tmp_path, b"a"),))
+    before = samples_hash([("", video)])
+    large_file(tmp_path, b"b")
+    assert samples_hash([("", video)]) != before
+    missing = replace(SAMPLE, images=(str(tmp_path / "none.png"),))
+    assert samples_hash([("", missing)])
+
+
+def test_hashes_are_the_same_in_every_process():
+    code = (
+        "from corelens.data import charts; from corelens.experiments.fingerprint import samples_hash; "
+        "print(samples_hash([('', sample) for sample in charts(2)]))"
+    )
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert samples_hash([("", sample) for sample in charts(2)]) == other
