@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import corelens.hooks.attention
 from corelens import HookedMLLM, row_mask
-from corelens.model import _mapping
+from corelens.hf.forward import input_mapping
 from tests.helpers import tiny
 
 LAYERS = range(tiny.TEXT["num_hidden_layers"])
@@ -426,6 +426,6 @@ def test_models_that_cannot_be_wrapped(llava: Any):
 def test_what_is_no_input_is_said_to_be_none():
     # Directly, since here the annotations are checked first.
     with pytest.raises(TypeError, match=r"a str is no input; give what model\.prepare\(pictures, question\) returns"):
-        _mapping("which digit is red ?")
+        input_mapping("which digit is red ?")
     with pytest.raises(TypeError, match="pass device_map='cuda', as in transformers"):
         HookedMLLM.from_pretrained("corelens/toy", device="cuda")

@@ -66,9 +66,11 @@ def scale_attention(
         phase: As for `attention_knockout`.
 
     Raises:
-        ValueError: If the factor is negative.
+        ValueError: If the factor is negative, infinite or NaN.
     """
-    if not factor >= 0:
+    if not factor < math.inf:
+        raise ValueError(f"factor={factor} is no finite number: attention would be NaN.")
+    if factor < 0:
         raise ValueError(f"factor={factor} is negative: attention cannot be. 0 is a knockout, 1 changes nothing.")
     return bias_attention(heads, queries, keys, math.log(factor) if factor else -math.inf, phase=phase)
 
@@ -84,7 +86,12 @@ def bias_attention(
         keys: As for `attention_knockout`.
         bias: Positive numbers draw attention to the keys, negative ones keep it away.
         phase: As for `attention_knockout`.
+
+    Raises:
+        ValueError: If the bias is NaN, or infinite and positive.
     """
+    if not bias < torch.finfo(torch.float32).max:
+        raise ValueError(f"bias={bias} is no finite number: attention would be NaN. -inf is a knockout.")
     where = PositionSelector(queries, phase)
     hooks: FwdHooks = []
     for layer, numbers in HeadSet(tuple(heads)).by_layer().items():

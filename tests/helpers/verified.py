@@ -40,8 +40,8 @@ from corelens.sparse.cost_model import (
     prefill_seconds,
 )
 from corelens.sparse.rules import StreamingBlocks
-from corelens.study.budget import FULL, planned_work
 from corelens.study.acceleration import PUBLISHED_COUNTS
+from corelens.study.budget import FULL, planned_work
 from tests.helpers.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).parents[2]
