@@ -196,7 +196,12 @@ def flatten_datasets(samples: SampleSets) -> DatasetSamples:
 
 
 def model_fingerprint(model: HookedMLLM) -> dict[str, Any]:
-    """Fingerprint of model and software; shards with different ones are not mixed."""
+    """Fingerprint of model and software; shards with different ones are not mixed.
+
+    Raises:
+        RuntimeError: If each pass gives other numbers, since the model is in training mode with dropout.
+    """
+    model.check_repeatable()
     return {
         "model": model.cfg.model_name,
         "revision": getattr(model.hf_model.config, "_commit_hash", None),

@@ -121,7 +121,7 @@ def run_until(
 
 
 def select_output(output: Any, arguments: Mapping[str, Any], return_type: ReturnType) -> Output:
-    """What a pass returns, of Hugging Face's output."""
+    """Select the output of a pass from Hugging Face's."""
     labels = arguments.get("labels")
     if return_type is None:
         return None

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from corelens.errors import docs_link
+
 LARGEST_ERROR = 4e-3
 """Relative error by which a projection may differ from a matrix: more than bfloat16 rounds, less than eight bits do."""
 
@@ -78,7 +80,7 @@ def effective_map(
         raise ValueError(
             f"{name} ({type(module).__name__}) has no matrix: it does not multiply what it reads by one (off by "
             f"{error:.1%}), since it quantises that, say, or drops some of it. Hooks act on it, and metrics of "
-            f"attention alone work: ablate(heads), 'ram'."
+            f"attention alone work: ablate(heads), 'ram'. {docs_link('no-matrix')}"
         )
     return weight, bias[0]
 

@@ -58,7 +58,7 @@ class WrappedModules:
             if getattr(module, "gradient_checkpointing", False) or "_checkpoint_wrapped_module" in module._modules:
                 raise RuntimeError(
                     f"{path} has gradient checkpointing, which computes it again when its hooks are gone, so that "
-                    f"gradients would be wrong: model.hf_model.gradient_checkpointing_disable(), or torch.no_grad(). "
+                    f"gradients would be wrong: model.hf_model.activation_checkpointing_disable(), or no_grad. "
                     f"{docs_link('checkpointing')}"
                 )
         self.check_repeatable()

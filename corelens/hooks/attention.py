@@ -199,11 +199,11 @@ def _is_visible(mask: Tensor) -> Tensor:
     return mask if mask.dtype == torch.bool else mask > MASKED_LOGIT
 
 
-def in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of tensors that computes in float32 also under autocast, which would take the products in bfloat16."""
 
     @wraps(function)
-    def computed(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def computed(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
         with torch.autocast(tensor.device.type, enabled=False):
             return function(tensor, *args, **kwargs)
 
