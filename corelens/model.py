@@ -14,37 +14,47 @@ model (`hooks/connect.connected`), runs the model's own forward, and disconnects
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from threading import RLock
+from functools import cached_property
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformer_lens import ActivationCache, HookedRootModule
-from transformers import PreTrainedModel
+from transformer_lens import ActivationCache
 
 from corelens.errors import docs_link
 from corelens.heads import Head
-from corelens.hf.architecture import KNOWN_BUGS, DecoderLayer, decoder_layers, final_norm, vision_layers
+from corelens.hf.architecture import KNOWN_BUGS, final_norm
 from corelens.hf.config import HookedMLLMConfig
+from corelens.hf.forward import (
+    Output,
+    ReturnType,
+    argument_names,
+    asks_for_attentions,
+    check_arguments,
+    check_prefix_arguments,
+    check_return_type,
+    input_mapping,
+    layer_to_stop_at,
+    run_until,
+    select_output,
+)
 from corelens.hf.loading import load_model
 from corelens.hf.prefix_cache import PrefixCache, check_prefix_is_exact, compute_prefix, prefix_length
-from corelens.hooks.connect import begin_pass, connected, hook_functions
-from corelens.hooks.points import HookedBlock, HookedVision, NamesFilter, check_heads, check_hook_name, names_selector
+from corelens.hf.projections import effective_bias, effective_weight
+from corelens.hooks.connect import hook_functions
+from corelens.hooks.points import NamesFilter
 from corelens.hooks.positions import batch_shape
+from corelens.hooks.root import HookedLayers
 from corelens.hooks.rows import Hooks, limit_rows
+from corelens.hooks.threads import pass_through_corelens
 from corelens.inputs.media import Footage, Picture
 from corelens.inputs.prepare import PreparedInputs, prepare, unknown_words
-from corelens.tokens import TokenMap
-
-LOCKS: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
-"""One pass at a time through a Hugging Face model, also if it is wrapped twice: hooked passes switch its attention."""
 
 
-class HookedMLLM(HookedRootModule):
+class HookedMLLM(HookedLayers):
     """A Hugging Face image-text-to-text model with TransformerLens hook points.
 
     `corelens.hooks.points` lists the hook names, and `HookedAttention` gives the shape of each. Layers keep their
@@ -69,29 +79,14 @@ class HookedMLLM(HookedRootModule):
         Warns:
             UserWarning: If a known fault of transformers changes what is measured on this type of model.
         """
-        super().__init__()
-        if hasattr(hf_model, "_orig_mod"):
-            raise TypeError(
-                f"the model is compiled; wrap it before torch.compile, since hooks need its Python code. "
-                f"{docs_link('compiled')}"
-            )
-        if not isinstance(hf_model, PreTrainedModel):
-            raise TypeError(f"{type(hf_model).__name__} is not a Hugging Face model (transformers.PreTrainedModel).")
-        layers = decoder_layers(hf_model)
-        vision, self._no_vision = vision_layers(hf_model, layers)
-        if bug := KNOWN_BUGS.get(hf_model.config.model_type):
+        super().__init__(hf_model)
+        if bug := KNOWN_BUGS.get(self.hf_model.config.model_type):
             warnings.warn(bug, stacklevel=2)
-        # Past nn.Module's registration: TransformerLens names every submodule, and the model is not ours to name.
-        self.__dict__["hf_model"] = hf_model
         self.processor = processor
-        self.blocks = nn.ModuleList(HookedBlock(layer) for layer in layers)
-        self.vision = HookedVision(vision)
-        self.cfg = HookedMLLMConfig.of(hf_model, layers)
+        self.cfg = HookedMLLMConfig.of(self.hf_model, self.hf_layers)
         self._exact_prefixes: set[frozenset[str]] = set()
         """Names of the tensors of inputs for which passes after a prefix were found to equal whole passes."""
-        self._lock = LOCKS.setdefault(hf_model, RLock())
-        self.setup()
-        super().train(hf_model.training)
+        super().train(self.hf_model.training)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, *, trust_remote_code: bool = False, **kwargs: Any) -> "HookedMLLM":
@@ -140,24 +135,6 @@ class HookedMLLM(HookedRootModule):
         """Device of the inputs."""
         return self.hf_model.device
 
-    @property
-    def hf_model(self) -> PreTrainedModel:
-        """The wrapped model."""
-        return self.__dict__["hf_model"]
-
-    @property
-    def hf_layers(self) -> list[DecoderLayer]:
-        """The wrapped model's decoder layers, and their attention modules."""
-        return [block.hf_layer for block in self._blocks]
-
-    @property
-    def _blocks(self) -> list[HookedBlock]:
-        return list(self.blocks)  # pyright: ignore[reportReturnType]
-
-    def check_heads(self, heads: Iterable[Head]) -> None:
-        """Raise a ValueError that names the first head that the model does not have."""
-        check_heads(heads, self.hf_layers)
-
     # TransformerLens's logit lens reads the following properties.
 
     @property
@@ -181,17 +158,19 @@ class HookedMLLM(HookedRootModule):
         Raises:
             ValueError: If the model has no such matrix.
         """
-        # Any: pyright sees no attributes of a module.
-        unembed: Any = self.unembed
-        if unembed is None:
-            raise ValueError(f"{type(self.hf_model).__name__} has no unembedding, so no token has a direction.")
-        return unembed.weight.T
+        return effective_weight(*self._unembedding).T
 
     @property
     def b_U(self) -> Float[Tensor, "#vocabulary"]:
         """Biases of the unembedding; a single zero if it has none."""
-        bias = getattr(self.unembed, "bias", None)
-        return self.W_U.new_zeros(1) if bias is None else bias
+        bias = effective_bias(*self._unembedding)
+        return torch.zeros(1, dtype=self.hf_model.dtype, device=self.device) if bias is None else bias
+
+    @property
+    def _unembedding(self) -> tuple[nn.Module, int, torch.dtype, str]:
+        if self.unembed is None:
+            raise ValueError(f"{type(self.hf_model).__name__} has no unembedding, so no token has a direction.")
+        return self.unembed, self.hf_model.config.get_text_config().hidden_size, self.hf_model.dtype, "the unembedding"
 
     # nn.Module's methods act on the wrapped model too, which is not in the module tree.
 
@@ -253,23 +232,48 @@ class HookedMLLM(HookedRootModule):
         /,
         *,
         prefix: PrefixCache | None = None,
+        return_type: ReturnType = "auto",
+        stop_at_layer: int | None = None,
         **tensors: Any,
-    ) -> Float[Tensor, "batch position vocabulary"] | Float[Tensor, ""]:
+    ) -> Output:
         """Logits of one pass, or the loss if `labels` are given.
 
         Args:
             inputs: Result of `prepare`, or any mapping of the tensors that the Hugging Face forward takes.
             prefix: Result of `model.prefix` for these inputs, or for others that begin alike. Only the positions after
                 it are computed, and the logits are theirs.
+            return_type: `logits`, `loss`, `both` or None, as in TransformerLens. Without `labels` the loss is its mean
+                over all tokens but the first, placeholders of pictures among them. `auto` is the loss if there are
+                `labels`, else the logits.
+            stop_at_layer: Return the residual stream that enters this layer, from zero or, negative, from the end;
+                that layer and those after it do not run.
             tensors: More tensors, or all of them.
 
         Raises:
-            ValueError: If the inputs do not begin as the prefix does, or another model made it.
+            TypeError: If the Hugging Face forward does not take an argument.
+            ValueError: If the inputs do not begin as the prefix does, or another model made it; or if a hook is in a
+                layer that does not run.
         """
-        tensors = {**_mapping(inputs), **tensors}
+        # Processors may make more than a model reads.
+        by_hand = {} if isinstance(inputs, PreparedInputs) else input_mapping(inputs)
+        check_arguments({**by_hand, **tensors}, self._arguments)
+        check_return_type(return_type)
+        tensors = {**input_mapping(inputs), **tensors}
+        if prefix is not None:
+            check_prefix_arguments(tensors, return_type)
+        if stop_at_layer is not None:
+            stop_at_layer = layer_to_stop_at(stop_at_layer, len(self.blocks), tensors, return_type)
+            self._check_reached(stop_at_layer)
         with self.connected(tensors, getattr(inputs, "tokens", None), prefix):
-            output = self.hf_model(**(tensors if prefix is None else prefix.suffix_inputs(tensors)))
-        return output.logits if tensors.get("labels") is None else output.loss
+            arguments = tensors if prefix is None else prefix.suffix_inputs(tensors)
+            if stop_at_layer is not None:
+                return run_until(self.hf_model, self.hf_layers[stop_at_layer].block, arguments)
+            output = self.hf_model(**arguments)
+        return select_output(output, tensors, return_type)
+
+    @cached_property
+    def _arguments(self) -> frozenset[str]:
+        return argument_names(self.hf_model)
 
     @torch.no_grad()
     def prefix(self, inputs: Mapping[str, Any], until: int | None = None) -> PrefixCache:
@@ -294,7 +298,7 @@ class HookedMLLM(HookedRootModule):
             raise ValueError(f"{type(self.hf_model).__name__} attends to an encoder: its prompts have no prefix.")
         stack = self.hf_layers[0].stack
         if frozenset(inputs) not in self._exact_prefixes:
-            with self._lock:
+            with self._lock, pass_through_corelens(self.hf_model):
                 check_prefix_is_exact(self.hf_model, stack, inputs, length)
             self._exact_prefixes.add(frozenset(inputs))
         with self.connected(inputs, getattr(inputs, "tokens", None)):
@@ -313,8 +317,13 @@ class HookedMLLM(HookedRootModule):
         Returns:
             Prompt and continuation, [batch position], or another output of Hugging Face's if `kwargs` request it.
         """
-        kwargs = {**_mapping(inputs), **kwargs}
-        if any(point.has_hooks() for point in self.hook_points()):
+        kwargs = {**input_mapping(inputs), **kwargs}
+        if self._has_hooks:
+            if asks_for_attentions(self.hf_model, kwargs):
+                raise ValueError(
+                    "output_attentions=True gives no attention under hooks, which switch its function: a hook on "
+                    f"hook_pattern sees it in every step. {docs_link('arguments')}"
+                )
             # With a static cache on a GPU it would compile the model, and hooks need its Python code.
             kwargs = {"disable_compile": True} | kwargs
         with self.connected(kwargs, getattr(inputs, "tokens", None), prefix):
@@ -356,12 +365,9 @@ class HookedMLLM(HookedRootModule):
         Raises:
             ValueError: If a hook point or an ablated head does not exist.
         """
-        for name, function in (*fwd_hooks, *bwd_hooks):
-            # Heads before names, for the clearer message.
-            self.check_heads(getattr(function, "heads", ()))
-            self._check_hook_name(name)
+        self._check_hooks([*fwd_hooks, *bwd_hooks])
         fwd, bwd = limit_rows(fwd_hooks, queries), limit_rows(bwd_hooks, queries)
-        with self._lock, super().hooks(fwd, bwd, reset_hooks_end, clear_contexts):
+        with self._attached(fwd, bwd, reset_hooks_end, clear_contexts):
             yield self
 
     def run_with_hooks(
@@ -372,7 +378,16 @@ class HookedMLLM(HookedRootModule):
         queries: Bool[Tensor, "batch position"] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Run one pass with hooks, which `hooks` describes, and return its output."""
+        """Run one pass with hooks, which `hooks` describes, and return its output.
+
+        Raises:
+            ValueError: If backward hooks would be removed before a backward pass.
+        """
+        if bwd_hooks and kwargs.get("reset_hooks_end", True):
+            raise ValueError(
+                "run_with_hooks removes bwd_hooks before a backward pass, so that they never act: call model(inputs) "
+                "and backward in a `with model.hooks(bwd_hooks=...)` block, or give reset_hooks_end=False."
+            )
         fwd, bwd = limit_rows(fwd_hooks, queries), limit_rows(bwd_hooks, queries)
         return super().run_with_hooks(*model_args, fwd_hooks=fwd, bwd_hooks=bwd, **kwargs)
 
@@ -412,15 +427,22 @@ class HookedMLLM(HookedRootModule):
         Raises:
             ValueError: If a hook name does not exist, or `remove_batch_dim` or `pos_slice` cannot apply.
         """
-        selects = names_selector(names_filter, self.hook_dict, self._check_hook_name)
-        if remove_batch_dim and (n_samples := batch_shape({**_mapping(*model_args[:1]), **kwargs})[0]) != 1:
+        tensors = {**input_mapping(*model_args[:1]), **kwargs}
+        if incl_bwd and tensors.get("labels") is None and kwargs.get("return_type") != "loss":
+            raise ValueError("incl_bwd=True calls backward on a loss: give labels, or return_type='loss'.")
+        selects = self._selector(names_filter)
+        if (stop := kwargs.get("stop_at_layer")) is not None and (names_filter is None or callable(names_filter)):
+            reached = self._reached(layer_to_stop_at(stop, len(self.blocks), kwargs, kwargs.get("return_type", "auto")))
+            selects = {name for name in reached if selects(name)}.__contains__
+        if remove_batch_dim and (n_samples := batch_shape(tensors)[0]) != 1:
             raise ValueError(f"remove_batch_dim=True needs a batch of one, and this one has {n_samples} samples.")
         if pos_slice is not None and any(selects(name) for name in self.hook_dict if name.endswith("hook_o_in")):
             raise ValueError(
                 "pos_slice takes the head axis of hook_o_in for positions: leave hook_o_in out with names_filter, or "
                 "slice what the cache holds."
             )
-        cache, fwd, bwd = self.get_caching_hooks(
+        # TransformerLens's, since the filter is one that selects nothing where the pass stops before it.
+        cache, fwd, bwd = super().get_caching_hooks(
             selects,
             incl_bwd,
             None if device is None else torch.device(device),
@@ -432,29 +454,3 @@ class HookedMLLM(HookedRootModule):
             if incl_bwd:
                 output.backward()
         return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
-
-    def add_hook(self, name: str | Callable[[str], bool], hook: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        """Add a hook that stays until `reset_hooks`; see TransformerLens."""
-        self._check_hook_name(name)
-        ((name, hook),) = limit_rows([(name, hook)], None)
-        super().add_hook(name, hook, *args, **kwargs)
-
-    def _check_hook_name(self, name: str | Callable[[str], bool]) -> None:
-        if isinstance(name, str):
-            check_hook_name(name, self.hook_dict, self.hf_layers, self._no_vision)
-
-    @contextmanager
-    def connected(
-        self, tensors: Mapping[str, Any], tokens: TokenMap | None = None, prefix: PrefixCache | None = None
-    ) -> Iterator[None]:
-        """Connect all hook points that have hooks to `hf_model`, for one pass or generation over these tensors."""
-        state = begin_pass(self.hf_model, self.hf_layers, tensors, tokens, prefix)
-        with self._lock, connected(self.hf_model, self._blocks, self.vision, state):
-            yield
-
-
-def _mapping(inputs: Any = None) -> Mapping[str, Any]:
-    """Tensors by name; a TypeError for a question or a picture that was not prepared."""
-    if inputs is not None and not isinstance(inputs, Mapping):
-        raise TypeError(f"a {type(inputs).__name__} is no input; give what model.prepare(pictures, question) returns.")
-    return inputs or {}

@@ -72,7 +72,9 @@ class HeadScores:
     """Reasons why samples could not be measured, by their ids."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "values", full_precision(torch.as_tensor(self.values).detach()))
+        values = torch.as_tensor(self.values)
+        # The tensor itself where it can be: `replace` keeps what is equal.
+        object.__setattr__(self, "values", full_precision(values.detach() if values.requires_grad else values))
         if self.values.ndim != 3:
             raise ValueError(f"head scores have the axes [sample layer head], and these {list(self.values.shape)}.")
         if len(self.samples) != len(self.values):

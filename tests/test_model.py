@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import corelens.hooks.attention
 from corelens import Head, HookedMLLM, ablate, row_mask
-from corelens.model import _mapping
+from corelens.hf.forward import input_mapping
 from tests.helpers import processors, tiny
 from tests.helpers.pictures import random_picture
 
@@ -450,6 +450,6 @@ def test_copies_of_a_model_run_alike_and_are_hooked_apart(kind: Callable[[Hooked
 def test_what_is_no_input_is_said_to_be_none():
     # Directly, since here the annotations are checked first.
     with pytest.raises(TypeError, match=r"a str is no input; give what model\.prepare\(pictures, question\) returns"):
-        _mapping("which digit is red ?")
+        input_mapping("which digit is red ?")
     with pytest.raises(TypeError, match="pass device_map='cuda', as in transformers"):
         HookedMLLM.from_pretrained("corelens/toy", device="cuda")

@@ -52,6 +52,7 @@ def evaluate(
             rule.
         box_unit: The unit of the model's boxes, for samples that ask for a box.
     """
+    model.check_repeatable()
     predictions: list[str] = []
     with model.hooks(fwd_hooks=fwd_hooks or []):
         for _, inputs in batches:

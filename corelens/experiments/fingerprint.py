@@ -32,7 +32,9 @@ def model_fingerprint(model: HookedMLLM, whole: bool) -> dict[str, Any]:
 
     Raises:
         ValueError: If it is to be whole and hooks act on the model, which no file can describe.
+        RuntimeError: If each pass gives other numbers, since the model is in training mode with dropout.
     """
+    model.check_repeatable()
     fingerprint = {
         "model": model.cfg.model_name,
         "revision": getattr(model.hf_model.config, "_commit_hash", None),

@@ -26,6 +26,7 @@ from corelens.experiments.layer_scores import (
 from corelens.experiments.passes import run_pattern_hooks, stack_layers
 from corelens.experiments.resumable import prepare_samples, sample_errors
 from corelens.hf.prefix_cache import PrefixCache
+from corelens.hooks.attention import in_float32
 from corelens.inputs.prepare import PreparedInputs
 from corelens.metrics import Metric
 from corelens.model import HookedMLLM
@@ -74,7 +75,7 @@ def score_heads(
     hooks = [(name.replace("pattern", "v"), keep) for name in patterns if any(map(needs_values, metrics))]
     if any(map(needs_sinks, metrics)):
         hooks += [(name.replace("attn.hook_pattern", "hook_resid_pre"), keep) for name in patterns]
-    hooks += [(name, score_layer) for name in patterns]
+    hooks += [(name, in_float32(score_layer)) for name in patterns]
     run_pattern_hooks(model, inputs, hooks, scoring.every_query, prefix)
     return {name: stack_layers(layers, model) for name, layers in scores.items()}
 

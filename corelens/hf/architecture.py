@@ -13,7 +13,6 @@ themselves are in `corelens.hooks.points`.
 
 import inspect
 import re
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -21,77 +20,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from corelens.errors import docs_link
-
-
-@dataclass(frozen=True, eq=False)
-class AttentionModule:
-    """Attention module that calls one of transformers' attention functions."""
-
-    module: nn.Module
-    config: PreTrainedConfig
-    """Configuration that names the function; layers share it."""
-
-    n_heads: int
-
-    is_cross_attention: bool = False
-    """True if its keys are not positions of the sequence."""
-
-    w_o: nn.Linear | None = None
-    """Projection of the concatenated head outputs to the residual stream; None if not found."""
-
-    gated: bool = False
-    """True if a gate or a norm acts on the head outputs before W_O."""
-
-    mixing_norm: str = ""
-    """Name of a norm over all heads together before W_O; empty if there is none."""
-
-    packed: bool = False
-    """True if one sequence holds several pictures or windows, and attention stays within each."""
-
-    @property
-    def n_kv_heads(self) -> int:
-        """Number of key-value heads, which its query heads share."""
-        return self.n_heads // getattr(self.module, "num_key_value_groups", 1)
-
-    @property
-    def d_head(self) -> int:
-        """Width of one head's output; zero if W_O was not found."""
-        return 0 if self.w_o is None else self.w_o.in_features // self.n_heads
-
-    @property
-    def d_model(self) -> int:
-        """Width of the residual stream; zero if W_O was not found."""
-        return 0 if self.w_o is None else self.w_o.out_features
-
-
-@dataclass(frozen=True)
-class HookLocation:
-    """Place where a hook point of the residual stream connects."""
-
-    module: nn.Module
-    side: Literal["input", "input in place", "output"]
-
-
-@dataclass(frozen=True)
-class DecoderLayer:
-    """One decoder layer, its attention modules and its hook points."""
-
-    layer: int
-    """Absolute number of the layer, from zero."""
-
-    stack: nn.Module
-    """Module that runs the layers."""
-
-    block: nn.Module
-    attentions: dict[str, AttentionModule]
-    """`attn`, the layer's self-attention or its only attention, and `cross_attn` beside it."""
-
-    points: dict[str, HookLocation]
-    """Location of each hook point that the layer has, e.g. of `resid_pre`."""
-
-    missing: dict[str, str] = field(default_factory=dict)
-    """Reason why the layer lacks a hook point or `attn`."""
-
+from corelens.hf.layers import AttentionModule, DecoderLayer, HookLocation
+from corelens.hf.projections import inner_widths, widths
 
 KNOWN_BUGS = {
     "phi4_multimodal": "transformers runs the vision encoder of phi4_multimodal causally under sdpa, its default, and "
@@ -221,27 +151,37 @@ def attention_module(module: nn.Module, parent: nn.Module, crossing: bool = Fals
     names = _names_in_forward(module)
     names_after = names[names.index("ALL_ATTENTION_FUNCTIONS") :]
     parts_after = {name: part for name in names_after if isinstance(part := getattr(module, name, None), nn.Module)}
-    linears = [part for part in parts_after.values() if isinstance(part, nn.Linear)]
-    w_o = linears[-1] if linears else getattr(getattr(parent, "output", None), "dense", None)
+    owner, w_o_name = _w_o_place(module, parent, parts_after)
+    d_in = 0 if owner is None else (inner_widths(getattr(owner, w_o_name)) or (0, 0))[0]
     norms = [name for name, part in parts_after.items() if "norm" in type(part).__name__.lower()]
-    mixing = [
-        name for name in norms if w_o and any(p.numel() == w_o.in_features for p in parts_after[name].parameters())
-    ]
+    mixing = [name for name in norms if d_in and any(p.numel() == d_in for p in parts_after[name].parameters())]
     # Any: set at run time, and not by all.
     hf_module: Any = module
     count = _first_number(module, HEAD_COUNTS)
-    if not count and w_o is not None and (width := _first_number(module, HEAD_WIDTHS)):
-        count = w_o.in_features // width
+    if not count and d_in and (width := _first_number(module, HEAD_WIDTHS)):
+        count = d_in // width
     return AttentionModule(
         module=module,
-        config=hf_module.config,
         n_heads=count or hf_module.config.num_attention_heads,
         is_cross_attention=crossing,
-        w_o=w_o,
+        w_o_owner=owner,
+        w_o_name=w_o_name,
         gated=bool(norms) or "sigmoid" in names,
         mixing_norm=mixing[0] if mixing else "",
         packed="is_flash_attention_requested" in names and "cat" in names,
     )
+
+
+def _w_o_place(module: nn.Module, parent: nn.Module, parts_after: dict[str, nn.Module]) -> tuple[nn.Module | None, str]:
+    """Module that holds the projection of head outputs, and its name there."""
+    output: nn.Module | None = getattr(parent, "output", None)
+    if direct := [name for name, part in parts_after.items() if widths(part)]:
+        return module, direct[-1]
+    if widths(getattr(output, "dense", None)):
+        return output, "dense"
+    # An adapter around it.
+    around = [name for name, part in parts_after.items() if inner_widths(part)]
+    return (module, around[-1]) if around else (None, "")
 
 
 def _decoder_layer(

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from corelens.hf.architecture import DecoderLayer, final_norm
+from corelens.hf.architecture import final_norm
+from corelens.hf.layers import DecoderLayer
 
 
 @dataclass

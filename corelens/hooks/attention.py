@@ -12,8 +12,9 @@ differ only in extras (soft caps, sinks, biases, packed sequences, picked keys),
 `corelens.hooks.taps` makes the calls and lets hooks edit them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from typing import Any
 
 import torch
@@ -198,6 +199,18 @@ def _is_visible(mask: Tensor) -> Tensor:
     return mask if mask.dtype == torch.bool else mask > MASKED_LOGIT
 
 
+def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of tensors that computes in float32 also under autocast, which would take the products in bfloat16."""
+
+    @wraps(function)
+    def computed(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(tensor.device.type, enabled=False):
+            return function(tensor, *args, **kwargs)
+
+    return computed
+
+
+@in_float32
 def attention_scores(
     query: Float[Tensor, "batch head row d_qk"],
     key: Float[Tensor, "batch kv_head key d_qk"],
@@ -236,6 +249,7 @@ def attention_scores(
     return scores + visible.float()
 
 
+@in_float32
 def weighted_values(
     pattern: Float[Tensor, "batch head row key"], value: Tensor
 ) -> Float[Tensor, "batch row head d_head"]:

@@ -14,18 +14,22 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint
 from transformers import PreTrainedConfig, PreTrainedModel, StaticCache
 
 from corelens.errors import docs_link
-from corelens.hf.architecture import AttentionModule, DecoderLayer, decoder_configs
+from corelens.hf.architecture import decoder_configs
+from corelens.hf.layers import AttentionModule, DecoderLayer
 from corelens.hf.prefix_cache import PrefixCache
+from corelens.hf.wrapped_modules import WrappedModules
 from corelens.hooks.points import HookedAttention, HookedBlock, HookedVision
 from corelens.hooks.positions import Intervention, PassState, batch_shape
 from corelens.hooks.rows import RowHook
-from corelens.hooks.taps import NAME, PACKED, route_attention
+from corelens.hooks.taps import NAME, PACKED, HookedAttentionCall, route_attention
+from corelens.hooks.threads import in_this_thread
 from corelens.tokens import TokenMap
 
 
@@ -58,18 +62,19 @@ def begin_pass(
 
 @contextmanager
 def connected(
-    hf_model: PreTrainedModel, blocks: Sequence[HookedBlock], vision: HookedVision, state: PassState
+    wrapped: WrappedModules, blocks: Sequence[HookedBlock], vision: HookedVision, state: PassState
 ) -> Iterator[None]:
     """Connect every hook point that has hooks to the Hugging Face model until the block ends.
 
     Args:
-        hf_model: The model whose next passes are hooked.
+        wrapped: The model whose next passes are hooked.
         blocks: Hook points of its decoder layers.
         vision: Hook points of its vision tower.
         state: Positions of the pass; updated while it runs.
 
     Raises:
-        RuntimeError: If the model is compiled, or its heads follow a plan.
+        RuntimeError: If the model has changed, is compiled or computes its layers again for gradients, drops
+            activations at random, or its heads follow a plan.
         ValueError: If an intervention cannot act in this pass.
     """
     modules = [module for part in (*blocks, vision) for module in part.modules()]
@@ -77,10 +82,7 @@ def connected(
     if not points:
         yield
         return
-    if hf_model._compiled_call_impl is not None:
-        raise RuntimeError(
-            f"the model is compiled, and hooks need its Python code: load it anew to hook it. {docs_link('compiled')}"
-        )
+    wrapped.check_hookable()
     _check_hooks(points, state)
     with ExitStack() as connections:
         for point in points:
@@ -97,7 +99,9 @@ def connected(
             if attention.has_hooks
         }
         if taps:
-            names = attention_function_names(hf_model, taps)
+            for hooked, tap in taps.items():
+                connections.callback(_check_called(hooked.module, tap).remove)
+            names = attention_function_names(wrapped.hf_model, taps)
             connections.enter_context(route_attention({hooked.module: tap for hooked, tap in taps.items()}, names))
         yield
 
@@ -134,7 +138,20 @@ def track_positions(stack: nn.Module, state: PassState) -> RemovableHandle:
         # hooks on these layers would miss them.
         return args, kwargs | {"logits_to_keep": 0}
 
-    return stack.register_forward_pre_hook(update, with_kwargs=True)
+    return stack.register_forward_pre_hook(in_this_thread(update), with_kwargs=True)
+
+
+def _check_called(module: nn.Module, tap: HookedAttentionCall) -> RemovableHandle:
+    """Raise if an attention module runs without its hook points, since its forward was replaced."""
+
+    def check(*_: Any) -> None:
+        if not tap.called:
+            raise RuntimeError(
+                f"{type(module).__name__} ran without its hooks on {tap.hook_z.name} and others there: its forward "
+                f"does not call transformers' attention functions, or no longer. {docs_link('changed')}"
+            )
+
+    return module.register_forward_hook(in_this_thread(check))
 
 
 def hook_functions(points: Iterable[HookPoint]) -> Iterator[Callable[..., Any]]:
@@ -157,6 +174,8 @@ def _check_hooks(points: Sequence[HookPoint], state: PassState) -> None:
         if isinstance(function, Intervention):
             function.check(replace(state, n_cached=0) if function in state.prefix_hooks else state)
     for point in points:
+        if point.bwd_hooks and not torch.is_grad_enabled():
+            raise ValueError(f"a backward hook on {point.name} never acts under torch.no_grad(): there is no gradient.")
         for handle in (*point.fwd_hooks, *point.bwd_hooks):
             hook: Any = handle.user_hook
             limited = isinstance(hook, RowHook) and not isinstance(hook.function, Intervention)

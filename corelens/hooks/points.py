@@ -9,6 +9,7 @@ Hook points are TransformerLens's; `corelens.hooks.connect` attaches those that 
 the duration of a pass, and `corelens.hf.architecture` says where in the model they belong.
 """
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
@@ -22,9 +23,12 @@ from transformer_lens.hook_points import HookPoint
 
 from corelens.errors import docs_link
 from corelens.heads import Head
-from corelens.hf.architecture import AttentionModule, DecoderLayer
+from corelens.hf.layers import AttentionModule, DecoderLayer
+from corelens.hf.projections import effective_weight, stored_weight
+from corelens.hf.wrapped_modules import WrappedModules
 from corelens.hooks.positions import PassState
-from corelens.hooks.taps import HookedAttentionCall
+from corelens.hooks.taps import HookedAttentionCall, call_hook, call_hook_on_copy
+from corelens.hooks.threads import in_this_thread
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 """One hook name, several, a filter of names, or None for all."""
@@ -49,9 +53,9 @@ class HookedAttention(nn.Module):
     attention across parts is zero.
     """
 
-    def __init__(self, hf_attention: AttentionModule) -> None:
+    def __init__(self, hf_attention: AttentionModule, wrapped: WrappedModules) -> None:
         super().__init__()
-        self.hf_attention = hf_attention
+        self.hf_attention, self.wrapped = hf_attention, wrapped
         self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
         self.hook_attn_scores, self.hook_pattern, self.hook_z = HookPoint(), HookPoint(), HookPoint()
         if hf_attention.gated and hf_attention.w_o is not None:
@@ -59,15 +63,49 @@ class HookedAttention(nn.Module):
 
     @property
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:
-        """Matrix of each head from its output to the residual stream; a view of the model's weights.
+        """Matrix by which each head writes its output to the residual stream.
+
+        A view of the model's weights where these are what acts. Elsewhere (adapters, parametrisations, weights that are
+        quantised or offloaded) it is computed from what the projection does to unit vectors.
 
         Raises:
-            ValueError: If the module's W_O was not found.
+            ValueError: If the module's W_O was not found, or it acts by no matrix: it quantises what it reads, say.
+            RuntimeError: If the module is no longer part of the model.
         """
+        name, dtype = f"the W_O of {self.hook_z.name}", self.wrapped.hf_model.dtype
+        return self._by_head(effective_weight(self._w_o, self._d_in, dtype, name))
+
+    @property
+    def stored_W_O(self) -> Float[Tensor, "head d_head d_model"]:
+        """The same, as a view of the model's weights, so that changing it changes the model.
+
+        Raises:
+            ValueError: If W_O was not found, or is no matrix that the module holds.
+            RuntimeError: If the module is no longer part of the model.
+        """
+        weight = stored_weight(self._w_o)
+        if weight is None:
+            raise ValueError(
+                f"the W_O of {self.hook_z.name} ({type(self._w_o).__name__}) is no matrix that it holds, so that "
+                f"columns of it cannot be set to zero: it is adapted, parametrised, quantised or offloaded. "
+                f"ablate(heads) does the same by hooks. {docs_link('no-matrix')}"
+            )
+        return self._by_head(weight)
+
+    @property
+    def _w_o(self) -> nn.Module:
+        self.wrapped.check_unchanged()
         w_o = self.hf_attention.w_o
         if w_o is None:
             raise ValueError(f"where {type(self.hf_attention.module).__name__} keeps its W_O is not known.")
-        return rearrange(w_o.weight, "d_model (head d_head) -> head d_head d_model", head=self.hf_attention.n_heads)
+        return w_o
+
+    @property
+    def _d_in(self) -> int:
+        return self.hf_attention.n_heads * self.hf_attention.d_head
+
+    def _by_head(self, weight: Float[Tensor, "d_model d_in"]) -> Float[Tensor, "head d_head d_model"]:
+        return rearrange(weight, "d_model (head d_head) -> head d_head d_model", head=self.hf_attention.n_heads)
 
     @property
     def has_hooks(self) -> bool:
@@ -95,10 +133,10 @@ class HookedAttention(nn.Module):
 
         def call_hooks(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
             by_head = rearrange(args[0], "... (head d_head) -> ... head d_head", head=n_heads)
-            return (rearrange(point(by_head), "... head d_head -> ... (head d_head)"),)
+            return (rearrange(call_hook(point, by_head), "... head d_head -> ... (head d_head)"),)
 
         assert w_o is not None  # the hook point exists only where it was found
-        handle = w_o.register_forward_pre_hook(call_hooks)
+        handle = w_o.register_forward_pre_hook(in_this_thread(call_hooks))
         try:
             yield
         finally:
@@ -125,11 +163,11 @@ class HookedBlock(nn.Module):
     hook_out_is_single_residual_stream = True
     """For TransformerLens's logit lens, which compares the residual stream with the logits."""
 
-    def __init__(self, hf_layer: DecoderLayer) -> None:
+    def __init__(self, hf_layer: DecoderLayer, wrapped: WrappedModules) -> None:
         super().__init__()
         self.hf_layer = hf_layer
         for name, attention in hf_layer.attentions.items():
-            self.add_module(name, HookedAttention(attention))
+            self.add_module(name, HookedAttention(attention, wrapped))
         for name in hf_layer.points:
             self.add_module(f"hook_{name}", HookPoint())
 
@@ -148,9 +186,12 @@ class HookedBlock(nn.Module):
 class HookedVision(nn.Module):
     """Hook points of the vision tower, `blocks.{layer}.attn`, by layer."""
 
-    def __init__(self, attentions: dict[int, AttentionModule]) -> None:
+    def __init__(self, attentions: dict[int, AttentionModule], wrapped: WrappedModules) -> None:
         super().__init__()
-        layers = {str(layer): nn.ModuleDict({"attn": HookedAttention(module)}) for layer, module in attentions.items()}
+        layers = {
+            str(layer): nn.ModuleDict({"attn": HookedAttention(module, wrapped)})
+            for layer, module in attentions.items()
+        }
         self.blocks = nn.ModuleDict(layers)
 
 
@@ -186,13 +227,24 @@ def names_selector(
         check: Raises if a name does not exist.
     """
     if callable(names_filter):
-        return names_filter
+        return set(matching_names(names_filter, names)).__contains__
     if names_filter is None:
         return {name for name in names if not name.startswith("vision.")}.__contains__
     selected = [names_filter] if isinstance(names_filter, str) else list(names_filter)
     for name in selected:
         check(name)
     return selected.__contains__
+
+
+def matching_names(names_filter: Callable[[str], bool], names: Collection[str]) -> list[str]:
+    """Names of hook points that a filter selects; a ValueError if it selects none."""
+    if selected := [name for name in names if names_filter(name)]:
+        return selected
+    forms = dict.fromkeys(re.sub(r"\.\d+\.", ".LAYER.", name) for name in names)
+    raise ValueError(
+        f"the filter of names selects none of the {len(names)} hook points, which are called {', '.join(forms)}. "
+        f"{docs_link('hook-point')}"
+    )
 
 
 def check_heads(heads: Iterable[Head], layers: Sequence[DecoderLayer]) -> None:
@@ -240,11 +292,12 @@ def check_hook_name(name: str, names: Collection[str], layers: Sequence[DecoderL
 
 def _hook_input(point: HookPoint, module: nn.Module) -> RemovableHandle:
     def call_hooks(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # On a copy: the first layer's input is the caller's `inputs_embeds`, another's is what the layer before wrote.
         if args:
-            return (point(args[0]), *args[1:]), kwargs
-        return args, kwargs | {"hidden_states": point(kwargs["hidden_states"])}
+            return (call_hook_on_copy(point, args[0]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": call_hook_on_copy(point, kwargs["hidden_states"])}
 
-    return module.register_forward_pre_hook(call_hooks, with_kwargs=True)
+    return module.register_forward_pre_hook(in_this_thread(call_hooks), with_kwargs=True)
 
 
 def _hook_input_in_place(point: HookPoint, module: nn.Module) -> RemovableHandle:
@@ -252,13 +305,15 @@ def _hook_input_in_place(point: HookPoint, module: nn.Module) -> RemovableHandle
         stream = args[0] if args else kwargs["hidden_states"]
         # A clone, since caches keep the tensor that hooks get; in place, since the layer has already put the same
         # tensor aside as the residual stream that the MLP's output is added to.
-        stream.copy_(point(stream.clone()))
+        stream.copy_(call_hook(point, stream.clone()))
 
-    return module.register_forward_pre_hook(call_hooks, with_kwargs=True)
+    return module.register_forward_pre_hook(in_this_thread(call_hooks), with_kwargs=True)
 
 
 def _hook_output(point: HookPoint, module: nn.Module) -> RemovableHandle:
     def call_hooks(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return (point(output[0]), *output[1:]) if isinstance(output, tuple) else point(output)
+        if isinstance(output, tuple):
+            return (call_hook(point, output[0]), *output[1:])
+        return call_hook(point, output)
 
-    return module.register_forward_hook(call_hooks)
+    return module.register_forward_hook(in_this_thread(call_hooks))

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from threading import get_ident
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -40,6 +41,18 @@ SPARSE = "corelens_sparse"
 """Name of the function of models under a `corelens.sparse` plan."""
 
 
+class Route(NamedTuple):
+    """Hooked pass that has switched the attention function of a configuration."""
+
+    thread: int
+    implementation: str | None
+    """The function that other threads expect."""
+
+
+_ROUTES: dict[int, Route] = {}
+"""Hooked passes that are running, by the id of each configuration."""
+
+
 @dataclass
 class HookedAttentionCall:
     """Hook points of one attention module during one pass."""
@@ -60,8 +73,12 @@ class HookedAttentionCall:
     why_not_editable: str = ""
     """Reason why `z` must not be edited; empty if it may be."""
 
+    called: bool = False
+    """True once the attention module has called it."""
+
     def attend(self, call: AttentionCall) -> Float[Tensor, "batch query head d_head"]:
         """Head outputs, with the edits of all hooks."""
+        self.called = True
         call = replace(
             call,
             query=_call_hook_by_position(self.hook_q, call.query),
@@ -164,12 +181,16 @@ def route_attention(
             f"heads follow a plan (corelens.sparse.apply), and their attention cannot be hooked then. "
             f"{docs_link('plan-hooks')}"
         )
+    routes = {id(config): Route(get_ident(), config._attn_implementation_internal) for config, _ in names}
     try:
         for module, tap in taps.items():
             module.__dict__["_corelens_tap"] = tap
+        _ROUTES.update(routes)
         with attention_implementation(names):
             yield
     finally:
+        for config in routes:
+            _ROUTES.pop(config, None)
         for module in taps:
             module.__dict__.pop("_corelens_tap", None)
 
@@ -207,30 +228,45 @@ def _hooked_attention(
     """
     call = AttentionCall(module, query, key, value, attention_mask, scaling, kwargs)
     tap: HookedAttentionCall | None = module.__dict__.get("_corelens_tap")
+    # Any: pyright sees no attributes of a module.
+    hf_module: Any = module
+    route = _ROUTES.get(id(hf_module.config))
+    if route is not None and route.thread != get_ident():
+        if route.implementation != "sdpa":
+            raise RuntimeError(
+                f"another thread hooks the attention of this model, which runs sdpa meanwhile and not "
+                f"{route.implementation!r}: call it through corelens, which waits. {docs_link('raw-call')}"
+            )
+        tap = None
     return call.head_outputs() if tap is None else tap.attend(call), None
 
 
-def _call_hook(hook: HookPoint, tensor: Tensor) -> Tensor:
-    if not hook.has_hooks():
+def call_hook(point: HookPoint, tensor: Tensor) -> Tensor:
+    """Call the hooks of a point; a ValueError if they return anything but a tensor of the same shape."""
+    if not point.has_hooks():
         return tensor
-    result = hook(tensor)
-    if result.shape != tensor.shape:
-        raise ValueError(
-            f"a hook on {hook.name} returned shape {tuple(result.shape)} in place of {tuple(tensor.shape)}."
-        )
+    result = point(tensor)
+    if not isinstance(result, Tensor) or result.shape != tensor.shape:
+        returned = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else f"a {type(result).__name__}"
+        raise ValueError(f"a hook on {point.name} returned {returned} in place of {tuple(tensor.shape)}.")
     return result
+
+
+def call_hook_on_copy(point: HookPoint, tensor: Tensor) -> Tensor:
+    """Call the hooks of a point on a copy, where the tensor outlives the pass: it is in a cache, or the caller's."""
+    return call_hook(point, tensor.clone() if point.fwd_hooks else tensor)
 
 
 def _call_hook_by_position(hook: HookPoint, heads_first: Tensor) -> Tensor:
     """Call a hook on [batch head position d_head] as [batch position head d_head], TransformerLens's order."""
     if not hook.has_hooks():
         return heads_first
-    return _call_hook(hook, heads_first.transpose(1, 2)).transpose(1, 2)
+    return call_hook_on_copy(hook, heads_first.transpose(1, 2)).transpose(1, 2)
 
 
 def _call_hook_detecting_edits(hook: HookPoint, tensor: Tensor) -> tuple[Tensor, bool]:
     """Call a hook; return its tensor, and True if that was replaced, changed in place, or needs a gradient."""
     if not hook.has_hooks():
         return tensor, False
-    result, edited = call_detecting_edits(partial(_call_hook, hook), tensor)
+    result, edited = call_detecting_edits(partial(call_hook, hook), tensor)
     return result, edited or bool(hook.bwd_hooks)

@@ -117,13 +117,14 @@ def zeroed_weights(model: HookedMLLM, heads: Iterable[Head]) -> Iterator[None]:
         heads: The heads.
 
     Raises:
-        ValueError: If a head does not exist, or its W_O was not found.
+        ValueError: If a head does not exist, or its W_O was not found, or is no matrix that the model holds: it is
+            adapted, parametrised, quantised or offloaded.
     """
     layers = HeadSet(tuple(heads)).by_layer()
     model.check_heads(Head(layer, number) for layer, numbers in layers.items() for number in numbers)
-    # Any: pyright sees no attributes of a layer. W_O is a view of the weights.
+    # Any: pyright sees no attributes of a layer. These are views of the weights.
     blocks: Any = model.blocks
-    weights = [blocks[layer].attn.W_O[number] for layer, numbers in layers.items() for number in numbers]
+    weights = [blocks[layer].attn.stored_W_O[number] for layer, numbers in layers.items() for number in numbers]
     copies = [weight.detach().clone() for weight in weights]
     try:
         with torch.no_grad():

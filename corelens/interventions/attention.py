@@ -87,7 +87,12 @@ def bias_attention(
         keys: As for `attention_knockout`.
         bias: Positive numbers draw attention to the keys, negative ones keep it away.
         phase: As for `attention_knockout`.
+
+    Raises:
+        ValueError: If the bias is NaN, or infinite and positive.
     """
+    if not bias < torch.finfo(torch.float32).max:
+        raise ValueError(f"bias={bias} is no finite number: attention would be NaN. -inf is a knockout.")
     where = PositionSelector(queries, phase)
     hooks: FwdHooks = []
     for layer, numbers in HeadSet(tuple(heads)).by_layer().items():

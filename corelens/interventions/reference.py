@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from corelens.data import Sample, prepare_batches
+from corelens.hooks.attention import in_float32
 from corelens.hooks.positions import PassState, PositionSelector
 from corelens.model import HookedMLLM
 from corelens.tokens import Role, TokenMap
@@ -150,7 +151,7 @@ def _measure(
     # Queries are rotated by their positions, and some models count padding as such.
     batch_size = 1 if point == "q" else batch_size
     for _, inputs in prepare_batches(model, samples, batch_size, f"outputs ({point})"):
-        function = begin(inputs.tokens)
+        function = in_float32(begin(inputs.tokens))
         with model.hooks(fwd_hooks=[(name, function) for name in names]):
             model(inputs)
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from threading import RLock
 from typing import Any
 
 import torch
@@ -15,7 +14,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from corelens.errors import docs_link
 from corelens.hf.architecture import decoder_configs
 from corelens.hooks.taps import NAME, PACKED, SPARSE, attention_implementation
-from corelens.model import LOCKS, HookedMLLM
+from corelens.hooks.threads import lock_of
+from corelens.model import HookedMLLM
 from corelens.sparse.attention import PassTokens, PlannedAttention, head_sparse_attention, head_sparse_mask
 from corelens.sparse.cache import HeadSparseCache
 from corelens.sparse.cost_model import dimensions, pays_from, rates
@@ -53,7 +53,7 @@ def apply(model: HookedMLLM | PreTrainedModel, plan: HeadPlan, *, force: bool = 
     active = ActivePlan(resolve(plan, hf_model), hf_model, original_attention, force)
     AttentionInterface.register(SPARSE, head_sparse_attention)
     AttentionMaskInterface.register(SPARSE, head_sparse_mask)
-    with LOCKS.setdefault(hf_model, RLock()), ExitStack() as cleanup:
+    with lock_of(hf_model), ExitStack() as cleanup:
         if any(config._attn_implementation_internal in (NAME, PACKED, SPARSE) for config in configs):
             raise RuntimeError("a plan or hooks are already active on this model: end their block first.")
         for layer, module in active.plan.modules.items():

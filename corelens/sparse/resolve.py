@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from corelens.hf.architecture import AttentionModule, decoder_layers
+from corelens.hf.architecture import decoder_layers
+from corelens.hf.layers import AttentionModule
 from corelens.hooks.points import check_heads
 from corelens.sparse.cache import plannable_layers
 from corelens.sparse.cost_model import Shares

@@ -163,3 +163,18 @@ def test_interventions_leave_nothing_behind(model: HookedMLLM):
         model.run_with_hooks(inputs, fwd_hooks=hooks + all_keys)
     assert torch.equal(model(inputs), expected)
     assert not any(point.has_hooks() or point.ctx for point in model.hook_points())
+
+
+NOT_FINITE = {
+    "an infinite factor": lambda: scale_attention([Head(1, 0)], "last", "image", float("inf")),
+    "a factor that is no number": lambda: scale_attention([Head(1, 0)], "last", "image", float("nan")),
+    "an infinite bias": lambda: bias_attention([Head(1, 0)], "last", "image", float("inf")),
+    "a bias that is no number": lambda: bias_attention([Head(1, 0)], "last", "image", float("nan")),
+    "a bias that float32 does not hold": lambda: bias_attention([Head(1, 0)], "last", "image", 1e39),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_FINITE)
+def test_attention_that_would_be_nan_raises_an_error(kind: str):
+    with pytest.raises(ValueError, match="is no finite number"):
+        NOT_FINITE[kind]()

@@ -1,0 +1,98 @@
+"""Parts of a Hugging Face model at which hooks connect, as `corelens.hf.architecture` finds them."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+from corelens.hf.projections import inner_widths
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionModule:
+    """Attention module that calls one of transformers' attention functions."""
+
+    module: nn.Module
+    n_heads: int
+
+    is_cross_attention: bool = False
+    """True if its keys are not positions of the sequence."""
+
+    w_o_owner: nn.Module | None = None
+    """Module that holds W_O; None if it was not found."""
+
+    w_o_name: str = ""
+    """Name of W_O there."""
+
+    gated: bool = False
+    """True if a gate or a norm acts on the head outputs before W_O."""
+
+    mixing_norm: str = ""
+    """Name of a norm over all heads together before W_O; empty if there is none."""
+
+    packed: bool = False
+    """True if one sequence holds several pictures or windows, and attention stays within each."""
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """Configuration that names the function; layers share it."""
+        # Any: set at run time.
+        module: Any = self.module
+        return module.config
+
+    @property
+    def w_o(self) -> nn.Module | None:
+        """Projection of the concatenated head outputs to the residual stream; None if not found.
+
+        Looked up anew each time, since adapters take its place.
+        """
+        return None if self.w_o_owner is None else getattr(self.w_o_owner, self.w_o_name)
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Number of key-value heads, which its query heads share."""
+        return self.n_heads // getattr(self.module, "num_key_value_groups", 1)
+
+    @property
+    def d_head(self) -> int:
+        """Width of one head's output; zero if W_O was not found."""
+        return self._widths[0] // self.n_heads
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream; zero if W_O was not found."""
+        return self._widths[1]
+
+    @property
+    def _widths(self) -> tuple[int, int]:
+        return (0, 0) if self.w_o is None else inner_widths(self.w_o) or (0, 0)
+
+
+@dataclass(frozen=True)
+class HookLocation:
+    """Place where a hook point of the residual stream connects."""
+
+    module: nn.Module
+    side: Literal["input", "input in place", "output"]
+
+
+@dataclass(frozen=True)
+class DecoderLayer:
+    """One decoder layer, its attention modules and its hook points."""
+
+    layer: int
+    """Absolute number of the layer, from zero."""
+
+    stack: nn.Module
+    """Module that runs the layers."""
+
+    block: nn.Module
+    attentions: dict[str, AttentionModule]
+    """`attn`, the layer's self-attention or its only attention, and `cross_attn` beside it."""
+
+    points: dict[str, HookLocation]
+    """Location of each hook point that the layer has, e.g. of `resid_pre`."""
+
+    missing: dict[str, str] = field(default_factory=dict)
+    """Reason why the layer lacks a hook point or `attn`."""
