@@ -58,9 +58,9 @@ def page(
     ]
     report.table(["prediction", *(f"heads of {ranking}" for ranking in result["expected"])], outcomes)
     report.text(
-        "By `ram`: retrieval attention mass, the attention of the question's tokens to the visual tokens that overlap "
+        "By ram: retrieval attention mass, the attention of the question's tokens to the visual tokens that overlap "
         "the evidence, summed over these and averaged over the question's tokens (arXiv 2606.05843, equation 1). By "
-        "`ram_last`: the same of the last prompt token (Elastic Attention, arXiv 2601.17367, equation 9). A head that "
+        "ram_last: the same of the last prompt token (Elastic Attention, arXiv 2601.17367, equation 9). A head that "
         "fetches at the last token alone, where the answer is written, has little of the mean over the question."
     )
     report.heading("Where the heads are")
