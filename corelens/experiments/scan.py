@@ -196,7 +196,7 @@ def scan_summary(scores: HeadScores) -> dict[str, Any]:
             {
                 "head": str(head),
                 "score": round(float(scores.per_head[head]), 5),
-                "interval": [round(float(bound[head]), 5) for bound in (low, high)],
+                "interval": None if low[head].isnan() else [round(float(bound[head]), 5) for bound in (low, high)],
             }
             for head in top
         ],
