@@ -161,7 +161,8 @@ def _scoring_inputs(
 
 def _with_question(samples: Sequence[Sample], baseline: str) -> list[Sample]:
     """The samples with the question of a baseline in place of their own."""
-    return [sample.with_question(OTHER_QUESTIONS[baseline]) for sample in samples]
+    with sample_errors():
+        return [sample.with_question(OTHER_QUESTIONS[baseline]) for sample in samples]
 
 
 @torch.no_grad()
