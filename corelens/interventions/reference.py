@@ -23,7 +23,8 @@ class ReferenceActivations:
     """Activations of every head on a sample set: means, or a number of draws."""
 
     values: dict[str, Float[Tensor, "draw role head d_head"]] = field(repr=False)
-    """Values by hook name. One role if all positions are pooled, else every `Role`; NaN where a role did not occur."""
+    """Values by hook name. One role if all positions are pooled, else every `Role`; NaN where a role did not occur, and
+    for padding, which is given zeros: nothing attends to it."""
 
     point: Point
     """The hook point at which they were measured."""
@@ -38,8 +39,10 @@ class ReferenceActivations:
             raise ValueError(f"nothing was measured at {name}, but at {', '.join(self.values)}: is it another model?")
         positions = torch.arange(state.n_prompt)
         roles = self._role_indices(state, positions)
-        unmeasured = self.values[name].isnan().flatten(2).any(-1).all(0)
-        if (missing := unmeasured.cpu()[roles] & where.select(state, positions).cpu()).any():
+        unmeasured = self.values[name].isnan().flatten(2).any(-1).all(0).cpu()
+        if len(unmeasured) > 1:
+            unmeasured[Role.PADDING] = False
+        if (missing := unmeasured[roles] & where.select(state, positions).cpu()).any():
             role = Role(int(roles[missing][0]))
             raise ValueError(f"nothing was measured for {role.name.lower()} positions: no sample of the set has any.")
 
@@ -55,7 +58,8 @@ class ReferenceActivations:
         random_integers = torch.randint(2**31, (n, state.n_samples), generator=generator)[positions].T
         nth = random_integers % occurs.sum(0).clamp(min=1)[roles]
         draw = occurs.to(torch.uint8).argsort(dim=0, descending=True, stable=True)[nth, roles]
-        return values[draw.to(values.device), roles.to(values.device)]
+        # No NaN: a masked key that holds it would still make attention NaN.
+        return values[draw.to(values.device), roles.to(values.device)].nan_to_num()
 
     def _role_indices(self, state: PassState, positions: Int[Tensor, "position"]) -> Int[Tensor, "sample position"]:
         """Indices into the role axis; generated positions count as the prompt's last one."""

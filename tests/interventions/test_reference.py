@@ -59,6 +59,18 @@ def test_mean_ablation_writes_the_means(model: HookedMLLM):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("by_role", [False, True])
+def test_mean_ablation_of_a_padded_batch_is_that_of_its_samples(model: HookedMLLM, by_role: bool):
+    hooks = ablate(HeadSet.parse(HEADS), "mean", mean_activations(model, samples(), by_role=by_role))
+    inputs = sample_prompts(model)
+    assert inputs.tokens.padding.any()
+    together = model.run_with_hooks(inputs, fwd_hooks=hooks)[:, -1]
+    for sample, logits in zip(samples(2), together, strict=True):
+        alone = model.run_with_hooks(model.prepare(list(sample.images), sample.question), fwd_hooks=hooks)[0, -1]
+        assert_close(logits, alone, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
 def test_resampled_outputs_are_outputs_of_the_same_role(model: HookedMLLM):
     draws = resample_activations(model, samples(), by_role=True)
     activations, roles = sample_activations(model, layer=1)
