@@ -10,9 +10,6 @@ from torch import Tensor
 
 from corelens.metrics import bootstrap_means
 
-N_DRAWS = 2_000
-"""Bootstrap draws of an interval."""
-
 
 @dataclass(frozen=True, eq=False)
 class PairedDifference:
@@ -48,7 +45,7 @@ class PairedDifference:
         are_scores = bool(((both >= 0) & (both <= 1)).all())
         largest = 1.0 if are_scores else float(np.abs(differences).max())
         means = bootstrap_means(
-            torch.from_numpy(differences), N_DRAWS, np.random.default_rng(seed), (-largest, largest)
+            torch.from_numpy(differences), 2_000, np.random.default_rng(seed), (-largest, largest)
         ).numpy()
         low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
         return min(float(low), self.mean), max(float(high), self.mean)
