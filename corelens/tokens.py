@@ -109,6 +109,9 @@ class TokenMap:
     """Patches along a side of the square that becomes a token, in models that merge the patches of one grid over the
     whole picture; None in others."""
 
+    prompts: tuple[str, ...] = ()
+    """Digest of the text and media of every sample, by which it is known again; empty if `prepare` did not make it."""
+
     def __len__(self) -> int:
         return len(self.role)
 
@@ -117,7 +120,7 @@ class TokenMap:
         if not -len(self) <= sample < len(self):
             raise IndexError(f"there is no sample {sample}: the batch has {len(self)}.")
         tensors = {name: tensor[sample][None] for name, tensor in self.position_tensors().items()}
-        return replace(self, **tensors, sizes=(self.sizes[sample],))
+        return replace(self, **tensors, sizes=(self.sizes[sample],), prompts=self.prompts[sample:][:1])
 
     def __repr__(self) -> str:
         lines = []
@@ -314,7 +317,8 @@ class TokenMap:
 
     def position_tensors(self) -> dict[str, Tensor]:
         """The fields with an axis of positions, by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("sizes", "no_boxes", "merge")}
+        others = ("sizes", "no_boxes", "merge", "prompts")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}
 
     def _name(self, sample: int, media: int) -> str:
         video = (self.video[sample] & (self.media[sample] == media)).any()

@@ -5,6 +5,7 @@ from corelens.causal.attribution import attribution_patch as attribution_patch
 from corelens.causal.effects import kl_div as kl_div
 from corelens.causal.effects import log_prob as log_prob
 from corelens.causal.effects import logit_diff as logit_diff
+from corelens.causal.effects import logit_margin as logit_margin
 from corelens.causal.effects import rank as rank
 from corelens.causal.evaluate import Evaluation as Evaluation
 from corelens.causal.evaluate import evaluate as evaluate

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformer_lens import ActivationCache
 
 from corelens.causal.answers import AnswerLogProbs
-from corelens.causal.effects import PatchingMetric, log_prob
+from corelens.causal.effects import PatchingMetric, kl_div, logit_margin, rank
 from corelens.hooks.points import layer_of
 from corelens.hooks.positions import PositionName
 from corelens.inputs.prepare import PreparedInputs
@@ -24,7 +24,7 @@ def attribution_patch(
     cache: ActivationCache | Mapping[str, Tensor],
     source: TokenMap,
     inputs: PreparedInputs,
-    metric: PatchingMetric = log_prob,
+    metric: PatchingMetric = logit_margin,
     *,
     positions: PositionName | Bool[Tensor, "batch position"] | None = None,
 ) -> Float[Tensor, "batch layer head"]:
@@ -38,15 +38,22 @@ def attribution_patch(
         cache: The source's cache of `z` in every layer.
         source: `tokens` of the source's inputs.
         inputs: Prompts with answers appended.
-        metric: The number to estimate; it is computed from the log-probabilities of the answer.
+        metric: The number to estimate; it is computed from the log-probabilities of the answer. That of the answer
+            itself (`log_prob`) hardly has a gradient where the model is sure, whatever patches do; the default has.
         positions: Positions at which heads would be patched; see `patch`.
 
     Returns:
         Zero where there is no head.
 
     Raises:
-        ValueError: If positions do not correspond, or a prompt has no answer.
+        ValueError: If positions do not correspond, a prompt has no answer, or the metric has no gradient where nothing
+            is patched, as `kl_div`, which is smallest there, and `rank`, which is a whole number.
     """
+    if metric in (kl_div, rank):
+        raise ValueError(
+            f"metric={metric.__name__} has no gradient where nothing is patched, so every estimate would be zero: take "
+            f"logit_margin, logit_diff or log_prob, or measure it by a sweep with patch."
+        )
     index = align(source, inputs.tokens, positions)
     deltas: dict[int, Tensor] = {}
     outputs: dict[int, Tensor] = {}

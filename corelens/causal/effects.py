@@ -42,6 +42,18 @@ def kl_div(patched: AnswerLogProbs, clean: AnswerLogProbs) -> Float[Tensor, "sam
     )
 
 
+def logit_margin(patched: AnswerLogProbs, clean: AnswerLogProbs) -> Float[Tensor, "sample"]:
+    """Logits of the expected answer minus those of the runners-up, summed over its tokens.
+
+    The runner-up of a token is the strongest other one without the intervention. Unlike the log-probability, the margin
+    still grows where the model is sure of its answer.
+    """
+    targets = clean.targets[..., None]
+    runners_up = clean.log_probs.detach().scatter(-1, targets, -torch.inf).argmax(-1, keepdim=True)
+    margins = (patched.log_probs.gather(-1, targets) - patched.log_probs.gather(-1, runners_up))[..., 0]
+    return (margins * patched.mask).sum(-1)
+
+
 def logit_diff(others: Float[Tensor, "sample"] | Tensor) -> PatchingMetric:
     """Metric: the logit of the answer's first token minus that of another token.
 

@@ -8,6 +8,8 @@ from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor
 
+from corelens.metrics import bootstrap_means
+
 
 @dataclass(frozen=True, eq=False)
 class PairedDifference:
@@ -47,14 +49,26 @@ class PairedDifference:
         return float(self.differences.mean())
 
     def interval(self, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-        """Bootstrap interval of the mean difference over samples (bias-corrected and accelerated)."""
+        """Bootstrap interval of the mean difference over samples.
+
+        Drawn from are also a loss and a gain, since few samples may hold none of what is rare: of one if all numbers
+        are between zero and one, as scores of answers are, else of the largest change. See
+        `corelens.metrics.bootstrap_means`.
+
+        Raises:
+            ValueError: If there are fewer than two samples.
+        """
         differences = self.differences
         if len(differences) < 2:
             raise ValueError(f"an interval needs at least two samples, and there is {len(differences)}.")
-        if np.ptp(differences) == 0:
-            return self.mean, self.mean
-        result = stats.bootstrap((differences,), np.mean, confidence_level=level, rng=np.random.default_rng(seed))
-        return float(result.confidence_interval.low), float(result.confidence_interval.high)
+        both = np.concatenate([self.before.double().numpy(), self.after.double().numpy()])
+        are_scores = bool(((both >= 0) & (both <= 1)).all())
+        largest = 1.0 if are_scores else float(np.abs(differences).max())
+        means = bootstrap_means(
+            torch.from_numpy(differences), 2_000, np.random.default_rng(seed), (-largest, largest)
+        ).numpy()
+        low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+        return min(float(low), self.mean), max(float(high), self.mean)
 
     def p_value(self, seed: int = 0) -> float:
         """P-value of a paired permutation test: how often random signs of the differences give as large a mean."""

@@ -203,6 +203,11 @@ def source(ranking: "HeadScores") -> str:
     return f"{ranking.metric} of {ranking.model or 'a model without a name'}"
 
 
+def with_interval(value: float, bounds: Sequence[float] | None) -> str:
+    """A number with its interval, if it has one: that of a single sample has none."""
+    return f"{value:.3g}" + (f" [{bounds[0]:.3g}, {bounds[1]:.3g}]" if bounds else "")
+
+
 def print_skipped(console: "Console", skipped: Mapping[str, str], file: str) -> None:
     """Print the number of skipped samples, and the file that has the reasons."""
     if skipped:

@@ -83,10 +83,7 @@ def _print_summaries(summaries: dict[str, Any], scores: "HeadScores", out: Path)
     table.add_column("rho 0.5", justify="right")
     table.add_column("split-half overlap", justify="right")
     for name, summary in summaries.items():
-        heads = [
-            f"{head['head']} {head['score']:.3g} [{head['interval'][0]:.3g}, {head['interval'][1]:.3g}]"
-            for head in summary["top"]
-        ]
+        heads = [f"{head['head']} {options.with_interval(head['score'], head['interval'])}" for head in summary["top"]]
         lines = [*heads[:6], f"and {len(heads) - 6} more"] if len(heads) > 6 else heads
         rho, overlap = (str(summary.get(key, "")) for key in ("rho_0.5", "split-half overlap"))
         table.add_row(name, "\n".join(lines), rho, overlap)

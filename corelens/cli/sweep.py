@@ -41,8 +41,7 @@ def sweep(
     console.print(f"\n{swept.model}: {len(swept.samples)} samples, each {per} ablated by itself ({how})")
     table = Table("ablated", "drop in log-probability of the answer, with 95 % interval", box=box.SIMPLE)
     for unit in summary["units"][:10]:
-        low, high = unit["interval"]
-        table.add_row(unit["name"], f"{unit['drop']:.3g} [{low:.3g}, {high:.3g}]")
+        table.add_row(unit["name"], options.with_interval(unit["drop"], unit["interval"]))
     console.print(table)
     options.print_skipped(console, swept.skipped, "sweep.json")
     files = ["sweep.safetensors", "sweep.json"] if per == "head" else ["sweep.json"]

@@ -130,10 +130,19 @@ class Sample:
         return [{"role": "user", "content": parts}]
 
     def with_question(self, question: str) -> "Sample":
-        """Return the sample with another question in the place of its own, and all else as it is."""
+        """Return the sample with another question in the place of its own, and all else as it is.
+
+        Raises:
+            ValueError: If the prompt holds no text of the question: the same prompt would be asked again.
+        """
         spans = self._question_spans(self.prompt)
         # A question with pictures in it has several parts.
         last = max((index for index, (start, end) in enumerate(spans) if start < end), default=None)
+        if self.prompt and last is None:
+            raise ValueError(
+                f"sample {self.id}: its prompt holds no text of the question {self.question!r}, so {question!r} cannot "
+                f"take its place."
+            )
         parts = [
             part if isinstance(part, int) else part[:start] + question * (index == last) + part[end:]
             for index, (part, (start, end)) in enumerate(zip(self.prompt, spans, strict=True))

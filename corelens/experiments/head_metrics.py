@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from corelens.causal.answers import answer_positions, answer_targets, append_answers, greedy_answers
 from corelens.data import Sample, evidence_tokens
+from corelens.errors import docs_link
 from corelens.experiments.layer_scores import (
     AnyMetric,
     LayerAttention,
@@ -24,7 +25,7 @@ from corelens.experiments.layer_scores import (
     query_kind,
 )
 from corelens.experiments.passes import run_pattern_hooks, stack_layers
-from corelens.experiments.resumable import prepare_samples, sample_errors
+from corelens.experiments.resumable import SampleError, prepare_samples, sample_errors
 from corelens.hf.prefix_cache import PrefixCache
 from corelens.hooks.attention import in_float32
 from corelens.inputs.prepare import PreparedInputs
@@ -80,6 +81,10 @@ def score_heads(
     return {name: stack_layers(layers, model) for name, layers in scores.items()}
 
 
+WHOLE = "evidence is all visual tokens"
+"""Name of the value of a batch that is one for samples whose evidence is all of their visual tokens, else zero. Their
+retrieval attention mass is attention on the picture, whatever a head retrieves."""
+
 OTHER_QUESTIONS = {"minus_null": "N/A", "over_generic": "Describe the image."}
 """Questions that the baselines of metrics ask in place of the sample's own."""
 
@@ -97,8 +102,11 @@ class ScanConfig:
 
 def score_batch(
     model: HookedMLLM, samples: Sequence[Sample], config: ScanConfig
-) -> dict[str, Float[Tensor, "batch layer head"]]:
+) -> dict[str, Float[Tensor, "batch layer head"] | Float[Tensor, "batch"]]:
     """Score every head by all metrics of a scan on one batch.
+
+    Returns:
+        Scores by metric name, and `WHOLE` if some metric needs evidence.
 
     Raises:
         SampleError: If a sample cannot be scored.
@@ -109,9 +117,11 @@ def score_batch(
     if len(by_sequence) > 1 and (of_prompt := by_sequence.pop("prompt", [])):
         # Attention of the prompt does not change with what follows it: one pass serves both.
         next(iter(by_sequence.values())).extend(of_prompt)
-    scores = {}
+    scores: dict[str, Tensor] = {}
     for sequence, metrics in by_sequence.items():
         inputs, scoring = _scoring_inputs(model, samples, sequence, metrics, config)
+        if of_evidence := [metric for metric in metrics if isinstance(metric, Metric)]:
+            scores[WHOLE] = _is_whole(samples, scoring, of_evidence)
         scores |= score_heads(model, inputs, scoring, metrics)
     # Baselines last: the same pass about another question.
     for baseline in OTHER_QUESTIONS:
@@ -160,9 +170,25 @@ def _scoring_inputs(
     return inputs, scoring
 
 
+def _is_whole(samples: Sequence[Sample], scoring: ScoringInputs, metrics: Sequence[Metric]) -> Float[Tensor, "batch"]:
+    """One for samples whose evidence is all of their visual tokens, else zero.
+
+    Raises:
+        SampleError: If there is such a sample, and a metric compares its evidence with the other visual tokens.
+    """
+    whole = ~(scoring.tokens.visual & (scoring.evidence == 0)).any(-1)
+    if whole.any() and (contrasting := [metric.name for metric in metrics if metric.contrasts]):
+        raise SampleError(
+            f"sample {samples[int(whole.nonzero()[0])].id}: its evidence is all of its visual tokens, and "
+            f"{', '.join(contrasting)} compares evidence with the others. {docs_link('whole')}"
+        )
+    return whole.float().cpu()
+
+
 def _with_question(samples: Sequence[Sample], baseline: str) -> list[Sample]:
     """The samples with the question of a baseline in place of their own."""
-    return [sample.with_question(OTHER_QUESTIONS[baseline]) for sample in samples]
+    with sample_errors():
+        return [sample.with_question(OTHER_QUESTIONS[baseline]) for sample in samples]
 
 
 @torch.no_grad()

@@ -62,7 +62,7 @@ class CoverageCurve(NamedTuple):
     n_heads: Int[np.ndarray, "size"]
     mean: Float[np.ndarray, "size"]
     low: Float[np.ndarray, "size"]
-    """Lower bound of the 95 % bootstrap interval over samples."""
+    """Lower bound of the 95 % bootstrap interval over samples; NaN of a single one."""
     high: Float[np.ndarray, "size"]
 
 

@@ -1,5 +1,6 @@
 """Scores of every head over many samples, without keeping an activation."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -7,10 +8,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from corelens.errors import check_choice
+from corelens.errors import check_choice, docs_link
 from corelens.experiments.comparison import mean_depth
 from corelens.experiments.fingerprint import model_fingerprint
-from corelens.experiments.head_metrics import ScanConfig, score_batch
+from corelens.experiments.head_metrics import WHOLE, ScanConfig, score_batch
 from corelens.experiments.layer_scores import DESCRIPTIVE_METRICS, AnyMetric, metric_name
 from corelens.experiments.resumable import (
     DatasetSamples,
@@ -83,7 +84,8 @@ def scan_metrics(
 
     Returns:
         Scores by metric name. Samples that cannot be scored, because a picture is missing, say, are skipped:
-        `HeadScores.skipped` has the reason of each, and a warning their number.
+        `HeadScores.skipped` has the reason of each, and a warning their number. So are those whose evidence is all of
+        their visual tokens, if a metric compares it with the others; if none does, a warning counts them.
 
     Raises:
         ValueError: If a metric is not known, there is no sample, every sample is skipped, or `out` holds another scan;
@@ -123,6 +125,12 @@ def run_scan(
     }
     shards = run_resumable("scan", samples, evaluate, fingerprint, choices, SHARD_SIZE, config.batch_size, out, map)
     scores = _head_scores(shards, metrics, config, fingerprint)
+    if WHOLE in shards.values and (n_whole := int(shards.values[WHOLE].sum())):
+        warnings.warn(
+            f"the evidence of {n_whole} of {len(shards.samples)} samples is all of their visual tokens: there, "
+            f"attention on the evidence is attention on the picture, whatever a head retrieves. {docs_link('whole')}",
+            stacklevel=3,
+        )
     if out is not None:
         for name, of_metric in scores.items():
             atomic_write(Path(out) / f"{name}.safetensors", of_metric.save)
@@ -168,7 +176,7 @@ def _head_scores(
     shards: Shard, metrics: Sequence[AnyMetric], config: ScanConfig, fingerprint: Mapping[str, Any]
 ) -> dict[str, HeadScores]:
     """Head scores by the name of each requested metric."""
-    values = {name: units.unflatten(1, fingerprint["heads"]) for name, units in shards.values.items()}
+    values = {name: units.unflatten(1, fingerprint["heads"]) for name, units in shards.values.items() if name != WHOLE}
     if "localization" in metrics:
         values["localization"] = localization_heads(values["visual_share"], values["spatial_entropy"]).float()
     by_name = {metric.name: metric for metric in config.metrics if isinstance(metric, Metric)}
@@ -189,7 +197,7 @@ def _head_scores(
 
 
 def scan_summary(scores: HeadScores) -> dict[str, Any]:
-    """Summary of the scores by one metric, ready for JSON."""
+    """Summary of the scores by one metric, ready for JSON; only means over several samples have intervals."""
     top = scores.top()
     low, high = bootstrap_interval(scores.values)
     summary: dict[str, Any] = {
@@ -199,7 +207,9 @@ def scan_summary(scores: HeadScores) -> dict[str, Any]:
             {
                 "head": str(head),
                 "score": round(float(scores.per_head[head]), 5),
-                "interval": [round(float(bound[head]), 5) for bound in (low, high)],
+                "interval": [round(float(bound[head]), 5) for bound in (low, high)]
+                if scores.aggregation == "mean" and not low[head].isnan()
+                else None,
             }
             for head in top
         ],

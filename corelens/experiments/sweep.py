@@ -270,7 +270,9 @@ def sweep_summary(swept: Sweep) -> dict[str, Any]:
                 "name": swept.units[index].name,
                 "heads": str(swept.units[index]),
                 "drop": round(float(drops[index]), 5),
-                "interval": [round(float(bound[0, index]), 5) for bound in (low, high)],
+                "interval": None
+                if low[0, index].isnan()
+                else [round(float(bound[0, index]), 5) for bound in (low, high)],
             }
             for index in drops.argsort(descending=True, stable=True).tolist()
         ],

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from hashlib import blake2b
 from itertools import count
 from typing import Any
 
@@ -107,7 +108,17 @@ def prepare(
     has_videos = any(chat.clips for chat in chats)
     reason = no_boxes(config.model_type) or (no_boxes(config.model_type, "video") if has_videos else "")
     merge = merged_patches(config.model_type, processor)
-    return PreparedInputs(tensors, TokenMap(**position_tensors, sizes=tuple(sizes), no_boxes=reason, merge=merge))
+    digests = tuple(_digest(prompt, chat) for prompt, chat in zip(prompts, chats, strict=True))
+    tokens = TokenMap(**position_tensors, sizes=tuple(sizes), no_boxes=reason, merge=merge, prompts=digests)
+    return PreparedInputs(tensors, tokens)
+
+
+def _digest(prompt: Prompt, chat: Chat) -> str:
+    """Digest of the text and of all pixels of a prompt."""
+    digest = blake2b(prompt.text.encode(), digest_size=8)
+    for pixels in [*chat.pictures, *(clip.frames for clip in chat.clips)]:
+        digest.update(memoryview(np.ascontiguousarray(pixels)))
+    return digest.hexdigest()
 
 
 def check_context(config: Any, attention_mask: Tensor) -> None:

@@ -38,7 +38,8 @@ def ablate(
 
     - `zero`: their output is zero, the same as without their columns of W_O (`zeroed_weights`).
     - `mean`: their output is its mean over a sample set, so that what later layers expect on average is still there.
-    - `resample`: their output is that at a random position of a random sample of a set.
+    - `resample`: their output is that of another sample, drawn for each, at the corresponding position: of the same
+      role, counted from the end.
     - `zero_query`: their queries are zero, so that every key they may attend to has the same weight but for biases and
       sinks.
     - `mean_query`: their queries are the mean over a sample set, as they meet the keys: normed and rotated. In a

@@ -30,6 +30,7 @@ from corelens.metrics.score_distribution import localization_heads as localizati
 from corelens.metrics.score_distribution import lorenz_curve as lorenz_curve
 from corelens.metrics.score_distribution import rho as rho
 from corelens.metrics.stability import bootstrap_interval as bootstrap_interval
+from corelens.metrics.stability import bootstrap_means as bootstrap_means
 from corelens.metrics.stability import jaccard as jaccard
 from corelens.metrics.stability import overlap as overlap
 from corelens.metrics.stability import rank_biased_overlap as rank_biased_overlap

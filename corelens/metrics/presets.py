@@ -41,6 +41,11 @@ class Metric:
     source: str = ""
     """Publication that it comes from, and differences from it."""
 
+    @property
+    def contrasts(self) -> bool:
+        """True if the evidence is compared with the other visual tokens."""
+        return self.normalisation in ("share", "lift", "rest")
+
     def __post_init__(self) -> None:
         needs_answer = self.queries not in ("last", "question") or self.contribution == "write_answer"
         if self.baseline != "none" and needs_answer:
@@ -133,8 +138,11 @@ _ALL = (
         "relative_attention",
         queries="last",
         baseline="over_generic",
+        aggregation="median",
         source="MLLMs know where to look (ICLR 2025): attention under the question over attention under a generic "
-        "prompt. Theirs is a map, averaged over heads, in one layer; ours the ratio of each head's evidence mass.",
+        "prompt. Theirs is a map, averaged over heads, in one layer; ours the ratio of each head's evidence mass. The "
+        "median over samples is corelens's choice: in a mean of ratios, one sample with little attention under the "
+        "generic prompt decides.",
     ),
 )
 

@@ -121,24 +121,27 @@ class Bimodality(NamedTuple):
 def bimodality_test(scores: Float[Tensor, "layer head"]) -> Bimodality:
     """Test whether heads fall into a retrieving and a broad group, or form one continuum.
 
-    Scores span orders of magnitude, so their logarithm is tested. The dip test is for more than one peak of the
+    Masses span orders of magnitude, so where all scores are positive, their logarithm is tested. Scores of which some
+    are zero or negative, as calibrated ones are, are tested as they are. The dip test is for more than one peak of the
     distribution; a mixture of two normal distributions gives the threshold between the groups.
 
     Args:
-        scores: One number per head, e.g. retrieval attention mass; NaN where there is no head. Zero and negative
-            scores are taken as the smallest positive one.
+        scores: One number per head, e.g. retrieval attention mass; NaN where there is no head.
 
     Raises:
-        ValueError: If fewer than four heads have a score, or none has a positive one.
+        ValueError: If fewer than four heads have a score, or all have the same.
 
     Source:
         The division is claimed by arXiv 2606.05843; the authors' test is not known. This test is corelens's own.
     """
     existing = scores[~scores.isnan()].double().flatten().cpu()
-    positive = existing[existing > 0]
-    if len(existing) < 4 or not len(positive):
-        raise ValueError(f"{len(positive)} of {len(existing)} scores are positive: too few to test for groups.")
-    logs = existing.clamp(min=float(positive.min())).log().numpy()
+    if (n_values := len(existing.unique())) < 2 or len(existing) < 4:
+        raise ValueError(
+            f"{len(existing)} heads have {n_values} different scores: groups need four heads, and scores that differ."
+        )
+    # Moved onto the smallest positive one, the others would be a group of their own.
+    in_logs = bool((existing > 0).all())
+    values = (existing.log() if in_logs else existing).numpy()
     try:
         from diptest import diptest
         from sklearn.mixture import GaussianMixture
@@ -146,15 +149,16 @@ def bimodality_test(scores: Float[Tensor, "layer head"]) -> Bimodality:
         message = f"{cause.name} is not installed: pip install 'corelens[app]'."
         raise ModuleNotFoundError(message, name=cause.name) from cause
     # Any: the package does not annotate that it returns a pair.
-    dip_and_p_value: Any = diptest(logs)
-    mixture: Any = GaussianMixture(2, n_init=5, random_state=0).fit(logs[:, None])
+    dip_and_p_value: Any = diptest(values)
+    mixture: Any = GaussianMixture(2, n_init=5, random_state=0).fit(values[:, None])
     low, high = np.sort(mixture.means_[:, 0])
     upper_group = int(mixture.means_[:, 0].argmax())
     grid = np.linspace(low, high, 1_000)
     upper_probability = mixture.predict_proba(grid[:, None])[:, upper_group]
     threshold = float(grid[np.abs(upper_probability - 0.5).argmin()])
     dip, p_value = map(float, dip_and_p_value)
-    return Bimodality(dip, p_value, float(np.exp(threshold)), float((logs > threshold).mean()))
+    upper_share = float((values > threshold).mean())
+    return Bimodality(dip, p_value, float(np.exp(threshold)) if in_logs else threshold, upper_share)
 
 
 class DepthProfile(NamedTuple):

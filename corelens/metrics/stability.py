@@ -23,23 +23,50 @@ class Interval(NamedTuple):
 def bootstrap_interval(
     values: Float[Tensor, "sample layer head"], level: float = 0.95, n_draws: int = 2_000, seed: int = 0
 ) -> Interval:
-    """Percentile bootstrap interval of each head's mean over samples; samples are drawn with replacement."""
+    """Percentile bootstrap interval of each head's mean over samples; samples are drawn with replacement.
+
+    Where every value is zero or one, two more samples are drawn from, as `bootstrap_means` says. NaN for a head that
+    has fewer than two scores: one sample says nothing of others.
+
+    Raises:
+        ValueError: If `level` is not between zero and one.
+    """
     if not 0 < level < 1:
         raise ValueError(f"level={level} is outside (0, 1).")
-    n_samples, flat = len(values), values.flatten(1).double()
-    generator = torch.Generator().manual_seed(seed)
-    scored = (~flat.isnan()).double()
-    # Number of times that each sample is drawn; the means of all draws are then a product of matrices.
-    counts = torch.stack(
-        [
-            torch.bincount(torch.randint(n_samples, (n_samples,), generator=generator), minlength=n_samples)
-            for _ in range(n_draws)
-        ]
-    ).double()
-    means = (counts @ flat.nan_to_num()) / (counts @ scored)
+    is_outcome = bool(((values == 0) | (values == 1) | values.isnan()).all())
+    means = bootstrap_means(values, n_draws, np.random.default_rng(seed), (0, 1) if is_outcome else None)
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double)
-    low, high = means.nanquantile(tails, 0).to(values).unflatten(1, values.shape[1:])
+    has_interval = (~values.isnan()).sum(0) >= 2
+    low, high = means.nanquantile(tails, 0).to(values).masked_fill(~has_interval, torch.nan)
     return Interval(low, high)
+
+
+def bootstrap_means(
+    values: Float[Tensor, "sample *shape"],
+    n_draws: int,
+    rng: np.random.Generator,
+    extremes: tuple[float | int, float | int] | None = None,
+) -> Float[Tensor, "draw *shape"]:
+    """Means of as many samples as there are, drawn with replacement from these and two more, one at either extreme.
+
+    Twenty equal samples of twenty do not prove that all others are equal, and an interval from these alone has no
+    width; of rare losses, it misses the true share far more often than it says. With the two, a 95 % interval of a
+    share holds it in 93 % of experiments or more, and is wider than it need be where few samples differ. For shares it
+    is near to that of Agresti and Coull (1998).
+
+    Args:
+        values: Value of each sample; NaN where it has none.
+        n_draws: Number of draws.
+        rng: Source of the draws.
+        extremes: Smallest and largest value that a sample can have; None to draw from the given samples alone.
+    """
+    rows = [values, *(torch.full_like(values[:1], extreme) for extreme in extremes or ())]
+    flat = torch.cat(rows)[:, None].flatten(1).double().cpu()
+    drawn = rng.choice(len(flat), (n_draws, len(values)))
+    # Number of times that each sample is drawn; the means of all draws are then a product of matrices.
+    counts = torch.from_numpy(np.stack([np.bincount(draw, minlength=len(flat)) for draw in drawn])).double()
+    scored = (~flat.isnan()).double()
+    return ((counts @ flat.nan_to_num()) / (counts @ scored)).reshape(n_draws, *values.shape[1:])
 
 
 class Stability(NamedTuple):

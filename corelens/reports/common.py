@@ -1,6 +1,6 @@
 """Sections that all reports share."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from corelens.experiments.run_folder import RunFolder
@@ -52,6 +52,11 @@ def identity(manifest: Mapping[str, Any]) -> dict[str, str]:
 def percent(share: float | int) -> str:
     """Percentage with one digit, without the sign."""
     return f"{100 * share:.1f}"
+
+
+def interval_cell(bounds: Sequence[float] | None) -> str:
+    """Table cell of an interval; empty where there is none, as of a single sample."""
+    return "" if bounds is None else f"{bounds[0]:.3g} to {bounds[1]:.3g}"
 
 
 def change_cells(result: Mapping[str, Any]) -> list[str]:

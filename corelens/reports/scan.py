@@ -5,7 +5,7 @@ from typing import Any
 
 from corelens.experiments.run_folder import RunFolder
 from corelens.experiments.scan import describe_groups, scan_summary
-from corelens.reports.common import close
+from corelens.reports.common import close, interval_cell
 from corelens.reports.page import Page
 from corelens.scores import HeadScores
 from corelens.viz import depth_profiles, head_map, lorenz_curves, overlap_matrix, score_curve
@@ -40,7 +40,7 @@ def page(run: RunFolder) -> Page:
     report.heading(f"The top {min(len(top), N_ROWS)} by {first.metric}")
     report.table(
         ["head", "score", "95 % interval"],
-        [[head["head"], f"{head['score']:.3g}", "{:.3g} to {:.3g}".format(*head["interval"])] for head in top[:N_ROWS]],
+        [[head["head"], f"{head['score']:.3g}", interval_cell(head["interval"])] for head in top[:N_ROWS]],
     )
     report.heading("All heads")
     for scores in by_metric.values():

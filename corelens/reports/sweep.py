@@ -1,7 +1,7 @@
 """The report of a sweep."""
 
 from corelens.experiments.run_folder import RunFolder, read_summary
-from corelens.reports.common import close
+from corelens.reports.common import close, interval_cell
 from corelens.reports.page import Page
 from corelens.scores import HeadScores
 from corelens.viz import head_map, score_curve
@@ -14,19 +14,20 @@ def page(run: RunFolder) -> Page:
     """Drop in log-probability by ablating each head, layer or group by itself."""
     summary = read_summary(run.folder / "sweep.json", "model", "per", "units", "skipped")
     units, per = summary["units"], summary["per"]
-    first, n_positive = units[0], sum(unit["interval"][0] > 0 for unit in units)
+    first, lows = units[0], [unit["interval"][0] for unit in units if unit["interval"]]
     report = Page(
         f"Effect of each {per} of {summary['model']} on its answers",
-        f"Ablating {first['name']} alone costs most: {first['drop']:.3g} nats of the answer's log-probability "
-        f"[{first['interval'][0]:.3g}, {first['interval'][1]:.3g}]; of {len(units):,} {per}s, {n_positive} have an "
-        f"interval that lies above zero.",
+        f"Ablating {first['name']} alone costs most: {first['drop']:.3g} nats of the answer's log-probability"
+        + (
+            f" (95 % interval {interval_cell(first['interval'])}); of {len(units):,} {per}s, "
+            f"{sum(low > 0 for low in lows)} have an interval that lies above zero."
+            if lows
+            else ", on one sample, which gives no interval."
+        ),
     )
     report.table(
         ["ablated", "drop in log-probability", "95 % interval"],
-        [
-            [unit["name"], f"{unit['drop']:.3g}", "{:.3g} to {:.3g}".format(*unit["interval"])]
-            for unit in units[:N_ROWS]
-        ],
+        [[unit["name"], f"{unit['drop']:.3g}", interval_cell(unit["interval"])] for unit in units[:N_ROWS]],
     )
     if len(units) > N_ROWS:
         report.text(f"The {N_ROWS} largest drops of {len(units):,}; sweep.json has all.")

@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from corelens.data import Sample
 from corelens.experiments.conditions import BASELINE, ConditionResults
+from corelens.metrics import bootstrap_means
 
 Verdict = Literal["supported", "not supported", "inconclusive", "cannot be tested"]
 
@@ -178,9 +180,9 @@ def estimate_mean(
 ) -> Measurement:
     """Estimate the mean of the means of data sets, with an interval over samples and over random draws of heads.
 
-    Samples are drawn from the existing ones and two more of each data set, one at either extreme: twenty equal samples
-    of twenty do not prove that all others are equal. For shares this is near to the interval of Agresti and Coull
-    (1998). Where several sets of heads were drawn at random, they are drawn again, too, the same for all samples.
+    Samples are drawn from the existing ones and two more of each data set, one at either extreme, for the reasons that
+    `bootstrap_means` gives. Where several sets of heads were drawn at random, they are drawn again, too, the same for
+    all samples.
 
     Args:
         name: Name of the number.
@@ -197,8 +199,7 @@ def estimate_mean(
     for dataset in names:
         weight = weights[dataset] if weights else 1 / len(names)
         values = per_sample[np.array(datasets) == dataset]
-        with_extremes = np.concatenate([values, np.repeat(np.array(extremes)[:, None], n_sets, 1)])
-        draw_means += weight * rng.choice(with_extremes, (N_DRAWS, len(values))).mean(1)
+        draw_means += weight * bootstrap_means(torch.from_numpy(values), N_DRAWS, rng, extremes).numpy()
         value += weight * float(values.mean())
     shares = rng.multinomial(n_sets, np.full(n_sets, 1 / n_sets), N_DRAWS) / n_sets
     # A resample of few sets varies less than the mean of as many sets does.

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from corelens import HookedMLLM
-from corelens.causal import AnswerLogProbs, kl_div, logit_diff, rank
+from corelens.causal import AnswerLogProbs, kl_div, logit_diff, logit_margin, rank
 from tests.helpers import tiny
 from tests.helpers.prompts import answered_prompts, family_model
 
@@ -40,5 +40,12 @@ def test_effects_in_loops(model: HookedMLLM):
         assert rank(patched, clean)[sample] == 1 + int((first > first[ids[positions[0]]]).sum())
         difference = logit_diff(torch.tensor([5, 6]))(patched, clean)[sample]
         assert_close(difference, first[ids[positions[0]]] - first[5 + sample], atol=1e-4, rtol=1e-4)
+        margin = 0.0
+        for position in positions:
+            others = clean_logits[sample, position - 1].clone()
+            others[ids[position]] = -torch.inf
+            logits = patched_logits[sample, position - 1]
+            margin += float(logits[ids[position]] - logits[others.argmax()])
+        assert_close(logit_margin(patched, clean)[sample].item(), margin, atol=1e-3, rtol=1e-3)
     assert_close(kl_div(clean, clean), torch.zeros(2))
     assert rank(replace(patched, log_probs=patched.log_probs * torch.nan), clean).isnan().all()

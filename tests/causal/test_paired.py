@@ -53,6 +53,40 @@ def test_paired_differences_and_their_interval():
     assert_close((low, high), normal, atol=0.03, rtol=0)
     assert_close(pair.p_value(), float(stats.ttest_1samp(shifts, 0).pvalue), atol=2e-3, rtol=0)
     same = PairedDifference(before > 0, before > 0)
-    assert (same.mean, same.interval(), same.p_value()) == (0.0, (0.0, 0.0), 1.0)
+    assert (same.mean, same.p_value()) == (0.0, 1.0)
     with pytest.raises(ValueError, match="at least two samples, and there is 1"):
         PairedDifference(before[:1], before[1:2]).interval()
+
+
+N_SAMPLES_AND_LOSSES = [
+    (n, losses) for n in (10, 20, 50, 200, 1000) for losses in (0.002, 0.02, 0.05, 0.3, 0.5) if n * losses <= 100
+]
+
+
+@pytest.mark.parametrize(("n", "losses"), N_SAMPLES_AND_LOSSES)
+def test_the_interval_of_a_change_in_accuracy_holds_it_as_often_as_it_says(n: int, losses: float):
+    # The interval depends on how many of the samples are lost; so its coverage is a sum over that number.
+    lost = np.arange(n + 1)
+    probability = stats.binom.pmf(lost, n, losses)
+    right, covered = torch.ones(n), 0.0
+    for count in lost[probability > 1e-3]:
+        low, high = PairedDifference(right, (torch.arange(n) >= int(count)).float()).interval()
+        assert low < high
+        covered += probability[count] * (low <= -losses <= high)
+    assert covered > 0.93
+    if n * losses >= 10:
+        assert covered < 0.98
+
+
+def test_equal_answers_do_not_say_that_all_others_are_equal():
+    for n in (2, 20, 400):
+        low, high = PairedDifference(torch.ones(n), torch.ones(n)).interval()
+        # Of events that did not happen in n samples, 3 / n is the upper bound of the share (the rule of three).
+        assert low == pytest.approx(-min(3 / n, 1), rel=0.4)
+        assert high == pytest.approx(min(3 / n, 1), rel=0.4)
+
+
+def test_numbers_beyond_zero_and_one_get_no_interval_of_scores():
+    changes = 1e-3 * torch.randn(50, generator=torch.Generator().manual_seed(0))
+    low, high = PairedDifference(torch.full((50,), -5.0), changes - 5).interval()
+    assert -1e-3 < low < high < 1e-3

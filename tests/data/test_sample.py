@@ -191,3 +191,20 @@ def test_another_question_in_the_place_of_one_with_pictures_in_it_keeps_the_pict
     assert [part.get("question") for part in sample.chat[0]["content"]] == [None, None, "How often is", None, "there?"]
     assert sample.with_question("?").prompt == ("One ", 0, "\n\n", 1, "? Count.")
     assert replace(sample, prompt=()).with_question("?").chat[0]["content"][-1]["text"] == "? Count."
+
+
+@pytest.mark.parametrize(
+    ("question", "prompt", "error"),
+    [
+        ("Which digit is red?", ("Look: ", 0, " which digit is red?"), "cannot be located in its prompt"),
+        ("Which digit is red?", (0, "Which digit is red"), "cannot be located in its prompt"),
+        ("<image>", ("Look: ", 0), "holds no text of the question"),
+        ("", ("Look: ", 0), "holds no text of the question"),
+    ],
+)
+def test_a_prompt_in_which_no_other_question_can_be_put_is_refused(
+    question: str, prompt: tuple[str | int, ...], error: str
+):
+    # Asked again unchanged, it would make every score that is compared with the null question exactly zero.
+    with pytest.raises(ValueError, match=f"sample s: .*{error}"):
+        Sample("s", question, "7", (picture(),), prompt=prompt).with_question("N/A")

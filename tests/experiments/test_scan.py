@@ -7,11 +7,11 @@ import pytest
 import torch
 from accelerate import cpu_offload
 
-from corelens import HeadScores, HookedMLLM, scan
+from corelens import Evidence, HeadScores, HookedMLLM, scan
 from corelens.experiments import head_metrics
 from corelens.experiments import scan as scan_module
-from corelens.experiments.scan import scan_metrics
-from corelens.metrics import localization_heads
+from corelens.experiments.scan import scan_metrics, scan_summary
+from corelens.metrics import PRESETS, Metric, localization_heads
 from tests.helpers import processors, tiny
 from tests.helpers.questions import samples
 
@@ -58,3 +58,41 @@ def test_finished_parts_are_read_and_give_the_same_scores(
         assert torch.equal(first[name].values, again[name].values)
         assert dataclasses.replace(first[name], values=again[name].values) == again[name]
         assert torch.equal(HeadScores.load(tmp_path / "run" / f"{name}.safetensors").values, first[name].values)
+
+
+CONTRASTING = [Metric("lift", normalisation="lift"), *(metric for metric in PRESETS.values() if metric.contrasts)]
+
+
+@pytest.mark.parametrize("metric", CONTRASTING, ids=lambda metric: metric.name)
+def test_evidence_that_is_everything_is_left_out_where_it_is_compared_with_the_rest(vlm: HookedMLLM, metric: Metric):
+    whole, boxed = dataclasses.replace(samples(1)[0], evidence=(Evidence(),)), samples(2)[1]
+    with pytest.warns(UserWarning, match="1 of 2 samples cannot be measured"):
+        found = scan(vlm, [whole, boxed], metric)
+    assert found.samples == ("s1",)
+    assert f"sample s0: its evidence is all of its visual tokens, and {metric.name} compares" in found.skipped["s0"]
+
+
+def test_evidence_that_is_everything_is_counted_where_it_is_not_compared(vlm: HookedMLLM, tmp_path: Path):
+    whole, boxed = dataclasses.replace(samples(1)[0], evidence=(Evidence(),)), samples(2)[1]
+    warning = "the evidence of 1 of 2 samples is all of their visual tokens"
+    with pytest.warns(UserWarning, match=warning):
+        found = scan_metrics(vlm, [whole, boxed], ["ram", "vision_heads"], out=tmp_path)
+    with pytest.warns(UserWarning, match=warning):  # read from the folder
+        scan_metrics(vlm, [whole, boxed], ["ram", "vision_heads"], out=tmp_path)
+    assert list(found) == ["ram", "vision_heads"]
+    torch.testing.assert_close(found["ram"].values[0], found["vision_heads"].values[0])
+    assert (found["ram"].values[1] < found["vision_heads"].values[1]).any()
+
+
+def test_only_means_over_several_samples_have_intervals(vlm: HookedMLLM):
+    two, one = scan(vlm, samples(2)), scan(vlm, samples(1))
+    for scores, has_interval in ((two, True), (one, False), (two.aggregate("median"), False)):
+        assert all((head["interval"] is not None) == has_interval for head in scan_summary(scores)["top"])
+
+
+def test_one_sample_does_not_decide_relative_attention(vlm: HookedMLLM):
+    scores = scan(vlm, samples(3), "relative_attention")
+    values = scores.values.clone()
+    values[0, 2, 0] = 1e6  # no attention under the generic prompt
+    head = dataclasses.replace(scores, values=values).per_head[2, 0]
+    assert head <= scores.values[1:, 2, 0].max()

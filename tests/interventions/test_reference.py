@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from corelens import Head, HeadSet, HookedMLLM, Role, ablate, mean_activations, resample_activations
+from corelens import Head, HeadSet, HookedMLLM, Role, ablate, mean_activations, resample_activations, toy
+from corelens.interventions import reference
 from tests.helpers import processors, tiny
 from tests.helpers.prompts import sample_prompts
 from tests.helpers.questions import samples
@@ -35,7 +36,7 @@ def test_means_are_those_of_a_loop_over_samples(model: HookedMLLM, by_role: bool
         z, roles = sample_activations(model, layer)
         for role in Role if by_role else [0]:
             expected = z[roles == role].mean(0) if by_role else z.mean(0)
-            assert_close(means[f"blocks.{layer}.attn.hook_z"][0, role], expected, atol=1e-4, rtol=1e-4, equal_nan=True)
+            assert_close(means[f"blocks.{layer}.attn.hook_z"][role], expected, atol=1e-4, rtol=1e-4, equal_nan=True)
 
 
 @torch.no_grad()
@@ -52,24 +53,82 @@ def test_mean_ablation_writes_the_means(model: HookedMLLM):
             for head in range(4):
                 z = cache["z", layer][real][:, head]
                 if f"L{layer}H{head}" in HEADS.split(", "):
-                    expected = means.values[f"blocks.{layer}.attn.hook_z"][0, role, head]
+                    expected = means.values[f"blocks.{layer}.attn.hook_z"][role, head]
                     assert torch.equal(z, expected.expand_as(z))
                 elif layer == 0:
                     assert torch.equal(z, plain["z", layer][real][:, head])
 
 
 @torch.no_grad()
-def test_resampled_outputs_are_outputs_of_the_same_role(model: HookedMLLM):
-    draws = resample_activations(model, samples(), by_role=True)
-    activations, roles = sample_activations(model, layer=1)
+@pytest.mark.parametrize("by_role", [False, True])
+def test_mean_ablation_of_a_padded_batch_is_that_of_its_samples(model: HookedMLLM, by_role: bool):
+    hooks = ablate(HeadSet.parse(HEADS), "mean", mean_activations(model, samples(), by_role=by_role))
     inputs = sample_prompts(model)
-    hooks = ablate([Head(1, 2)], "resample", draws, positions=~inputs.tokens.padding)
-    with model.hooks(fwd_hooks=hooks):
-        z = model.run_with_cache(inputs)[1]["z", 1][:, :, 2]
-        repeated = model.run_with_cache(inputs)[1]["z", 1][:, :, 2]
-    assert torch.equal(z, repeated)
-    for role in (Role.QUESTION, Role.IMAGE, Role.STRUCTURAL):
-        candidates = activations[roles == role][:, 2]
-        distance = torch.cdist(z[inputs.tokens.role == role], candidates, compute_mode="donot_use_mm_for_euclid_dist")
-        assert distance.amin(1).max() < 1e-3
-        assert len(distance.argmin(1).unique()) > 1
+    assert inputs.tokens.padding.any()
+    together = model.run_with_hooks(inputs, fwd_hooks=hooks)[:, -1]
+    for sample, logits in zip(samples(2), together, strict=True):
+        alone = model.run_with_hooks(model.prepare(list(sample.images), sample.question), fwd_hooks=hooks)[0, -1]
+        assert_close(logits, alone, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_resampled_outputs_are_those_of_one_other_sample_at_the_corresponding_position(model: HookedMLLM):
+    layer, head, outputs = 1, 2, []
+    for sample in samples():
+        inputs = model.prepare(list(sample.images), sample.question)
+        outputs.append((model.run_with_cache(inputs)[1]["z", layer][0, :, head], inputs.tokens.role[0]))
+    inputs = sample_prompts(model)
+    chosen = set()
+    for seed in range(4):
+        draws = resample_activations(model, samples(), batch_size=2, seed=seed)
+        with model.hooks(fwd_hooks=ablate([Head(layer, head)], "resample", draws)):
+            z = model.run_with_cache(inputs)[1]["z", layer][:, :, head]
+        for row in range(2):
+            role = inputs.tokens.role[row]
+            is_donor = [
+                all(
+                    torch.allclose(
+                        z[row, place], other[places[len(places) - 1 - nth % min(len(places), 64)]], atol=1e-4
+                    )
+                    for kind in (Role.QUESTION, Role.IMAGE, Role.STRUCTURAL)
+                    for places in [(other_role == kind).nonzero().flatten()]
+                    for nth, place in enumerate((role == kind).nonzero().flatten().flip(0))
+                )
+                for other, other_role in outputs
+            ]
+            assert sum(is_donor) == 1
+            assert not is_donor[row]
+            chosen.add((row, is_donor.index(True)))
+    assert len({donor for row, donor in chosen if row == 0}) > 1
+
+
+@torch.no_grad()
+def test_samples_of_one_shape_and_length_are_given_other_samples(toy_model: HookedMLLM):
+    draws = resample_activations(toy_model, toy.scenes(12, seed=33))
+    written: list[tuple[float, ...]] = []
+
+    def keep(z: torch.Tensor, hook: object) -> None:
+        written.append(tuple(z[0, -1, 14].tolist()))
+
+    for sample in toy.scenes(8, seed=21):
+        hooks = [*ablate([Head(3, 14)], "resample", draws), ("blocks.3.attn.hook_z", keep)]
+        toy_model.run_with_hooks(toy_model.prepare(sample.images[0], sample.question), fwd_hooks=hooks)
+    assert len(set(written)) > 3
+
+
+@torch.no_grad()
+def test_of_many_samples_and_positions_some_are_kept(model: HookedMLLM, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(reference, "N_DONORS", 3)
+    monkeypatch.setattr(reference, "N_KEPT", 2)
+    draws = resample_activations(model, samples())
+    assert len(set(draws.prompts)) == 3
+    assert int((draws.rows >= 0).sum(-1).max()) == 2
+    assert all(len(values) == int(draws.rows.max()) + 1 for values in draws.values.values())
+
+
+@torch.no_grad()
+def test_a_sample_alone_has_no_other_to_resample_from(model: HookedMLLM):
+    (sample,) = samples(1)
+    hooks = ablate([Head(1, 2)], "resample", resample_activations(model, [sample]))
+    with pytest.raises(ValueError, match="sample 0 is the only one that was measured, and resampling needs others"):
+        model.run_with_hooks(model.prepare(list(sample.images), sample.question), fwd_hooks=hooks)

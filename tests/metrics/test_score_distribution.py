@@ -38,8 +38,34 @@ def test_two_groups_are_told_from_one():
     assert two_groups.p_value < 0.01
     assert two_groups.upper_share == pytest.approx(0.25, abs=0.02)
     assert 0.02 < two_groups.threshold < 0.3
-    with pytest.raises(ValueError, match="0 of 6 scores are positive"):
+    with pytest.raises(ValueError, match="6 heads have 1 different scores"):
         bimodality_test(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="3 heads have 3 different scores"):
+        bimodality_test(torch.tensor([[1.0, 2.0, 3.0, nan]]))
+
+
+@pytest.mark.parametrize(
+    "with_others",
+    [
+        pytest.param(lambda noise: noise, id="around zero, as calibrated scores are"),
+        pytest.param(lambda noise: noise.clamp(min=0), id="zeros, as of heads that do not see the picture"),
+        pytest.param(lambda noise: noise - 5, id="all negative"),
+        pytest.param(lambda noise: noise.exp(), id="all positive"),
+    ],
+)
+def test_one_bell_curve_is_one_group_whatever_its_signs(with_others):
+    draw = torch.Generator().manual_seed(0)
+    p_values = [bimodality_test(with_others(torch.randn(6, 16, generator=draw))).p_value for _ in range(40)]
+    assert sum(p < 0.05 for p in p_values) <= 4
+
+
+def test_two_groups_around_zero_are_told_apart_where_they_meet():
+    draw = torch.Generator().manual_seed(0)
+    noise = 0.01 * torch.randn(1, 300, generator=draw)
+    found = bimodality_test(torch.cat([noise, 0.5 + 0.01 * torch.randn(1, 100, generator=draw)], 1))
+    assert found.p_value < 0.01
+    assert 0.05 < found.threshold < 0.45
+    assert found.upper_share == 0.25
 
 
 def test_depth_is_relative():

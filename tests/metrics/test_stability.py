@@ -35,6 +35,15 @@ def test_bootstrap_intervals_cover_the_mean_as_often_as_they_say():
     low, _ = bootstrap_interval(values)
     assert low[0, 0].isnan()
     assert (~low.isnan()).sum() == 199
+    assert bool(bootstrap_interval(values[:1]).low.isnan().all())
+
+
+def test_intervals_of_zeros_and_ones_hold_rare_shares():
+    draw = torch.Generator().manual_seed(0)
+    hits = (torch.rand(50, 60, 10, generator=draw) < 0.02).double()
+    low, high = bootstrap_interval(hits)
+    assert ((low <= 0.02) & (high >= 0.02)).double().mean() > 0.93
+    assert bool((low < high).all())
 
 
 def test_stability_is_perfect_without_noise_and_chance_with_noise_alone():
