@@ -145,6 +145,7 @@ def tables() -> dict[str, list[list[Any]]]:
         "claims": [["claim", "rule"], *([finding["claim"], finding["rule"]] for finding in studies()[0]["findings"])],
         "verdicts": list(_verdicts()),
         "effects": list(_measurements()),
+        "tasks": list(_tasks()),
     }
 
 
@@ -175,6 +176,15 @@ def _measurements() -> Iterator[list[str]]:
         for name in dict.fromkeys(measurement["name"] for measurement in needed):
             need = next(measurement["needed"] for measurement in needed if measurement["name"] == name)
             yield [claim, f"{name}, {need}", *(_measurement(finding, name) for finding in findings)]
+
+
+def _tasks() -> Iterator[list[str]]:
+    """Points of accuracy that the heads of each task, ranked by the last token, cost in each task of a model."""
+    (study,) = (study for study in studies() if study["model"] == "corelens/toy-worlds")
+    costs = study["tasks"]["ram_last"]
+    yield ["heads found by", *costs]
+    for heads, by_task in costs.items():
+        yield [heads, *(f"{100 * cost + 0.0:.0f}" for cost in by_task.values())]
 
 
 def _measurement(finding: dict[str, Any], name: str) -> str:

@@ -88,9 +88,7 @@ def test_means_before_and_behind_a_gate_are_different_means(name: str):
         means = cl.mean_activations(model, samples(), point=point, batch_size=2)
         shown = [model.run_with_cache(inputs)[1][point, head.layer, "attn"][0, :, head.head] for inputs in prompts]
         mean = torch.cat(shown).mean(0)
-        assert_close(
-            means.values[f"blocks.{head.layer}.attn.hook_{point}"][0, 0, head.head], mean, atol=1e-5, rtol=1e-4
-        )
+        assert_close(means.values[f"blocks.{head.layer}.attn.hook_{point}"][0, head.head], mean, atol=1e-5, rtol=1e-4)
         logits.append(model.run_with_hooks(prompts[0], fwd_hooks=cl.ablate([head], "mean", means, point=point)))
     assert_close(logits[1], with_columns(model, prompts[0], head, mean.expand(prompts[0].shape[1], -1)))
     assert not torch.allclose(logits[0], logits[1], atol=1e-4)
@@ -123,7 +121,7 @@ def test_a_mean_query_meets_the_keys_as_they_are(name: str):
     loop = [model.prepare(list(s.images), s.question) for s in samples()]
     shown = [model.run_with_cache(one)[1]["q", head.layer, "attn"][0, :, head.head] for one in loop]
     mean = torch.cat(shown).mean(0)
-    assert_close(means.values[f"blocks.{head.layer}.attn.hook_q"][0, 0, head.head], mean, atol=1e-5, rtol=1e-4)
+    assert_close(means.values[f"blocks.{head.layer}.attn.hook_q"][0, head.head], mean, atol=1e-5, rtol=1e-4)
     _, plain = model.run_with_cache(inputs)
     with model.hooks(fwd_hooks=cl.ablate([head], "mean_query", means, positions="question")):
         _, cache = model.run_with_cache(inputs)
