@@ -110,7 +110,7 @@ def page(folder: Path) -> Page:
         [_key_tokens(read_key_tokens(RunFolder.load(folder / "key-tokens")))],
         [[_acceleration(sparse_results, summary["times as fast"])]],
         _query_tokens(read_conditions(RunFolder.load(folder / "query-tokens"))),
-        [[cross_ablation_map(costs, f"by {metric}") for metric, costs in summary["tasks"].items()]],
+        [[cross_ablation_map(costs, f"by {metric}")] for metric, costs in summary["tasks"].items()],
         [[overlap_matrix({"without": scores["ram"], "with markers": _scores(folder / "markers")["ram"]}, "shared")]],
     ]
     for finding, rows in zip(findings, figure_rows, strict=True):

@@ -159,7 +159,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("corelens.study.verdict.N_DRAWS", 10)
-    monkeypatch.setattr("corelens.study.QUICK", StudyBudget(1, (2,), (("mean", "both"),), (0.05,), 1, 1))
+    monkeypatch.setattr("corelens.study.QUICK", StudyBudget(1, 2, (2,), (("mean", "both"),), (0.05,), 1, 1))
     for numbers in published_numbers()["tables"]["key_token_ratio"]["models"].values():
         monkeypatch.setitem(numbers, "heads", 3)  # of 12
     monkeypatch.chdir(tmp_path)

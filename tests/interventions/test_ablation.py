@@ -195,13 +195,15 @@ def test_a_cache_made_without_the_intervention(model: HookedMLLM):
     settings: dict[str, Any] = dict(max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True)
     late = torch.arange(n + 1)[None] == n
     message = f"which is in a cache that was made without it: the first {n} positions"
-    for run in (lambda: model(last_inputs | cached()), lambda: model.generate(all_inputs | cached(), **settings)):
+    for run in (lambda past: model(last_inputs | past), lambda past: model.generate(all_inputs | past, **settings)):
+        past = cached()
         with model.hooks(fwd_hooks=ablate([Head(0, 0)])), pytest.raises(ValueError, match=message):
-            run()
+            run(past)
     model.run_with_hooks(last_inputs | cached(), fwd_hooks=ablate([Head(0, 0)], positions=late))
     for hooks in (ablate([Head(0, 0)], positions=late), ablate([Head(0, 0)], phase="decode")):
+        past = cached()
         with model.hooks(fwd_hooks=hooks):
-            expected, continued = (model.generate(all_inputs | past, **settings) for past in ({}, cached()))
+            expected, continued = (model.generate(all_inputs | given, **settings) for given in ({}, past))
         for logits, expected_logits in zip(continued.logits, expected.logits, strict=True):
             assert_close(logits, expected_logits, atol=1e-5, rtol=1e-5)
         plain = model.generate(all_inputs | cached(), **settings)

@@ -47,7 +47,7 @@ def test_folders_without_a_finished_run_are_refused(runs: Path, tmp_path: Path):
         unwritten: "has no scores yet",
         ended: "sweep.json is missing or cannot be read; the command that made the run writes it",
         old: "study.json lacks 'times as fast'",
-        other: "holds a run of 'dance'; there are reports of scan, sweep, ablate, accelerate and study",
+        other: "holds a run of 'dance'; there are reports of scan, key-tokens, sweep, ablate, accelerate and study",
         demo: "holds a demo, whose report is",
         study: "holds an unfinished study",
     }.items():
