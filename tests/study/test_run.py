@@ -31,7 +31,7 @@ def test_an_untrained_model_has_no_sparsity_no_division_and_nothing_to_lose(
     model = HookedMLLM(hf_model, toy_model.processor)
     study = run_study(model, *study_samples(40), tmp_path, SMALL_BUDGET, max_new_tokens=2)
     verdicts = [finding.verdict for finding in study.findings]
-    assert [verdicts[claim] for claim in (0, 2, 3)] == ["not supported"] * 3
+    assert [verdicts[claim] for claim in (0, 2, 3)] == ["not supported", "not supported", "cannot be tested"]
     # Query tokens and markers are questions about any model's scores.
     assert "supported" not in verdicts[:6]
 
