@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,10 @@ def model_fingerprint(model: HookedMLLM, whole: bool) -> dict[str, Any]:
 
 
 def samples_hash(samples: Sequence[tuple[str, Sample]]) -> str:
-    """Hash of samples with the names of their data sets: of all that they hold, pictures and videos included."""
+    """Hash of samples with the names of their data sets: of all that they hold, pictures and videos included.
+
+    Functions that return pictures are not called; they count by their names and by what they hold.
+    """
     digest = hashlib.sha256()
     for dataset, sample in samples:
         digest.update(dataset.encode())
@@ -85,18 +89,19 @@ def _contents(value: Any) -> Iterator[bytes]:
         elif isinstance(value, str | PathLike):
             yield str(value).encode()
             yield from _file(Path(value)) if len(str(value)) < 1000 else ()
-        elif isinstance(value, partial) and all(isinstance(item, str | PathLike | float | int) for item in value.args):
-            # One that draws by a few numbers or reads a page of a file: cheaper than to call it.
-            yield f"{value.func.__module__}.{value.func.__qualname__} {value.keywords}".encode()
-            yield from _each(value.args)
-        elif isinstance(value, Callable):
-            yield from _contents(value())
+        elif isinstance(value, partial):
+            yield f"{value.func.__module__}.{value.func.__qualname__}".encode()
+            yield from _each([*value.args, value.keywords])
+        elif is_dataclass(value):
+            yield from _each([getattr(value, field.name) for field in fields(value)])
+        elif isinstance(value, FunctionType):
+            # Not called: it may download or draw, and does so when the run comes to its sample.
+            yield f"{value.__module__}.{value.__qualname__}".encode()
+            yield from _each([cell.cell_contents for cell in value.__closure__ or ()])
         elif isinstance(value, Mapping):
             yield from _each([part for item in value.items() for part in item])
         elif isinstance(value, list | tuple):
             yield from _each(value)
-        elif is_dataclass(value):
-            yield from _each([getattr(value, field.name) for field in fields(value)])
         elif value is None or isinstance(value, float | int):
             yield repr(value).encode()
     except (ValueError, OSError) as cause:

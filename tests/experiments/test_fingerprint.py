@@ -71,6 +71,11 @@ def test_a_folder_refuses_the_run_of_a_changed_model(model: HookedMLLM, change: 
         scan(model, samples(2), out=tmp_path / "run")
 
 
+def returning(picture: Image.Image) -> Callable[[], Image.Image]:
+    """A function that returns a picture, as a reader of one's own may hold."""
+    return lambda: picture
+
+
 def file_of(picture: Image.Image, folder: Path) -> str:
     picture.save(folder / "a.png")
     return str(folder / "a.png")
@@ -93,8 +98,8 @@ SAMPLES: dict[str, Callable[[Path], tuple[Sample, Sample]]] = {
     "the format of the answer": lambda folder: (SAMPLE, replace(SAMPLE, about={"answer format": "Int"})),
     "the picture": lambda folder: (SAMPLE, replace(SAMPLE, images=(OTHER,))),
     "one more picture": lambda folder: (SAMPLE, replace(SAMPLE, images=(ONE, ONE))),
-    "what a function draws": lambda folder: (
-        replace(SAMPLE, images=(lambda: ONE,)), replace(SAMPLE, images=(lambda: OTHER,))
+    "what a function holds": lambda folder: (
+        replace(SAMPLE, images=(returning(ONE),)), replace(SAMPLE, images=(returning(OTHER),))
     ),
     "arguments of a function": lambda folder: (
         replace(SAMPLE, images=(partial(random_picture, (9, 9), 1),)),
