@@ -145,7 +145,7 @@ def accuracy_strips(accuracies: Mapping[str, Mapping[str, Sequence[float]]]) -> 
             hovertemplate=f"{name}<br>%{{y}}<br>%{{x:.1%}}<extra></extra>",
         )
     figure.update_xaxes(title="accuracy", range=[0, 1.02], tickformat=".0%")
-    figure.update_yaxes(autorange="reversed", type="category")
+    figure.update_yaxes(autorange="reversed", type="category", categoryorder="array", categoryarray=list(accuracies))
     return apply_style(figure, "Accuracy without some heads", "Small dots are random draws, diamonds single sets.")
 
 

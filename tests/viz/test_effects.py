@@ -9,7 +9,7 @@ import pytest
 
 from corelens import HeadSet
 from corelens.experiments.ablation import AblationCurve
-from corelens.viz import ablation_curves, accuracy_bars, speed_against_accuracy, speed_by_length
+from corelens.viz import ablation_curves, accuracy_bars, accuracy_strips, speed_against_accuracy, speed_by_length
 
 
 def ablation_curve() -> AblationCurve:
@@ -89,3 +89,14 @@ def test_a_setting_close_to_another_has_its_name_in_the_hover_text():
 def test_errors_name_what_cannot_be_drawn(draw: Callable[[], object], message: str):
     with pytest.raises(ValueError, match=message):
         draw()
+
+
+def test_strips_keep_the_order_of_groups_and_every_draw():
+    accuracies = {"b": {"top": [0.1], "random": [0.9, 0.8]}, "a": {"top": [0.3], "random": [0.7]}}
+    figure = accuracy_strips(accuracies)
+    points = {trace.name: sorted(zip(trace.y, trace.x, strict=True)) for trace in figure.data}
+    assert points == {"top": [("a", 0.3), ("b", 0.1)], "random": [("a", 0.7), ("b", 0.8), ("b", 0.9)]}
+    assert [trace.name for trace in figure.data][-1] == "top", "the first condition is drawn on top"
+    assert figure.layout.yaxis.categoryarray == ("b", "a")
+    with pytest.raises(ValueError, match=r"a, top: 1\.2 is no accuracy"):
+        accuracy_strips({"a": {"top": [1.2]}})

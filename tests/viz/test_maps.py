@@ -121,3 +121,11 @@ def test_the_patching_map_keeps_signs_and_places():
 def test_errors_name_what_cannot_be_drawn(draw: Callable[[], object], message: str):
     with pytest.raises(ValueError, match=message):
         draw()
+
+
+def test_costs_by_task_are_points_and_centred_on_zero():
+    figure = cross_ablation_map({"x": {"x": 0.5, "y": -0.1}, "y": {"x": 0.0, "y": 0.2}}, "by ram")
+    (heat,) = figure.data
+    assert heat.z.tolist() == [[50, -10], [0, 20]]
+    assert (heat.zmin, heat.zmax) == (-50, 50)
+    assert "by ram" in figure.layout.title.text
