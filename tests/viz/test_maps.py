@@ -9,7 +9,15 @@ import torch
 
 from corelens import HeadScores, HeadSet, agreement
 from corelens.metrics import stable_heads
-from corelens.viz import binned_head_maps, depth_length_grid, head_map, overlap_matrix, patching_map, stable_head_map
+from corelens.viz import (
+    binned_head_maps,
+    cross_ablation_map,
+    depth_length_grid,
+    head_map,
+    overlap_matrix,
+    patching_map,
+    stable_head_map,
+)
 from corelens.viz.maps import AgreementMetric
 from tests.helpers.figures import head_scores, panel_titles
 
