@@ -117,7 +117,7 @@ def _digest(prompt: Prompt, chat: Chat) -> str:
     """Digest of the text and of all pixels of a prompt."""
     digest = blake2b(prompt.text.encode(), digest_size=8)
     for pixels in [*chat.pictures, *(clip.frames for clip in chat.clips)]:
-        digest.update(memoryview(np.ascontiguousarray(pixels)))
+        digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
 
