@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from corelens import Evidence, HookedMLLM, Sample, append_answers, scan
+from corelens import Box, Evidence, HookedMLLM, Sample, append_answers, scan
 from corelens.inputs.prepare import PreparedInputs, prepare
 from tests.helpers import processors, tiny
 from tests.helpers.pictures import random_picture
@@ -161,7 +161,7 @@ def test_prompts_longer_than_the_context_are_refused(image: Image.Image, kind: s
 
 def test_a_scan_leaves_prompts_out_that_are_too_long(image: Image.Image):
     model = HookedMLLM(tiny.build("qwen3_vl"), processors.build("qwen3_vl"))
-    evidence = (Evidence(),)
+    evidence = (Evidence(Box(0, 0, 20, 20)),)
     short = Sample("short", "a?", "7", (random_picture((56, 56)),), evidence)
     long = Sample("long", "a?", "7", (random_picture((224, 224)),), evidence)
     model.hf_model.config.get_text_config().max_position_embeddings = 40
