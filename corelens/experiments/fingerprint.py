@@ -93,7 +93,7 @@ def _contents(value: Any) -> Iterator[bytes]:
             yield f"{value.func.__module__}.{value.func.__qualname__}".encode()
             yield from _each([*value.args, value.keywords])
         elif is_dataclass(value):
-            yield from _each([getattr(value, field.name) for field in fields(value)])
+            yield from _each([getattr(value, field.name) for field in fields(value) if field.compare])
         elif isinstance(value, FunctionType):
             # Not called: it may download or draw, and does so when the run comes to its sample.
             yield f"{value.__module__}.{value.__qualname__}".encode()
