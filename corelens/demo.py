@@ -116,6 +116,7 @@ def run_demo(
             "answer": "greedy generation, exact match",
             "scanned scenes": n_scanned,
             "tested scenes": n_tested,
+            "tested questions": {task: len(samples) for task, samples in tested.items()},
             "questions of each text task": n_texts,
             "write-matched draws of each set": n_draws,
         },

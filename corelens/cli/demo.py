@@ -39,14 +39,17 @@ def demo(
         box=box.SIMPLE, title="Accuracy in percent, with 10 percent of all heads ablated", title_justify="left"
     )
     for number, name in enumerate(HEADER):
-        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+        # On a narrow screen names wrap, and numbers stay whole.
+        table.add_column(name, justify="right" if number else "left", no_wrap=number > 0)
     for row in finished.rows:
         table.add_row(*row, style="bold red" if row[0].startswith("top") else None)
     console.print(table)
     for name, reason in finished.result["no control"].items():
         console.print(f"  {name}: {reason}")
-    for ranking, predictions in finished.result["expected"].items():
-        console.print(f"  heads of {ranking}:")
-        for prediction, holds in predictions.items():
-            console.print(f"  {'[green]yes[/green]' if holds else '[red]no [/red]'}  {prediction}")
-    console.print(f"\n{finished.result['seconds']:.0f} seconds. Report: {out / 'report.html'}\n")
+    rankings = finished.result["expected"]
+    predictions = Table("prediction", *(f"heads of {ranking}" for ranking in rankings), box=box.SIMPLE)
+    for prediction in next(iter(rankings.values())):
+        outcomes = (holds[prediction] for holds in rankings.values())
+        predictions.add_row(prediction, *("[green]yes[/green]" if holds else "[red]no[/red]" for holds in outcomes))
+    console.print(predictions)
+    console.print(f"{finished.result['seconds']:.0f} seconds. Report: {out / 'report.html'}\n")

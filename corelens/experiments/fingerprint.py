@@ -90,22 +90,30 @@ def _contents(value: Any) -> Iterator[bytes]:
             yield str(value).encode()
             yield from _file(Path(value)) if len(str(value)) < 1000 else ()
         elif isinstance(value, partial):
-            yield f"{value.func.__module__}.{value.func.__qualname__}".encode()
+            yield _name(value.func)
             yield from _each([*value.args, value.keywords])
         elif is_dataclass(value):
             yield from _each([getattr(value, field.name) for field in fields(value) if field.compare])
         elif isinstance(value, FunctionType):
             # Not called: it may download or draw, and does so when the run comes to its sample.
-            yield f"{value.__module__}.{value.__qualname__}".encode()
-            yield from _each([cell.cell_contents for cell in value.__closure__ or ()])
+            yield _name(value)
+            held = [cell.cell_contents for cell in value.__closure__ or ()]
+            # A function may hold itself.
+            yield from _each([_name(item) if isinstance(item, FunctionType) else item for item in held])
         elif isinstance(value, Mapping):
             yield from _each([part for item in value.items() for part in item])
         elif isinstance(value, list | tuple):
             yield from _each(value)
-        elif value is None or isinstance(value, float | int):
+        elif value is None or isinstance(value, float | int | bytes):
             yield repr(value).encode()
     except (ValueError, OSError) as cause:
         yield str(cause).encode()  # a picture that cannot be read; the run says so
+
+
+def _name(function: Any) -> bytes:
+    """Name of a function, or of the class of another object that can be called."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}".encode()
 
 
 def _each(values: Sequence[Any]) -> Iterator[bytes]:

@@ -76,6 +76,13 @@ def returning(picture: Image.Image) -> Callable[[], Image.Image]:
     return lambda: picture
 
 
+class Nameless:
+    """An object without a name that can be called."""
+
+    def __call__(self, n: int) -> Image.Image:
+        raise AssertionError("a picture was drawn")
+
+
 def file_of(picture: Image.Image, folder: Path) -> str:
     picture.save(folder / "a.png")
     return str(folder / "a.png")
@@ -123,6 +130,15 @@ def test_samples_that_differ_have_other_hashes(what: str, tmp_path: Path):
     assert samples_hash([("x", one)]) == samples_hash([("x", replace(one))])
     assert samples_hash([("x", one)]) != samples_hash([("x", other)])
     assert samples_hash([("x", one)]) != samples_hash([("y", one)])
+
+
+def test_functions_are_not_called_and_may_hold_themselves():
+    def draw(again: bool = True) -> Image.Image:
+        raise AssertionError("a picture was drawn") if again else draw()
+
+    for function in (draw, partial(draw, again=True), partial(Nameless(), 1)):
+        sample = replace(SAMPLE, images=(function,))
+        assert samples_hash([("x", sample)]) == samples_hash([("x", replace(sample))])
 
 
 def test_files_are_hashed_by_what_they_hold(tmp_path: Path):
