@@ -17,6 +17,9 @@ FACTOR = 2.0
 """A control head writes at most this many times as much as the head that it stands for, and at least one part in so
 many."""
 
+N_ATTEMPTS = 100
+"""Times that a draw is begun again where its first heads took the only partners of later ones."""
+
 
 def write_matched_random(heads: HeadSet, write_norm: HeadScores, seeds: Sequence[int]) -> list[HeadSet]:
     """Draw sets of other heads, each of which stands for one of `heads`: it writes about as much in a near layer.
@@ -61,10 +64,14 @@ def write_matched_random(heads: HeadSet, write_norm: HeadScores, seeds: Sequence
 def _draw(partners: Mapping[Head, list[Head]], sizes: Mapping[Head, float], rng: np.random.Generator) -> list[Head]:
     """One partner for each head, none twice; heads with the fewest free partners choose first."""
     drawn: dict[Head, Head] = {}
+    attempts = 1
     while left := [head for head in partners if head not in drawn]:
         free = {head: [other for other in partners[head] if other not in drawn.values()] for head in left}
         head = min(free, key=lambda head: len(free[head]))
         if not free[head]:
+            if attempts < N_ATTEMPTS and all(partners.values()):
+                drawn, attempts = {}, attempts + 1
+                continue
             raise ValueError(
                 f"there is no control for {len(partners)} heads: {head} writes {sizes[head]:.3g}, and no other head "
                 f"that is left writes {1 / FACTOR:g} to {FACTOR:g} times as much. Take fewer heads."

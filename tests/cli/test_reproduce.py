@@ -221,7 +221,7 @@ def test_every_command_of_the_page_runs(
     for folder, words in ran.items():
         if words[0] == "study":
             study = json.loads((folder / "study.json").read_text())
-            assert len(study["findings"]) == 8
+            assert len(study["findings"]) == 9
             assert len(study["compared with"]) == words.count("--compare-with")
 
 

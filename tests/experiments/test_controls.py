@@ -36,6 +36,15 @@ def test_each_draw_writes_as_much_in_the_nearest_layer_that_does(seed: int, n: i
             assert {*nearer} <= {*heads, *draw}, "a nearer head that nobody took would have matched"
 
 
+def test_a_draw_that_took_the_only_partner_of_another_head_begins_again():
+    """The first head may take L0H3 or L0H4; the others share L0H4 and L0H5, and need both."""
+    heads = HeadSet((Head(0, 0), Head(0, 1), Head(0, 2)))
+    norms = torch.tensor([[1.0, 4.0, 4.0, 0.5, 2.0, 5.0]])
+    for draw in write_matched_random(heads, write_norm(norms), range(20)):
+        assert draw.heads[0] == Head(0, 3)
+        assert {*draw.heads[1:]} == {Head(0, 4), Head(0, 5)}
+
+
 def test_draws_reach_every_candidate():
     norms = torch.zeros(2, 6)
     norms[1] = torch.tensor([1.0, 1.5, 0.6, 3.0, 0.2, float("nan")])

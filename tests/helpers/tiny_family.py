@@ -18,9 +18,11 @@ LARGER: dict[str, dict[str, Any]] = {
     "molmo2": dict(vision_config=dict(image_size=[70, 70])),
     "aria": dict(vision_config=dict(image_size=980, patch_size=70), projector_patch_to_query_dict={196: 4}),
     "kosmos-2": dict(latent_query_num=64),
-    "phi4_multimodal": dict(vision_config=dict(image_size=128, crop_size=128, patch_size=4)),
+    "phi4_multimodal": dict(
+        vision_config=dict(image_size=128, crop_size=128, patch_size=4), max_position_embeddings=2048
+    ),
 }
-"""Towers for larger pictures than the tiny architectures' own."""
+"""Towers for larger pictures than the tiny architectures' own, and room for their tokens."""
 
 
 @dataclass
