@@ -81,14 +81,14 @@ def _scores(folder: Path) -> "HeadScores":
 
 def _print_findings(summary: dict[str, Any], out: Path) -> None:
     console = Console(highlight=False, markup=False)
-    table = Table("claim", "verdict", "needed, and measured with 95 % interval", box=box.SIMPLE)
+    table = Table("claim", "verdict", "needs met", box=box.SIMPLE)
     for finding in summary["findings"]:
-        needed = [
-            f"{measurement['name']} {measurement['needed']}: {measurement['text']}"
-            for measurement in finding["measurements"]
-            if measurement["needed"]
-        ]
-        table.add_row(finding["claim"], finding["verdict"], "\n".join(needed) or finding["notes"][0])
+        met = [measurement["met"] for measurement in finding["measurements"] if measurement["needed"]]
+        table.add_row(
+            finding["claim"].partition(":")[0],
+            finding["verdict"],
+            f"{met.count(True)} of {len(met)}" if met else "none measured",
+        )
     console.print(f"\n{summary['model']}")
     console.print(table)
-    console.print(f"All numbers: {out / 'study.json'}, report: {out / 'study.html'}\n")
+    console.print(f"Why, and what would change it: {out / 'study.html'}. All numbers: {out / 'study.json'}\n")

@@ -26,6 +26,7 @@ from corelens.metrics.sample_groups import sample_groups as sample_groups
 from corelens.metrics.score_distribution import bimodality_test as bimodality_test
 from corelens.metrics.score_distribution import depth_profile as depth_profile
 from corelens.metrics.score_distribution import elbow as elbow
+from corelens.metrics.score_distribution import group_difference as group_difference
 from corelens.metrics.score_distribution import localization_heads as localization_heads
 from corelens.metrics.score_distribution import lorenz_curve as lorenz_curve
 from corelens.metrics.score_distribution import rho as rho

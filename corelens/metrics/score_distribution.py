@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float
+from scipy.stats import norm, rankdata
+from scipy.stats import t as student_t
 from torch import Tensor
 
 from corelens.metrics.aggregation import full_precision
@@ -159,6 +161,61 @@ def bimodality_test(scores: Float[Tensor, "layer head"]) -> Bimodality:
     dip, p_value = map(float, dip_and_p_value)
     upper_share = float((values > threshold).mean())
     return Bimodality(dip, p_value, float(np.exp(threshold)) if in_logs else threshold, upper_share)
+
+
+class GroupDifference(NamedTuple):
+    """Difference between a group of heads and others beyond what a trend over their scores explains."""
+
+    difference: float
+    """Group over others, in standard deviations of a normal distribution that has the measure's ranks."""
+
+    p_value: float
+    """Probability of such a difference, or a larger one of either sign, if the trend explained all."""
+
+
+def group_difference(
+    scores: Float[Tensor, "layer head"], measure: Float[Tensor, "layer head"], group: Bool[Tensor, "layer head"]
+) -> GroupDifference:
+    """Test whether heads that were chosen by a score form a group, or the end of a continuum.
+
+    Heads with the highest scores differ from others in whatever changes with the score, so that such a difference alone
+    says nothing of groups. Here the measure's trend over the score, among all heads of the upper half, is continued to
+    the group, which must lie beyond it: an analysis of covariance. Both are replaced by normal quantiles of their
+    ranks, so that neither's scale or skew matters, and the lower half is left out, where the trend may be another. That
+    scores are noisy does no harm, as long as they are the ones that the heads were chosen by.
+
+    Args:
+        scores: The score that the heads were chosen by.
+        measure: What may differ, from other samples; a head with NaN, which has no value, is left out.
+        group: True for the chosen heads.
+
+    Raises:
+        ValueError: If fewer than two heads of the upper half are in the group, or fewer than three outside of it.
+
+    Source:
+        corelens's own.
+    """
+    known = ~(scores.isnan() | measure.isnan())
+    is_member = group[known].cpu().numpy()
+    score_quantiles, measure_quantiles = (
+        _normal_quantiles(values[known].cpu().numpy()) for values in (scores, measure)
+    )
+    kept = is_member | (score_quantiles >= 0)
+    n_members, n_others = int(is_member.sum()), int((kept & ~is_member).sum())
+    if n_members < 2 or n_others < 3:
+        raise ValueError(f"{n_members} heads cannot be compared with {n_others}: it needs two, and three others.")
+    columns = np.stack([np.ones(kept.sum()), score_quantiles[kept], is_member[kept]], axis=1)
+    coefficients = np.linalg.lstsq(columns, measure_quantiles[kept])[0]
+    residuals = measure_quantiles[kept] - columns @ coefficients
+    degrees_of_freedom = len(columns) - 3
+    variance = residuals @ residuals / degrees_of_freedom * np.linalg.pinv(columns.T @ columns)[2, 2]
+    statistic = coefficients[2] / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, coefficients[2])
+    return GroupDifference(float(coefficients[2]), float(2 * student_t.sf(abs(statistic), degrees_of_freedom)))
+
+
+def _normal_quantiles(values: Float[np.ndarray, "head"]) -> Float[np.ndarray, "head"]:
+    """Quantiles of a normal distribution in place of values of the same ranks."""
+    return norm.ppf((rankdata(values) - 0.5) / len(values))
 
 
 class DepthProfile(NamedTuple):

@@ -92,8 +92,11 @@ def page(folder: Path) -> Page:
         "supported of this model may hold of another.",
     )
     report.table(
-        ["claim", "verdict", "what would change it"],
-        [[finding["claim"], finding["verdict"], finding["what would change the verdict"]] for finding in findings],
+        ["claim", "verdict", "found", "what would change it"],
+        [
+            [finding[name] for name in ("claim", "verdict", "found", "what would change the verdict")]
+            for finding in findings
+        ],
     )
     scores, ablations = _scores(folder / "scan"), read_conditions(RunFolder.load(folder / "ablate"))
     report.text(
@@ -103,7 +106,7 @@ def page(folder: Path) -> Page:
     )
     sparse_results = read_conditions(RunFolder.load(folder / "accelerate"))
     figure_rows = [
-        [_sparsity(scores, _scores(folder / "untrained"))],
+        [_sparsity(scores, _scores(folder / "untrained-0"))],
         _generality(scores["ram"], summary["compared with"]),
         [[binned_head_maps({"CoRe heads": scores["ram"], "vision heads": scores["vision_heads"]})], _division(scores)],
         _necessity(folder, ablations),
@@ -128,8 +131,8 @@ def page(folder: Path) -> Page:
     report.text(
         "One model and the data sets named above. Intervals are 95 % bootstrap intervals over samples, and over heads "
         "where these are drawn by chance, not over models or training runs, and of speed the slowest and fastest "
-        "round; neither the verdicts nor the numbers of each are corrected for being several. The untrained model "
-        f"has the same configuration and one draw of weights. Samples left out: {len(summary['skipped'])}."
+        "round; neither the verdicts nor the numbers of each are corrected for being several. Untrained models "
+        f"have the same configuration and other weights each. Samples left out: {len(summary['skipped'])}."
     )
     return report
 
@@ -170,6 +173,7 @@ def _counts(datasets: Sequence[str]) -> str:
 def _section(report: Page, finding: Mapping[str, Any], figure_rows: Sequence[Sequence[go.Figure]]) -> None:
     """Add a claim with its verdict, rule, measurements, notes and rows of figures."""
     report.heading(f"{finding['claim']}: {finding['verdict']}")
+    report.text(f"Found: {finding['found']}")
     report.text(f"Rule: {finding['rule']}")
     outcomes = {True: "met", False: "not met", None: "cannot tell"}
     rows = [

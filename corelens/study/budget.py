@@ -45,6 +45,9 @@ class StudyBudget:
     n_matched: int
     """Number of random draws of heads that write as much as the CoRe heads."""
 
+    n_untrained: int
+    """Number of untrained models, each with other random weights."""
+
     doses: tuple[int, ...]
     """Numbers of heads that are ablated, besides the CoRe heads; those that leave as many others."""
 
@@ -73,13 +76,14 @@ class StudyBudget:
 FULL = StudyBudget(
     5,
     20,
+    5,
     ablation.PUBLISHED_DOSES,
     (("mean", "both"), ("resample", "both"), ("zero", "prefill"), ("zero", "decode")),
     (0.05, 0.1, 0.25, 0.5),
     5,
     32,
 )
-QUICK = StudyBudget(2, 10, (5, 10), (("mean", "both"),), (0.05, 0.25), 3, 8)
+QUICK = StudyBudget(2, 10, 3, (5, 10), (("mean", "both"),), (0.05, 0.25), 3, 8)
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,12 @@ def planned_work(
     n_conditions = 1 + n_controls + budget.n_matched + (1 + budget.n_seeds) * n_doses
     works = (
         PlannedWork("scan", n_scanned, 1, scan.SHARD_SIZE, answers=False),
-        PlannedWork("untrained", n_scanned, 1, scan.SHARD_SIZE, answers=False),
+        *(
+            PlannedWork(f"untrained-{seed}", n_scanned, 1, scan.SHARD_SIZE, answers=False)
+            for seed in range(budget.n_untrained)
+        ),
+        PlannedWork("other-evidence", n_scanned, 1, scan.SHARD_SIZE, answers=False),
+        PlannedWork("other-questions", n_scanned, 1, scan.SHARD_SIZE, answers=False),
         PlannedWork("untrained-key-tokens", n_tested, 1, key_tokens.SHARD_SIZE, answers=False),
         PlannedWork("ablate", n_tested, n_conditions, shard_size),
         PlannedWork("ablate-texts", n_texts, 1 + n_controls, shard_size),

@@ -1,18 +1,18 @@
 """Claim 3, division of labour: CoRe heads attend narrowly and to the evidence, others broadly."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from corelens.heads import HeadSet
-from corelens.metrics import Metric, bimodality_test, rho, spearman
+from corelens.metrics import Metric, bimodality_test, group_difference, rho, spearman
 from corelens.scores import HeadScores
-from corelens.study.verdict import Finding, estimate, p_value
+from corelens.study import relevance
+from corelens.study.verdict import Finding, Measurement, estimate, p_value
 
 EVIDENCE_SHARE = Metric(
     "evidence_share",
@@ -26,8 +26,10 @@ METRICS = ("question_entropy", EVIDENCE_SHARE.name, "vision_heads", "question_sp
 
 RULE = (
     "The top 5 % of heads, chosen on half of the samples, attend in the other half to no more than half as many tokens "
-    "as other heads (exponential of the difference in mean entropy), put at least twice as large a share of their "
-    "visual attention on the evidence, and differ in entropy by a Mann-Whitney test over heads (p <= .05). Half of the "
+    "as other heads (exponential of the difference in mean entropy), and put at least twice as large a share of their "
+    "visual attention on the evidence. Chosen heads are extreme in any continuum, so that they must also be a group: "
+    "of less entropy than its trend over the mass, among heads above the median, makes expect (analysis of covariance "
+    f"of normal scores, p <= .05). {relevance.RULE} Half of the "
     "retrieval attention mass lies in fewer heads than half of the vision-head scores, the attention of the question "
     "to all visual tokens: the paper's contrast (section 4.2, figure 4), which it shows as a picture without numbers. "
     "Thresholds are corelens's own. Intervals are over samples. The dip test for two peaks is reported and not in the "
@@ -35,13 +37,16 @@ RULE = (
 )
 
 
-def division(scores: HeadScores, attention_metrics: Mapping[str, HeadScores], core: HeadSet) -> Finding:
+def division(
+    scores: HeadScores, attention_metrics: Mapping[str, HeadScores], core: HeadSet, relevant: Sequence[Measurement]
+) -> Finding:
     """Test whether heads divide into those that attend narrowly and those that attend broadly.
 
     Args:
-        scores: Retrieval attention mass.
-        attention_metrics: `METRICS` and `ram` of samples on which `core` was not chosen.
+        scores: Retrieval attention mass of the samples on which `core` was chosen.
+        attention_metrics: `METRICS` and `ram` of other samples.
         core: The heads that retrieve.
+        relevant: What `corelens.study.relevance` measures.
     """
     core_mask = torch.zeros_like(scores.mask)
     core_mask[[head.layer for head in core], [head.head for head in core]] = True
@@ -80,8 +85,11 @@ def division(scores: HeadScores, attention_metrics: Mapping[str, HeadScores], co
     def rank_correlation(indices: np.ndarray) -> float:
         return spearman(visual_share[indices].nanmean(0), masses[indices].nanmean(0))
 
-    mean_entropy = entropy.nanmean(0)
-    p = float(mannwhitneyu(mean_entropy[core_mask], mean_entropy[other_mask]).pvalue)
+    try:
+        found = group_difference(scores.per_head, entropy.nanmean(0), core_mask)
+        p_of_trend = found.p_value if found.difference < 0 else 1.0
+    except ValueError:  # too few heads
+        p_of_trend = math.nan
     mass = scores.per_head
     p_of_dip = bimodality_test(mass).p_value if scores.n_heads >= 4 and bool((mass > 0).any()) else math.nan
     return Finding(
@@ -90,7 +98,8 @@ def division(scores: HeadScores, attention_metrics: Mapping[str, HeadScores], co
         (
             estimate("tokens attended to, CoRe over others", token_ratio, strata, at_most=0.5),
             estimate("visual attention on the evidence, CoRe over others", evidence_ratio, strata, at_least=2.0),
-            p_value("p of equal entropy", p, at_most=0.05),
+            p_value("p of entropy that the trend over the mass explains", p_of_trend, at_most=0.05),
+            *relevant,
             estimate("heads that hold half, vision-head scores over mass", concentration_ratio, strata, at_least=1.0),
             estimate("rank correlation of mass and vision-head scores", rank_correlation, strata, within=(-1, 1)),
             estimate("share of attention on pictures, CoRe less others", visual_difference, strata, within=(-1, 1)),

@@ -1,12 +1,16 @@
 """Claim 4, necessity: the model cannot see without its CoRe heads, and can without others."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
+from scipy.stats import norm
 
 from corelens.experiments.conditions import BASELINE, ConditionResults
 from corelens.experiments.controls import MATCHED, write_matched_random
 from corelens.heads import HeadSet
+from corelens.metrics import stability_curve
 from corelens.scores import HeadScores
 from corelens.study.verdict import (
     Finding,
@@ -17,31 +21,64 @@ from corelens.study.verdict import (
     sample_accuracies,
 )
 
-CONTROLS = ("next-ranked", MATCHED)
-REPORTED = ("random", "random, same layers", "bottom")
+CONTROLS = ("next-ranked", MATCHED, "bottom")
+REPORTED = ("random", "random, same layers")
+
+NEEDED_COST = 0.1
+"""Accuracy that removing the top heads must cost."""
+
+EXPECTED_COST = 0.2
+"""Cost of which the notes say how probably the run would have seen it: twice what the rule needs."""
 
 RULE = (
     "Premise: of the accuracy above chance, the model has at least 25 % on every data set and 50 % on text, so that "
     "there is something to lose. Zeroing the top 5 % of heads, in prefill and decoding, costs at least 10 points of "
     "accuracy on questions about pictures, as does putting their mean in their place; at least twice what zeroing as "
-    "many next-ranked heads costs, and random heads that write as much (write-matched: each stands for one of the top "
-    "heads, writes half to twice as much at the question's tokens, and is of its layer or the nearest that has one); "
-    "and at least twice what it costs on text-only questions. The paper's own mask (algorithm 2), on the most heads of "
-    "5, 10, 20 and 30 that leave as many to compare with, costs at least 10 points, and at least twice what it costs "
-    "on random heads and on bottom heads. Heads are chosen on other samples; data sets count alike; intervals are over "
-    "samples, paired, and over draws of random heads. Random heads without matching may write nothing, and bottom "
-    "heads do groundwork for everything in the models shipped here: what they cost when zeroed is reported and not in "
-    "the rule, as are other operations, phases and sufficiency. The paper has accuracies under its mask (section 4.4, "
-    "figure 6a) and no rule: thresholds are corelens's own."
+    "many next-ranked heads costs, and bottom heads, and random heads that write as much (write-matched: each stands "
+    "for one of the top heads, writes half to twice as much at the question's tokens, and is of its layer or the "
+    "nearest that has one); and at least twice what it costs on text-only questions. The paper's own mask (algorithm "
+    "2), on the most heads of 5, 10, 20 and 30 that leave as many to compare with, costs at least 10 points, and at "
+    "least twice what it costs on random heads and on bottom heads. Heads are chosen on other samples, and premise is, "
+    "too, that half of these choose at least half of the heads that the other half chooses, whichever halves (5th to "
+    "95th percentile of 100 splits): heads that chance chose need not be needed. Data sets count alike; intervals are "
+    "over samples, paired, and over draws of random heads. Random heads without matching may write nothing: what they "
+    "cost is reported and not in the rule, as are other operations, phases and sufficiency. The paper has accuracies "
+    "under its mask (section 4.4, figure 6a) and no rule: thresholds are corelens's own."
 )
 
 
-def matched_controls(core: HeadSet, write_norm: HeadScores, n_draws: int) -> dict[str, list[HeadSet]]:
-    """Draws of heads that write as much as the CoRe heads, as a condition; none if there are no such heads."""
+def matched_controls(core: HeadSet, write_norm: HeadScores, n_draws: int) -> tuple[dict[str, list[HeadSet]], str]:
+    """Draws of heads that write as much as the CoRe heads, as a condition; or none, and the reason why."""
     try:
-        return {MATCHED: write_matched_random(core, write_norm, range(n_draws))}
-    except ValueError:
-        return {}
+        return {MATCHED: write_matched_random(core, write_norm, range(n_draws))}, ""
+    except ValueError as cause:
+        return {}, str(cause)
+
+
+def reliability(scores: HeadScores, share: float) -> Measurement:
+    """Measure how many of the top heads of one half of the samples are in the top of the other."""
+    name = "share of the top heads that another half of the samples chooses, too"
+    if len(scores.samples) < 2:
+        return replace(not_measured(name, 0.5), of_premise=True)
+    curve = stability_curve(scores.values, share)
+    return Measurement(name, curve.mean[-1], curve.low[-1], curve.high[-1], 0.5, of_premise=True)
+
+
+def power(n_samples: int, cost: float, needed: float) -> float:
+    """Probability that a cost is seen to be what is needed: that its 95 % interval lies above that.
+
+    Args:
+        n_samples: Number of questions with right or wrong answers.
+        cost: Share of them that are answered no more; none is gained.
+        needed: Cost that the interval must lie above.
+    """
+    return float(norm.cdf((cost - needed) / math.sqrt(cost * (1 - cost) / n_samples) - norm.ppf(0.975)))
+
+
+def samples_for_power(cost: float, needed: float, probability: float = 0.8) -> int:
+    """Smallest number of samples with which a cost is seen so probably; the inverse of `power`."""
+    quantiles = float(norm.ppf(probability) + norm.ppf(0.975))
+    return math.ceil(cost * (1 - cost) * (quantiles / (cost - needed)) ** 2)
 
 
 def necessity(
@@ -49,7 +86,9 @@ def necessity(
     text_ablations: ConditionResults[HeadSet] | None,
     other_ablations: Mapping[str, ConditionResults[HeadSet]],
     masked: ConditionResults[HeadSet],
+    chosen_again: Measurement,
     chance: Mapping[str, float] | None = None,
+    no_controls: str = "",
 ) -> Finding:
     """Test whether the top heads are needed to see.
 
@@ -58,7 +97,9 @@ def necessity(
         text_ablations: The same of text-only questions: `top`. None if there are none.
         other_ablations: Accuracy with heads ablated by another method or in one phase, by that; `mean` is in the rule.
         masked: Accuracy under the paper's mask: `top 5`, `random 5`, `bottom 5` and so on, smallest number first.
+        chosen_again: What `reliability` measures of the scores that chose the heads.
         chance: Accuracy of guessing, by data set; zero where it is not given.
+        no_controls: Reason why there are no write-matched heads, if there are none.
     """
     chance = chance or {}
     visual_sets = list(dict.fromkeys(ablations.datasets))
@@ -76,9 +117,10 @@ def necessity(
     measurements.append(
         premise_of_accuracy(name, text_ablations, text_sets, 0.5, chance) if text_ablations else not_measured(name, 0.5)
     )
-    measurements.append(cost("cost of zeroing the top heads", ablations, "top", 0.1))
+    measurements.append(chosen_again)
+    measurements.append(cost("cost of zeroing the top heads", ablations, "top", NEEDED_COST))
     name, mean = "cost of the mean in their place", other_ablations.get("mean")
-    measurements.append(cost(name, mean, "top", 0.1) if mean is not None else not_measured(name, 0.1))
+    measurements.append(cost(name, mean, "top", NEEDED_COST) if mean is not None else not_measured(name, NEEDED_COST))
     top_costs, sample_datasets = sample_accuracies(ablations, visual_sets, BASELINE, "top")
     for control in CONTROLS:
         name = f"cost of top less twice that of {control}"
@@ -119,9 +161,15 @@ def necessity(
         )
     else:
         notes.append(
-            "No heads outside the top write as much as each of these, so that no control could do as much harm, and "
-            "the claim cannot be supported: random heads that write nothing show nothing."
+            f"There are no write-matched heads, so that no control could do as much harm, and the claim cannot be "
+            f"supported: random heads that write nothing show nothing. {no_controls}".strip()
         )
+    probability = power(len(top_costs), EXPECTED_COST, NEEDED_COST)
+    enough = samples_for_power(EXPECTED_COST, NEEDED_COST)
+    notes.append(
+        f"On {len(top_costs)} samples, a true cost of {EXPECTED_COST:.0%} is seen to be above {NEEDED_COST:.0%} with a "
+        f"probability of {probability:.0%}; for 80 % it takes {enough} to test on, twice as many in all."
+    )
     if "sufficiency" in other_ablations:
         notes.append("Blinding heads hides all visual tokens from them: what is left to see goes through the others.")
     return Finding("Necessity: the top heads are needed to see", RULE, tuple(measurements), tuple(notes))
@@ -131,7 +179,7 @@ def _costs_of_mask(masked: ConditionResults[HeadSet], datasets: Sequence[str]) -
     """Measure the costs of the paper's mask by number of heads, and compare those of the largest number."""
     doses = [name.removeprefix("top ") for name in masked.conditions if name.startswith("top ")]
     if not doses:
-        yield not_measured("cost of the paper's mask on the top heads", 0.1)
+        yield not_measured("cost of the paper's mask on the top heads", NEEDED_COST)
         return
 
     def costs(condition: str) -> tuple[np.ndarray, list[str]]:
@@ -139,7 +187,7 @@ def _costs_of_mask(masked: ConditionResults[HeadSet], datasets: Sequence[str]) -
 
     top_costs, sample_datasets = costs(f"top {doses[-1]}")
     name = "cost of the paper's mask on the top {} heads"
-    yield estimate_mean(name.format(doses[-1]), top_costs, sample_datasets, (-1, 1), at_least=0.1)
+    yield estimate_mean(name.format(doses[-1]), top_costs, sample_datasets, (-1, 1), NEEDED_COST)
     for control in ("random", "bottom"):
         differences = top_costs - 2 * costs(f"{control} {doses[-1]}")[0]
         label = f"cost of the paper's mask on the top {doses[-1]} less twice that on {control} heads"

@@ -32,8 +32,9 @@ from corelens.study.division import division
 from corelens.study.generality import TOP_SHARE, generality
 from corelens.study.key_tokens import key_token_finding, n_compared
 from corelens.study.markers import markers, with_markers
-from corelens.study.necessity import matched_controls, necessity
+from corelens.study.necessity import matched_controls, necessity, reliability
 from corelens.study.query_tokens import QUERY_TOKENS, query_tokens
+from corelens.study.relevance import relevance, with_other_evidence, with_other_questions
 from corelens.study.sparsity import EXCESS, sparsity
 from corelens.study.tasks import TASK_METRICS, cost_matrix, task_conditions, task_groups, tasks
 from corelens.study.verdict import Finding, mean_chance
@@ -45,8 +46,8 @@ class Study:
 
     findings: tuple[Finding, ...]
     scores: Mapping[str, HeadScores]
-    untrained: Mapping[str, HeadScores]
-    """Scores of the untrained model."""
+    untrained: tuple[Mapping[str, HeadScores], ...]
+    """Scores of untrained models."""
 
     core: HeadSet
     ablations: ConditionResults[HeadSet]
@@ -114,21 +115,32 @@ def run_study(
             return folder / name
 
         scores = scan_metrics(model, scanned, SCANNED_METRICS, out=begin("scan"))
-        untrained_model = untrained(model)
-        untrained_scores = scan_metrics(untrained_model, scanned, ("ram", EXCESS), out=begin("untrained"))
-        untrained_key_tokens = scan_key_tokens(
-            untrained_model,
-            tested,
-            {"top": [untrained_scores["ram"].top(n_compared(len(model.heads)))]},
-            out=begin("untrained-key-tokens"),
-        )
-        del untrained_model
         ram = scores["ram"]
         core = ram.top(TOP_SHARE)
+        moved = {name: with_other_evidence(model, half) for name, half in scanned.items()}
+        asked = {name: with_other_questions(half) for name, half in scanned.items()}
+        moved_ram, asked_ram = (
+            scan_metrics(model, with_partners, ("ram",), out=begin(name))["ram"] if with_partners else None
+            for name, with_partners in (
+                ("other-evidence", {name: of_half.samples for name, of_half in moved.items() if of_half.samples}),
+                ("other-questions", {name: half for name, half in asked.items() if half}),
+            )
+        )
+        untrained_scores = []
+        for init_seed in range(budget.n_untrained):
+            untrained_model = untrained(model, init_seed)
+            of_untrained = scan_metrics(untrained_model, scanned, ("ram", EXCESS), out=begin(f"untrained-{init_seed}"))
+            untrained_scores.append(of_untrained)
+            if init_seed == 0:
+                untrained_top = of_untrained["ram"].top(n_compared(len(model.heads)))
+                untrained_key_tokens = scan_key_tokens(
+                    untrained_model, tested, {"top": [untrained_top]}, out=begin("untrained-key-tokens")
+                )
+            del untrained_model  # before another is built
 
         of_doses = dose_conditions(ram, doses, seeds) if doses else {}
         controls = ram.controls(TOP_SHARE, seeds)
-        matched = matched_controls(core, scores[WRITE_NORM], budget.n_matched)
+        matched, no_controls = matched_controls(core, scores[WRITE_NORM], budget.n_matched)
         answers: dict[str, Any] = dict(max_new_tokens=max_new_tokens, box_unit=box_unit)
         ablate: Any = partial(run_ablation, model, **answers)
         ablations = ablate(tested, controls | matched | _of_kinds(of_doses, "top", "random"), out=begin("ablate"))
@@ -177,11 +189,14 @@ def run_study(
 
     chance = {name: mean_chance(dataset) for name, dataset in {**tested, **texts}.items()}
     first, second = (every_other(scores, start) for start in (0, 1))
+    chosen = first["ram"].top(TOP_SHARE)
+    overlap = [share for of_half in moved.values() for share in of_half.overlap]
+    relevant = relevance(second["ram"], moved_ram, asked_ram, chosen, overlap)
     findings = (
-        sparsity(scores[EXCESS.name], untrained_scores[EXCESS.name]),
-        generality(ram, untrained_scores["ram"], compare_with or {}),
-        division(ram, second, first["ram"].top(TOP_SHARE)),
-        necessity(ablations, text_ablations, other_ablations, masked, chance),
+        sparsity(scores[EXCESS.name], [of_untrained[EXCESS.name] for of_untrained in untrained_scores], relevant),
+        generality(ram, [of_untrained["ram"] for of_untrained in untrained_scores], compare_with or {}),
+        division(first["ram"], second, chosen, relevant),
+        necessity(ablations, text_ablations, other_ablations, masked, reliability(ram, TOP_SHARE), chance, no_controls),
         key_token_finding(key_tokens, untrained_key_tokens),
         acceleration(sparse_results, timing, published_results, chance),
         query_tokens(scores, query_ablations, ablations, effects),
@@ -191,7 +206,7 @@ def run_study(
     return Study(
         findings=findings,
         scores=scores,
-        untrained=untrained_scores,
+        untrained=tuple(untrained_scores),
         core=core,
         ablations=ablations,
         text_ablations=text_ablations,
@@ -204,13 +219,13 @@ def run_study(
     )
 
 
-def untrained(model: HookedMLLM) -> HookedMLLM:
-    """Build a model of the same configuration with random initial weights, always the same.
+def untrained(model: HookedMLLM, seed: int) -> HookedMLLM:
+    """Build a model of the same configuration with random initial weights, the same for a seed.
 
     It takes as much memory as the model, in addition, on the same devices; while it is built, on the host.
     """
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         config = copy.deepcopy(model.hf_model.config)
         # Any: its own annotations do not say that models have a device.
         hf_model: Any = type(model.hf_model)._from_config(config, dtype=model.hf_model.dtype)
@@ -218,7 +233,7 @@ def untrained(model: HookedMLLM) -> HookedMLLM:
     on_several_devices = len(set(device_map.values())) > 1
     hf_model = dispatch_model(hf_model, device_map) if on_several_devices else hf_model.to(model.device)
     untrained_model = HookedMLLM(hf_model.eval(), model.processor)
-    untrained_model.cfg.model_name = f"{model.cfg.model_name}, untrained"
+    untrained_model.cfg.model_name = f"{model.cfg.model_name}, untrained, seed {seed}"
     return untrained_model
 
 

@@ -1,6 +1,7 @@
 """Claim 1, sparsity: few heads hold most of the retrieval attention mass."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 from corelens.metrics import Metric, lorenz_curve, rho
 from corelens.metrics.score_distribution import head_count
 from corelens.scores import HeadScores
-from corelens.study.verdict import Finding, estimate
+from corelens.study import relevance
+from corelens.study.verdict import Finding, Measurement, estimate
 
 EXCESS = Metric(
     "ram_excess",
@@ -24,24 +26,26 @@ MIN_HEADS = 20
 """Fewest heads that the rule applies to; of fewer, the top 5 % are less than one head."""
 
 RULE = (
-    "There are 20 heads or more. Half of the mass is held by at most 10 % of them (MMRetHeads finds 4 to 10 %); the "
-    "top 5 % hold at least twice what they hold if every sample's heads are shuffled, and at least twice what they "
-    "hold in an untrained model of the same configuration. Mass is counted above uniform attention, since a head that "
-    "attends evenly to everything puts mass on the evidence, too. The paper shows heat maps and no number of this "
-    "kind; the rule is corelens's own."
+    "Premise: there are 20 heads or more. Half of the mass is held by at most 10 % of them (MMRetHeads finds 4 to 10 "
+    "%); the top 5 % hold at least twice what they hold if every sample's heads are shuffled, and at least twice what "
+    "they hold in untrained models of the same configuration, with an interval over these, too. Mass is counted above "
+    "uniform attention, since a head that attends evenly to everything puts mass on the evidence, too. "
+    f"{relevance.RULE} The paper shows heat maps and no number of this kind; the rule is corelens's own."
 )
 
 
-def sparsity(scores: HeadScores, untrained: HeadScores) -> Finding:
+def sparsity(scores: HeadScores, untrained: Sequence[HeadScores], relevant: Sequence[Measurement]) -> Finding:
     """Test whether few heads hold most of the mass.
 
     Args:
         scores: Scores by `EXCESS`.
-        untrained: The same of a model of the same configuration with random weights.
+        untrained: The same of models of the same configuration, each with other random weights.
+        relevant: What `corelens.study.relevance` measures.
     """
-    values, untrained_values = (heads.values[:, heads.mask] for heads in (scores, untrained))
-    flat, flat_untrained = values[:, None], untrained_values[:, None]  # as one layer of all heads
-    strata = scores.datasets or ("",) * len(values)
+    # As one layer of all heads.
+    flat, *flat_untrained = (heads.values[:, None, heads.mask] for heads in (scores, *untrained))
+    n_samples = len(flat)
+    strata = scores.datasets or ("",) * n_samples
 
     def over_shuffled(indices: np.ndarray) -> float:
         generator = torch.Generator().manual_seed(int(indices.sum()))
@@ -49,25 +53,35 @@ def sparsity(scores: HeadScores, untrained: HeadScores) -> Finding:
         return _top_share(flat[indices]) / float(np.mean(shuffled_shares))
 
     def over_untrained(indices: np.ndarray) -> float:
-        return _top_share(flat[indices]) / _top_share(flat_untrained[indices % len(flat_untrained)])
+        rows, models = indices[indices < n_samples], indices[indices >= n_samples] - n_samples
+        shares = [_top_share(flat_untrained[model][rows % len(flat_untrained[model])]) for model in models]
+        return _top_share(flat[rows]) / float(np.mean(shares))
 
-    most, least = (0.1, 2.0) if scores.n_heads >= MIN_HEADS else (None, None)
+    n_heads = scores.n_heads
     return Finding(
         "Sparsity: few heads hold most of the retrieval attention mass",
         RULE,
         (
+            Measurement("number of heads", n_heads, n_heads, n_heads, MIN_HEADS, of_premise=True),
             estimate(
                 "share of heads that hold half of the mass above uniform attention",
                 lambda indices: _rho(flat[indices]),
                 strata,
-                at_most=most,
+                at_most=0.1,
             ),
-            estimate("held by the top 5 %, over shuffled heads", over_shuffled, strata, at_least=least),
-            estimate("held by the top 5 %, over an untrained model", over_untrained, strata, at_least=least),
+            estimate("held by the top 5 %, over shuffled heads", over_shuffled, strata, at_least=2.0),
+            estimate(
+                "held by the top 5 %, over untrained models",
+                over_untrained,
+                # Untrained models are drawn with replacement, as samples are.
+                [*strata, *[None] * len(untrained)],
+                at_least=2.0,
+            ),
+            *relevant,
             estimate("held by the top 5 %", lambda indices: _top_share(flat[indices]), strata, within=(0, 1)),
             estimate("Gini coefficient", lambda indices: _gini(flat[indices]), strata, within=(0, 1)),
         ),
-        (f"{scores.n_heads} heads, {len(values)} samples.",),
+        (f"{n_heads} heads, {n_samples} samples, {len(untrained)} untrained models.",),
     )
 
 

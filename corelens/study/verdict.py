@@ -24,11 +24,11 @@ class Measurement:
     """A measured number, its 95 % interval, and what a claim needs of it; nothing if it is only reported."""
 
     name: str
-    value: float
-    low: float
-    high: float
-    at_least: float | None = None
-    at_most: float | None = None
+    value: float | int
+    low: float | int
+    high: float | int
+    at_least: float | int | None = None
+    at_most: float | int | None = None
     of_test: bool = False
     """True if it is the p-value of a test, which has no interval. A test that is not significant is no evidence against
     the claim, and counts as anything from zero to its p-value."""
@@ -94,6 +94,18 @@ class Finding:
         return "inconclusive" if not met or None in met else "supported"
 
     @property
+    def found(self) -> str:
+        """Number of needs that are met, and each of the others with what was measured, in words."""
+        needed = [measurement for measurement in self.measurements if measurement.needed]
+        if not needed:
+            return self.notes[0] if self.notes else ""
+        found = f"{sum(measurement.met is True for measurement in needed)} of {len(needed)} needs met."
+        for title, outcome in (("Not met", False), ("Cannot tell", None)):
+            others = [f"{measurement.name} {measurement}" for measurement in needed if measurement.met is outcome]
+            found += f" {title}: {'; '.join(others)}." if others else ""
+        return found
+
+    @property
     def would_change(self) -> str:
         """Numbers that would have to differ for another verdict, in words."""
         needed = [measurement for measurement in self.measurements if measurement.needed]
@@ -117,6 +129,7 @@ class Finding:
         return {
             "claim": self.claim,
             "verdict": self.verdict,
+            "found": self.found,
             "rule": self.rule,
             "measurements": [
                 {
@@ -208,9 +221,9 @@ def estimate_mean(
     return Measurement(name, *_rounded(value, min(low, value), max(high, value)), at_least)
 
 
-def not_measured(name: str, at_least: float) -> Measurement:
+def not_measured(name: str, at_least: float | None = None, at_most: float | None = None) -> Measurement:
     """Measurement that a claim needs and that could not be made."""
-    return Measurement(name, math.nan, math.nan, math.nan, at_least)
+    return Measurement(name, math.nan, math.nan, math.nan, at_least, at_most)
 
 
 def p_value(name: str, p: float, at_most: float | None = None) -> Measurement:

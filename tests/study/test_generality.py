@@ -16,8 +16,11 @@ def test_generality_needs_the_same_heads_in_both_data_sets():
     shared = signal.view(4, 10) + 0.1 * torch.rand(40, 4, 10, generator=generator)
     reversed_in_b = shared.clone()
     reversed_in_b[20:] = reversed_in_b[20:].flatten(1).flip(1).view(20, 4, 10)
-    untrained = head_scores(0.1 * torch.rand(40, 4, 10, generator=generator), datasets)
+    untrained = [head_scores(0.1 * torch.rand(40, 4, 10, generator=generator), datasets) for _ in range(2)]
     assert generality(head_scores(shared, datasets), untrained).verdict == "supported"
+    # Of two untrained models, one agrees as much: the interval over models reaches far down.
+    one_alike = generality(head_scores(shared, datasets), [untrained[0], head_scores(shared, datasets)])
+    assert one_alike.verdict == "inconclusive"
     assert generality(head_scores(reversed_in_b, datasets), untrained).verdict == "not supported"
     one_dataset = generality(head_scores(shared[:20], ("a",) * 20), untrained)
     assert one_dataset.verdict == "inconclusive"
@@ -34,7 +37,7 @@ def test_other_models_are_compared_by_depth_and_only_alike_ones_by_head():
         return head_scores(values, ("a",) * 6)
 
     scores, late, longer = peaked(5, 1), peaked(5, 4), peaked(9, 2)
-    finding = generality(scores, scores, {"late": late, "longer": longer, "itself": scores})
+    finding = generality(scores, [scores], {"late": late, "longer": longer, "itself": scores})
     measurements = {measurement.name: measurement for measurement in finding.measurements}
     depth_name = "relative depth of top heads, less that in "
     assert [measurements[depth_name + name].value for name in ("late", "longer", "itself")] == [-0.75, 0, 0]
