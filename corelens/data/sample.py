@@ -84,7 +84,7 @@ class Sample:
 
     about: Mapping[str, Any] = field(default_factory=dict)
     """Further annotations of the data set: domain, document, pages and the like. `task` is the kind of question, where
-    a data set has several: they may need different heads."""
+    a data set has several: they may need different heads. `group` names what several samples share: see `group`."""
 
     def __post_init__(self) -> None:
         n_media = len(self.images) + len(self.videos)
@@ -101,6 +101,14 @@ class Sample:
     def answers(self) -> tuple[str, ...]:
         """All accepted answers."""
         return (self.answer, *self.also_accepted)
+
+    @property
+    def group(self) -> str:
+        """Name of the picture, document or video that the sample shares with others, `about["group"]`; else its id.
+
+        Samples of a group are not independent: no split of a data set divides them, and intervals count them as one.
+        """
+        return str(self.about.get("group", self.id))
 
     @property
     def pictures(self) -> list[Image.Image]:

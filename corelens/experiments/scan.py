@@ -191,6 +191,7 @@ def _head_scores(
             by_name[name].aggregation if name in by_name else "mean",
             shared | (asdict(by_name[name]) if name in by_name else {}),
             shards.skipped,
+            shards.groups,
         )
         for name in [metric_name(metric) for metric in metrics]
     }

@@ -30,7 +30,7 @@ from corelens.experiments.run_folder import atomic_write
 from corelens.heads import Head, HeadSet
 from corelens.inputs.prepare import PreparedInputs
 from corelens.interventions import FwdHooks, ablate
-from corelens.metrics import bootstrap_interval
+from corelens.metrics import bootstrap_interval, join_groups
 from corelens.model import HookedMLLM
 from corelens.progress import nested_progress
 from corelens.scores import HeadScores
@@ -68,6 +68,9 @@ class Sweep:
     skipped: dict[str, str] = field(default_factory=dict)
     """Reasons of the samples that were skipped, by id."""
 
+    groups: tuple[str, ...] = ()
+    """The group of every sample, such as its picture; empty if each is its own."""
+
     @property
     def drop(self) -> Float[Tensor, "sample unit"]:
         """Decrease of the metric by the intervention, paired by sample."""
@@ -87,7 +90,7 @@ class Sweep:
         values[:, layers, numbers] = self.drop
         return HeadScores(
             values, f"drop in {self.metric}", self.samples, self.model, self.datasets, choices=self.choices,
-            skipped=self.skipped,
+            skipped=self.skipped, groups=self.groups,
         )  # fmt: skip
 
 
@@ -123,9 +126,11 @@ def sweep(
     """
     if batch_size < 1 or at_once < 1:
         raise ValueError(f"batch_size={batch_size} and at_once={at_once} need to be at least one.")
-    values, baselines, sample_ids = [], [], []
+    values, baselines = [], []
+    sample_ids: list[str] = []
+    sample_groups: list[str] = []
     units: tuple[HeadSet, ...] = ()
-    for ids, inputs in _batches(model, samples, batch_size):
+    for ids, groups, inputs in _batches(model, samples, batch_size):
         session = Session(model, inputs)
         log_probs = partial(AnswerLogProbs.of, inputs=inputs, first=session.first)
         baseline = log_probs(session.plain)
@@ -141,8 +146,12 @@ def sweep(
         values.append(torch.stack(effects, -1).cpu())
         baselines.append(metric(baseline, baseline).cpu())
         sample_ids += ids
+        sample_groups += groups
     label = METRIC_LABELS.get(metric) or getattr(metric, "__name__", "effect").replace("_", " ")
-    return Sweep(units, torch.cat(values), torch.cat(baselines), label, tuple(sample_ids), model.cfg.model_name)
+    return Sweep(
+        units, torch.cat(values), torch.cat(baselines), label, tuple(sample_ids), model.cfg.model_name,
+        groups=join_groups([(sample_ids, sample_groups)]),
+    )  # fmt: skip
 
 
 def sweep_units(
@@ -182,13 +191,15 @@ def sweep_units(
 
 def _batches(
     model: HookedMLLM, samples: Iterable[Sample] | PreparedInputs, batch_size: int
-) -> Iterable[tuple[list[str], PreparedInputs]]:
-    """Sample ids and inputs of each batch, with answers appended."""
+) -> Iterable[tuple[list[str], list[str], PreparedInputs]]:
+    """Ids and groups of samples, and inputs, of each batch, with answers appended."""
     if isinstance(samples, PreparedInputs):
-        yield [str(number) for number in range(len(samples.tokens))], samples
+        numbers = [str(number) for number in range(len(samples.tokens))]
+        yield numbers, numbers, samples
         return
     for batch, inputs in prepare_batches(model, samples, batch_size, "sweep"):
-        yield [sample.id for sample in batch], append_answers(model, inputs, [sample.answer for sample in batch])
+        with_answers = append_answers(model, inputs, [sample.answer for sample in batch])
+        yield [sample.id for sample in batch], [sample.group for sample in batch], with_answers
 
 
 SHARD_SIZE = 4
@@ -250,7 +261,7 @@ def run_sweep(
     )
     swept = Sweep(
         units, results.values["values"], results.values["plain"][:, 0], label, results.samples,
-        model.cfg.model_name, choices, results.datasets, results.skipped,
+        model.cfg.model_name, choices, results.datasets, results.skipped, results.groups,
     )  # fmt: skip
     if out is not None and per == "head":
         atomic_write(Path(out) / "sweep.safetensors", swept.scores().save)

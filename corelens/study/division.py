@@ -12,7 +12,7 @@ from torch import Tensor
 from corelens.heads import HeadSet
 from corelens.metrics import Metric, bimodality_test, rho, spearman
 from corelens.scores import HeadScores
-from corelens.study.verdict import Finding, estimate, p_value
+from corelens.study.verdict import Finding, estimate, p_value, sources
 
 EVIDENCE_SHARE = Metric(
     "evidence_share",
@@ -48,7 +48,7 @@ def division(scores: HeadScores, attention_metrics: Mapping[str, HeadScores], co
     other_mask = scores.mask & ~core_mask
     entropy, evidence_share, visual_share, spatial_entropy = (attention_metrics[name].values for name in METRICS)
     masses = attention_metrics["ram"].values
-    strata = attention_metrics["ram"].datasets or ("",) * len(entropy)
+    strata = sources(attention_metrics["ram"])
 
     def group_means(values: Float[Tensor, "sample layer head"], indices: np.ndarray) -> tuple[float, float]:
         mean = values[indices].nanmean(0)

@@ -11,6 +11,7 @@ from corelens.scores import HeadScores
 from corelens.study.verdict import (
     Finding,
     Measurement,
+    Source,
     estimate_mean,
     not_measured,
     premise_of_accuracy,
@@ -134,7 +135,7 @@ def _costs_of_mask(masked: ConditionResults[HeadSet], datasets: Sequence[str]) -
         yield not_measured("cost of the paper's mask on the top heads", 0.1)
         return
 
-    def costs(condition: str) -> tuple[np.ndarray, list[str]]:
+    def costs(condition: str) -> tuple[np.ndarray, list[Source]]:
         return sample_accuracies(masked, datasets, BASELINE, condition)
 
     top_costs, sample_datasets = costs(f"top {doses[-1]}")

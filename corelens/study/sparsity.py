@@ -10,7 +10,7 @@ from torch import Tensor
 from corelens.metrics import Metric, lorenz_curve, rho
 from corelens.metrics.score_distribution import head_count
 from corelens.scores import HeadScores
-from corelens.study.verdict import Finding, estimate
+from corelens.study.verdict import Finding, estimate, sources
 
 EXCESS = Metric(
     "ram_excess",
@@ -41,7 +41,7 @@ def sparsity(scores: HeadScores, untrained: HeadScores) -> Finding:
     """
     values, untrained_values = (heads.values[:, heads.mask] for heads in (scores, untrained))
     flat, flat_untrained = values[:, None], untrained_values[:, None]  # as one layer of all heads
-    strata = scores.datasets or ("",) * len(values)
+    strata = sources(scores)
 
     def over_shuffled(indices: np.ndarray) -> float:
         generator = torch.Generator().manual_seed(int(indices.sum()))
