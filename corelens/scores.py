@@ -110,6 +110,11 @@ class HeadScores:
         """Number of heads that have a score."""
         return int(self.mask.sum())
 
+    @property
+    def n_groups(self) -> int:
+        """Number of groups of samples; of samples if each is its own."""
+        return len(set(self.groups)) or len(self.samples)
+
     def aggregate(self, how: Aggregation) -> "HeadScores":
         """The same scores, ranked by another aggregation of samples."""
         return replace(self, aggregation=how)

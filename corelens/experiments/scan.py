@@ -25,11 +25,11 @@ from corelens.experiments.run_folder import Shard, atomic_write
 from corelens.metrics import (
     PRESETS,
     Metric,
-    bootstrap_interval,
     localization_heads,
     lorenz_curve,
     rho,
     sample_groups,
+    simultaneous_interval,
     stability_curve,
 )
 from corelens.model import HookedMLLM
@@ -198,9 +198,13 @@ def _head_scores(
 
 
 def scan_summary(scores: HeadScores) -> dict[str, Any]:
-    """Summary of the scores by one metric, ready for JSON; only means over several samples have intervals."""
+    """Summary of the scores by one metric, ready for JSON; only means over several samples have intervals.
+
+    The samples chose the top heads, so that intervals are those that hold for all heads at once.
+    """
     top = scores.top()
-    low, high = bootstrap_interval(scores.values)
+    origin: Any = {"groups": scores.groups, "datasets": scores.datasets}
+    low, high = simultaneous_interval(scores.values, **origin)
     summary: dict[str, Any] = {
         "samples": len(scores.samples),
         "heads": scores.n_heads,
@@ -216,8 +220,8 @@ def scan_summary(scores: HeadScores) -> dict[str, Any]:
         ],
         "mean depth": round(mean_depth(top, len(scores.per_head)), 4),
     }
-    if len(scores.samples) > 1:
-        stability = stability_curve(scores.values)
+    if scores.n_groups > 1:
+        stability = stability_curve(scores.values, **origin)
         summary["split-half overlap"] = round(float(stability.mean[-1]), 3)
     if float(scores.per_head.nan_to_num().max()) > 0:
         summary["rho_0.5"] = round(rho(scores.per_head), 4)

@@ -30,7 +30,13 @@ from corelens.experiments.run_folder import atomic_write
 from corelens.heads import Head, HeadSet
 from corelens.inputs.prepare import PreparedInputs
 from corelens.interventions import FwdHooks, ablate
-from corelens.metrics import bootstrap_interval, join_groups
+from corelens.metrics import (
+    aggregate,
+    false_discovery_rates,
+    join_groups,
+    mean_p_values,
+    simultaneous_interval,
+)
 from corelens.model import HookedMLLM
 from corelens.progress import nested_progress
 from corelens.scores import HeadScores
@@ -268,24 +274,39 @@ def run_sweep(
     return swept
 
 
-def sweep_summary(swept: Sweep) -> dict[str, Any]:
-    """Drops of all units with 95 % bootstrap intervals, largest first, ready for JSON."""
-    drops = swept.drop.mean(0)
-    low, high = bootstrap_interval(swept.drop[:, None])
+def sweep_summary(swept: Sweep, fdr: float = 0.05) -> dict[str, Any]:
+    """Drops of all units, largest first, and the number of units with an effect, ready for JSON.
+
+    The 95 % intervals hold for all units at once, since the first of the list are the first on these samples; the
+    number of units with an effect is that at a false discovery rate, since some would pass a test each by chance.
+
+    Args:
+        swept: The drops.
+        fdr: Share of false ones that is expected among the units that are said to have an effect, at most.
+
+    Raises:
+        ValueError: If `fdr` is not between zero and one.
+    """
+    if not 0 < fdr < 1:
+        raise ValueError(f"fdr={fdr} is outside (0, 1).")
+    drops, origin = swept.drop[:, None], {"groups": swept.groups, "datasets": swept.datasets}
+    (means,), (low,), (high,) = aggregate(drops, datasets=swept.datasets), *simultaneous_interval(drops, **origin)
+    rates = false_discovery_rates(mean_p_values(swept.drop, **origin))
     return {
         "model": swept.model,
         "samples": len(swept.samples),
         **swept.choices,
+        "false discovery rate": fdr,
+        "with an effect": None if bool(rates.isnan().all()) else int((rates <= fdr).sum()),
         "units": [
             {
                 "name": swept.units[index].name,
                 "heads": str(swept.units[index]),
-                "drop": round(float(drops[index]), 5),
-                "interval": None
-                if low[0, index].isnan()
-                else [round(float(bound[0, index]), 5) for bound in (low, high)],
+                "drop": round(float(means[index]), 5),
+                "interval": None if low[index].isnan() else [round(float(bound[index]), 5) for bound in (low, high)],
+                "q": None if rates[index].isnan() else float(f"{float(rates[index]):.3g}"),
             }
-            for index in drops.argsort(descending=True, stable=True).tolist()
+            for index in means.argsort(descending=True, stable=True).tolist()
         ],
         "skipped": swept.skipped,
     }

@@ -15,6 +15,8 @@ from corelens.metrics.contributions import logit_contributions as logit_contribu
 from corelens.metrics.contributions import output_norms as output_norms
 from corelens.metrics.contributions import retrieval_score as retrieval_score
 from corelens.metrics.contributions import write_norms as write_norms
+from corelens.metrics.false_discoveries import false_discovery_rates as false_discovery_rates
+from corelens.metrics.false_discoveries import mean_p_values as mean_p_values
 from corelens.metrics.head_score import attention_shift as attention_shift
 from corelens.metrics.head_score import head_score as head_score
 from corelens.metrics.head_score import retrieval_attention_mass as retrieval_attention_mass

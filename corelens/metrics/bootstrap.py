@@ -195,7 +195,7 @@ def _n_groups(
     scored, numbers = ~values.isnan().cpu(), group_numbers(groups, len(values))
     counts = []
     for rows in dataset_rows(datasets, len(values)):
-        parts = group_rows(tuple(numbers[rows]), len(rows))
-        counts.append(torch.stack([scored[rows][part].any(0) for part in parts]).sum(0))
+        of_dataset, parts = scored[rows], group_rows(numbers[rows].tolist(), len(rows))
+        counts.append(torch.stack([of_dataset[part].any(0) for part in parts]).sum(0))
     stacked = torch.stack(counts)
     return torch.where(stacked == 0, len(values) + 1, stacked).amin(0) * (stacked > 0).any(0)

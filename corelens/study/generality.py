@@ -118,7 +118,7 @@ def _shared_and_specific_heads(scores: HeadScores, names: Sequence[str]) -> Iter
         dataset_scores = scores.for_dataset(name)
         specific = sorted(top_sets[name].difference(*(top_sets[other] for other in names if other != name)))
         note = f"{name}: only in its top set: {', '.join(map(str, specific)) or 'no head'}"
-        if len(dataset_scores.samples) > 1:
+        if dataset_scores.n_groups > 1:
             shared = stability_curve(dataset_scores.values, groups=dataset_scores.groups).mean[-1]
             note += f"; the top sets of two halves of its samples share {shared:.0%}"
         if bool((dataset_scores.per_head > 0).any()):

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 import corelens as cl
 from corelens import HookedMLLM, toy
-from corelens.metrics import bootstrap_interval
+from corelens.metrics import simultaneous_interval
 from tests.helpers.cli import invoke_on_toy, json_of, text_of
 
 
@@ -20,7 +20,7 @@ def test_the_sweep_of_the_command_is_the_sweep(toy_model: HookedMLLM, tmp_path: 
     assert (scores.samples, scores.datasets, scores.metric) == (expected.samples, ("scenes",) * 5, expected.metric)
     assert [one["heads"] for one in listed["units"]] == [str(head) for head in scores.ranked()]
     costliest = listed["units"][0]
-    low, high = bootstrap_interval(scores.values)
+    low, high = simultaneous_interval(scores.values)
     head = scores.ranked()[0]
     assert_close(costliest["interval"], [float(low[head]), float(high[head])], atol=1e-4, rtol=0)
     assert costliest["interval"][0] <= costliest["drop"] <= costliest["interval"][1]
