@@ -71,6 +71,9 @@ class HeadScores:
     skipped: dict[str, str] = field(default_factory=dict)
     """Reasons why samples could not be measured, by their ids."""
 
+    groups: tuple[str, ...] = ()
+    """The group of every sample, such as its picture, where several share one; empty if each is its own."""
+
     def __post_init__(self) -> None:
         values = torch.as_tensor(self.values)
         # The tensor itself where it can be: `replace` keeps what is equal.
@@ -79,8 +82,9 @@ class HeadScores:
             raise ValueError(f"head scores have the axes [sample layer head], and these {list(self.values.shape)}.")
         if len(self.samples) != len(self.values):
             raise ValueError(f"{len(self.samples)} sample ids were given for {len(self.values)} rows of scores.")
-        if self.datasets and len(self.datasets) != len(self.values):
-            raise ValueError(f"{len(self.datasets)} data sets were given for {len(self.values)} rows of scores.")
+        for name, of_samples in (("data sets", self.datasets), ("groups", self.groups)):
+            if of_samples and len(of_samples) != len(self.values):
+                raise ValueError(f"{len(of_samples)} {name} were given for {len(self.values)} rows of scores.")
         if not len(self.values):
             raise ValueError("there is no sample: head scores need at least one.")
 
@@ -106,6 +110,11 @@ class HeadScores:
         """Number of heads that have a score."""
         return int(self.mask.sum())
 
+    @property
+    def n_groups(self) -> int:
+        """Number of groups of samples; of samples if each is its own."""
+        return len(set(self.groups)) or len(self.samples)
+
     def aggregate(self, how: Aggregation) -> "HeadScores":
         """The same scores, ranked by another aggregation of samples."""
         return replace(self, aggregation=how)
@@ -128,6 +137,7 @@ class HeadScores:
             values=self.values[list(rows)],
             samples=tuple(self.samples[index] for index in rows),
             datasets=tuple(self.datasets[index] for index in rows) if self.datasets else (),
+            groups=tuple(self.groups[index] for index in rows) if self.groups else (),
         )
 
     def ranked(self) -> list[Head]:
@@ -226,7 +236,9 @@ class HeadScores:
         """Write a safetensors file with the values, and all other fields as metadata, into a folder that exists."""
         if not Path(path).parent.is_dir():
             raise FileNotFoundError(f"there is no folder {str(Path(path).parent)!r} to write {Path(path).name} into.")
-        metadata = {name: value for name, value in asdict(self).items() if name != "values"}
+        # Files are as they were before there were groups where there are none.
+        left_out = {"values"} if self.groups else {"values", "groups"}
+        metadata = {name: value for name, value in asdict(self).items() if name not in left_out}
         save_file({"values": self.values.contiguous()}, path, metadata={"corelens": json.dumps(metadata)})
 
     @classmethod
@@ -241,7 +253,7 @@ class HeadScores:
         try:
             with safe_open(path, "pt") as file:  # pyright: ignore[reportAbstractUsage]
                 metadata = json.loads((file.metadata() or {})["corelens"])
-                tuples = {name: tuple(metadata[name]) for name in ("samples", "datasets")}
+                tuples = {name: tuple(metadata[name]) for name in ("samples", "datasets", "groups") if name in metadata}
                 return cls(values=file.get_tensor("values"), **metadata | tuples)
         except (SafetensorError, KeyError, TypeError, ValueError) as cause:
             raise ValueError(f"{path} holds no head scores: it was not written by HeadScores.save.") from cause
@@ -267,6 +279,7 @@ def concatenate(parts: Iterable[HeadScores]) -> HeadScores:
         values=torch.cat([scores.values for scores in parts]),
         samples=tuple(sample for scores in parts for sample in scores.samples),
         datasets=tuple(name for scores in parts for name in scores.datasets or [""] * len(scores.samples)),
+        groups=metrics.join_groups((scores.samples, scores.groups) for scores in parts),
         skipped={sample: reason for scores in parts for sample, reason in scores.skipped.items()},
     )
 

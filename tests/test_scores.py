@@ -139,6 +139,9 @@ def test_scores_survive_saving(scores: HeadScores, tmp_path: Path):
         "tiny",
         {"queries": "last"},
     )
+    grouped = replace(scores, groups=("p", "p"))
+    grouped.save(tmp_path / "grouped.safetensors")
+    assert HeadScores.load(tmp_path / "grouped.safetensors").groups == ("p", "p")
     save_file({"values": scores.values}, tmp_path / "bare.safetensors")
     with pytest.raises(ValueError, match=r"bare\.safetensors holds no head scores"):
         HeadScores.load(tmp_path / "bare.safetensors")
@@ -211,6 +214,8 @@ def test_scores_show_themselves_in_a_line(scores: HeadScores):
 def test_scores_need_one_id_per_sample():
     with pytest.raises(ValueError, match="1 sample ids were given for 2 rows"):
         HeadScores(torch.zeros(2, 1, 1), "mass", ("a",))
+    with pytest.raises(ValueError, match="1 groups were given for 2 rows"):
+        HeadScores(torch.zeros(2, 1, 1), "mass", ("a", "b"), groups=("p",))
     with pytest.raises(ValueError, match="no sample"):
         HeadScores(torch.zeros(0, 1, 1), "mass", ())
 
@@ -221,6 +226,9 @@ def test_concatenation_keeps_samples_and_does_not_mix_choices(scores: HeadScores
     both = concatenate([one, other])
     assert both.samples == ("a", "b", "d", "e")
     assert both.skipped == {"c": "no picture"}
+    assert both.groups == ()
+    assert concatenate([replace(one, groups=("p", "p")), other]).groups == ("p", "p", "d", "e")
+    assert concatenate([replace(one, groups=("p", "q")), other]).select([1, 2]).groups == ("q", "d")
     assert torch.equal(both.for_dataset("y").values, other.values)
     with pytest.raises(ValueError, match="there is no data set 'z'; there are x, y"):
         both.for_dataset("z")

@@ -189,11 +189,12 @@ def ranking(scores: Path, model: str | None = None, option: str = "--scores") ->
 
 def warn_of_shared(ranking: "HeadScores", samples: Mapping[str, Sequence["Sample"]]) -> None:
     """Warn that heads are tested on samples that chose them, which overestimates their effect."""
-    tested = [sample.id for dataset in samples.values() for sample in dataset]
-    if shared := len({*tested} & {*ranking.samples}):
+    tested = [sample for dataset in samples.values() for sample in dataset]
+    chose = {*ranking.samples, *ranking.groups}
+    if shared := len({sample.id for sample in tested if chose & {sample.id, sample.group}}):
         typer.echo(
-            f"Warning: {shared} of {len(tested)} samples also chose the heads, and overestimate their effect. Test on "
-            f"other samples, which another --seed draws.",
+            f"Warning: {shared} of {len(tested)} samples also chose the heads, or others about the same picture, "
+            f"document or video did, and overestimate their effect. Test on other samples, which another --seed draws.",
             err=True,
         )
 

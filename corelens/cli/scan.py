@@ -79,7 +79,7 @@ def _print_summaries(summaries: dict[str, Any], scores: "HeadScores", out: Path)
 
     console = Console(highlight=False, markup=False)
     console.print(f"\n{scores.model}: {len(scores.samples)} samples, {scores.n_heads} heads")
-    table = Table("metric", "top 5 % of heads, with 95 % intervals of their means", box=box.SIMPLE)
+    table = Table("metric", "top 5 % of heads, with 95 % intervals over all heads", box=box.SIMPLE)
     table.add_column("rho 0.5", justify="right")
     table.add_column("split-half overlap", justify="right")
     for name, summary in summaries.items():

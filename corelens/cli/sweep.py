@@ -16,6 +16,7 @@ def sweep(
     out: options.Out,
     how: options.How = "zero",
     per: Annotated[Literal["head", "layer", "group"], typer.Option(help="Unit that is ablated by itself.")] = "head",
+    fdr: Annotated[float, typer.Option(help="False discovery rate at which units are said to have an effect.")] = 0.05,
     limit: options.Limit = None,
     seed: options.Seed = 0,
     dtype: options.Dtype = "auto",
@@ -26,23 +27,28 @@ def sweep(
 
     The effect is the drop in the log-probability of the answer.
     """
+    if not 0 < fdr < 1:
+        raise typer.BadParameter(f"{fdr:g} is not between 0 and 1.", param_hint="--fdr")
     from corelens.experiments.run_folder import atomic_write_json
     from corelens.experiments.sweep import run_sweep, sweep_summary
 
     datasets = options.samples(data, seed, limit)
     with options.resumable(out, "sweep"):
         swept = run_sweep(options.loaded(model, dtype, device), datasets, how, per, out)
-    summary = sweep_summary(swept)
+    summary = sweep_summary(swept, fdr)
     text = atomic_write_json(out / "sweep.json", summary)
     if as_json:
         print(text)
         return
     console = Console(highlight=False, markup=False)
     console.print(f"\n{swept.model}: {len(swept.samples)} samples, each {per} ablated by itself ({how})")
-    table = Table("ablated", "drop in log-probability of the answer, with 95 % interval", box=box.SIMPLE)
+    drop = f"drop in log-probability of the answer, with 95 % interval over all {per}s"
+    table = Table("ablated", drop, box=box.SIMPLE)
     for unit in summary["units"][:10]:
         table.add_row(unit["name"], options.with_interval(unit["drop"], unit["interval"]))
     console.print(table)
+    if (n := summary["with an effect"]) is not None:
+        console.print(f"{n} of {len(swept.units)} {per}s have an effect, at a false discovery rate of {fdr:g}.")
     options.print_skipped(console, swept.skipped, "sweep.json")
     files = ["sweep.safetensors", "sweep.json"] if per == "head" else ["sweep.json"]
     console.print(f"All {len(swept.units)}: {', '.join(str(out / name) for name in files)}\n")

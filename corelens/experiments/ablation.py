@@ -238,7 +238,9 @@ def run_ablation(
     results = run_resumable(
         "ablate", listed, answer_batch, model_fingerprint(model, out is not None), choices, SHARD_SIZE, batch_size, out
     )
-    return ConditionResults(head_sets, results.values, results.samples, results.datasets, results.skipped)
+    return ConditionResults(
+        head_sets, results.values, results.samples, results.datasets, results.skipped, groups=results.groups
+    )
 
 
 def ablation_summary(results: ConditionResults[HeadSet]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Scores of the same questions under several conditions, and their paired differences."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from jaxtyping import Float
@@ -34,6 +34,9 @@ class ConditionResults(Generic[Condition]):
     skipped: Mapping[str, str]
     """Reasons of the samples that were skipped, by id."""
 
+    groups: tuple[str, ...] = field(default=(), kw_only=True)
+    """The group of every sample, such as its picture, where several share one; empty if each is its own."""
+
     def accuracies(self, condition: str, dataset: str) -> list[float]:
         """Mean score under each draw of a condition; an answer that cannot be read scores zero."""
         return self._values(condition, dataset).nan_to_num().mean(0).tolist()
@@ -45,7 +48,7 @@ class ConditionResults(Generic[Condition]):
     def paired_difference(self, condition: str, dataset: str) -> PairedDifference:
         """Scores of each sample under the baseline and under a condition (the mean over its draws)."""
         before, after = (self._values(name, dataset).nan_to_num().mean(1) for name in (BASELINE, condition))
-        return PairedDifference(before, after)
+        return PairedDifference(before, after, [self.groups[row] for row in self._rows(dataset)] if self.groups else ())
 
     def summary(self, dataset: str) -> dict[str, dict[str, Any]]:
         """Accuracy under every condition, and its difference from the baseline, ready for JSON."""
@@ -69,13 +72,16 @@ class ConditionResults(Generic[Condition]):
         if condition != BASELINE:
             difference = self.paired_difference(condition, dataset)
             summary["change"] = round(difference.mean, 4)
-            if len(difference.differences) > 1:
+            if difference.n_groups > 1:
                 summary["interval"] = [round(bound, 4) for bound in difference.interval()]
                 summary["p"] = round(difference.p_value(), 4)
         return summary
 
     def _values(self, condition: str, dataset: str) -> Float[Tensor, "sample _draw"]:
-        return self.values[condition][[index for index, name in enumerate(self.datasets) if name == dataset]]
+        return self.values[condition][self._rows(dataset)]
+
+    def _rows(self, dataset: str) -> list[int]:
+        return [row for row, name in enumerate(self.datasets) if name == dataset]
 
 
 def read_conditions(run: RunFolder) -> ConditionResults[Any]:
@@ -87,7 +93,9 @@ def read_conditions(run: RunFolder) -> ConditionResults[Any]:
         for name, draws in saved.items()
     }
     values = {name: results.values[name] for name in conditions}
-    return ConditionResults(conditions, values, results.samples, results.datasets, results.skipped)
+    return ConditionResults(
+        conditions, values, results.samples, results.datasets, results.skipped, groups=results.groups
+    )
 
 
 def check_scoring(samples: DatasetSamples, box_unit: BoxUnit | None) -> None:

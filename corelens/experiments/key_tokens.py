@@ -39,9 +39,9 @@ from corelens.experiments.resumable import (
 from corelens.experiments.run_folder import RunFolder, Shard, atomic_write
 from corelens.heads import HeadSet
 from corelens.hooks.rows import row_mask
+from corelens.metrics.bootstrap import bootstrap_interval
 from corelens.metrics.head_score import require_queries
 from corelens.metrics.key_tokens import HIT_THRESHOLD
-from corelens.metrics.stability import bootstrap_interval
 from corelens.model import HookedMLLM
 from corelens.scores import HeadScores
 from corelens.tokens import BoxRule, Views
@@ -106,12 +106,12 @@ class KeyTokens:
 
     def curve(self, kind: str) -> CoverageCurve:
         """Mean coverage over samples and draws of a kind of ranking, with its interval."""
-        return _curve(self.coverage[kind].mean(1))
+        return _curve(self.coverage[kind].mean(1), self.ratios.groups)
 
     def chance_curve(self) -> CoverageCurve:
         """Coverage of heads whose top tokens are drawn at random, up to the longest ranking."""
         n = max(coverage.shape[-1] for coverage in self.coverage.values())
-        return _curve(metrics.chance_coverage(torch.arange(1, n + 1), self.n_tokens))
+        return _curve(metrics.chance_coverage(torch.arange(1, n + 1), self.n_tokens), self.ratios.groups)
 
     def hit_rates(self, n: int = 15, threshold: float | int = HIT_THRESHOLD) -> dict[str, HitRate]:
         """Key tokens of the first `n` heads of every kind of ranking, and by chance.
@@ -296,6 +296,7 @@ def _key_tokens(shards: Shard, rankings: Rankings, manifest: Mapping[str, Any]) 
         shards.datasets,
         choices={"queries": "question", "rule": manifest["rule"], "views": manifest["views"]},
         skipped=shards.skipped,
+        groups=shards.groups,
     )
     coverage = {
         kind: shards.values[f"coverage, {kind}"].unflatten(1, (len(draws), len(draws[0])))
@@ -305,7 +306,7 @@ def _key_tokens(shards: Shard, rankings: Rankings, manifest: Mapping[str, Any]) 
     return KeyTokens(ratios, rankings, coverage, n_tokens, n_evidence)
 
 
-def _curve(coverage: Float[Tensor, "sample size"]) -> CoverageCurve:
-    low, high = bootstrap_interval(coverage[:, None])
+def _curve(coverage: Float[Tensor, "sample size"], groups: Sequence[str]) -> CoverageCurve:
+    low, high = bootstrap_interval(coverage[:, None], groups=groups)
     sizes = np.arange(1, coverage.shape[1] + 1, dtype=np.int32)
     return CoverageCurve(sizes, coverage.mean(0).numpy(), low[0].numpy(), high[0].numpy())

@@ -33,6 +33,7 @@ from corelens.errors import docs_link, without_docs_link
 from corelens.experiments.fingerprint import samples_hash
 from corelens.experiments.run_folder import RunFolder, Shard
 from corelens.inputs.prepare import PreparedInputs
+from corelens.metrics import join_groups
 from corelens.model import HookedMLLM
 from corelens.progress import progress
 
@@ -158,6 +159,7 @@ def evaluate_shard(samples: DatasetSamples, evaluate: Evaluate, batch_size: int)
         tuple(samples[index][0] for index in evaluated),
         {name: torch.stack([values[index][name] for index in evaluated]) for name in names},
         skipped,
+        join_groups([([samples[i][1].id for i in evaluated], [samples[i][1].group for i in evaluated])]),
     )
 
 

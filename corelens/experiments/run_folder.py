@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corelens.errors import docs_link, optional_import
+from corelens.metrics import join_groups
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Shard:
     skipped: dict[str, str] = field(default_factory=dict)
     """Reasons of the samples that were skipped, by id."""
 
+    groups: tuple[str, ...] = ()
+    """The group of every sample, such as its picture; empty if each is its own."""
+
     @classmethod
     def concatenate(cls, shards: Sequence["Shard"]) -> "Shard":
         """Join shards, in order."""
@@ -41,6 +45,7 @@ class Shard:
             tuple(dataset for shard in nonempty for dataset in shard.datasets),
             {name: torch.cat([shard.values[name] for shard in nonempty]) for name in names},
             {sample: reason for shard in shards for sample, reason in shard.skipped.items()},
+            join_groups((shard.samples, shard.groups) for shard in nonempty),
         )
 
 
@@ -49,7 +54,8 @@ class RunFolder:
     """A run folder: `manifest.json`, and `parts/00000.parquet` and so on, each written atomically.
 
     A shard is a table with the columns `sample`, `dataset`, `skipped` (the reason, or null) and one per metric or
-    condition: a list of its numbers for all units, null for skipped samples.
+    condition: a list of its numbers for all units, null for skipped samples. Where several samples share a picture,
+    document or video, its name is in the column `group`.
     """
 
     folder: Path
@@ -69,11 +75,13 @@ class RunFolder:
         reasons = table["skipped"].to_pylist()
         evaluated = table.filter([reason is None for reason in reasons])
         sample_reasons = zip(table["sample"].to_pylist(), reasons, strict=True)
+        names = [name for name in table.column_names if name not in ("sample", "dataset", "skipped", "group")]
         return Shard(
             tuple(evaluated["sample"].to_pylist()),
             tuple(evaluated["dataset"].to_pylist()),
-            {name: torch.tensor(evaluated[name].to_pylist()) for name in evaluated.column_names[3:]},
+            {name: torch.tensor(evaluated[name].to_pylist()) for name in names},
             {sample: reason for sample, reason in sample_reasons if reason is not None},
+            tuple(evaluated["group"].to_pylist()) if "group" in evaluated.column_names else (),
         )
 
     def write(self, number: int, shard: Shard) -> None:
@@ -88,6 +96,8 @@ class RunFolder:
             "dataset": pa.array([*shard.datasets, *nulls], pa.string()),
             "skipped": pa.array([*[None] * len(shard.samples), *shard.skipped.values()], pa.string()),
         }
+        if shard.groups:
+            columns["group"] = pa.array([*shard.groups, *nulls], pa.string())
         for name, values in shard.values.items():
             columns[name] = pa.array([*values.tolist(), *nulls], pa.list_(pa.float32()))
         atomic_write(self.path(number), lambda path: parquet.write_table(pa.table(columns), path))

@@ -25,11 +25,11 @@ from corelens.experiments.run_folder import Shard, atomic_write
 from corelens.metrics import (
     PRESETS,
     Metric,
-    bootstrap_interval,
     localization_heads,
     lorenz_curve,
     rho,
     sample_groups,
+    simultaneous_interval,
     stability_curve,
 )
 from corelens.model import HookedMLLM
@@ -191,15 +191,20 @@ def _head_scores(
             by_name[name].aggregation if name in by_name else "mean",
             shared | (asdict(by_name[name]) if name in by_name else {}),
             shards.skipped,
+            shards.groups,
         )
         for name in [metric_name(metric) for metric in metrics]
     }
 
 
 def scan_summary(scores: HeadScores) -> dict[str, Any]:
-    """Summary of the scores by one metric, ready for JSON; only means over several samples have intervals."""
+    """Summary of the scores by one metric, ready for JSON; only means over several samples have intervals.
+
+    The samples chose the top heads, so that intervals are those that hold for all heads at once.
+    """
     top = scores.top()
-    low, high = bootstrap_interval(scores.values)
+    origin: Any = {"groups": scores.groups, "datasets": scores.datasets}
+    low, high = simultaneous_interval(scores.values, **origin)
     summary: dict[str, Any] = {
         "samples": len(scores.samples),
         "heads": scores.n_heads,
@@ -215,8 +220,8 @@ def scan_summary(scores: HeadScores) -> dict[str, Any]:
         ],
         "mean depth": round(mean_depth(top, len(scores.per_head)), 4),
     }
-    if len(scores.samples) > 1:
-        stability = stability_curve(scores.values)
+    if scores.n_groups > 1:
+        stability = stability_curve(scores.values, **origin)
         summary["split-half overlap"] = round(float(stability.mean[-1]), 3)
     if float(scores.per_head.nan_to_num().max()) > 0:
         summary["rho_0.5"] = round(rho(scores.per_head), 4)

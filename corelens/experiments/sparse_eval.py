@@ -270,7 +270,9 @@ def run_sparse_eval(
     )
     values = {name: results.values[name] for name in conditions}
     recall = {name: results.values[RECALL + name] for name in conditions}
-    return SparseResults(conditions, values, results.samples, results.datasets, results.skipped, recall)
+    return SparseResults(
+        conditions, values, results.samples, results.datasets, results.skipped, recall, groups=results.groups
+    )
 
 
 def sparse_summary(

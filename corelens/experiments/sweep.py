@@ -30,7 +30,13 @@ from corelens.experiments.run_folder import atomic_write
 from corelens.heads import Head, HeadSet
 from corelens.inputs.prepare import PreparedInputs
 from corelens.interventions import FwdHooks, ablate
-from corelens.metrics import bootstrap_interval
+from corelens.metrics import (
+    aggregate,
+    false_discovery_rates,
+    join_groups,
+    mean_p_values,
+    simultaneous_interval,
+)
 from corelens.model import HookedMLLM
 from corelens.progress import nested_progress
 from corelens.scores import HeadScores
@@ -68,6 +74,9 @@ class Sweep:
     skipped: dict[str, str] = field(default_factory=dict)
     """Reasons of the samples that were skipped, by id."""
 
+    groups: tuple[str, ...] = ()
+    """The group of every sample, such as its picture; empty if each is its own."""
+
     @property
     def drop(self) -> Float[Tensor, "sample unit"]:
         """Decrease of the metric by the intervention, paired by sample."""
@@ -87,7 +96,7 @@ class Sweep:
         values[:, layers, numbers] = self.drop
         return HeadScores(
             values, f"drop in {self.metric}", self.samples, self.model, self.datasets, choices=self.choices,
-            skipped=self.skipped,
+            skipped=self.skipped, groups=self.groups,
         )  # fmt: skip
 
 
@@ -123,9 +132,11 @@ def sweep(
     """
     if batch_size < 1 or at_once < 1:
         raise ValueError(f"batch_size={batch_size} and at_once={at_once} need to be at least one.")
-    values, baselines, sample_ids = [], [], []
+    values, baselines = [], []
+    sample_ids: list[str] = []
+    sample_groups: list[str] = []
     units: tuple[HeadSet, ...] = ()
-    for ids, inputs in _batches(model, samples, batch_size):
+    for ids, groups, inputs in _batches(model, samples, batch_size):
         session = Session(model, inputs)
         log_probs = partial(AnswerLogProbs.of, inputs=inputs, first=session.first)
         baseline = log_probs(session.plain)
@@ -141,8 +152,12 @@ def sweep(
         values.append(torch.stack(effects, -1).cpu())
         baselines.append(metric(baseline, baseline).cpu())
         sample_ids += ids
+        sample_groups += groups
     label = METRIC_LABELS.get(metric) or getattr(metric, "__name__", "effect").replace("_", " ")
-    return Sweep(units, torch.cat(values), torch.cat(baselines), label, tuple(sample_ids), model.cfg.model_name)
+    return Sweep(
+        units, torch.cat(values), torch.cat(baselines), label, tuple(sample_ids), model.cfg.model_name,
+        groups=join_groups([(sample_ids, sample_groups)]),
+    )  # fmt: skip
 
 
 def sweep_units(
@@ -182,13 +197,15 @@ def sweep_units(
 
 def _batches(
     model: HookedMLLM, samples: Iterable[Sample] | PreparedInputs, batch_size: int
-) -> Iterable[tuple[list[str], PreparedInputs]]:
-    """Sample ids and inputs of each batch, with answers appended."""
+) -> Iterable[tuple[list[str], list[str], PreparedInputs]]:
+    """Ids and groups of samples, and inputs, of each batch, with answers appended."""
     if isinstance(samples, PreparedInputs):
-        yield [str(number) for number in range(len(samples.tokens))], samples
+        numbers = [str(number) for number in range(len(samples.tokens))]
+        yield numbers, numbers, samples
         return
     for batch, inputs in prepare_batches(model, samples, batch_size, "sweep"):
-        yield [sample.id for sample in batch], append_answers(model, inputs, [sample.answer for sample in batch])
+        with_answers = append_answers(model, inputs, [sample.answer for sample in batch])
+        yield [sample.id for sample in batch], [sample.group for sample in batch], with_answers
 
 
 SHARD_SIZE = 4
@@ -250,31 +267,46 @@ def run_sweep(
     )
     swept = Sweep(
         units, results.values["values"], results.values["plain"][:, 0], label, results.samples,
-        model.cfg.model_name, choices, results.datasets, results.skipped,
+        model.cfg.model_name, choices, results.datasets, results.skipped, results.groups,
     )  # fmt: skip
     if out is not None and per == "head":
         atomic_write(Path(out) / "sweep.safetensors", swept.scores().save)
     return swept
 
 
-def sweep_summary(swept: Sweep) -> dict[str, Any]:
-    """Drops of all units with 95 % bootstrap intervals, largest first, ready for JSON."""
-    drops = swept.drop.mean(0)
-    low, high = bootstrap_interval(swept.drop[:, None])
+def sweep_summary(swept: Sweep, fdr: float = 0.05) -> dict[str, Any]:
+    """Drops of all units, largest first, and the number of units with an effect, ready for JSON.
+
+    The 95 % intervals hold for all units at once, since the first of the list are the first on these samples; the
+    number of units with an effect is that at a false discovery rate, since some would pass a test each by chance.
+
+    Args:
+        swept: The drops.
+        fdr: Share of false ones that is expected among the units that are said to have an effect, at most.
+
+    Raises:
+        ValueError: If `fdr` is not between zero and one.
+    """
+    if not 0 < fdr < 1:
+        raise ValueError(f"fdr={fdr} is outside (0, 1).")
+    drops, origin = swept.drop[:, None], {"groups": swept.groups, "datasets": swept.datasets}
+    (means,), (low,), (high,) = aggregate(drops, datasets=swept.datasets), *simultaneous_interval(drops, **origin)
+    rates = false_discovery_rates(mean_p_values(swept.drop, **origin))
     return {
         "model": swept.model,
         "samples": len(swept.samples),
         **swept.choices,
+        "false discovery rate": fdr,
+        "with an effect": None if bool(rates.isnan().all()) else int((rates <= fdr).sum()),
         "units": [
             {
                 "name": swept.units[index].name,
                 "heads": str(swept.units[index]),
-                "drop": round(float(drops[index]), 5),
-                "interval": None
-                if low[0, index].isnan()
-                else [round(float(bound[0, index]), 5) for bound in (low, high)],
+                "drop": round(float(means[index]), 5),
+                "interval": None if low[index].isnan() else [round(float(bound[index]), 5) for bound in (low, high)],
+                "q": None if rates[index].isnan() else float(f"{float(rates[index]):.3g}"),
             }
-            for index in drops.argsort(descending=True, stable=True).tolist()
+            for index in means.argsort(descending=True, stable=True).tolist()
         ],
         "skipped": swept.skipped,
     }

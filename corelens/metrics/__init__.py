@@ -6,10 +6,17 @@ from corelens.metrics.attention_spread import attention_entropy as attention_ent
 from corelens.metrics.attention_spread import attention_sinks as attention_sinks
 from corelens.metrics.attention_spread import concentration as concentration
 from corelens.metrics.attention_spread import spatial_entropy as spatial_entropy
+from corelens.metrics.bootstrap import bootstrap_interval as bootstrap_interval
+from corelens.metrics.bootstrap import bootstrap_means as bootstrap_means
+from corelens.metrics.bootstrap import group_rows as group_rows
+from corelens.metrics.bootstrap import join_groups as join_groups
+from corelens.metrics.bootstrap import simultaneous_interval as simultaneous_interval
 from corelens.metrics.contributions import logit_contributions as logit_contributions
 from corelens.metrics.contributions import output_norms as output_norms
 from corelens.metrics.contributions import retrieval_score as retrieval_score
 from corelens.metrics.contributions import write_norms as write_norms
+from corelens.metrics.false_discoveries import false_discovery_rates as false_discovery_rates
+from corelens.metrics.false_discoveries import mean_p_values as mean_p_values
 from corelens.metrics.head_score import attention_shift as attention_shift
 from corelens.metrics.head_score import head_score as head_score
 from corelens.metrics.head_score import retrieval_attention_mass as retrieval_attention_mass
@@ -30,8 +37,6 @@ from corelens.metrics.score_distribution import group_difference as group_differ
 from corelens.metrics.score_distribution import localization_heads as localization_heads
 from corelens.metrics.score_distribution import lorenz_curve as lorenz_curve
 from corelens.metrics.score_distribution import rho as rho
-from corelens.metrics.stability import bootstrap_interval as bootstrap_interval
-from corelens.metrics.stability import bootstrap_means as bootstrap_means
 from corelens.metrics.stability import jaccard as jaccard
 from corelens.metrics.stability import overlap as overlap
 from corelens.metrics.stability import rank_biased_overlap as rank_biased_overlap

@@ -1,4 +1,4 @@
-"""Uncertainty of a ranking of heads, and agreement of rankings."""
+"""Stability of a ranking of heads over samples, and agreement of rankings."""
 
 from collections.abc import Sequence, Set
 from typing import Any, NamedTuple
@@ -9,70 +9,16 @@ from jaxtyping import Bool, Float
 from scipy.stats import binom, hypergeom, norm, rankdata
 from torch import Tensor
 
-from corelens.metrics.aggregation import full_precision
+from corelens.metrics.aggregation import aggregate, full_precision
+from corelens.metrics.bootstrap import group_rows
 from corelens.metrics.score_distribution import head_count
-
-
-class Interval(NamedTuple):
-    """A confidence interval for every head."""
-
-    low: Float[Tensor, "layer head"]
-    high: Float[Tensor, "layer head"]
-
-
-def bootstrap_interval(
-    values: Float[Tensor, "sample layer head"], level: float = 0.95, n_draws: int = 2_000, seed: int = 0
-) -> Interval:
-    """Percentile bootstrap interval of each head's mean over samples; samples are drawn with replacement.
-
-    Where every value is zero or one, two more samples are drawn from, as `bootstrap_means` says. NaN for a head that
-    has fewer than two scores: one sample says nothing of others.
-
-    Raises:
-        ValueError: If `level` is not between zero and one.
-    """
-    if not 0 < level < 1:
-        raise ValueError(f"level={level} is outside (0, 1).")
-    is_outcome = bool(((values == 0) | (values == 1) | values.isnan()).all())
-    means = bootstrap_means(values, n_draws, np.random.default_rng(seed), (0, 1) if is_outcome else None)
-    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double)
-    has_interval = (~values.isnan()).sum(0) >= 2
-    low, high = means.nanquantile(tails, 0).to(values).masked_fill(~has_interval, torch.nan)
-    return Interval(low, high)
-
-
-def bootstrap_means(
-    values: Float[Tensor, "sample *shape"],
-    n_draws: int,
-    rng: np.random.Generator,
-    extremes: tuple[float | int, float | int] | None = None,
-) -> Float[Tensor, "draw *shape"]:
-    """Means of as many samples as there are, drawn with replacement from these and two more, one at either extreme.
-
-    Twenty equal samples of twenty do not prove that all others are equal, and an interval from these alone has no
-    width; of rare losses, it misses the true share far more often than it says. With the two, a 95 % interval of a
-    share holds it in 93 % of experiments or more, and is wider than it need be where few samples differ. For shares it
-    is near to that of Agresti and Coull (1998).
-
-    Args:
-        values: Value of each sample; NaN where it has none.
-        n_draws: Number of draws.
-        rng: Source of the draws.
-        extremes: Smallest and largest value that a sample can have; None to draw from the given samples alone.
-    """
-    rows = [values, *(torch.full_like(values[:1], extreme) for extreme in extremes or ())]
-    flat = torch.cat(rows)[:, None].flatten(1).double().cpu()
-    drawn = rng.choice(len(flat), (n_draws, len(values)))
-    # Number of times that each sample is drawn; the means of all draws are then a product of matrices.
-    counts = torch.from_numpy(np.stack([np.bincount(draw, minlength=len(flat)) for draw in drawn])).double()
-    scored = (~flat.isnan()).double()
-    return ((counts @ flat.nan_to_num()) / (counts @ scored)).reshape(n_draws, *values.shape[1:])
 
 
 class Stability(NamedTuple):
     """Overlap of the top sets of two disjoint subsets of the samples, by the size of a subset."""
 
     n_samples: tuple[int, ...]
+    """Number of samples of a subset, or of groups where samples come in such."""
     mean: Float[np.ndarray, "size"]
     low: Float[np.ndarray, "size"]
     """The 5th percentile over splits."""
@@ -81,28 +27,45 @@ class Stability(NamedTuple):
 
 
 def stability_curve(
-    values: Float[Tensor, "sample layer head"], fraction: float = 0.05, n_splits: int = 100, seed: int = 0
+    values: Float[Tensor, "sample layer head"],
+    fraction: float = 0.05,
+    n_splits: int = 100,
+    seed: int = 0,
+    groups: Sequence[object] = (),
+    datasets: Sequence[str] = (),
 ) -> Stability:
     """Overlap of the top heads of disjoint random subsets of equal size, from one sample to half of all.
 
     The overlap is the share of one top set that is in the other: one if the samples do not matter, and about
     `fraction` by chance.
 
+    Args:
+        values: Scores; NaN where a head has none.
+        fraction: Share of heads in a top set.
+        n_splits: Number of random splits.
+        seed: Seed of the splits.
+        groups: Group of each sample, such as its picture, which no split divides; each is its own if there are none.
+        datasets: Data set of each sample, for heads ranked by the mean of the means of data sets; one by default.
+
     Raises:
-        ValueError: If there are fewer than two samples.
+        ValueError: If there are fewer than two samples, or groups of them.
     """
-    n_samples = len(values)
-    if n_samples < 2:
-        raise ValueError(f"{n_samples} sample cannot be split; a stability curve needs two or more.")
-    sizes = sorted({int(size) for size in np.geomspace(1, n_samples // 2, 12).round()})
+    parts = group_rows(groups, len(values))
+    if len(parts) < 2:
+        unit = "group of samples" if groups else "sample"
+        raise ValueError(f"{len(parts)} {unit} cannot be split; a stability curve needs two or more.")
+    sizes = sorted({int(size) for size in np.geomspace(1, len(parts) // 2, 12).round()})
     rng = np.random.default_rng(seed)
     overlaps = np.empty((n_splits, len(sizes)))
+
+    def top(subset: Sequence[int]) -> set[tuple[int, int]]:
+        rows: list[int] = np.concatenate([parts[number] for number in subset]).tolist()
+        return top_heads(aggregate(values[rows], "mean", [datasets[row] for row in rows if datasets]), fraction)
+
     for split in range(n_splits):
-        order = torch.from_numpy(rng.permutation(n_samples))
+        order = rng.permutation(len(parts)).tolist()
         for column, size in enumerate(sizes):
-            first, second = (
-                top_heads(values[order[subset]].nanmean(0), fraction) for subset in (slice(size), slice(-size, None))
-            )
+            first, second = top(order[:size]), top(order[-size:])
             overlaps[split, column] = len(first & second) / len(first)
     return Stability(tuple(sizes), overlaps.mean(0), *np.quantile(overlaps, [0.05, 0.95], axis=0))
 

@@ -56,8 +56,8 @@ def page(run: RunFolder) -> Page:
     return close(
         report, run, first.skipped,
         "A score says where a head attends, not what answers depend on; corelens ablate and corelens sweep test that. "
-        "Intervals are 95 % bootstrap intervals over samples, for each head by itself. The top 5 % is a choice, not a "
-        "boundary in the data.",
+        "Intervals are over samples, and hold for all heads at once (95 %, max-t bootstrap), since the table shows "
+        "those that are highest on these samples. The top 5 % is a choice, not a boundary in the data.",
     )  # fmt: skip
 
 

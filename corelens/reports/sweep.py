@@ -12,16 +12,16 @@ N_ROWS = 20
 
 def page(run: RunFolder) -> Page:
     """Drop in log-probability by ablating each head, layer or group by itself."""
-    summary = read_summary(run.folder / "sweep.json", "model", "per", "units", "skipped")
+    summary = read_summary(run.folder / "sweep.json", "model", "per", "units", "with an effect", "skipped")
     units, per = summary["units"], summary["per"]
-    first, lows = units[0], [unit["interval"][0] for unit in units if unit["interval"]]
+    first, n_with_effect = units[0], summary["with an effect"]
     report = Page(
         f"Effect of each {per} of {summary['model']} on its answers",
         f"Ablating {first['name']} alone costs most: {first['drop']:.3g} nats of the answer's log-probability"
         + (
-            f" (95 % interval {interval_cell(first['interval'])}); of {len(units):,} {per}s, "
-            f"{sum(low > 0 for low in lows)} have an interval that lies above zero."
-            if lows
+            f" (95 % interval {interval_cell(first['interval'])}); {n_with_effect} of {len(units):,} {per}s have an "
+            f"effect, at a false discovery rate of {summary['false discovery rate']:g}."
+            if n_with_effect is not None
             else ", on one sample, which gives no interval."
         ),
     )
@@ -37,6 +37,8 @@ def page(run: RunFolder) -> Page:
     return close(
         report, run, summary["skipped"],
         f"Each {per} is ablated by itself: where several do the same work, the loss of one costs little, and small "
-        f"drops do not show that none of them is needed. Intervals are over samples and not corrected for the number "
-        f"of {per}s, {len(units):,}.",
+        f"drops do not show that none of them is needed. Intervals are over samples, and hold for all {len(units):,} "
+        f"{per}s at once, since the table shows those that cost most on these samples. The number of {per}s with an "
+        f"effect is by paired t-tests over samples and the procedure of Benjamini and Hochberg: of so many, that share "
+        f"is expected to have none.",
     )  # fmt: skip

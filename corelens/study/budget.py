@@ -150,12 +150,30 @@ def planned_work(
 
 
 def halves(samples: Mapping[str, Sequence[Sample]]) -> tuple[dict[str, list[Sample]], dict[str, list[Sample]]]:
-    """Split each data set in two: every other sample, by which heads are chosen, and the rest, which tests them."""
-    if too_small := [name for name, dataset in samples.items() if len(dataset) < 4]:
-        name = too_small[0]
-        raise ValueError(f"{name} has {len(samples[name])} samples; a study needs four or more of each.")
-    first, second = ({name: list(dataset[start::2]) for name, dataset in samples.items()} for start in (0, 1))
-    return first, second
+    """Split each data set in two: every other sample, by which heads are chosen, and the rest, which tests them.
+
+    Where samples come in groups, such as the questions about a picture, it is every other group: none is in both
+    halves, of one data set or of several.
+
+    Raises:
+        ValueError: If a data set has fewer than two groups in either half; names it.
+    """
+    half_of: dict[str, int] = {}
+    halves: tuple[dict[str, list[Sample]], dict[str, list[Sample]]] = ({}, {})
+    for name, dataset in samples.items():
+        n_groups = [0, 0]
+        for group in dict.fromkeys(sample.group for sample in dataset):
+            half = half_of.setdefault(group, int(n_groups[0] > n_groups[1]))
+            n_groups[half] += 1
+        if min(n_groups) < 2:
+            of_groups = f" of {sum(n_groups)} groups" if sum(n_groups) < len(dataset) else ""
+            raise ValueError(
+                f"{name} has {len(dataset)} samples{of_groups}; a study needs four or more of each: two to choose "
+                f"heads, and two to test them."
+            )
+        for half, of_half in enumerate(halves):
+            of_half[name] = [sample for sample in dataset if half_of[sample.group] == half]
+    return halves
 
 
 @dataclass(frozen=True)

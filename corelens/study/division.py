@@ -12,7 +12,7 @@ from corelens.heads import HeadSet
 from corelens.metrics import Metric, bimodality_test, group_difference, rho, spearman
 from corelens.scores import HeadScores
 from corelens.study import relevance
-from corelens.study.verdict import Finding, Measurement, estimate, p_value
+from corelens.study.verdict import Finding, Measurement, estimate, p_value, sources
 
 EVIDENCE_SHARE = Metric(
     "evidence_share",
@@ -53,7 +53,7 @@ def division(
     other_mask = scores.mask & ~core_mask
     entropy, evidence_share, visual_share, spatial_entropy = (attention_metrics[name].values for name in METRICS)
     masses = attention_metrics["ram"].values
-    strata = attention_metrics["ram"].datasets or ("",) * len(entropy)
+    strata = sources(attention_metrics["ram"])
 
     def group_means(values: Float[Tensor, "sample layer head"], indices: np.ndarray) -> tuple[float, float]:
         mean = values[indices].nanmean(0)

@@ -12,7 +12,7 @@ from corelens.metrics import depth_profile, overlap, spearman, stability_curve, 
 from corelens.metrics.score_distribution import head_count
 from corelens.metrics.stability import top_heads
 from corelens.scores import HeadScores
-from corelens.study.verdict import Finding, Measurement, estimate, p_value
+from corelens.study.verdict import Finding, Measurement, Source, estimate, p_value, sources
 
 TOP_SHARE = 0.05
 """Share of heads that are called CoRe heads."""
@@ -91,7 +91,7 @@ def _agreement_of_datasets(
         heads = stable_heads(torch.stack(_dataset_means(scores, indices, names)), TOP_SHARE)
         return heads.n_heads[-1] / heads.by_chance[-1]
 
-    strata = scores.datasets
+    strata = sources(scores)
     strata_and_models = [*strata, *[None] * len(untrained)]
     yield estimate("shared by top sets", lambda indices: shared(scores, indices), strata, at_least=0.5, within=(0, 1))
     yield estimate(
@@ -134,8 +134,8 @@ def _shared_and_specific_heads(scores: HeadScores, names: Sequence[str]) -> Iter
         dataset_scores = scores.for_dataset(name)
         specific = sorted(top_sets[name].difference(*(top_sets[other] for other in names if other != name)))
         note = f"{name}: only in its top set: {', '.join(map(str, specific)) or 'no head'}"
-        if len(dataset_scores.samples) > 1:
-            shared = stability_curve(dataset_scores.values).mean[-1]
+        if dataset_scores.n_groups > 1:
+            shared = stability_curve(dataset_scores.values, groups=dataset_scores.groups).mean[-1]
             note += f"; the top sets of two halves of its samples share {shared:.0%}"
         if bool((dataset_scores.per_head > 0).any()):
             note += f"; mean depth {depth_profile(dataset_scores.per_head).centre:.2f}"
@@ -151,9 +151,9 @@ def _chance(scores: HeadScores) -> float:
 def _agreement_of_models(scores: HeadScores, name: str, other: HeadScores) -> Iterator[Measurement]:
     """Compare with another model, head by head only where the numbers of layers and heads are the same."""
     n_samples = len(scores.values)
-    # Samples of each model are drawn independently, data set by data set.
+    # Groups of each model are drawn independently, data set by data set.
     strata = [
-        (model is other, dataset) for model in (scores, other) for dataset in model.datasets or [""] * len(model.values)
+        Source((model is other, sample.dataset), sample.group) for model in (scores, other) for sample in sources(model)
     ]
 
     def means(indices: np.ndarray) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "_layer _head"]]:

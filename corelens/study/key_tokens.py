@@ -8,7 +8,7 @@ from torch import Tensor
 from corelens.experiments.key_tokens import KeyTokens
 from corelens.heads import Head
 from corelens.metrics import hit_rate
-from corelens.study.verdict import Finding, Measurement, estimate
+from corelens.study.verdict import Finding, Measurement, estimate, sources
 
 N_HEADS = 15
 """Heads whose hit rate the paper shows (appendix E.3), or a quarter of all heads in models of few."""
@@ -35,7 +35,7 @@ def key_token_finding(key_tokens: KeyTokens, untrained: KeyTokens) -> Finding:
         untrained: The same of a model of the same configuration with random weights, along its own ranking `top`.
     """
     n = n_compared(key_tokens.ratios.n_heads)
-    values, strata = key_tokens.ratios.values, key_tokens.ratios.datasets or ("",) * len(key_tokens.ratios.values)
+    values, strata = key_tokens.ratios.values, sources(key_tokens.ratios)
     ratios = {kind: _ratios(values, [list(draw)[:n] for draw in draws]) for kind, draws in key_tokens.rankings.items()}
 
     def hits(kind: str, indices: np.ndarray) -> float:

@@ -9,7 +9,7 @@ from corelens.data import Sample
 from corelens.metrics import spearman
 from corelens.metrics.stability import top_heads
 from corelens.scores import HeadScores
-from corelens.study.verdict import Finding, estimate
+from corelens.study.verdict import Finding, estimate, sources
 
 START, END = "<GT_START>", "<GT_END>"
 """The paper's markers (appendix C), which it puts around the evidence in prompts for Qwen."""
@@ -48,7 +48,7 @@ def markers(plain: HeadScores, marked: HeadScores, share: float) -> Finding:
     paired = [plain.samples.index(sample) for sample in marked.samples if sample in plain.samples]
     counterpart = [marked.samples.index(plain.samples[index]) for index in paired]
     before, after = plain.values[paired], marked.values[counterpart]
-    strata = [plain.datasets[index] for index in paired] if plain.datasets else [""] * len(paired)
+    strata = [sources(plain)[index] for index in paired]
     top = plain.top(share)
 
     def shared(indices: np.ndarray) -> float:

@@ -15,6 +15,7 @@ from corelens.scores import HeadScores
 from corelens.study.verdict import (
     Finding,
     Measurement,
+    Source,
     estimate_mean,
     not_measured,
     premise_of_accuracy,
@@ -58,9 +59,10 @@ def matched_controls(core: HeadSet, write_norm: HeadScores, n_draws: int) -> tup
 def reliability(scores: HeadScores, share: float) -> Measurement:
     """Measure how many of the top heads of one half of the samples are in the top of the other."""
     name = "share of the top heads that another half of the samples chooses, too"
-    if len(scores.samples) < 2:
+    try:
+        curve = stability_curve(scores.values, share, groups=scores.groups, datasets=scores.datasets)
+    except ValueError:  # one sample, or one group of them
         return replace(not_measured(name, 0.5), of_premise=True)
-    curve = stability_curve(scores.values, share)
     return Measurement(name, curve.mean[-1], curve.low[-1], curve.high[-1], 0.5, of_premise=True)
 
 
@@ -182,7 +184,7 @@ def _costs_of_mask(masked: ConditionResults[HeadSet], datasets: Sequence[str]) -
         yield not_measured("cost of the paper's mask on the top heads", NEEDED_COST)
         return
 
-    def costs(condition: str) -> tuple[np.ndarray, list[str]]:
+    def costs(condition: str) -> tuple[np.ndarray, list[Source]]:
         return sample_accuracies(masked, datasets, BASELINE, condition)
 
     top_costs, sample_datasets = costs(f"top {doses[-1]}")

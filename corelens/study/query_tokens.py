@@ -8,7 +8,16 @@ from corelens.experiments.conditions import BASELINE, ConditionResults
 from corelens.heads import HeadSet
 from corelens.metrics import spearman
 from corelens.scores import HeadScores
-from corelens.study.verdict import Finding, Measurement, estimate, estimate_mean, not_measured, sample_accuracies
+from corelens.study.verdict import (
+    Finding,
+    Measurement,
+    Source,
+    estimate,
+    estimate_mean,
+    not_measured,
+    sample_accuracies,
+    sources,
+)
 
 QUERY_TOKENS = {"ram": "question", "ram_last": "last token", "vrh": "answer"}
 """Retrieval attention mass by query tokens: this paper and MMRetHeads, Elastic Attention, and VRH."""
@@ -47,7 +56,7 @@ def query_tokens(
         needs = tuple(not_measured(name.format(QUERY_TOKENS[metric]), 0.0) for metric in others)
         return Finding(CLAIM, RULE, needs, ("The model has too few heads to zero five and compare with five others.",))
 
-    def costs(metric: str, dose: str) -> tuple[np.ndarray, list[str]]:
+    def costs(metric: str, dose: str) -> tuple[np.ndarray, list[Source]]:
         results = random_ablations if metric == "random" else ablations
         return sample_accuracies(results, datasets, BASELINE, f"{metric} {dose}")
 
@@ -72,6 +81,6 @@ def _correlation(label: str, scores: HeadScores, effects: HeadScores) -> Measure
     return estimate(
         f"rank correlation with single-head effects, {label}",
         lambda indices: spearman(scores.per_head, effects.values[indices].nanmean(0)),
-        effects.datasets or ("",) * len(effects.values),
+        sources(effects),
         within=(-1, 1),
     )

@@ -11,7 +11,7 @@ from corelens.data.batching import prepare_batches
 from corelens.heads import HeadSet
 from corelens.model import HookedMLLM
 from corelens.scores import HeadScores
-from corelens.study.verdict import Measurement, estimate, not_measured
+from corelens.study.verdict import Measurement, estimate, not_measured, sources
 from corelens.tokens import Box
 
 Sizes = tuple[tuple[int, int], ...]
@@ -142,8 +142,7 @@ def _ratio(name: str, own: HeadScores, null: HeadScores | None, heads: HeadSet, 
             return float(np.log(masses[indices].mean()) - np.log(null_masses[indices].mean()))
 
     # Logarithms of ratios are nearer to a bell curve, and no bound is below zero.
-    strata = [own.datasets[row] if own.datasets else "" for row in own_rows]
-    measured = estimate(name, log_ratio, strata)
+    measured = estimate(name, log_ratio, [sources(own)[row] for row in own_rows])
     value, low, high = (math.exp(number) for number in (measured.value, measured.low, measured.high))
     return Measurement(name, value, low, high, at_least)
 

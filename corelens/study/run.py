@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate import dispatch_model
 
@@ -21,6 +22,7 @@ from corelens.experiments.scan import scan_metrics
 from corelens.experiments.sparse_eval import SparseResults, longest_prompt, run_sparse_eval
 from corelens.experiments.sweep import run_sweep
 from corelens.heads import Head, HeadSet
+from corelens.metrics import group_rows
 from corelens.model import HookedMLLM
 from corelens.progress import total_progress
 from corelens.scores import HeadScores
@@ -260,5 +262,9 @@ def streaming(n_positions: int) -> Streaming:
 
 
 def every_other(scores: Mapping[str, HeadScores], start: Literal[0, 1]) -> dict[str, HeadScores]:
-    """Scores of every other sample: the first half chooses heads whose attention is described on the second."""
-    return {name: of_metric.select(range(start, len(of_metric.samples), 2)) for name, of_metric in scores.items()}
+    """Scores of every other group of samples: the first half chooses heads whose attention is described on the second.
+
+    Where each sample is its own group, it is every other sample.
+    """
+    parts = {name: group_rows(of_metric.groups, len(of_metric.samples))[start::2] for name, of_metric in scores.items()}
+    return {name: scores[name].select(sorted(np.concatenate(rows).tolist())) for name, rows in parts.items()}

@@ -12,7 +12,7 @@ from corelens.metrics import Metric, lorenz_curve, rho
 from corelens.metrics.score_distribution import head_count
 from corelens.scores import HeadScores
 from corelens.study import relevance
-from corelens.study.verdict import Finding, Measurement, estimate
+from corelens.study.verdict import Finding, Measurement, estimate, sources
 
 EXCESS = Metric(
     "ram_excess",
@@ -45,7 +45,7 @@ def sparsity(scores: HeadScores, untrained: Sequence[HeadScores], relevant: Sequ
     # As one layer of all heads.
     flat, *flat_untrained = (heads.values[:, None, heads.mask] for heads in (scores, *untrained))
     n_samples = len(flat)
-    strata = scores.datasets or ("",) * n_samples
+    strata = sources(scores)
 
     def over_shuffled(indices: np.ndarray) -> float:
         generator = torch.Generator().manual_seed(int(indices.sum()))

@@ -10,7 +10,7 @@ from corelens.data import Sample
 from corelens.experiments.conditions import BASELINE, ConditionResults
 from corelens.heads import HeadSet
 from corelens.scores import HeadScores
-from corelens.study.verdict import Finding, Measurement, estimate_mean, not_measured
+from corelens.study.verdict import Finding, Measurement, Source, estimate_mean, not_measured, sources
 
 TASK_METRICS = ("ram", "ram_last")
 SHARE = 0.1
@@ -86,6 +86,7 @@ def tasks(ablations: ConditionResults[HeadSet] | None, groups: TaskGroups) -> Fi
     measurements: list[Measurement] = []
     reported: list[Measurement] = []
     notes = []
+    origins = sources(ablations)
     for metric in TASK_METRICS:
         heads = {name: sets[0] for name, sets in ablations.conditions.items() if name.startswith(f"{metric}, ")}
         names = [name.removeprefix(f"{metric}, ") for name in heads]
@@ -93,7 +94,8 @@ def tasks(ablations: ConditionResults[HeadSet] | None, groups: TaskGroups) -> Fi
         costs = {
             task: {other: _costs(ablations, f"{metric}, {other}", rows[task]) for other in names} for task in names
         }
-        strata = [task for task in names for _ in rows[task]]
+        samples = {task: [Source(task, origins[row].group) for row in rows[task]] for task in names}
+        strata = [sample for task in names for sample in samples[task]]
         of_own = np.concatenate([costs[task][task] for task in names])
         of_others = np.concatenate(
             [np.mean([costs[task][other] for other in names if other != task], axis=0) for task in names]
@@ -104,9 +106,7 @@ def tasks(ablations: ConditionResults[HeadSet] | None, groups: TaskGroups) -> Fi
             estimate_mean(f"{less_others}{label}", of_own - 2 * of_others, strata, (-3, 3), 0.0 if needed else None),
         ]
         reported += [
-            estimate_mean(
-                f"{task}, by {metric}: cost of its own heads", costs[task][task], [task] * len(rows[task]), (-1, 1)
-            )
+            estimate_mean(f"{task}, by {metric}: cost of its own heads", costs[task][task], samples[task], (-1, 1))
             for task in names
         ]
         shared = np.mean([len({*one} & {*other}) / len(one) for one, other in combinations(heads.values(), 2)])

@@ -3,15 +3,16 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from corelens.data import Sample
 from corelens.experiments.conditions import BASELINE, ConditionResults
-from corelens.metrics import bootstrap_means
+from corelens.metrics import bootstrap_means, group_rows
+from corelens.scores import HeadScores
 
 Verdict = Literal["supported", "not supported", "inconclusive", "cannot be tested"]
 
@@ -149,10 +150,36 @@ class Finding:
         }
 
 
+class Source(NamedTuple):
+    """Origin of a sample: samples of a group, such as the questions about a picture, are drawn together."""
+
+    dataset: object
+    group: object
+
+
+Sources = Sequence[object]
+"""A `Source` for each sample, or the name of its data set where every sample is a group of its own."""
+
+
+def sources(results: HeadScores | ConditionResults[Any]) -> list[Source]:
+    """Source of each sample of some scores or answers."""
+    n_samples = len(results.samples)
+    return [*map(Source, results.datasets or [""] * n_samples, results.groups or range(n_samples))]
+
+
+def _rows_by_dataset(samples: Sources) -> dict[object, list[Int[np.ndarray, "_row"]]]:
+    """Numbers of the samples of each group of each data set."""
+    known = [sample if isinstance(sample, Source) else Source(sample, row) for row, sample in enumerate(samples)]
+    rows: dict[object, list[np.ndarray]] = {source.dataset: [] for source in known}
+    for of_group in group_rows(known, len(known)):
+        rows[known[of_group[0]].dataset].append(of_group)
+    return rows
+
+
 def estimate(
     name: str,
     statistic: Callable[[np.ndarray], float],
-    strata: Sequence[object],
+    samples: Sources,
     at_least: float | None = None,
     at_most: float | None = None,
     within: tuple[float | int, float | int] = (-math.inf, math.inf),
@@ -166,18 +193,19 @@ def estimate(
     Args:
         name: Name of the number.
         statistic: Computes the number from the samples with these indices.
-        strata: Stratum of each sample, e.g. its data set; samples are drawn with replacement within each.
+        samples: Source of each sample; groups are drawn with replacement within each data set.
         at_least: Lower bound that the claim needs.
         at_most: Upper bound that the claim needs.
         within: Range of the number, such as zero and one for a share.
     """
     rng = np.random.default_rng(0)
-    indices = np.arange(len(strata))
-    groups = [indices[[stratum == group for stratum in strata]] for group in dict.fromkeys(strata)]
-    draws = np.array(
-        [statistic(np.concatenate([rng.choice(group, len(group)) for group in groups])) for _ in range(N_DRAWS)]
-    )
-    value = statistic(indices)
+    datasets = _rows_by_dataset(samples).values()
+
+    def draw() -> np.ndarray:
+        return np.concatenate([rows[n] for rows in datasets for n in rng.choice(len(rows), len(rows))])
+
+    draws = np.array([statistic(draw()) for _ in range(N_DRAWS)])
+    value = statistic(np.arange(len(samples)))
     mirrored = 2 * value - np.quantile(draws, [0.5, 0.975, 0.025])
     # NaN if any draw has no number.
     return Measurement(name, *_rounded(*np.clip(mirrored, *within)), at_least, at_most)
@@ -186,33 +214,33 @@ def estimate(
 def estimate_mean(
     name: str,
     per_sample: Float[np.ndarray, "sample draw"],
-    datasets: Sequence[str],
+    samples: Sources,
     extremes: tuple[float | int, float | int],
     at_least: float | None = None,
     weights: Mapping[str, float] | None = None,
 ) -> Measurement:
     """Estimate the mean of the means of data sets, with an interval over samples and over random draws of heads.
 
-    Samples are drawn from the existing ones and two more of each data set, one at either extreme, for the reasons that
-    `bootstrap_means` gives. Where several sets of heads were drawn at random, they are drawn again, too, the same for
-    all samples.
+    Groups of samples are drawn from the existing ones and two more of each data set, one at either extreme, for the
+    reasons that `bootstrap_means` gives. Where several sets of heads were drawn at random, they are drawn again, too,
+    the same for all samples.
 
     Args:
         name: Name of the number.
         per_sample: Value of each sample, with each set of heads.
-        datasets: Data set of each sample.
+        samples: Source of each sample.
         extremes: Smallest and largest value that a sample can have.
         at_least: Lower bound that the claim needs.
         weights: Weights of data sets, if they are not equal.
     """
     rng = np.random.default_rng(0)
-    names = list(dict.fromkeys(datasets))
+    datasets = _rows_by_dataset(samples)
     n_sets = per_sample.shape[1]
     draw_means, value = np.zeros((N_DRAWS, n_sets)), 0.0
-    for dataset in names:
-        weight = weights[dataset] if weights else 1 / len(names)
-        values = per_sample[np.array(datasets) == dataset]
-        draw_means += weight * bootstrap_means(torch.from_numpy(values), N_DRAWS, rng, extremes).numpy()
+    for dataset, parts in datasets.items():
+        weight = weights[str(dataset)] if weights else 1 / len(datasets)
+        values, groups = per_sample[np.concatenate(parts)], np.repeat(range(len(parts)), [*map(len, parts)]).tolist()
+        draw_means += weight * bootstrap_means(torch.from_numpy(values), N_DRAWS, rng, extremes, groups).numpy()
         value += weight * float(values.mean())
     shares = rng.multinomial(n_sets, np.full(n_sets, 1 / n_sets), N_DRAWS) / n_sets
     # A resample of few sets varies less than the mean of as many sets does.
@@ -233,8 +261,8 @@ def p_value(name: str, p: float, at_most: float | None = None) -> Measurement:
 
 def sample_accuracies(
     results: ConditionResults[Any], datasets: Sequence[str], condition: str, minus: str | None = None
-) -> tuple[Float[np.ndarray, "sample draw"], list[str]]:
-    """Accuracy on each sample of some data sets, and the data set of each sample.
+) -> tuple[Float[np.ndarray, "sample draw"], list[Source]]:
+    """Accuracy on each sample of some data sets, and the source of each sample.
 
     Args:
         results: Answers under several conditions.
@@ -248,13 +276,12 @@ def sample_accuracies(
         return results.values[name].nan_to_num().double().numpy()[mask]
 
     values = accuracies(condition) if minus is None else accuracies(condition) - accuracies(minus)
-    return values, [dataset for dataset in results.datasets if dataset in datasets]
+    return values, [source for source in sources(results) if source.dataset in datasets]
 
 
 def accuracy(results: ConditionResults[Any], condition: str, datasets: Sequence[str]) -> float:
     """Mean accuracy over data sets, which have equal weights."""
-    values, sample_datasets = sample_accuracies(results, datasets, condition)
-    means = [values[np.array(sample_datasets) == dataset].mean() for dataset in dict.fromkeys(sample_datasets)]
+    means = [sample_accuracies(results, [dataset], condition)[0].mean() for dataset in dict.fromkeys(datasets)]
     return float(np.mean(means))
 
 
@@ -284,9 +311,9 @@ def premise_of_accuracy(
         for dataset, guessed in chances.items()
     )
     guessed = chances[hardest]
-    values, sample_datasets = sample_accuracies(results, [hardest], BASELINE)
+    values, samples = sample_accuracies(results, [hardest], BASELINE)
     extremes = (-guessed / (1 - guessed), 1.0)
-    measured = estimate_mean(name, (values - guessed) / (1 - guessed), sample_datasets, extremes, at_least)
+    measured = estimate_mean(name, (values - guessed) / (1 - guessed), samples, extremes, at_least)
     return replace(measured, of_premise=True)
 
 

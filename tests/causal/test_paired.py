@@ -79,6 +79,32 @@ def test_the_interval_of_a_change_in_accuracy_holds_it_as_often_as_it_says(n: in
         assert covered < 0.98
 
 
+def test_copies_of_a_pair_say_nothing_new():
+    rng = np.random.default_rng(0)
+    before, after = torch.from_numpy(rng.random((2, 30)))
+    once = PairedDifference(before, after)
+    copies = PairedDifference(before.repeat(4), after.repeat(4), list(range(30)) * 4)
+    assert copies.interval() == pytest.approx(once.interval())
+    assert copies.p_value() == pytest.approx(once.p_value())
+    assert PairedDifference(copies.before, copies.after).p_value() < copies.p_value()
+    with pytest.raises(ValueError, match="at least two groups of samples, and there is 1"):
+        PairedDifference(before, after, ["a picture"] * 30).interval()
+    with pytest.raises(ValueError, match="2 groups were given for 30 samples"):
+        PairedDifference(before, after, ["a", "b"])
+
+
+def test_p_values_of_clustered_samples_are_small_as_often_as_they_say():
+    rng, groups = np.random.default_rng(0), [number for number in range(12) for _ in range(4)]
+    found = dict.fromkeys(("grouped", "alone"), 0)
+    for _ in range(100):
+        changes = torch.from_numpy((rng.normal(size=(12, 1)) + rng.normal(size=(12, 4))).ravel())
+        zeros = torch.zeros(48, dtype=torch.double)
+        found["grouped"] += PairedDifference(zeros, changes, groups).p_value() <= 0.05
+        found["alone"] += PairedDifference(zeros, changes).p_value() <= 0.05
+    assert found["grouped"] <= 10
+    assert found["alone"] >= 15
+
+
 def test_equal_answers_do_not_say_that_all_others_are_equal():
     for n in (2, 20, 400):
         low, high = PairedDifference(torch.ones(n), torch.ones(n)).interval()

@@ -103,6 +103,13 @@ def test_heads_tested_on_the_samples_that_chose_them_are_warned_of(ranking: Path
     arguments = ("ablate", "--data", "scenes=1", "--limit", "1", "--top", "1", "--seed", sample_id.split("-")[2])
     ran = text_of(invoke_on_toy(*arguments, "--out", tmp_path / "run", "--scores", ranking))
     assert "Warning: 1 of 1 samples also chose the heads" in ran
+    # So do others about the same picture.
+    scores = cl.HeadScores.load(ranking)
+    numbers = tuple(map(str, range(len(scores.samples))))
+    replace(scores, samples=numbers, groups=(sample_id, *numbers[1:])).save(tmp_path / "grouped.safetensors")
+    assert "Warning: 1 of 1 samples also chose the heads" in text_of(
+        invoke_on_toy(*arguments, "--out", tmp_path / "grouped", "--scores", tmp_path / "grouped.safetensors")
+    )
     assert "also chose" not in text_of(
         invoke_on_toy(*arguments, "--out", tmp_path / "other", "--scores", tmp_path / "other.safetensors")
     )

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from corelens import Box, Evidence, HookedMLLM, scan
+from corelens import Box, Evidence, Head, HeadScores, HeadSet, HookedMLLM, scan, toy
 from corelens.experiments import head_metrics
+from corelens.experiments.ablation import run_ablation
+from corelens.experiments.conditions import BASELINE, ConditionResults, read_conditions
+from corelens.experiments.key_tokens import scan_key_tokens
+from corelens.experiments.run_folder import RunFolder
 from corelens.experiments.scan import scan_metrics
+from corelens.experiments.sparse_eval import run_sparse_eval
+from corelens.experiments.sweep import run_sweep
 from tests.helpers import processors, tiny
 from tests.helpers.cli import json_of
 from tests.helpers.questions import samples
@@ -157,3 +165,29 @@ def test_a_killed_run_ends_with_the_same_bytes(command: tuple[str, ...], tmp_pat
     assert 0 < len(list(parts.glob("*.parquet"))) < n_parts, (tmp_path / "log").read_text()
     json_of(*command, "--out", tmp_path / "killed")
     assert files_of(tmp_path / "killed") == expected
+
+
+EXPERIMENTS: dict[str, Callable[[HookedMLLM, Any, Path | None], HeadScores | ConditionResults[Any]]] = {
+    "scan": lambda model, samples, out: scan(model, samples, out=out),
+    "sweep": lambda model, samples, out: run_sweep(model, samples, out=out).scores(),
+    "key tokens": lambda model, samples, out: scan_key_tokens(model, samples, RANKINGS, out=out).ratios,
+    "ablation": lambda model, samples, out: run_ablation(model, samples, RANKINGS, out=out),
+    "sparse inference": lambda model, samples, out: run_sparse_eval(model, samples, {}, out=out),
+}
+
+RANKINGS = {"top": [HeadSet((Head(2, 4),))]}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_results_know_which_samples_share_a_picture(toy_model: HookedMLLM, name: str, tmp_path: Path):
+    alone, shared = list(toy.scenes(1, seed=0)), [replace(one, about={"group": "p"}) for one in toy.scenes(2, seed=1)]
+    run = EXPERIMENTS[name]
+    assert run(toy_model, alone, None).groups == ()
+    data = {"alone": alone, "shared": shared}
+    for _ in range(2):  # measured, and read from the folder
+        results = run(toy_model, data, tmp_path / "run")
+        assert results.groups == (alone[0].id, "p", "p")
+    if isinstance(results, ConditionResults):
+        assert read_conditions(RunFolder.load(tmp_path / "run")).groups == results.groups
+        assert results.paired_difference(BASELINE, "shared").n_groups == 1
+        assert "interval" not in results.summary("shared").get("top", {})

@@ -1,5 +1,6 @@
 """Run folders: shards on disk, and errors of folders that hold something else."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,12 @@ def test_parts_without_a_measured_sample_are_kept(tmp_path: Path):
         assert run.read(0) == empty
         again = run.read(1)
         assert again is not None
+    grouped = replace(full, groups=("a picture",))
+    run.write(2, grouped)
+    found = run.read(2)
+    assert found is not None
+    assert (found.groups, list(found.values)) == (("a picture",), ["drop"])
+    assert Shard.concatenate([again, found]).groups == ("b", "a picture")
     assert_close(again.values["drop"], full.values["drop"], equal_nan=True)
     joined = Shard.concatenate([empty, again])
     assert (joined.samples, joined.datasets, joined.skipped) == (("b",), ("x",), {"a": "it is gone"})

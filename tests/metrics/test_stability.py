@@ -1,4 +1,4 @@
-"""Uncertainty and agreement of rankings: coverage of intervals, closed forms and enumerated draws."""
+"""Stability and agreement of rankings: coverage of intervals, closed forms and enumerated draws."""
 
 import math
 from itertools import combinations
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import nan
 
 from corelens.metrics import (
-    bootstrap_interval,
     jaccard,
     overlap,
     rank_biased_overlap,
@@ -21,29 +20,6 @@ from corelens.metrics import (
     stability_curve,
     stable_heads,
 )
-
-
-def test_bootstrap_intervals_cover_the_mean_as_often_as_they_say():
-    draw = torch.Generator().manual_seed(0)
-    # Forty times five heads, each an experiment of its own with thirty samples.
-    values = torch.randn(30, 40, 5, generator=draw, dtype=torch.double) + 3
-    low, high = bootstrap_interval(values, 0.9)
-    covered = ((low < 3) & (high > 3)).double().mean()
-    assert 0.83 < covered < 0.95
-    assert torch.equal(bootstrap_interval(values, 0.9).low, low)
-    values[:, 0, 0] = nan
-    low, _ = bootstrap_interval(values)
-    assert low[0, 0].isnan()
-    assert (~low.isnan()).sum() == 199
-    assert bool(bootstrap_interval(values[:1]).low.isnan().all())
-
-
-def test_intervals_of_zeros_and_ones_hold_rare_shares():
-    draw = torch.Generator().manual_seed(0)
-    hits = (torch.rand(50, 60, 10, generator=draw) < 0.02).double()
-    low, high = bootstrap_interval(hits)
-    assert ((low <= 0.02) & (high >= 0.02)).double().mean() > 0.93
-    assert bool((low < high).all())
 
 
 def test_stability_is_perfect_without_noise_and_chance_with_noise_alone():
@@ -57,6 +33,21 @@ def test_stability_is_perfect_without_noise_and_chance_with_noise_alone():
     assert mixed.mean[-1] > mixed.mean[0] + 0.2
     with pytest.raises(ValueError, match="1 sample cannot be split"):
         stability_curve(noise[:1])
+
+
+def test_no_split_divides_a_group_and_data_sets_count_alike():
+    noise = torch.randn(10, 10, 10, generator=torch.Generator().manual_seed(0))
+    groups = [number for number in range(10) for _ in range(4)]
+    of_groups = stability_curve(noise.repeat_interleave(4, 0), groups=groups)
+    assert of_groups.n_samples == stability_curve(noise).n_samples
+    assert of_groups.mean.tolist() == stability_curve(noise).mean.tolist()
+    with pytest.raises(ValueError, match="1 group of samples cannot be split"):
+        stability_curve(noise, groups=["a"] * 10)
+    # A hundred samples of noise, and twenty that agree.
+    values = torch.randn(120, 1, 20, generator=torch.Generator().manual_seed(0))
+    values[100:] = torch.linspace(0, 2, 20)
+    alike = stability_curve(values, 0.25, datasets=["noise"] * 100 + ["signal"] * 20)
+    assert alike.mean[-1] > stability_curve(values, 0.25).mean[-1] + 0.2
 
 
 def test_agreement_of_rankings():

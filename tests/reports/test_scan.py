@@ -20,7 +20,7 @@ def test_the_report_of_a_scan_holds_its_numbers(runs: Path):
         "spatial_entropy",
     ]
     assert metrics[1][1] == str(ram.top())
-    low, high = cl.metrics.bootstrap_interval(ram.values)
+    low, high = cl.metrics.simultaneous_interval(ram.values, datasets=ram.datasets)
     for head, row in zip(ram.top(), top[1:], strict=True):
         numbers = (float(ram.per_head[head]), float(low[head]), float(high[head]))
         assert row == [str(head), f"{numbers[0]:.3g}", f"{numbers[1]:.3g} to {numbers[2]:.3g}"]

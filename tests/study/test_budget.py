@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from corelens import Sample
 from corelens.study.budget import Throughput, halves, planned_work
 from tests.helpers.studies import SMALL_BUDGET, study_samples
 
@@ -33,3 +34,35 @@ def test_halves_share_no_sample_and_pieces_count_them(tmp_path: Path):
     assert throughput.remaining_seconds(works["ablate-texts"], tmp_path) == 3 * 9 * 6
     with pytest.raises(ValueError, match="few has 3 samples; a study needs four or more of each"):
         halves({"few": pictures["few"][:3]})
+
+
+def numbered(groups: str) -> list[Sample]:
+    """Samples about pictures with these names, or with none where there is a dot."""
+    return [
+        Sample(str(number), "?", "", about={} if name == "." else {"group": name}) for number, name in enumerate(groups)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("samples", "first"),
+    [
+        ({"a": "........."}, {"a": "02468"}),
+        ({"a": "ppqqrrss"}, {"a": "0145"}),
+        ({"a": "pqrspqrs"}, {"a": "0246"}),
+        ({"a": "pppppqrs"}, {"a": "012346"}),
+        # A document in two data sets is in one half of both.
+        ({"a": "ppqqrrss", "b": "qprs"}, {"a": "0145", "b": "12"}),
+        ({"a": "pqrs", "b": "rqxyz"}, {"a": "02", "b": "024"}),
+    ],
+)
+def test_no_picture_is_in_both_halves(samples: dict[str, str], first: dict[str, str]):
+    scanned, tested = halves({name: numbered(groups) for name, groups in samples.items()})
+    assert {name: "".join(sample.id for sample in half) for name, half in scanned.items()} == first
+    groups = [{sample.group for half in of_half.values() for sample in half} for of_half in (scanned, tested)]
+    assert not groups[0] & groups[1]
+    assert sum(map(len, [*scanned.values(), *tested.values()])) == sum(map(len, samples.values()))
+
+
+def test_a_study_needs_four_pictures_of_each_data_set():
+    with pytest.raises(ValueError, match="a has 9 samples of 3 groups; a study needs four or more of each"):
+        halves({"a": numbered("pppqqqrrr")})

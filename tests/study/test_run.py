@@ -17,8 +17,8 @@ from corelens.reports.study import page, save
 from corelens.sparse import StreamingBlocks
 from corelens.study import run_study
 from corelens.study.acceleration import published_counts
-from corelens.study.run import untrained
-from tests.helpers.studies import SMALL_BUDGET, study_samples
+from corelens.study.run import every_other, untrained
+from tests.helpers.studies import SMALL_BUDGET, head_scores, study_samples
 
 
 @pytest.mark.usefixtures("few_draws")
@@ -124,3 +124,11 @@ def test_answers_that_cannot_be_scored_are_refused_before_any_work(toy_model: Ho
     with pytest.raises(ValueError, match="state the unit of the model's boxes"):
         run_study(toy_model, with_boxes, texts, tmp_path, SMALL_BUDGET)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("groups", "first"), [("", "024"), ("ppqqr", "014"), ("pqpqr", "024")])
+def test_every_other_picture_describes_the_heads_that_the_rest_chose(groups: str, first: str):
+    scores = replace(head_scores(torch.rand(5, 2, 3)), groups=tuple(groups))
+    halves = [every_other({"ram": scores}, start)["ram"].samples for start in (0, 1)]
+    assert "".join(halves[0]) == first
+    assert sorted(halves[0] + halves[1]) == list("01234")

@@ -1,6 +1,7 @@
 """Verdicts from given intervals, and intervals whose coverage is known."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from corelens.metrics import spearman
 from corelens.study import Finding, Measurement
-from corelens.study.verdict import Verdict, estimate, estimate_mean, p_value
+from corelens.study.verdict import Source, Verdict, estimate, estimate_mean, p_value
 
 
 def measurement(low: float, high: float, at_least: float | None = None, at_most: float | None = None) -> Measurement:
@@ -133,6 +134,23 @@ def test_an_interval_over_random_heads_holds_the_mean_of_all_such_heads():
 def test_a_test_has_no_interval():
     assert str(p_value("p", 0.012345)) == "0.0123"
     assert (p_value("p", 0.5, at_most=0.05).met, p_value("p", 0.01, at_most=0.05).met) == (None, True)
+
+
+def test_copies_of_a_sample_narrow_no_interval():
+    values = np.random.default_rng(0).random(20)
+    datasets = ["a"] * 12 + ["b"] * 8
+    copies = [Source(dataset, row) for row, dataset in enumerate(datasets)] * 3
+
+    def mean_of(values: np.ndarray) -> Callable[[np.ndarray], float]:
+        return lambda indices: float(values[indices].mean())
+
+    for of_copies, of_one in (
+        (estimate("", mean_of(np.tile(values, 3)), copies), estimate("", mean_of(values), datasets)),
+        (estimate_mean("", np.tile(values, 3)[:, None], copies, (0, 1)),
+         estimate_mean("", values[:, None], datasets, (0, 1))),
+    ):  # fmt: skip
+        assert (of_copies.value, of_copies.low) == pytest.approx((of_one.value, of_one.low))
+        assert of_copies.high == pytest.approx(of_one.high)
 
 
 def test_samples_are_drawn_within_their_data_sets():

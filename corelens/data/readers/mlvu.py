@@ -70,5 +70,10 @@ def _sample(name: str, row: Mapping[str, Any], videos: Path, task: str) -> Sampl
         instruction=instruction,
         choices=choices,
         scoring="choice" if choices else "judge",
-        about={"task": task, "duration": read_field(row, "duration", int | float), "points": row.get("scoring_points")},
+        about={
+            "task": task,
+            "duration": read_field(row, "duration", int | float),
+            "points": row.get("scoring_points"),
+            "group": path.stem,
+        },
     )

@@ -125,6 +125,7 @@ def _sample(
     with_layout = {region.media for region in evidence}
     media = [shown_pages.index(page) for page in evidence_pages]
     evidence += [Evidence(media=number) for number in media if number not in with_layout]
+    name = _name(document["doc_name"])
     return Sample(
         row,
         read_field(question, "Q", Text),
@@ -133,9 +134,10 @@ def _sample(
         tuple(evidence),
         scoring="anls",
         about={
-            "document": _name(document["doc_name"]),
+            "document": name,
             "domain": document.get("domain"),
             "kinds": read_field(question, "type", ListOf[str]),
             "pages": shown_pages,
+            "group": name,
         },
     )

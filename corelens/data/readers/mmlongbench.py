@@ -178,14 +178,16 @@ def _retrieval_augmented(name: str, row: Mapping[str, Any], folder: Path) -> Sam
     ]
     question, (answer, *others) = read_field(row, "question", Text), _answers(row)
     instruction = "Use the given documents to answer the question about the entity shown in the image.\n\n"
+    picture = read_field(row, "image", Text)
     return Sample(
         name,
         question,
         answer,
-        (picture_file(folder / read_field(row, "image", Text)),),
+        (picture_file(folder / picture),),
         prompt=(instruction + "\n\n".join(passages) + "\n\n", 0, f"Question: {question}"),
         also_accepted=tuple(others),
         scoring="contains",
+        about={"group": picture},
     )
 
 
@@ -315,7 +317,7 @@ def _document(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
         _answer_pages(row, document),
         prompt=_interleave(f"{_pages(row, 'page_list')}\n\n{instruction}", len(pictures)),
         scoring="mmlongbench-docqa",
-        about={"document": document, "answer format": read_field(row, "answer_format", Text)},
+        about={"document": document, "group": document, "answer format": read_field(row, "answer_format", Text)},
     )
 
 

@@ -90,6 +90,7 @@ def _sample(
             "kinds": read_field(question, "evidence_sources", ListOf[str]),
             "answer format": answer_format,
             "pages": shown_pages,
+            "group": document,
         },
     )
 

@@ -1,5 +1,6 @@
 """RefCOCOg: the location of the object that an expression describes (Mao et al., 2016; Hub: lmms-lab/RefCOCOg)."""
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from os import PathLike
@@ -20,6 +21,7 @@ from corelens.data.readers.base import (
 )
 from corelens.data.sample import Evidence, Sample
 
+OBJECT_NUMBER = re.compile(r"(?<=_\d{12})_\d+(?=\.\w+$)")
 PROMPT = "Please provide the bounding box coordinate of the region this sentence describes: {expression}"
 
 
@@ -56,6 +58,9 @@ def _sample(rows: Any, index: int, number: int, prompt: str) -> Sample:
     stored = stored_form(picture)
     left, top, width, height = read_field(row, "bbox", Corners)
     box = pixel_box([left, top, left + width, top + height], stored.size, orientation=stored.orientation)
+    file = row.get("file_name")
+    # Of an object: the name of its picture in COCO, and the number of the object.
+    picture_name = OBJECT_NUMBER.sub("", file) if file else row["question_id"]
     return Sample(
         f"{row['question_id']}-{number}",
         expression,
@@ -64,5 +69,5 @@ def _sample(rows: Any, index: int, number: int, prompt: str) -> Sample:
         (Evidence(box),),
         prompt=(0, prompt.format(expression=expression)),
         scoring="box",
-        about={"file": row.get("file_name"), "size": stored.upright_size},
+        about={"file": file, "size": stored.upright_size, "group": picture_name},
     )

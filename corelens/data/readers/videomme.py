@@ -89,5 +89,6 @@ def _sample(name: str, row: Mapping[str, Any], videos: Mapping[str, Path]) -> Sa
             "domain": row.get("domain"),
             "kind": row.get("sub_category"),
             "video": video,
+            "group": video,
         },
     )

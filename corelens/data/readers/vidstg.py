@@ -171,7 +171,7 @@ def _sample(
         evidence=tuple(evidence),
         videos=(Video(FileFrames(videos[video], start, end), fps),),
         scoring="contains",
-        about={"video": video, "target": target, "task": entry.get("type"), "frames": (first, last)},
+        about={"video": video, "target": target, "task": entry.get("type"), "frames": (first, last), "group": video},
     )
 
 

@@ -21,6 +21,7 @@ def test_mlvu_lists_the_options_and_videos_are_paths(tmp_path: Path):
         "What does the hand hold?\nOptions:\n(A) A cup\n(B) A pen\n(C) A fish\n(D) A key\nOnly give the best option."
     )
     assert Path(sample.videos[0]).name == "needle_32.mp4"
+    assert sample.group == "needle_32"
     assert (score(sample, "(B)"), score(sample, "B. A pen"), score(sample, "a key"), score(sample, "?")) == (
         1,
         1,

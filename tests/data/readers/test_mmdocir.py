@@ -17,6 +17,7 @@ def test_mmdocir_scales_layouts_from_page_units_to_pixels_and_pages_count_from_z
     questions = [mmdocir_question(), mmdocir_question(page_id=[0, 1])]
     one, both = mmdocir(mmdocir_folder(tmp_path, questions))
     assert one.id == "report-0"
+    assert one.group == both.group == "report"
     assert [picture.size for picture in one.pictures] == [(1224, 1584)] * 3
     assert [np.asarray(picture)[0, 0, 0] // 90 for picture in one.pictures] == [0, 1, 2]
     (evidence,) = one.evidence

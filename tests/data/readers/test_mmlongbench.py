@@ -143,6 +143,8 @@ def test_mmlongbench_reads_its_other_tasks(bench: Path, task: str, file: str, ro
     assert score(sample, right) == 1
     assert score(sample, "no 7") in (0, None)
     assert bool(sample.evidence) == (task == "counting-image")
+    # The picture or document that rows of a task may share.
+    assert sample.group == {"infoseek": "mm-niah/a.png", "slidevqa": "a"}.get(task, sample.id)
 
 
 @pytest.mark.parametrize(

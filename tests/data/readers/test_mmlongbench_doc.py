@@ -34,6 +34,7 @@ def test_mmlongbench_doc_draws_pages_and_counts_them_from_one(documents: Path, f
     assert [np.asarray(picture)[100, 70, 0] // 50 for picture in answerable.pictures] == [0, 1, 2]
     assert [(region.media, region.box) for region in answerable.evidence] == [(1, None), (2, None)]
     assert not_answerable.evidence == ()
+    assert answerable.group == not_answerable.group == "report.pdf"
     assert score(answerable, "8") == score(not_answerable, "Not answerable") == 1
     with pytest.warns(UserWarning, match="1 of 2 rows .*it has no evidence"):
         assert [sample.id for sample in mmlongbench_doc(documents).with_evidence()] == ["report.pdf-0"]

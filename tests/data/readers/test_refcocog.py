@@ -12,11 +12,14 @@ from tests.helpers.dataset_files import read_with_skips, refcocog_row, write_tab
 
 
 def test_refcocog_has_one_sample_per_expression_and_its_box_is_left_top_width_height(tmp_path: Path):
+    other = refcocog_row(question_id="18", answer=["a cat"], file_name="COCO_train2014_000000380440_52.jpg")
     write_table(tmp_path / "data" / "val-00000-of-00002.parquet", [refcocog_row()])
-    write_table(tmp_path / "data" / "val-00001-of-00002.parquet", [refcocog_row(question_id="18", answer=["a cat"])])
+    write_table(tmp_path / "data" / "val-00001-of-00002.parquet", [other])
     samples = list(refcocog(tmp_path, "val"))
     assert [sample.id for sample in samples] == ["17-0", "17-1", "18-0"]
     assert [sample.question for sample in samples] == ["the red cup", "cup on the left", "a cat"]
+    # Two objects of one picture: a file's name in RefCOCOg ends with the number of the object.
+    assert [sample.group for sample in samples] == ["COCO_train2014_000000380440.jpg"] * 3
     assert samples[0].prompt[1].endswith("the region this sentence describes: the red cup")
     assert samples[0].evidence[0].box == Box(10, 20, 40, 60)
     assert samples[0].pictures[0].size == (100, 80)

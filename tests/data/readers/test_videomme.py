@@ -25,6 +25,7 @@ def test_videomme_lists_the_options_and_the_answer_is_a_letter(folder: Path):
     write_table(folder / TABLE, [videomme_row(), videomme_row(question_id="002-1", videoID="N1cdUjctpG8")])
     sample, other = load("videomme", folder)
     assert sample.id == "001-1"
+    assert (sample.group, other.group) == ("fFjv93ACGo8", "N1cdUjctpG8")
     assert sample.question == "Which of these decorations is the most numerous?"
     assert message_text(sample) == (
         "Which of these decorations is the most numerous?\nA. Apples.\nB. Candles.\nC. Berries.\n"

@@ -31,6 +31,7 @@ def test_vidstg_gives_the_used_segment_and_the_box_of_every_frame(vidor: Path, t
     write_json(tmp_path / "test_annotations.json", [vidstg_row()])
     (sample,) = vidstg(tmp_path, vidor)
     assert (sample.question, sample.answer) == ("who holds a dog?", "adult")
+    assert sample.group == "2401075277"
     assert [region.box for region in sample.evidence] == [Box(frame, 5, frame + 10, 25) for frame in (6, 7, 8)]
     # Seconds count from the beginning of the segment, which is frame 4.
     assert [region.seconds for region in sample.evidence] == [(0.2, 0.3), (0.3, 0.4), (0.4, 0.5)]
