@@ -18,6 +18,7 @@ from corelens.model import HookedMLLM
 from corelens.progress import total_progress
 from corelens.study.division import EVIDENCE_SHARE, METRICS
 from corelens.study.query_tokens import QUERY_TOKENS
+from corelens.study.relevance import with_other_questions
 from corelens.study.sparsity import EXCESS
 from corelens.study.tasks import TASK_METRICS, task_groups
 
@@ -119,6 +120,7 @@ def planned_work(
 ) -> dict[str, PlannedWork]:
     """Return the experiments of a study of a model with so many heads, by the name of their folder."""
     n_scanned, n_tested = (sum(map(len, half.values())) for half in halves(samples))
+    n_partnered = sum(len(with_other_questions(half)) for half in halves(samples)[0].values())
     n_texts, n_controls = sum(map(len, texts.values())), 3 + 2 * budget.n_seeds
     n_kept, n_doses = len(budget.kept_fractions), len(budget.doses_of(n_heads))
     n_tasks = len(set(task_groups(*halves(samples)).values()))
@@ -131,8 +133,8 @@ def planned_work(
             PlannedWork(f"untrained-{seed}", n_scanned, 1, scan.SHARD_SIZE, answers=False)
             for seed in range(budget.n_untrained)
         ),
-        PlannedWork("other-evidence", n_scanned, 1, scan.SHARD_SIZE, answers=False),
-        PlannedWork("other-questions", n_scanned, 1, scan.SHARD_SIZE, answers=False),
+        PlannedWork("other-evidence", n_partnered, 1, scan.SHARD_SIZE, answers=False),
+        PlannedWork("other-questions", n_partnered, 1, scan.SHARD_SIZE, answers=False),
         PlannedWork("untrained-key-tokens", n_tested, 1, key_tokens.SHARD_SIZE, answers=False),
         PlannedWork("ablate", n_tested, n_conditions, shard_size),
         PlannedWork("ablate-texts", n_texts, 1 + n_controls, shard_size),

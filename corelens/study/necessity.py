@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 from scipy.stats import norm
@@ -69,18 +70,23 @@ def reliability(scores: HeadScores, share: float) -> Measurement:
 def power(n_samples: int, cost: float, needed: float) -> float:
     """Probability that a cost is seen to be what is needed: that its 95 % interval lies above that.
 
+    By normal approximation, for the interval of `estimate_mean`, which draws from two more samples at the extremes.
+
     Args:
         n_samples: Number of questions with right or wrong answers.
         cost: Share of them that are answered no more; none is gained.
         needed: Cost that the interval must lie above.
     """
-    return float(norm.cdf((cost - needed) / math.sqrt(cost * (1 - cost) / n_samples) - norm.ppf(0.975)))
+    with_extremes = n_samples / (n_samples + 2)
+    centre, mean_square = cost * with_extremes, cost * with_extremes + 2 / (n_samples + 2)
+    half_width = norm.ppf(0.975) * math.sqrt((mean_square - centre**2) / n_samples)
+    spread = with_extremes * math.sqrt(cost * (1 - cost) / n_samples)
+    return float(norm.cdf((centre - half_width - needed) / spread))
 
 
 def samples_for_power(cost: float, needed: float, probability: float = 0.8) -> int:
-    """Smallest number of samples with which a cost is seen so probably; the inverse of `power`."""
-    quantiles = float(norm.ppf(probability) + norm.ppf(0.975))
-    return math.ceil(cost * (1 - cost) * (quantiles / (cost - needed)) ** 2)
+    """Smallest number of samples with which a cost is seen so probably."""
+    return next(n for n in count(2) if power(n, cost, needed) >= probability)
 
 
 def necessity(

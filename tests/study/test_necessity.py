@@ -94,7 +94,7 @@ def test_a_cost_is_seen_as_often_as_its_power_says():
     """On 60 and 150 simulated questions, of which a fifth is lost; the run's own interval decides."""
     rng = np.random.default_rng(0)
     for n_samples in (60, 150):
-        lost = rng.random((100, n_samples, 1)) < 0.2
+        lost = rng.random((200, n_samples, 1)) < 0.2
         seen = [
             estimate_mean("cost", costs.astype(float), [""] * n_samples, (-1, 1), 0.1).met is True for costs in lost
         ]
