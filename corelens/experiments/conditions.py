@@ -45,6 +45,11 @@ class ConditionResults(Generic[Condition]):
         """Share of outputs that cannot be read as an answer."""
         return self._values(condition, dataset).isnan().float().mean().item()
 
+    def n_groups(self, dataset: str) -> int:
+        """Number of groups of samples of a data set; of samples if each is its own."""
+        rows = self._rows(dataset)
+        return len({self.groups[row] for row in rows}) if self.groups else len(rows)
+
     def paired_difference(self, condition: str, dataset: str) -> PairedDifference:
         """Scores of each sample under the baseline and under a condition (the mean over its draws)."""
         before, after = (self._values(name, dataset).nan_to_num().mean(1) for name in (BASELINE, condition))

@@ -289,7 +289,7 @@ def sweep_summary(swept: Sweep, fdr: float = 0.05) -> dict[str, Any]:
     """
     if not 0 < fdr < 1:
         raise ValueError(f"fdr={fdr} is outside (0, 1).")
-    drops, origin = swept.drop[:, None], {"groups": swept.groups, "datasets": swept.datasets}
+    drops, origin = swept.drop[:, None], dict[str, Any](groups=swept.groups, datasets=swept.datasets)
     (means,), (low,), (high,) = aggregate(drops, datasets=swept.datasets), *simultaneous_interval(drops, **origin)
     rates = false_discovery_rates(mean_p_values(swept.drop, **origin))
     return {

@@ -23,7 +23,7 @@ def page(run: RunFolder) -> Page:
     for name, data in datasets.items():
         report.heading(f"{name or 'Samples'}: {data['samples']:,} samples, accuracy in percent")
         if name in curves:
-            report.figures(ablation_curves(curves[name], data["samples"]))
+            report.figures(ablation_curves(curves[name], results.n_groups(name)))
         report.table(
             ["ablated", "accuracy", "unreadable", "change", "95 % interval", "p"],
             [_row(condition, result) for condition, result in data["conditions"].items()],

@@ -250,7 +250,7 @@ def _dose_curves(results: ConditionResults[HeadSet], dataset: str) -> go.Figure 
     curve = dose_curve(results, dataset)
     if curve is None:
         return None
-    figure = ablation_curves(curve, results.datasets.count(dataset))
+    figure = ablation_curves(curve, results.n_groups(dataset))
     return figure.update_layout(title=literal(f"Accuracy under the paper's mask, {dataset}"))
 
 

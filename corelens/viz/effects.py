@@ -20,7 +20,7 @@ def ablation_curves(curve: AblationCurve, n_samples: int | None = None) -> go.Fi
 
     Args:
         curve: From `corelens.ablation_curve`.
-        n_samples: Number of samples behind each accuracy.
+        n_samples: Number of independent samples behind each accuracy: of groups, where several share a picture.
 
     Raises:
         ValueError: If an accuracy is outside [0, 1], or there are no samples.

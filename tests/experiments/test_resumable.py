@@ -189,5 +189,5 @@ def test_results_know_which_samples_share_a_picture(toy_model: HookedMLLM, name:
         assert results.groups == (alone[0].id, "p", "p")
     if isinstance(results, ConditionResults):
         assert read_conditions(RunFolder.load(tmp_path / "run")).groups == results.groups
-        assert results.paired_difference(BASELINE, "shared").n_groups == 1
+        assert results.paired_difference(BASELINE, "shared").n_groups == results.n_groups("shared") == 1
         assert "interval" not in results.summary("shared").get("top", {})
