@@ -7,6 +7,8 @@ from . import viz as viz
 from .causal import Session as Session
 from .causal import attribution_patch as attribution_patch
 from .causal import evaluate as evaluate
+from .causal import grad_drop as grad_drop
+from .causal import integrated_gradients as integrated_gradients
 from .causal.answers import append_answers as append_answers
 from .data import Evidence as Evidence
 from .data import Sample as Sample

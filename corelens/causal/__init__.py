@@ -9,5 +9,7 @@ from corelens.causal.effects import logit_margin as logit_margin
 from corelens.causal.effects import rank as rank
 from corelens.causal.evaluate import Evaluation as Evaluation
 from corelens.causal.evaluate import evaluate as evaluate
+from corelens.causal.grad_drop import grad_drop as grad_drop
+from corelens.causal.integrated_gradients import integrated_gradients as integrated_gradients
 from corelens.causal.paired import PairedDifference as PairedDifference
 from corelens.causal.session import Session as Session

@@ -147,3 +147,7 @@ class AnswerLogProbs:
         sample = torch.arange(len(answer), device=answer.device)[:, None]
         answer_logits = logits[sample, (rows.position - 1 - first).clamp(min=0)]
         return cls(answer_logits.float().log_softmax(-1), inputs["input_ids"][sample, rows.position], rows.real)
+
+    def detach(self) -> "AnswerLogProbs":
+        """The same without a gradient."""
+        return replace(self, log_probs=self.log_probs.detach())

@@ -29,11 +29,15 @@ Data = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Folder of the run, which the same command resumes.", file_okay=False)]
 Limit = Annotated[int | None, typer.Option(help="Most samples of each data set.", min=1)]
-How = Annotated[Literal["zero", "mean", "resample"], typer.Option(help="Replacement of a head's output.")]
+How = Annotated[
+    Literal["zero", "mean", "mean_by_role", "resample"],
+    typer.Option(help="Replacement of a head's output. Zero needs no samples to measure, so heads alone decide."),
+]
 AnswerHow = Annotated[
-    Literal["zero", "mean", "resample", "uniform", "uniform_all_keys"],
+    Literal["zero", "mean", "mean_by_role", "resample", "uniform", "uniform_all_keys"],
     typer.Option(
-        help="Replacement of a head's output, or attention to all keys alike: to those it may attend to, or to all."
+        help="Replacement of a head's output, or attention to all keys alike: to those it may attend to, or to all. "
+        "Zero is the same as a model without these weights."
     ),
 ]
 BoxUnitOption = Annotated[

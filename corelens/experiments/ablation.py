@@ -34,8 +34,9 @@ from corelens.scores import HeadScores
 KINDS = ("top", "next-ranked", "random", "random, same layers", "bottom")
 """Kinds of head sets that `HeadScores.controls` returns."""
 
-ReferenceMethod = Literal["zero", "mean", "resample"]
-"""Replacement of a head's output: zero, its mean over the samples, or its output on a random sample."""
+ReferenceMethod = Literal["zero", "mean", "mean_by_role", "resample"]
+"""Replacement of a head's output: zero, its mean over the positions of all samples that are ablated or over those of
+one role (picture, question, ...), or its output on a random sample."""
 
 UniformMethod = Literal["uniform", "uniform_all_keys"]
 """Attention to all keys alike: to those that a head may attend to, or, as in the paper, to all of the pass."""
@@ -190,7 +191,8 @@ def run_ablation(
         model: The model.
         samples: Questions with media, or without as a control; a mapping if there are several data sets.
         conditions: Sets of heads by condition; several where they are drawn at random, one for each seed.
-        method: What head outputs are replaced by; reference activations are taken from the samples that have media,
+        method: What head outputs are replaced by, zeros unless told otherwise, which is removing the heads from the
+            weights and depends on no samples; reference activations are taken from the samples that have media,
             all of which must then be readable. `blind`: heads do not attend to pictures from the question on.
             `uniform_all_keys` would count padding as keys, so that samples of unequal length run one at a time.
         phase: Ablate in the prompt (`prefill`), while an answer is generated (`decode`) or in both.
@@ -263,15 +265,21 @@ def lazy_ablation(
         method: What head outputs are replaced by, or the keys that heads attend to alike.
         model: The model.
         samples: The samples that reference activations are taken from.
-        options: Other arguments of `ablate`.
+        options: Other arguments of `ablate`; means are over its `positions`, which is a name.
     """
-    compute: Any = {"mean": mean_activations, "resample": resample_activations}.get(method)
+    means = partial(mean_activations, positions=options.get("positions"))
+    computations: dict[str, tuple[Any, Any]] = {
+        "mean": ("mean", means),
+        "mean_by_role": ("mean", partial(means, by_role=True)),
+        "resample": ("resample", resample_activations),
+    }
+    operation, compute = computations.get(method, (method, None))
 
     @cache
     def reference() -> Any:
         return compute and compute(model, samples)
 
-    return lambda heads: ablate(heads, method=method, reference=reference(), **options)
+    return lambda heads: ablate(heads, method=operation, reference=reference(), **options)
 
 
 def _blind(heads: HeadSet, phase: Phase) -> FwdHooks:

@@ -1,6 +1,6 @@
 """Head scores of one layer, from the attention of its query tokens."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from corelens import metrics as M
+from corelens.hooks.points import layer_of
 from corelens.hooks.rows import QueryRows
 from corelens.metrics import Metric
 from corelens.metrics.head_score import mean_over_queries
@@ -196,6 +197,18 @@ def metric_name(metric: AnyMetric) -> str:
 def query_kind(metric: AnyMetric) -> Queries:
     """The query tokens of a metric."""
     return metric.queries if isinstance(metric, Metric) else DESCRIPTIVE_METRICS[metric].queries
+
+
+def check_can_score(model: HookedMLLM, metrics: Iterable[AnyMetric]) -> None:
+    """Raise a ValueError if a metric needs matrices that the model does not have, before any pass."""
+    for metric in filter(needs_values, metrics):
+        try:
+            for name in model.attn_names("v"):
+                _ = model.blocks[layer_of(name)].attn.W_O  # pyright: ignore
+            if isinstance(metric, Metric) and metric.contribution == "write_answer":
+                _ = model.W_U
+        except ValueError as cause:
+            raise ValueError(f"{metric_name(metric)} cannot be computed: {cause}") from cause
 
 
 def needs_values(metric: AnyMetric) -> bool:

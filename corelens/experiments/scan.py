@@ -12,7 +12,7 @@ from corelens.errors import check_choice, docs_link
 from corelens.experiments.comparison import mean_depth
 from corelens.experiments.fingerprint import model_fingerprint
 from corelens.experiments.head_metrics import WHOLE, ScanConfig, score_batch
-from corelens.experiments.layer_scores import DESCRIPTIVE_METRICS, AnyMetric, metric_name
+from corelens.experiments.layer_scores import DESCRIPTIVE_METRICS, AnyMetric, check_can_score, metric_name
 from corelens.experiments.resumable import (
     DatasetSamples,
     Evaluate,
@@ -88,11 +88,12 @@ def scan_metrics(
         their visual tokens, if a metric compares it with the others; if none does, a warning counts them.
 
     Raises:
-        ValueError: If a metric is not known, there is no sample, every sample is skipped, or `out` holds another scan;
-            the message names the difference.
+        ValueError: If a metric is not known or needs a W_O that the model lacks, there is no sample, every sample is
+            skipped, or `out` holds another scan; the message names the difference.
         RuntimeError: If another process is writing to `out`.
     """
     config = scan_config(metrics, rule=rule, views=views, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    check_can_score(model, config.metrics)
     evaluate = partial(score_batch, model, config=config)
     return run_scan(
         flatten_datasets(samples), metrics, config, evaluate, model_fingerprint(model, out is not None), out

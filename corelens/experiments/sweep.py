@@ -224,7 +224,7 @@ def run_sweep(
     Args:
         model: The model.
         samples: Questions with media and answers; a mapping if there are several data sets.
-        method: What head outputs are replaced by.
+        method: What head outputs are replaced by; means are those of positions from the question on.
         per: Each head; all heads of a layer; or all heads that share a key and a value.
         out: A folder that keeps finished shards, and for single heads in the end `sweep.safetensors`: the drops, for
             `HeadScores.load`. The same sweep into the same folder resumes it.

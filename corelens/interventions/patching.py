@@ -153,9 +153,10 @@ def path_patch(
         raise ValueError(f"{sender} does not reach {', '.join(early)}: receivers stand in later layers.")
     later_heads = [head for head in model.heads if head.layer > sender.layer]
     later_names = [name for name in model.attn_names("z") if layer_of(name) > sender.layer]
-    _, clean_cache = model.run_with_cache(inputs, names_filter=later_names)
     hooks = patch(cache, source, inputs.tokens, heads=[sender], positions=positions)
-    hooks += patch(clean_cache, inputs.tokens, inputs.tokens, heads=later_heads)
+    if later_heads:  # no head stands between the last layer and the logits
+        _, clean_cache = model.run_with_cache(inputs, names_filter=later_names)
+        hooks += patch(clean_cache, inputs.tokens, inputs.tokens, heads=later_heads)
     if not receivers:
         return hooks
     receiver_names = sorted({hook_name(head.layer, f"attn.{through}") for head in receivers})

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from corelens.data import Sample, prepare_batches
+from corelens.errors import check_choice
 from corelens.hooks.attention import in_float32
-from corelens.hooks.positions import PassState, PositionSelector
+from corelens.hooks.positions import PassState, PositionName, PositionSelector
 from corelens.model import HookedMLLM
 from corelens.tokens import Role, TokenMap
 
@@ -125,9 +126,17 @@ def _distances(role: Int[Tensor, "batch position"]) -> Int[Tensor, "batch positi
 
 @torch.no_grad()
 def mean_activations(
-    model: HookedMLLM, samples: Iterable[Sample], point: Point = "z", by_role: bool = False, batch_size: int = 16
+    model: HookedMLLM,
+    samples: Iterable[Sample],
+    point: Point = "z",
+    by_role: bool = False,
+    batch_size: int = 16,
+    positions: PositionName | None = None,
 ) -> ReferenceActivations:
     """Average every head's activations in float32 over the positions of all samples that are not padding.
+
+    Heads do something else at pictures, of which most positions are, than at a question. Where only some positions are
+    replaced, means of these, or by role, are what is usual there.
 
     Args:
         model: The model.
@@ -135,12 +144,20 @@ def mean_activations(
         point: Head outputs before (`z`) or after a gate (`o_in`), or queries (`q`).
         by_role: True to average the positions of each `Role` by themselves.
         batch_size: Samples per pass; for queries it is one.
+        positions: The positions to average, such as those that are replaced; None for all.
+
+    Raises:
+        ValueError: If no sample has such positions, or the model no such hook point.
     """
+    if positions is not None:
+        check_choice("positions", positions, PositionName)
     sums: dict[str, Tensor] = {}
     counts = torch.zeros(len(Role) if by_role else 1, device=model.device)
 
     def begin(tokens: TokenMap) -> Callable[..., None]:
         weights = _role_weights(tokens, by_role)
+        if positions is not None:
+            weights = weights * getattr(tokens, positions)[..., None]
         counts.add_(weights.sum((0, 1)))
 
         def add(z: Tensor, hook: Any) -> None:
@@ -150,6 +167,8 @@ def mean_activations(
         return add
 
     _measure(model, samples, point, batch_size, begin)
+    if not counts.any():
+        raise ValueError(f"positions={positions!r}: no sample has any, so there is nothing to average.")
     values = {name: total / counts[:, None, None].to(total) for name, total in sums.items()}
     rows = torch.where(counts.cpu() > 0, torch.arange(len(counts)), -1)
     return ReferenceActivations(values, rows[None, :, None], point, "mean_activations")

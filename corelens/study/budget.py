@@ -79,7 +79,7 @@ FULL = StudyBudget(
     20,
     5,
     ablation.PUBLISHED_DOSES,
-    (("mean", "both"), ("resample", "both"), ("zero", "prefill"), ("zero", "decode")),
+    (("mean", "both"), ("mean_by_role", "both"), ("resample", "both"), ("zero", "prefill"), ("zero", "decode")),
     (0.05, 0.1, 0.25, 0.5),
     5,
     32,

@@ -42,7 +42,7 @@ def test_the_sweep_of_the_command_is_the_sweep(toy_model: HookedMLLM, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--how", "median"), "'median' is not one of 'zero', 'mean', 'resample'"),
+        (("--how", "median"), "'median' is not one of 'zero', 'mean', 'mean_by_role', 'resample'"),
         (("--fdr", "1"), "1 is not between 0 and 1"),
         (("--per", "neuron"), "'neuron' is not one of 'head', 'layer', 'group'"),
         (("--data", "scenes"), "has no place; write NAME=WHERE"),

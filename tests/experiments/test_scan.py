@@ -2,10 +2,12 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import cpu_offload
+from torch import nn
 
 from corelens import Evidence, HeadScores, HookedMLLM, scan
 from corelens.experiments import head_metrics
@@ -96,3 +98,17 @@ def test_one_sample_does_not_decide_relative_attention(vlm: HookedMLLM):
     values[0, 2, 0] = 1e6  # no attention under the generic prompt
     head = dataclasses.replace(scores, values=values).per_head[2, 0]
     assert head <= scores.values[1:, 2, 0].max()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("metric", ["write_ram", "answer_ram", "write_norm"])
+def test_metrics_that_need_a_w_o_are_refused_before_any_work(metric: str, monkeypatch: pytest.MonkeyPatch):
+    """In a model whose layers quantise what they read, and before a sample is prepared."""
+    hf_model = tiny.build("qwen3_vl")
+    layers: Any = hf_model.get_decoder().layers
+    for layer in layers:
+        layer.self_attn = torch.ao.quantization.quantize_dynamic(layer.self_attn, {nn.Linear}, dtype=torch.qint8)
+    model = HookedMLLM(hf_model, processors.build("qwen3_vl"))
+    monkeypatch.setattr(scan_module, "score_batch", lambda *_, **__: pytest.fail("a batch was scored"))
+    with pytest.raises(ValueError, match=f"{metric} cannot be computed: the W_O of blocks.0.* has no matrix"):
+        scan_metrics(model, samples(2), ["ram", metric])

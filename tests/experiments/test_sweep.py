@@ -21,16 +21,21 @@ from tests.helpers import tiny
 from tests.helpers.prompts import answered_prompts, family_model, two_prompts
 
 
-@pytest.mark.parametrize("method", ["mean", "resample"])
+@pytest.mark.parametrize("method", ["mean", "mean_by_role", "resample"])
 def test_groups_are_swept_with_what_the_samples_put_in_their_place(
     toy_model: HookedMLLM, method: ReferenceMethod, tmp_path: Path
 ):
     samples = list(toy.scenes(5, seed=0))
-    reference = {"mean": cl.mean_activations, "resample": cl.resample_activations}[method](toy_model, samples)
+    means = partial(cl.mean_activations, toy_model, samples, positions="from_question")
+    reference = {
+        "mean": means,
+        "mean_by_role": partial(means, by_role=True),
+        "resample": partial(cl.resample_activations, toy_model, samples),
+    }[method]()
     expected = cl.sweep(
         toy_model,
         samples,
-        partial(cl.ablate, method=method, reference=reference, positions="from_question"),
+        partial(cl.ablate, method=method.removesuffix("_by_role"), reference=reference, positions="from_question"),
         per="group",
     )
     swept = run_sweep(toy_model, samples, method, "group", tmp_path / "run")

@@ -199,5 +199,8 @@ def test_a_patched_path_against_passes_written_by_hand(model: HookedMLLM, throug
     to_logits = path_patch(model, cache, source.tokens, target, Head(0, 3))
     assert_close(model.run_with_hooks(target, fwd_hooks=to_logits), direct_logits, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(expected, logits, atol=1e-3)
+    from_last = model.run_with_hooks(target, fwd_hooks=path_patch(model, cache, source.tokens, target, Head(2, 3)))
+    patched = model.run_with_hooks(target, fwd_hooks=patch(cache, source.tokens, target.tokens, heads=[Head(2, 3)]))
+    assert_close(from_last, patched)  # no head stands between the last layer and the logits
     with pytest.raises(ValueError, match="L1H0 does not reach L1H2"):
         path_patch(model, cache, source.tokens, target, Head(1, 0), [Head(1, 2)])

@@ -40,6 +40,27 @@ def test_means_are_those_of_a_loop_over_samples(model: HookedMLLM, by_role: bool
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("by_role", [False, True])
+def test_means_of_some_positions_are_those_of_a_loop(model: HookedMLLM, by_role: bool):
+    means = mean_activations(model, samples(), by_role=by_role, batch_size=2, positions="from_question").values
+    z, roles = [], []
+    for sample in samples():
+        inputs = model.prepare(list(sample.images), sample.question)
+        late = inputs.tokens.from_question[0]
+        z.append(model.run_with_cache(inputs)[1]["z", 1][0, late])
+        roles.append(inputs.tokens.role[0, late])
+    z, roles = torch.cat(z), torch.cat(roles)
+    for role in Role if by_role else [0]:
+        expected = z[roles == role].mean(0) if by_role else z.mean(0)
+        assert_close(means["blocks.1.attn.hook_z"][role], expected, atol=1e-4, rtol=1e-4, equal_nan=True)
+
+
+def test_means_of_positions_that_no_sample_has_are_refused(model: HookedMLLM):
+    with pytest.raises(ValueError, match="positions='video': no sample has any"):
+        mean_activations(model, samples(), positions="video")
+
+
+@torch.no_grad()
 def test_mean_ablation_writes_the_means(model: HookedMLLM):
     pooled, by_role = mean_activations(model, samples()), mean_activations(model, samples(), by_role=True)
     inputs = sample_prompts(model)

@@ -262,7 +262,8 @@ def read_field(row: Any, name: str, kind: Any) -> Any:
     try:
         return _adapter(kind).validate_python(row[name], strict=True)
     except ValidationError as cause:
-        reasons = "; ".join(dict.fromkeys(error["msg"] for error in cause.errors()))
+        # Pydantic puts "Value error, " before the messages of validators of our own.
+        reasons = "; ".join(dict.fromkeys(error["msg"].removeprefix("Value error, ") for error in cause.errors()))
         raise BadRow(f"its {name!r} is {row[name]!r:.80}: {reasons}") from cause
 
 

@@ -39,10 +39,10 @@ def _sample(seed: int, index: int) -> Sample:
     rng = np.random.default_rng([seed, index])
     chart = draw_contents(rng)
     label = str(rng.choice(list(chart.values)))
-    question, answer, scoring = f"What is the value of {label}?", str(chart.values[label]), "numeric"
+    task, question, answer, scoring = "value", f"What is the value of {label}?", str(chart.values[label]), "numeric"
     if rng.random() < 0.5:
         label = max(chart.values, key=lambda name: chart.values[name])
-        question, answer, scoring = "Which city has the highest bar?", label, "contains"
+        task, question, answer, scoring = "highest", "Which city has the highest bar?", label, "contains"
     return Sample(
         f"charts-{seed}-{index}",
         question,
@@ -50,7 +50,7 @@ def _sample(seed: int, index: int) -> Sample:
         (partial(_picture, seed, index),),
         (Evidence(draw_chart(chart)[1][label]),),
         scoring=scoring,
-        about={"bar": label},
+        about={"task": task, "bar": label},
     )
 
 

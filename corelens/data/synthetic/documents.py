@@ -55,11 +55,15 @@ def _sample(seed: int, index: int) -> Sample:
     rng = np.random.default_rng([seed, index])
     document = draw_document(rng)
     field = str(rng.choice(list(document.fields)))
-    question, answer = f"What is the {field.lower()}?", document.fields.get(field, "")
+    task, question, answer = "field", f"What is the {field.lower()}?", document.fields.get(field, "")
     if rng.random() < 0.5:
         item, column = str(rng.choice(list(document.items))), str(rng.choice(COLUMNS))
         field = f"{item}, {column}"
-        question, answer = f"What is the {column.lower()} of the {item.lower()}?", document.items[item][column]
+        task, question, answer = (
+            "table",
+            f"What is the {column.lower()} of the {item.lower()}?",
+            document.items[item][column],
+        )
     return Sample(
         f"documents-{seed}-{index}",
         question,
@@ -67,7 +71,7 @@ def _sample(seed: int, index: int) -> Sample:
         (partial(_picture, seed, index),),
         (Evidence(draw_page(document)[1][field]),),
         scoring="anls",
-        about={"field": field},
+        about={"task": task, "field": field},
     )
 
 

@@ -80,9 +80,9 @@ def _sample(n_things: int, seed: int, index: int) -> Sample:
     scene = draw_pasted_scene(rng, tuple(rng.permutation(list(SHAPES))[:n_things]))
     number = int(rng.integers(n_things))
     pasted = scene.shapes[number]
-    question, answer = f"What colour is the {pasted.shape}?", pasted.colour
+    task, question, answer = "colour", f"What colour is the {pasted.shape}?", pasted.colour
     if rng.random() < 0.5:
-        question, answer = f"Which shape is {pasted.colour}?", pasted.shape
+        task, question, answer = "shape", f"Which shape is {pasted.colour}?", pasted.shape
     return Sample(
         f"photographs-{seed}-{index}",
         question,
@@ -90,7 +90,7 @@ def _sample(n_things: int, seed: int, index: int) -> Sample:
         (partial(render_scene, scene),),
         (Evidence(shape_boxes(scene)[number]),),
         scoring="contains",
-        about={"shape": pasted.shape, "colour": pasted.colour},
+        about={"task": task, "shape": pasted.shape, "colour": pasted.colour},
     )
 
 

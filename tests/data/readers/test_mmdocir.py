@@ -74,7 +74,7 @@ def test_mmdocir_skips_what_is_broken(tmp_path: Path):
     reasons = {
         "report-1": "no page [7]; it has 0 to 2, counted from zero",
         "report-2": "'page_id' is empty",
-        "report-3": "'type' is \"['Chart'\": Value error, it cannot be read as a list",
+        "report-3": "'type' is \"['Chart'\": it cannot be read as a list",
         "report-4": "Input should be a valid list",
         "report-5": "'A' is ' ': String should have at least 1 character",
         "report-6": "leaves the picture",

@@ -73,3 +73,22 @@ def test_arguments_that_no_world_can_draw_are_errors():
 def test_a_number_of_samples_is_a_number(n: object):
     with pytest.raises(ValueError, match=f"n={n!r} and seed=0: a world draws one sample or more"):
         check_draw(n, 0)
+
+
+@pytest.mark.parametrize(
+    ("draw", "tasks"),
+    [
+        (charts, {"value": "What is the value of ", "highest": "Which city has"}),
+        (photographs, {"colour": "What colour is", "shape": "Which shape is"}),
+        (documents, {"field": "What is the ", "table": "What is the "}),
+        (haystacks, {None: "One of the pictures"}),
+    ],
+)
+def test_data_sets_that_ask_several_kinds_of_questions_name_the_kind(
+    draw: Callable[..., Samples], tasks: dict[str | None, str]
+):
+    drawn = list(draw(20))
+    assert {sample.about.get("task") for sample in drawn} == tasks.keys()
+    assert all(sample.question.startswith(tasks[sample.about.get("task")]) for sample in drawn)
+    of_table = [sample for sample in drawn if draw is documents and sample.about["task"] == "table"]
+    assert all(" of the " in sample.question for sample in of_table)
