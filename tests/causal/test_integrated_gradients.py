@@ -1,5 +1,7 @@
 """Integrated gradients against patches of all heads, of paths of single heads, and of single heads."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -55,7 +57,7 @@ def pair(toy_model: HookedMLLM) -> tuple[PreparedInputs, PreparedInputs]:
 @pytest.mark.parametrize("positions", ["last", None])
 @pytest.mark.parametrize("metric", [logit_margin, log_prob, kl_div])
 def test_shares_of_all_heads_add_up_to_the_patch_of_all_heads(
-    toy_model: HookedMLLM, pair: tuple[PreparedInputs, ...], metric: PatchingMetric, positions: str, reference: str
+    toy_model: HookedMLLM, pair: tuple[PreparedInputs, ...], metric: PatchingMetric, positions: Any, reference: str
 ):
     inputs, source = pair
     cache = cache_of_heads(toy_model, source)

@@ -35,7 +35,12 @@ def test_groups_are_swept_with_what_the_samples_put_in_their_place(
     expected = cl.sweep(
         toy_model,
         samples,
-        partial(cl.ablate, method=method.removesuffix("_by_role"), reference=reference, positions="from_question"),
+        partial(
+            cl.ablate,
+            method="resample" if method == "resample" else "mean",
+            reference=reference,
+            positions="from_question",
+        ),
         per="group",
     )
     swept = run_sweep(toy_model, samples, method, "group", tmp_path / "run")
