@@ -128,15 +128,15 @@ def run_study(
                 ("other-questions", {name: half for name, half in asked.items() if half}),
             )
         )
-        untrained_scores = []
+        untrained_scores, untrained_key_tokens = [], []
         for init_seed in range(budget.n_untrained):
             untrained_model = untrained(model, init_seed)
             of_untrained = scan_metrics(untrained_model, scanned, ("ram", EXCESS), out=begin(f"untrained-{init_seed}"))
             untrained_scores.append(of_untrained)
             if init_seed == 0:
-                untrained_top = of_untrained["ram"].top(n_compared(len(model.heads)))
-                untrained_key_tokens = scan_key_tokens(
-                    untrained_model, tested, {"top": [untrained_top]}, out=begin("untrained-key-tokens")
+                top = {"top": [of_untrained["ram"].top(n_compared(len(model.heads)))]}
+                untrained_key_tokens.append(
+                    scan_key_tokens(untrained_model, tested, top, out=begin("untrained-key-tokens"))
                 )
             del untrained_model  # before another is built
 
@@ -199,7 +199,7 @@ def run_study(
         generality(ram, [of_untrained["ram"] for of_untrained in untrained_scores], compare_with or {}),
         division(first["ram"], second, chosen, relevant),
         necessity(ablations, text_ablations, other_ablations, masked, reliability(ram, TOP_SHARE), chance, no_controls),
-        key_token_finding(key_tokens, untrained_key_tokens),
+        key_token_finding(key_tokens, *untrained_key_tokens),
         acceleration(sparse_results, timing, published_results, chance),
         query_tokens(scores, query_ablations, ablations, effects),
         tasks(task_ablations, groups),
