@@ -48,7 +48,7 @@ app = typer.Typer(
 
 @app.callback()
 def main() -> None:
-    """See which attention heads of a multimodal LLM fetch the visual evidence, and prove it."""
+    """See which attention heads of a multimodal LLM fetch the visual evidence, and test whether it matters."""
 
 
 for command, line in EXAMPLES.items():
