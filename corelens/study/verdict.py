@@ -102,7 +102,7 @@ class Finding:
             return self.notes[0] if self.notes else ""
         found = f"{sum(measurement.met is True for measurement in needed)} of {len(needed)} needs met."
         for title, outcome in (("Not met", False), ("Cannot tell", None)):
-            others = [f"{measurement.name} {measurement}" for measurement in needed if measurement.met is outcome]
+            others = [f"{measurement.name}: {measurement}" for measurement in needed if measurement.met is outcome]
             found += f" {title}: {'; '.join(others)}." if others else ""
         return found
 
@@ -120,7 +120,7 @@ class Finding:
         hint = " More samples narrow the intervals." if self.verdict == "inconclusive" else ""
         return (
             "All of these, with their whole intervals: "
-            + "; ".join(f"{measurement.name} {measurement.need}, was {measurement}" for measurement in missed)
+            + "; ".join(f"{measurement.name} {measurement.need}" for measurement in missed)
             + "."
             + hint
         )

@@ -35,8 +35,9 @@ def test_a_verdict_needs_every_interval_and_falls_with_one():
 
 def test_what_would_change_a_verdict_names_the_numbers():
     finding = Finding("claim", "rule", (measurement(1, 3, at_least=2.0), measurement(5, 6, at_least=4.0)))
+    assert finding.found == "1 of 2 needs met. Cannot tell: number: 2 [1, 3]."
     assert finding.would_change == (
-        "All of these, with their whole intervals: number at least 2, was 2 [1, 3]. More samples narrow the intervals."
+        "All of these, with their whole intervals: number at least 2. More samples narrow the intervals."
     )
     assert finding.to_json()["measurements"][1] == {
         "name": "number", "value": 5.5, "low": 5.0, "high": 6.0, "text": "5.5 [5, 6]", "needed": "at least 4",
