@@ -165,7 +165,7 @@ def draw(results: Rates) -> go.Figure:
         "a group, where there is one": "heads",
         "a cost that is there": "samples",
     }
-    figure = make_subplots(2, 2, subplot_titles=list(results), vertical_spacing=0.15)
+    figure = make_subplots(2, 2, subplot_titles=list(results), vertical_spacing=0.25)
     for number, (title, curves) in enumerate(results.items()):
         place = {"row": 1 + number // 2, "col": 1 + number % 2}
         for (name, rates), colour in zip(curves.items(), colours(len(curves)), strict=True):
