@@ -91,4 +91,5 @@ def _print_findings(summary: dict[str, Any], out: Path) -> None:
         )
     console.print(f"\n{summary['model']}")
     console.print(table)
-    console.print(f"Why, and what would change it: {out / 'study.html'}. All numbers: {out / 'study.json'}\n")
+    console.print(f"Why, and what would change it: {out / 'study.html'}", soft_wrap=True)
+    console.print(f"All numbers: {out / 'study.json'}\n", soft_wrap=True)

@@ -55,11 +55,11 @@ def markers(plain: HeadScores, marked: HeadScores, share: float) -> Finding:
         one, other = (top_heads(values[indices].nanmean(0), share) for values in (before, after))
         return len(one & other) / len(one)
 
+    layers, numbers = [head.layer for head in top], [head.head for head in top]
+    with_text, without = (values[:, layers, numbers] for values in (after, before))
+
     def mass_ratio(indices: np.ndarray) -> float:
-        with_text, without = (
-            float(np.mean([float(values[indices].nanmean(0)[head]) for head in top])) for values in (after, before)
-        )
-        return with_text / without
+        return float(with_text[indices].nanmean(0).mean() / without[indices].nanmean(0).mean())
 
     return Finding(
         "Markers: text around the evidence leaves the same heads",
