@@ -11,8 +11,15 @@ from rich.table import Table
 from corelens.cli import options
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from corelens.data import Sample
     from corelens.heads import HeadSet
+    from corelens.model import HookedMLLM
     from corelens.scores import HeadScores
+
+N_MEASURED = 16
+"""Samples of each data set on which what heads write is measured, for controls that write as much."""
 
 
 def ablate(
@@ -44,6 +51,8 @@ def ablate(
     if scores is None and top is not None:
         raise typer.BadParameter("it is the number of top heads of a ranking; give --scores.", param_hint="--top")
     from corelens.experiments.ablation import ablation_summary, run_ablation
+    from corelens.experiments.conditions import check_scoring
+    from corelens.experiments.resumable import flatten_datasets
     from corelens.experiments.run_folder import atomic_write_json
 
     ranking = None if scores is None else options.ranking(scores, model)
@@ -53,8 +62,12 @@ def ablate(
         datasets = {name: list(samples) for name, samples in options.samples(data, seed, limit).items()}
         if ranking is not None:
             options.warn_of_shared(ranking, datasets)
+        check_scoring(flatten_datasets(datasets), box_unit)
+        hooked = options.loaded(model, dtype, device)
+        if ranking is not None:
+            conditions = _with_write_matched(hooked, datasets, conditions)
         results = run_ablation(
-            options.loaded(model, dtype, device),
+            hooked,
             {**datasets, **options.text_samples(model, limit)},
             conditions,
             how,
@@ -105,6 +118,25 @@ def _top_and_controls(ranking: "HeadScores | None", top: str | None) -> "dict[st
         left_out = "; ".join(f"{kind} {dose}" for dose, kinds in missing.items() for kind in kinds)
         typer.echo(f"Left out: {left_out}. There are too few heads beside the top ones for these controls.", err=True)
     return conditions
+
+
+def _with_write_matched(
+    model: "HookedMLLM", datasets: "Mapping[str, Sequence[Sample]]", conditions: "Mapping[str, Sequence[HeadSet]]"
+) -> "Mapping[str, Sequence[HeadSet]]":
+    """Add random heads that write as much as the top ones; names the doses that have none."""
+    from corelens.experiments.controls import MATCHED, WRITE_NORM, with_write_matched
+    from corelens.experiments.scan import scan
+
+    few = {name: samples[:N_MEASURED] for name, samples in datasets.items()}
+    try:
+        added = with_write_matched(conditions, scan(model, few, WRITE_NORM))
+    except ValueError as cause:
+        typer.echo(f"Left out: {MATCHED} controls, since what heads write cannot be measured: {cause}", err=True)
+        return conditions
+    doses = [name.removeprefix("top ") for name in conditions if name.startswith("top ")]
+    if missing := [f"{MATCHED} {dose}" for dose in doses if f"{MATCHED} {dose}" not in added]:
+        typer.echo(f"Left out: {'; '.join(missing)}. Too few heads beside the top ones write as much.", err=True)
+    return added
 
 
 def _print_summary(summary: dict[str, Any], out: Path) -> None:

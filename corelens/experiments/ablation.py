@@ -16,6 +16,7 @@ from corelens.causal import evaluate
 from corelens.data import BoxUnit, Sample
 from corelens.errors import check_choice
 from corelens.experiments.conditions import BASELINE, ConditionResults, check_scoring
+from corelens.experiments.controls import MATCHED
 from corelens.experiments.fingerprint import model_fingerprint
 from corelens.experiments.resumable import (
     SampleSets,
@@ -141,14 +142,15 @@ def dose_conditions(
 
 def dose_curve(results: ConditionResults[HeadSet], dataset: str) -> AblationCurve | None:
     """Curve of a data set over the doses of `dose_conditions`; None if conditions have no doses."""
+    kinds = (*KINDS, MATCHED)
     by_dose: dict[str, dict[str, str]] = {}
     for condition in results.conditions:
         kind, _, dose = condition.rpartition(" ")
-        if kind in KINDS:
+        if kind in kinds:
             by_dose.setdefault(dose, {})[kind] = condition
     if not by_dose:
         return None
-    names = {kind: [conditions.get(kind) for conditions in by_dose.values()] for kind in KINDS}
+    names = {kind: [conditions.get(kind) for conditions in by_dose.values()] for kind in kinds}
     return AblationCurve(
         tuple(float(dose[:-1]) / 100 if dose.endswith("%") else int(dose) for dose in by_dose),
         {kind: [list(results.conditions[name]) if name else [] for name in of] for kind, of in names.items()},

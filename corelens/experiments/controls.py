@@ -1,6 +1,7 @@
 """Control heads that could do harm: random heads that write as much as those that they stand for."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 
@@ -59,6 +60,26 @@ def write_matched_random(heads: HeadSet, write_norm: HeadScores, seeds: Sequence
         )
         for seed in seeds
     ]
+
+
+def with_write_matched(
+    conditions: Mapping[str, Sequence[HeadSet]], write_norm: HeadScores, seeds: Sequence[int] = range(5)
+) -> dict[str, Sequence[HeadSet]]:
+    """Add write-matched controls after the top heads of every dose, where there are such heads.
+
+    Args:
+        conditions: As `dose_conditions` names them: `top 5` gets `write-matched 5`.
+        write_norm: As for `write_matched_random`.
+        seeds: As for `write_matched_random`.
+    """
+    added: dict[str, Sequence[HeadSet]] = {}
+    for name, sets in conditions.items():
+        added[name] = sets
+        kind, _, dose = name.rpartition(" ")
+        if kind == "top":
+            with suppress(ValueError):
+                added[f"{MATCHED} {dose}"] = write_matched_random(sets[0], write_norm, seeds)
+    return added
 
 
 def _draw(partners: Mapping[Head, list[Head]], sizes: Mapping[Head, float], rng: np.random.Generator) -> list[Head]:

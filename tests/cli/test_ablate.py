@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 import corelens as cl
 from corelens import HookedMLLM, toy
+from corelens.experiments.controls import write_matched_random
 from tests.helpers.cli import invoke_on_toy, json_of, text_of
 
 
@@ -34,7 +35,7 @@ def test_the_ablation_of_the_command_is_answers_without_each_set_of_heads(
     batches = list(cl.prepare_batches(toy_model, toy.scenes(12, seed=0), 12, "prepare"))
     plain = cl.evaluate(toy_model, batches, max_new_tokens=32)
     conditions = result["data"]["scenes"]["conditions"]
-    kinds = ["top", "next-ranked", "random", "random, same layers", "bottom"]
+    kinds = ["top", "write-matched", "next-ranked", "random", "random, same layers", "bottom"]
     assert list(conditions) == ["plain", *(f"{kind} 5%" for kind in kinds)]
     conditions = {name.removesuffix(" 5%"): condition for name, condition in conditions.items()}
     assert conditions["plain"] == {"accuracy": round(plain.accuracy, 4), "unreadable": 0.0}
@@ -46,6 +47,9 @@ def test_the_ablation_of_the_command_is_answers_without_each_set_of_heads(
         assert_close(conditions[name]["change"], pair.mean, atol=1e-4, rtol=0)
         assert_close(conditions[name]["interval"], list(pair.interval()), atol=1e-4, rtol=0)
         assert_close(conditions[name]["p"], pair.p_value(), atol=1e-4, rtol=0)
+    norms = cl.scan(toy_model, list(toy.scenes(12, seed=0)), "question_write_norm")
+    matched = write_matched_random(scores.top(), norms, range(5))
+    assert result["heads"]["write-matched 5%"] == [str(heads) for heads in matched]
     for name, draw in {"random": scores.random, "random, same layers": scores.layer_matched_random}.items():
         expected = [
             cl.evaluate(toy_model, batches, cl.ablate(draw(seed)), max_new_tokens=32).accuracy for seed in range(5)
