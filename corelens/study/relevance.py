@@ -24,7 +24,7 @@ RULE = (
     "by a quarter at most, so that heads that always look at one place can be told from heads that retrieve."
 )
 
-BATCH_SIZE = 8
+N_PREPARED = 8
 """Samples that are prepared together."""
 
 
@@ -65,7 +65,7 @@ def with_other_evidence(model: HookedMLLM, samples: Sequence[Sample]) -> MovedEv
     """
     moved, sizes = MovedEvidence([], []), dict[int, Sizes]()
     others = iter(partners(samples))
-    for batch, inputs in prepare_batches(model, samples, BATCH_SIZE, "evidence of other samples"):
+    for batch, inputs in prepare_batches(model, samples, N_PREPARED, "evidence of other samples"):
         for index, sample in enumerate(batch):
             tokens, partner = inputs.tokens[index], next(others)
             sizes[id(sample)] = tokens.sizes[0]
