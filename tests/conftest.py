@@ -31,6 +31,16 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 
+SLOW = ("test_train.py", "test_docs.py", "test_reproduce.py", "test_run.py", "test_ray.py", "test_resumable.py")
+"""Files with tests of a minute or more."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run slow files first, so that no process is left alone with them at the end."""
+    items.sort(key=lambda item: not item.path.as_posix().endswith(SLOW))
+
+
 @pytest.fixture(autouse=True)
 def _deterministic() -> None:
     torch.manual_seed(0)
