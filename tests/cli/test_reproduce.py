@@ -10,6 +10,7 @@ import runpy
 import subprocess
 import sys
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,9 @@ TINY = {"Qwen": "qwen3_vl", "llava-hf": "llava_onevision", "OpenGVLab": "internv
 
 SHOWN = 1
 """Index of the row that the page's own lines name."""
+
+REPORTS = tuple(f"report{number}" for number in range(4))
+"""Names of documents: a study needs samples of four or more."""
 
 BENCHMARK = "benchmarks/prefill_latency.py"
 PRINTED = {
@@ -89,7 +93,7 @@ def test_the_page_keeps_the_numbers_of_heads_of_the_tables(row: tuple[str, ...])
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Four rows of every data set, by the place where the page says that it is."""
+    """Four rows of every data set, of as many pictures or documents, by the place where the page says that it is."""
     folder = tmp_path_factory.mktemp("data")
     places = {
         name: folder / name.split("/")[-1]
@@ -98,21 +102,30 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             "ZhaoweiWang/MMLongBench", "MLVU/MVLU", "lmms-lab/Video-MME",
         )
     }  # fmt: skip
-    small = {
-        "image": {"bytes": files.encoded_picture((100, 80), kind="PNG"), "path": "a.png"},
-        "answer": ["a", "b", "c", "d"],
-    }
+    rows = [
+        files.refcocog_row(
+            question_id=str(number),
+            file_name=f"COCO_train2014_{number:012d}_{number}.jpg",
+            image={"bytes": files.encoded_picture((100, 80), kind="PNG"), "path": "a.png"},
+            answer=["a"],
+        )
+        for number in range(4)
+    ]
     for split in ("val", "test"):
-        files.write_table(places["lmms-lab/RefCOCOg"] / "data" / f"{split}-0.parquet", [files.refcocog_row(**small)])
-    files.write_json(places["k-nick/VidSTG"] / "test_annotations.json", [files.vidstg_row()] * 4)
-    files.write_video(places["vidor"] / "2401075277.mp4")
+        files.write_table(places["lmms-lab/RefCOCOg"] / "data" / f"{split}-0.parquet", rows)
+    videos = [f"240107527{number}" for number in range(4)]
+    files.write_json(places["k-nick/VidSTG"] / "test_annotations.json", [files.vidstg_row(vid=vid) for vid in videos])
+    for vid in videos:
+        files.write_video(places["vidor"] / f"{vid}.mp4")
     layout = {"page": 1, "page_size": [612.0, 792.0], "bbox": [61.2, 79.2, 306, 396]}
-    documents = files.mmdocir_folder(places["MMDocIR/MMDocIR_Evaluation_Dataset"], [
-        files.mmdocir_question(layout_mapping=[layout]) for _ in range(4)
+    documents = places["MMDocIR/MMDocIR_Evaluation_Dataset"]
+    question = files.mmdocir_question(layout_mapping=[layout])
+    files.write_lines(documents / "MMDocIR_annotations.jsonl", [
+        {"doc_name": f"{name}.pdf", "domain": "Brochure", "questions": [question]} for name in REPORTS
     ])  # fmt: skip
     page = {"image_binary": files.encoded_picture((153, 198))}
     files.write_table(documents / "MMDocIR_pages.parquet", [
-        {"doc_name": "report", "passage_id": str(number), **page} for number in range(3)
+        {"doc_name": name, "passage_id": str(number), **page} for name in REPORTS for number in range(3)
     ])  # fmt: skip
     bench = places["ZhaoweiWang/MMLongBench"]
     (bench / "mmlb_image" / "mm-niah").mkdir(parents=True)
@@ -121,16 +134,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     files.write_lines(
         bench / "mmlb_data" / "NIAH" / "retrieval-image_test_K8_dep6.jsonl", [files.mmlongbench_needle_row()] * 4
     )
-    pages = [f"mmlongbench-doc/report/report_page{page}.jpg" for page in range(3)]
-    urls = [f"longdocurl/4026369/4026369_page{page}.jpg" for page in range(3)]
-    for path in (*pages, *urls):
-        (bench / "mmlb_image" / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (60, 60)).save(bench / "mmlb_image" / path)
-    tasks = {"mmlongdoc": {"page_list": pages}, "longdocurl": {"page_list": urls, "doc_name": "4026369"}}
-    for length in (8, 128):
-        for task, changes in tasks.items():
-            documents = [files.mmlongbench_document_row(**changes)] * 4
-            files.write_lines(bench / "mmlb_data" / "documentQA" / f"{task}_K{length}.jsonl", documents)
+    tasks = {
+        "mmlongdoc": {name: [f"mmlongbench-doc/{name}/{name}_page{page}.jpg" for page in range(3)] for name in REPORTS},
+        "longdocurl": {"4026369": [f"longdocurl/4026369/4026369_page{page}.jpg" for page in range(3)]},
+    }
+    for task, page_lists in tasks.items():
+        for path in chain.from_iterable(page_lists.values()):
+            (bench / "mmlb_image" / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (60, 60)).save(bench / "mmlb_image" / path)
+        task_rows = [
+            files.mmlongbench_document_row(doc_name=name, page_list=pages) for name, pages in page_lists.items()
+        ]
+        for length in (8, 128):
+            path = bench / "mmlb_data" / "documentQA" / f"{task}_K{length}.jsonl"
+            files.write_lines(path, task_rows * (4 // len(task_rows)))
     for number, task in enumerate(PUBLISHED_TASKS, 1):
         files.write_json(places["MLVU/MVLU"] / "json" / f"{number}_{task}.json", [files.mlvu_row()])
         files.write_video(places["MLVU/MVLU"] / "video" / f"{number}_{task}" / "needle_32.mp4")
