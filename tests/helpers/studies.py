@@ -13,7 +13,7 @@ from corelens.study.verdict import Measurement
 SMALL_BUDGET = StudyBudget(
     n_seeds=1,
     n_matched=2,
-    n_untrained=2,
+    n_untrained=1,
     doses=(5, 20),
     methods=(("mean", "both"),),
     kept_fractions=(0.05,),
