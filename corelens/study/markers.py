@@ -9,7 +9,7 @@ from corelens.data import Sample
 from corelens.metrics import spearman
 from corelens.metrics.stability import top_heads
 from corelens.scores import HeadScores
-from corelens.study.verdict import Finding, estimate, sources
+from corelens.study.verdict import Finding, estimate, paired_rows, sources
 
 START, END = "<GT_START>", "<GT_END>"
 """The paper's markers (appendix C), which it puts around the evidence in prompts for Qwen."""
@@ -45,10 +45,9 @@ def markers(plain: HeadScores, marked: HeadScores, share: float) -> Finding:
         marked: The same of the same samples with markers.
         share: Share of heads that are the top.
     """
-    paired = [plain.samples.index(sample) for sample in marked.samples if sample in plain.samples]
-    counterpart = [marked.samples.index(plain.samples[index]) for index in paired]
-    before, after = plain.values[paired], marked.values[counterpart]
-    strata = [sources(plain)[index] for index in paired]
+    plain_rows, marked_rows = paired_rows(plain, marked)
+    before, after = plain.values[plain_rows], marked.values[marked_rows]
+    strata = sources(plain.select(plain_rows))
     top = plain.top(share)
 
     def shared(indices: np.ndarray) -> float:

@@ -172,11 +172,12 @@ def necessity(
             f"There are no write-matched heads, so that no control could do as much harm, and the claim cannot be "
             f"supported: random heads that write nothing show nothing. {no_controls}".strip()
         )
-    probability = power(len(top_costs), EXPECTED_COST, NEEDED_COST)
+    n_independent = len({*ablations.groups}) or len(top_costs)
+    probability = power(n_independent, EXPECTED_COST, NEEDED_COST)
     enough = samples_for_power(EXPECTED_COST, NEEDED_COST)
     notes.append(
-        f"On {len(top_costs)} samples, a true cost of {EXPECTED_COST:.0%} is seen to be above {NEEDED_COST:.0%} with a "
-        f"probability of {probability:.0%}; for 80 % it takes {enough} to test on, twice as many in all."
+        f"On {n_independent} independent samples, a true cost of {EXPECTED_COST:.0%} is seen to be above "
+        f"{NEEDED_COST:.0%} with a probability of {probability:.0%}; for 80 % it takes {enough} to test on, twice as many in all."
     )
     if "sufficiency" in other_ablations:
         notes.append("Blinding heads hides all visual tokens from them: what is left to see goes through the others.")

@@ -11,7 +11,7 @@ from corelens.data.batching import prepare_batches
 from corelens.heads import HeadSet
 from corelens.model import HookedMLLM
 from corelens.scores import HeadScores
-from corelens.study.verdict import Measurement, estimate, not_measured, sources
+from corelens.study.verdict import Measurement, estimate, not_measured, paired_rows, sources
 from corelens.tokens import Box
 
 Sizes = tuple[tuple[int, int], ...]
@@ -20,7 +20,7 @@ Sizes = tuple[tuple[int, int], ...]
 RULE = (
     "What is retrieved is relevant: the top 5 % of heads, chosen on half of the samples, put at least twice as much "
     "mass on the evidence of a sample as on the place where the evidence of another is, and more under the sample's "
-    "own question than under the other's, which shares its first words. Premise: the evidence of two samples overlaps "
+    "own question than under the other's. Premise: the evidence of two samples overlaps "
     "by a quarter at most, so that heads that always look at one place can be told from heads that retrieve."
 )
 
@@ -126,12 +126,10 @@ def relevance(
 
 def _ratio(name: str, own: HeadScores, null: HeadScores | None, heads: HeadSet, at_least: float) -> Measurement:
     """Mean mass of heads, over that of the same samples under a null."""
-    rows = {key: index for index, key in enumerate(_keys(null))} if null is not None else {}
-    pairs = [(index, rows[key]) for index, key in enumerate(_keys(own)) if key in rows]
-    if null is None or not pairs:
+    own_rows, null_rows = paired_rows(own, null) if null is not None else ([], [])
+    if null is None or not own_rows:
         return not_measured(name, at_least)
     layers, numbers = [head.layer for head in heads], [head.head for head in heads]
-    own_rows, null_rows = map(list, zip(*pairs, strict=True))
     masses, null_masses = (
         scores.values[of_pairs][:, layers, numbers].mean(1).double().numpy()
         for scores, of_pairs in ((own, own_rows), (null, null_rows))
@@ -142,11 +140,6 @@ def _ratio(name: str, own: HeadScores, null: HeadScores | None, heads: HeadSet, 
             return float(np.log(masses[indices].mean()) - np.log(null_masses[indices].mean()))
 
     # Logarithms of ratios are nearer to a bell curve, and no bound is below zero.
-    measured = estimate(name, log_ratio, [sources(own)[row] for row in own_rows])
+    measured = estimate(name, log_ratio, sources(own.select(own_rows)))
     value, low, high = (math.exp(number) for number in (measured.value, measured.low, measured.high))
     return Measurement(name, value, low, high, at_least)
-
-
-def _keys(scores: HeadScores) -> list[tuple[str, str]]:
-    """Data set and id of every sample."""
-    return list(zip(scores.datasets or [""] * len(scores.samples), scores.samples, strict=True))

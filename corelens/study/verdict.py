@@ -167,6 +167,16 @@ def sources(results: HeadScores | ConditionResults[Any]) -> list[Source]:
     return [*map(Source, results.datasets or [""] * n_samples, results.groups or range(n_samples))]
 
 
+def paired_rows(one: HeadScores, other: HeadScores) -> tuple[list[int], list[int]]:
+    """Numbers, in both scores, of the samples that both have; ids may recur in other data sets."""
+    keys, other_keys = (
+        list(zip(scores.datasets or [""] * len(scores.samples), scores.samples, strict=True)) for scores in (one, other)
+    )
+    rows = {key: row for row, key in enumerate(other_keys)}
+    pairs = [(row, rows[key]) for row, key in enumerate(keys) if key in rows]
+    return [row for row, _ in pairs], [row for _, row in pairs]
+
+
 def _rows_by_dataset(samples: Sources) -> dict[object, list[Int[np.ndarray, "_row"]]]:
     """Numbers of the samples of each group of each data set."""
     known = [sample if isinstance(sample, Source) else Source(sample, row) for row, sample in enumerate(samples)]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import torch
 
 from corelens.metrics import spearman
 from corelens.study import Finding, Measurement
-from corelens.study.verdict import Source, Verdict, estimate, estimate_mean, p_value
+from corelens.study.verdict import Source, Verdict, estimate, estimate_mean, p_value, paired_rows
+from tests.helpers.studies import head_scores
 
 
 def measurement(low: float, high: float, at_least: float | None = None, at_most: float | None = None) -> Measurement:
@@ -158,3 +160,12 @@ def test_samples_are_drawn_within_their_data_sets():
     datasets = ["a"] * 3 + ["b"] * 5
     share = estimate("share", lambda indices: float((indices < 3).mean()), datasets)
     assert (share.low, share.high) == (3 / 8, 3 / 8)
+
+
+def test_samples_are_paired_by_data_set_and_id():
+    """Data sets may number their samples alike, and one of the scores may lack some."""
+    values = torch.zeros(4, 1, 1)
+    one = replace(head_scores(values, ("a", "a", "b", "b")), samples=("0", "1", "0", "1"))
+    other = one.select([3, 0])
+    assert paired_rows(one, other) == ([0, 3], [1, 0])
+    assert paired_rows(one, replace(other, datasets=("c", "c"))) == ([], [])
