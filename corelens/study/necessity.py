@@ -177,7 +177,8 @@ def necessity(
     enough = samples_for_power(EXPECTED_COST, NEEDED_COST)
     notes.append(
         f"On {n_independent} independent samples, a true cost of {EXPECTED_COST:.0%} is seen to be above "
-        f"{NEEDED_COST:.0%} with a probability of {probability:.0%}; for 80 % it takes {enough} to test on, twice as many in all."
+        f"{NEEDED_COST:.0%} with a probability of {probability:.0%}; for 80 % it takes {enough} to test on, twice as "
+        f"many in all."
     )
     if "sufficiency" in other_ablations:
         notes.append("Blinding heads hides all visual tokens from them: what is left to see goes through the others.")
