@@ -19,8 +19,8 @@ import numpy as np
 from corelens import toy
 from corelens.data import Sample
 from corelens.experiments.ablation import run_ablation
-from corelens.experiments.conditions import BASELINE
-from corelens.experiments.controls import MATCHED, WRITE_NORM, write_matched_random
+from corelens.experiments.conditions import BASELINE, low_to_high
+from corelens.experiments.controls import MATCHED, WRITE_NORM, n_writing, write_matched_random
 from corelens.experiments.scan import scan_metrics
 from corelens.heads import HeadSet
 from corelens.hf.loading import SHIPPED
@@ -61,7 +61,7 @@ class Demo:
 
     @property
     def rows(self) -> list[list[str]]:
-        """One row per condition: accuracy by questions."""
+        """One row per condition: number of its heads that write anything, and accuracy by questions."""
         return _rows(self.result)
 
     def save(self, folder: Path) -> None:
@@ -126,6 +126,10 @@ def run_demo(
             for metric in RANKED_BY
         },
         "heads": {condition: [str(heads) for heads in draws] for condition, draws in conditions.items()},
+        "heads that write": {
+            condition: [n_writing(heads, scores[WRITE_NORM]) for heads in draws]
+            for condition, draws in conditions.items()
+        },
         "no control": missing,
         "accuracy": accuracies,
         "expected": {
@@ -171,8 +175,8 @@ def condition(kind: str, task: str, metric: str) -> str:
     return f"{kind}, {task}, by {metric}"
 
 
-HEADER = ("ablated", "digit", "colour", *toy.TEXT_TASKS)
-"""Column names of `Demo.rows`."""
+HEADER = ("ablated", "heads that write", "digit", "colour", *toy.TEXT_TASKS)
+"""Column names of `Demo.rows`. Heads that write nothing change nothing when they are ablated."""
 
 
 def _by_task(n: int, seed: int) -> dict[str, list[Sample]]:
@@ -208,15 +212,14 @@ def _is_tested(name: str, questions: str) -> bool:
 
 
 def _rows(result: dict[str, Any]) -> list[list[str]]:
-    rows = []
-    for name in (NOTHING_ABLATED, *result["heads"]):
-        cells = []
-        for by_condition in result["accuracy"].values():
-            values = [100 * value for value in by_condition.get(name, [])]
-            several = len(values) > 1
-            cells.append(f"{min(values):.1f} to {max(values):.1f}" if several else "".join(f"{v:.1f}" for v in values))
-        rows.append([name, *cells])
-    return rows
+    return [
+        [
+            name,
+            low_to_high(result["heads that write"].get(name, [])),
+            *(low_to_high([100 * value for value in of.get(name, [])], 1) for of in result["accuracy"].values()),
+        ]
+        for name in (NOTHING_ABLATED, *result["heads"])
+    ]
 
 
 def _mean_scores(scores: HeadScores) -> dict[str, float]:

@@ -13,7 +13,7 @@ from corelens.cli import options
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from corelens.data import Sample
+    from corelens.data import BoxUnit, Sample
     from corelens.heads import HeadSet
     from corelens.model import HookedMLLM
     from corelens.scores import HeadScores
@@ -64,16 +64,20 @@ def ablate(
             options.warn_of_shared(ranking, datasets)
         check_scoring(flatten_datasets(datasets), box_unit)
         hooked = options.loaded(model, dtype, device)
-        if ranking is not None:
-            conditions = _with_write_matched(hooked, datasets, conditions)
+        everything = {**datasets, **{name: list(texts) for name, texts in options.text_samples(model, limit).items()}}
+        write_norm = None if ranking is None else _write_norm(hooked, datasets)
+        if write_norm is not None:
+            n_draws = _n_draws(hooked, everything, conditions, box_unit, out)
+            conditions = _with_write_matched(conditions, write_norm, n_draws)
         results = run_ablation(
             hooked,
-            {**datasets, **options.text_samples(model, limit)},
+            everything,
             conditions,
             how,
             phase,
             box_unit=box_unit,
             chosen_by=chosen_by,
+            write_norm=write_norm,
             out=out,
         )
     summary = {"model": model, "how": how, "phase": phase, "chosen by": chosen_by, **ablation_summary(results)}
@@ -120,19 +124,47 @@ def _top_and_controls(ranking: "HeadScores | None", top: str | None) -> "dict[st
     return conditions
 
 
-def _with_write_matched(
-    model: "HookedMLLM", datasets: "Mapping[str, Sequence[Sample]]", conditions: "Mapping[str, Sequence[HeadSet]]"
-) -> "Mapping[str, Sequence[HeadSet]]":
-    """Add random heads that write as much as the top ones; names the doses that have none."""
-    from corelens.experiments.controls import MATCHED, WRITE_NORM, with_write_matched
+def _write_norm(model: "HookedMLLM", datasets: "Mapping[str, Sequence[Sample]]") -> "HeadScores | None":
+    """Length of what each head writes; None, with the reason, if it cannot be measured."""
+    from corelens.experiments.controls import MATCHED, WRITE_NORM
     from corelens.experiments.scan import scan
 
-    few = {name: samples[:N_MEASURED] for name, samples in datasets.items()}
     try:
-        added = with_write_matched(conditions, scan(model, few, WRITE_NORM))
+        return scan(model, {name: samples[:N_MEASURED] for name, samples in datasets.items()}, WRITE_NORM)
     except ValueError as cause:
         typer.echo(f"Left out: {MATCHED} controls, since what heads write cannot be measured: {cause}", err=True)
-        return conditions
+        return None
+
+
+def _n_draws(
+    model: "HookedMLLM",
+    samples: "Mapping[str, Sequence[Sample]]",
+    conditions: "Mapping[str, Sequence[HeadSet]]",
+    box_unit: "BoxUnit | None",
+    out: Path,
+) -> int:
+    """Number of draws of write-matched heads: that with which `out` began, else as many as are cheap."""
+    from corelens.experiments.controls import MATCHED
+    from corelens.experiments.run_folder import read_summary
+    from corelens.experiments.throughput import MAX_DRAWS, affordable_draws, seconds_per_answer, timed_samples
+
+    if (manifest := out / "manifest.json").is_file():
+        earlier = read_summary(manifest).get("conditions", {})
+        return max((len(draws) for name, draws in earlier.items() if name.startswith(MATCHED)), default=1)
+    seconds = seconds_per_answer(model, timed_samples(samples), box_unit=box_unit) * sum(map(len, samples.values()))
+    n_doses = sum(name.startswith("top ") for name in conditions)
+    n_draws = affordable_draws(seconds * n_doses)
+    typer.echo(f"{MATCHED} heads: {n_draws} draws, of at most {MAX_DRAWS}; one takes {seconds:.2g} seconds.", err=True)
+    return n_draws
+
+
+def _with_write_matched(
+    conditions: "Mapping[str, Sequence[HeadSet]]", write_norm: "HeadScores", n_draws: int
+) -> "Mapping[str, Sequence[HeadSet]]":
+    """Add random heads that write as much as the top ones; names the doses that have none."""
+    from corelens.experiments.controls import MATCHED, with_write_matched
+
+    added = with_write_matched(conditions, write_norm, range(n_draws))
     doses = [name.removeprefix("top ") for name in conditions if name.startswith("top ")]
     if missing := [f"{MATCHED} {dose}" for dose in doses if f"{MATCHED} {dose}" not in added]:
         typer.echo(f"Left out: {'; '.join(missing)}. Too few heads beside the top ones write as much.", err=True)
@@ -140,21 +172,31 @@ def _with_write_matched(
 
 
 def _print_summary(summary: dict[str, Any], out: Path) -> None:
+    from corelens.experiments.conditions import low_to_high
+
     console = Console(highlight=False, markup=False)
     for dataset, results in summary["data"].items():
         console.print(f"\n{dataset}: {results['samples']} samples, accuracy in percent")
         table = Table("ablated", box=box.SIMPLE)
-        for title in ("accuracy", "unreadable", "change, with 95 % interval", "p"):
+        for title in ("heads that write", "accuracy", "unreadable", "change, with 95 % interval", "p"):
             table.add_column(title, justify="right")
         for condition, result in results["conditions"].items():
             change = f"{100 * result['change']:+.1f}" if "change" in result else ""
             if "interval" in result:
                 change += " [{:+.1f}, {:+.1f}]".format(*(100 * bound for bound in result["interval"]))
             table.add_row(
-                condition, f"{100 * result['accuracy']:.1f}", f"{100 * result['unreadable']:.1f}", change,
+                condition,
+                low_to_high(result.get("heads that write", [])),
+                f"{100 * result['accuracy']:.1f}",
+                f"{100 * result['unreadable']:.1f}",
+                change,
                 f"{result['p']:.4f}" if "p" in result else "",
-            )  # fmt: skip
+            )
         console.print(table)
+        for dose, (n_as_costly, n_draws) in results["write-matched draws as costly as top"].items():
+            console.print(
+                f"{n_as_costly} of {n_draws} draws of write-matched {dose} cost as much as top {dose}, or more."
+            )
     for condition, draws in summary["heads"].items():
         if draws != [""]:
             console.print(f"{condition}: {draws[0] if len(draws) == 1 else f'{len(draws)} draws'}")

@@ -44,24 +44,27 @@ def study(
     from corelens.study.budget import halves, measure_throughput, planned_work
 
     budget = QUICK if quick else FULL
+    most_draws = budget.n_matched
     limit = min(limit or 40, 40) if quick else limit
     compared_models = {str(folder): _scores(folder) for folder in compare_with or ()}
     samples = {name: list(dataset) for name, dataset in options.samples(data, seed, limit, evidence=True).items()}
     console = Console(highlight=False, markup=False, stderr=True)
     with options.resumable(out, "study"):
         texts = {name: list(dataset) for name, dataset in options.text_samples(model, limit).items()}
-        halves(samples)  # too few samples are an error before the model is loaded
+        _, tested = halves(samples)  # too few samples are an error before the model is loaded
         check_scoring(flatten_datasets({**samples, **texts}), box_unit)
         hooked = options.loaded(model, dtype, device)
+        throughput = measure_throughput(hooked, samples, out, max_new_tokens, box_unit)
+        budget = budget.affordable(throughput, sum(map(len, tested.values())))
         works = planned_work(samples, texts, budget, len(hooked.heads))
         for name, work in works.items():
             unit = "answers" if work.answers else "passes"
             console.print(f"{name}: {work.samples} samples x {work.conditions} = {work.total:,} {unit}")
-        throughput = measure_throughput(hooked, samples, out, max_new_tokens, box_unit)
         seconds = sum(throughput.remaining_seconds(work, out) for work in works.values())
         console.print(
             f"What is left takes about {timedelta(seconds=round(seconds))}, at {throughput.seconds_per_pass:.2g} "
-            f"seconds a pass and {throughput.seconds_per_answer:.2g} an answer."
+            f"seconds a pass and {throughput.seconds_per_answer:.2g} an answer. Write-matched heads are "
+            f"drawn {budget.n_matched} times, of at most {most_draws}."
         )
         results = run_study(hooked, samples, texts, out, budget, max_new_tokens, box_unit, compared_models, time_again)
     summary = save(results, out, {"data": ",".join(data), "seed": seed, "limit": limit, "quick": quick})

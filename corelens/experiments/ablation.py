@@ -16,7 +16,7 @@ from corelens.causal import evaluate
 from corelens.data import BoxUnit, Sample
 from corelens.errors import check_choice
 from corelens.experiments.conditions import BASELINE, ConditionResults, check_scoring
-from corelens.experiments.controls import MATCHED
+from corelens.experiments.controls import MATCHED, n_writing
 from corelens.experiments.fingerprint import model_fingerprint
 from corelens.experiments.resumable import (
     SampleSets,
@@ -185,6 +185,7 @@ def run_ablation(
     max_new_tokens: int = 32,
     box_unit: BoxUnit | None = None,
     chosen_by: str | None = None,
+    write_norm: HeadScores | None = None,
     out: str | PathLike[str] | None = None,
 ) -> ConditionResults[HeadSet]:
     """Answer greedily with nothing ablated and with each set of heads ablated, and score by the data set's rule.
@@ -202,6 +203,8 @@ def run_ablation(
         max_new_tokens: Length at which answers are cut off.
         box_unit: The unit of the boxes that the model answers with, for samples that ask for one.
         chosen_by: Name of the scores that chose the heads, for the manifest of `out`.
+        write_norm: Length of what each head writes (`question_write_norm`), by which results say how many heads of
+            each set write anything. A control of heads that write nothing shows nothing.
         out: A folder that keeps finished shards. The same ablation into the same folder resumes it.
 
     Raises:
@@ -230,6 +233,11 @@ def run_ablation(
         with cached_vision(model.hf_model):
             return {name: torch.stack([scores(heads) for heads in sets], 1) for name, sets in head_sets.items()}
 
+    writing = {
+        name: [n_writing(heads, write_norm) for heads in sets]
+        for name, sets in conditions.items()
+        if write_norm is not None
+    }
     choices = {
         "how": method,
         "phase": phase,
@@ -238,12 +246,18 @@ def run_ablation(
         "box_unit": box_unit,
         "chosen_by": chosen_by,
         "conditions": {name: [str(heads) for heads in sets] for name, sets in head_sets.items()},
-    }
+    } | ({"heads that write": writing} if writing else {})
     results = run_resumable(
         "ablate", listed, answer_batch, model_fingerprint(model, out is not None), choices, SHARD_SIZE, batch_size, out
     )
     return ConditionResults(
-        head_sets, results.values, results.samples, results.datasets, results.skipped, groups=results.groups
+        head_sets,
+        results.values,
+        results.samples,
+        results.datasets,
+        results.skipped,
+        groups=results.groups,
+        n_writing=writing,
     )
 
 
@@ -251,9 +265,23 @@ def ablation_summary(results: ConditionResults[HeadSet]) -> dict[str, Any]:
     """Head sets, accuracies and skipped samples of an ablation, ready for JSON."""
     return {
         "heads": {name: [str(heads) for heads in sets] for name, sets in results.conditions.items()},
-        "data": results.summary_by_dataset(),
+        "data": {
+            dataset: {**summary, "write-matched draws as costly as top": matched_as_costly(results, dataset)}
+            for dataset, summary in results.summary_by_dataset().items()
+        },
         "skipped": dict(results.skipped),
     }
+
+
+def matched_as_costly(results: ConditionResults[HeadSet], dataset: str) -> dict[str, tuple[int, int]]:
+    """Number of write-matched draws that cost as much accuracy as the top heads or more, and of all, by dose."""
+    counts = {}
+    for condition in results.conditions:
+        kind, _, dose = condition.rpartition(" ")
+        if kind == MATCHED:
+            (top,), draws = (results.accuracies(name, dataset) for name in (f"top {dose}", condition))
+            counts[dose] = sum(accuracy <= top for accuracy in draws), len(draws)
+    return counts
 
 
 def lazy_ablation(

@@ -37,6 +37,9 @@ class ConditionResults(Generic[Condition]):
     groups: tuple[str, ...] = field(default=(), kw_only=True)
     """The group of every sample, such as its picture, where several share one; empty if each is its own."""
 
+    n_writing: Mapping[str, Sequence[int]] = field(default_factory=dict, kw_only=True)
+    """Number of heads that write anything, in each draw of a condition; empty if it was not measured."""
+
     def accuracies(self, condition: str, dataset: str) -> list[float]:
         """Mean score under each draw of a condition; an answer that cannot be read scores zero."""
         return self._values(condition, dataset).nan_to_num().mean(0).tolist()
@@ -74,6 +77,8 @@ class ConditionResults(Generic[Condition]):
         }
         if len(accuracies) > 1:
             summary["of each draw"] = [round(accuracy, 4) for accuracy in accuracies]
+        if condition in self.n_writing:
+            summary["heads that write"] = list(self.n_writing[condition])
         if condition != BASELINE:
             difference = self.paired_difference(condition, dataset)
             summary["change"] = round(difference.mean, 4)
@@ -99,8 +104,20 @@ def read_conditions(run: RunFolder) -> ConditionResults[Any]:
     }
     values = {name: results.values[name] for name in conditions}
     return ConditionResults(
-        conditions, values, results.samples, results.datasets, results.skipped, groups=results.groups
+        conditions,
+        values,
+        results.samples,
+        results.datasets,
+        results.skipped,
+        groups=results.groups,
+        n_writing=run.manifest.get("heads that write", {}),
     )
+
+
+def low_to_high(values: Sequence[float], digits: int = 0) -> str:
+    """Lowest and highest of some numbers, such as `0 to 2`, or the one that they all are; empty without numbers."""
+    bounds = [f"{value:.{digits}f}" for value in (min(values), max(values))] if values else []
+    return " to ".join(dict.fromkeys(bounds))
 
 
 def check_scoring(samples: DatasetSamples, box_unit: BoxUnit | None) -> None:

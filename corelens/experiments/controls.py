@@ -63,7 +63,7 @@ def write_matched_random(heads: HeadSet, write_norm: HeadScores, seeds: Sequence
 
 
 def with_write_matched(
-    conditions: Mapping[str, Sequence[HeadSet]], write_norm: HeadScores, seeds: Sequence[int] = range(5)
+    conditions: Mapping[str, Sequence[HeadSet]], write_norm: HeadScores, seeds: Sequence[int]
 ) -> dict[str, Sequence[HeadSet]]:
     """Add write-matched controls after the top heads of every dose, where there are such heads.
 
@@ -80,6 +80,11 @@ def with_write_matched(
             with suppress(ValueError):
                 added[f"{MATCHED} {dose}"] = write_matched_random(sets[0], write_norm, seeds)
     return added
+
+
+def n_writing(heads: HeadSet, write_norm: HeadScores) -> int:
+    """Number of heads of a set that write anything at all; ablating the others changes nothing."""
+    return sum(bool(write_norm.per_head[head] > 0) for head in heads)
 
 
 def _draw(partners: Mapping[Head, list[Head]], sizes: Mapping[Head, float], rng: np.random.Generator) -> list[Head]:

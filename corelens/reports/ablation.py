@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from corelens.experiments.ablation import ablation_summary, dose_curve
-from corelens.experiments.conditions import BASELINE, read_conditions
+from corelens.experiments.conditions import BASELINE, low_to_high, read_conditions
 from corelens.experiments.run_folder import RunFolder
 from corelens.reports.common import change_cells, close, percent
 from corelens.reports.page import Page
@@ -25,9 +25,13 @@ def page(run: RunFolder) -> Page:
         if name in curves:
             report.figures(ablation_curves(curves[name], results.n_groups(name)))
         report.table(
-            ["ablated", "accuracy", "unreadable", "change", "95 % interval", "p"],
+            ["ablated", "heads that write", "accuracy", "unreadable", "change", "95 % interval", "p"],
             [_row(condition, result) for condition, result in data["conditions"].items()],
         )
+        for dose, (n_as_costly, n_draws) in data["write-matched draws as costly as top"].items():
+            report.text(
+                f"{n_as_costly} of {n_draws} draws of write-matched {dose} cost as much as top {dose}, or more."
+            )
     report.heading("Heads")
     report.facts(
         {
@@ -80,6 +84,7 @@ def _label(condition: str) -> str:
 def _row(condition: str, result: Mapping[str, Any]) -> list[str]:
     return [
         _label(condition),
+        low_to_high(result.get("heads that write", [])),
         percent(result["accuracy"]),
         percent(result["unreadable"]),
         *change_cells(result),

@@ -1,9 +1,8 @@
 """Budget of a study: which conditions it tries, how much work they are, and how long that takes."""
 
 import json
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 
@@ -12,7 +11,13 @@ from corelens.experiments import ablation, key_tokens, scan, sparse_eval, sweep
 from corelens.experiments.ablation import ReferenceMethod
 from corelens.experiments.controls import WRITE_NORM
 from corelens.experiments.run_folder import atomic_write_json
-from corelens.heads import HeadSet
+from corelens.experiments.throughput import (
+    N_ANSWERS,
+    affordable_draws,
+    seconds_per_answer,
+    seconds_per_pass,
+    timed_samples,
+)
 from corelens.hooks.positions import Phase
 from corelens.model import HookedMLLM
 from corelens.progress import total_progress
@@ -20,7 +25,7 @@ from corelens.study.division import EVIDENCE_SHARE, METRICS
 from corelens.study.query_tokens import QUERY_TOKENS
 from corelens.study.relevance import with_other_questions
 from corelens.study.sparsity import EXCESS
-from corelens.study.tasks import TASK_METRICS, task_groups
+from corelens.study.tasks import TASK_METRICS, n_tasks_at_most, unnamed
 
 SCANNED_METRICS = (
     *QUERY_TOKENS,
@@ -29,9 +34,6 @@ SCANNED_METRICS = (
     *(EVIDENCE_SHARE if name == EVIDENCE_SHARE.name else name for name in METRICS),
 )
 """Metrics of the scan."""
-
-N_TIMED = 16
-"""Number of samples that are timed: one batch."""
 
 Texts = Mapping[str, Sequence[Sample]]
 
@@ -44,7 +46,7 @@ class StudyBudget:
     """Number of random draws of heads."""
 
     n_matched: int
-    """Number of random draws of heads that write as much as the CoRe heads."""
+    """Number of random draws of heads that write as much as the CoRe heads; the most, where cost decides."""
 
     n_untrained: int
     """Number of untrained models, each with other random weights."""
@@ -69,6 +71,10 @@ class StudyBudget:
         """Number of plans whose speed is measured: with the best heads, with random ones, with none, and no plan."""
         return 2 + 2 * len(self.kept_fractions)
 
+    def affordable(self, throughput: "Throughput", n_tested: int) -> "StudyBudget":
+        """The same with as many draws of matched heads as take a minute, but ten or more."""
+        return replace(self, n_matched=affordable_draws(throughput.seconds_per_answer * n_tested, self.n_matched))
+
     def doses_of(self, n_heads: int) -> tuple[int, ...]:
         """The doses that leave as many heads to compare with, in a model of so many heads."""
         return tuple(dose for dose in self.doses if 2 * dose <= n_heads)
@@ -76,7 +82,7 @@ class StudyBudget:
 
 FULL = StudyBudget(
     5,
-    20,
+    100,
     5,
     ablation.PUBLISHED_DOSES,
     (("mean", "both"), ("mean_by_role", "both"), ("resample", "both"), ("zero", "prefill"), ("zero", "decode")),
@@ -84,7 +90,7 @@ FULL = StudyBudget(
     5,
     32,
 )
-QUICK = StudyBudget(2, 10, 3, (5, 10), (("mean", "both"),), (0.05, 0.25), 3, 8)
+QUICK = StudyBudget(2, 20, 3, (5, 10), (("mean", "both"),), (0.05, 0.25), 3, 8)
 
 
 @dataclass(frozen=True)
@@ -119,12 +125,14 @@ def planned_work(
     samples: Mapping[str, Sequence[Sample]], texts: Texts, budget: StudyBudget, n_heads: int
 ) -> dict[str, PlannedWork]:
     """Return the experiments of a study of a model with so many heads, by the name of their folder."""
-    n_scanned, n_tested = (sum(map(len, half.values())) for half in halves(samples))
-    n_partnered = sum(len(with_other_questions(half)) for half in halves(samples)[0].values())
+    scanned, tested = halves(samples)
+    n_scanned, n_tested = (sum(map(len, half.values())) for half in (scanned, tested))
+    n_partnered = sum(len(with_other_questions(half)) for half in scanned.values())
     n_texts, n_controls = sum(map(len, texts.values())), 3 + 2 * budget.n_seeds
     n_kept, n_doses = len(budget.kept_fractions), len(budget.doses_of(n_heads))
-    n_tasks = len(set(task_groups(*halves(samples)).values()))
-    n_effects = sum(len(half[: budget.n_effects]) for half in halves(samples)[1].values())
+    n_tasks = n_tasks_at_most(scanned, tested)
+    n_unnamed = sum(len(tested[name]) for name in unnamed(samples))
+    n_effects = sum(len(half[: budget.n_effects]) for half in tested.values())
     shard_size = ablation.SHARD_SIZE
     n_conditions = 1 + n_controls + budget.n_matched + (1 + budget.n_seeds) * n_doses
     works = (
@@ -141,6 +149,7 @@ def planned_work(
         PlannedWork("mask", n_tested, 1 + (2 + budget.n_seeds) * n_doses, shard_size),
         PlannedWork("key-tokens", n_tested, 1, key_tokens.SHARD_SIZE, answers=False),
         PlannedWork("query-tokens", n_tested, 1 + len(QUERY_TOKENS) * n_doses, shard_size),
+        PlannedWork("unnamed-tasks", n_unnamed, 1, scan.SHARD_SIZE, answers=False),
         PlannedWork("tasks", n_tested if n_tasks > 1 else 0, 1 + len(TASK_METRICS) * n_tasks, shard_size),
         PlannedWork("effects", n_effects, n_heads, sweep.SHARD_SIZE, answers=False),
         PlannedWork("markers", n_scanned, 1, scan.SHARD_SIZE, answers=False),
@@ -198,22 +207,18 @@ def measure_throughput(
     box_unit: BoxUnit | None = None,
 ) -> Throughput:
     """Time the first few samples of each data set, or read the times that the folder of the study holds."""
+
     file = Path(out) / "throughput.json"
     if file.exists():
         return Throughput(**json.loads(file.read_text()))
-    timed = {name: list(dataset)[: -(-N_TIMED // len(samples))] for name, dataset in samples.items()}
+    timed = timed_samples(samples)
     n_samples = sum(map(len, timed.values()))
-    # Several answers to each, as in the study, since the vision tower runs once for all of them.
-    conditions = {"nothing removed, again": [HeadSet(())] * 3}
-    with total_progress(6 * n_samples, "timing a few samples", "pass") as bar:
+    with total_progress((2 + N_ANSWERS) * n_samples, "timing a few samples", "pass") as bar:
         bar.begin("", 1)
-        scan.scan_metrics(model, timed, SCANNED_METRICS)  # warm-up
-        start = time.perf_counter()
-        scan.scan_metrics(model, timed, SCANNED_METRICS)
-        scan_end = time.perf_counter()
-        bar.begin("", 4)
-        ablation.run_ablation(model, timed, conditions, max_new_tokens=max_new_tokens, box_unit=box_unit)
-        throughput = Throughput((scan_end - start) / n_samples, (time.perf_counter() - scan_end) / (4 * n_samples))
+        seconds_per_pass(model, timed, SCANNED_METRICS)  # warm-up
+        of_pass = seconds_per_pass(model, timed, SCANNED_METRICS)
+        bar.begin("", N_ANSWERS)
+        throughput = Throughput(of_pass, seconds_per_answer(model, timed, max_new_tokens, box_unit))
     Path(out).mkdir(parents=True, exist_ok=True)
     atomic_write_json(file, asdict(throughput))
     return throughput

@@ -8,7 +8,7 @@ from itertools import count
 import numpy as np
 from scipy.stats import norm
 
-from corelens.experiments.conditions import BASELINE, ConditionResults
+from corelens.experiments.conditions import BASELINE, ConditionResults, low_to_high
 from corelens.experiments.controls import MATCHED, write_matched_random
 from corelens.heads import HeadSet
 from corelens.metrics import stability_curve
@@ -148,7 +148,9 @@ def necessity(
     measurements += _costs_of_mask(masked, visual_sets)
     for control in (*CONTROLS, *REPORTED):
         if control in ablations.conditions:
-            measurements.append(cost(f"cost of zeroing {control} heads", ablations, control))
+            of_set = ablations.n_writing.get(control, ())
+            writing = f", of which {low_to_high(of_set)} write" if of_set else ""
+            measurements.append(cost(f"cost of zeroing {control} heads{writing}", ablations, control))
     for method, results in other_ablations.items():
         if method == "mean":
             continue  # measured above

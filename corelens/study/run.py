@@ -38,7 +38,15 @@ from corelens.study.necessity import matched_controls, necessity, reliability
 from corelens.study.query_tokens import QUERY_TOKENS, query_tokens
 from corelens.study.relevance import relevance, with_other_evidence, with_other_questions
 from corelens.study.sparsity import EXCESS, sparsity
-from corelens.study.tasks import TASK_METRICS, cost_matrix, task_conditions, task_groups, tasks
+from corelens.study.tasks import (
+    TASK_METRICS,
+    cost_matrix,
+    groups_by_heads,
+    task_conditions,
+    task_groups,
+    tasks,
+    unnamed,
+)
 from corelens.study.verdict import Finding, mean_chance
 
 
@@ -144,14 +152,19 @@ def run_study(
         controls = ram.controls(TOP_SHARE, seeds)
         matched, no_controls = matched_controls(core, scores[WRITE_NORM], budget.n_matched)
         answers: dict[str, Any] = dict(max_new_tokens=max_new_tokens, box_unit=box_unit)
-        ablate: Any = partial(run_ablation, model, **answers)
+        ablate: Any = partial(run_ablation, model, **answers, write_norm=scores[WRITE_NORM])
         ablations = ablate(tested, controls | matched | _of_kinds(of_doses, "top", "random"), out=begin("ablate"))
         text_ablations = ablate(texts, controls, out=begin("ablate-texts")) if texts else None
         masked = ablate(tested, _of_kinds(of_doses, "top", "random", "bottom"), "uniform_all_keys", out=begin("mask"))
         key_tokens = scan_key_tokens(model, tested, rank_and_draw(ram, seeds=seeds), out=begin("key-tokens"))
         by_query_tokens = {f"{name} {dose}": [scores[name].top(dose)] for name in QUERY_TOKENS for dose in doses}
         query_ablations = ablate(tested, by_query_tokens, out=begin("query-tokens"))
-        groups = task_groups(scanned, tested)
+        by_heads, about_groups = {}, []
+        if without_tasks := {name: tested[name] for name in unnamed(samples)}:
+            by_heads, about_groups = groups_by_heads(
+                ram, scan_metrics(model, without_tasks, ("ram",), out=begin("unnamed-tasks"))["ram"]
+            )
+        groups = task_groups(scanned, tested, by_heads)
         of_tasks = task_conditions(scores, groups)
         task_ablations = ablate(tested, of_tasks, out=begin("tasks")) if of_tasks else None
         effects = run_sweep(
@@ -202,7 +215,7 @@ def run_study(
         key_token_finding(key_tokens, *untrained_key_tokens),
         acceleration(sparse_results, timing, published_results, chance),
         query_tokens(scores, query_ablations, ablations, effects),
-        tasks(task_ablations, groups),
+        tasks(task_ablations, groups, about_groups),
         markers(ram, marked_ram, TOP_SHARE),
     )
     return Study(

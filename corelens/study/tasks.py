@@ -5,16 +5,21 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
+import torch
 
 from corelens.data import Sample
 from corelens.experiments.conditions import BASELINE, ConditionResults
 from corelens.heads import HeadSet
+from corelens.metrics import sample_groups
 from corelens.scores import HeadScores
 from corelens.study.verdict import Finding, Measurement, Source, estimate_mean, not_measured, sources
 
 TASK_METRICS = ("ram", "ram_last")
 SHARE = 0.1
 MIN_SAMPLES = 4
+
+SIGNIFICANT = 0.05
+"""Largest p-value of the dip test of a data set whose samples are parted by the heads that they use."""
 
 TaskGroups = Mapping[tuple[str, str], str]
 """Name of each sample's task, by data set and id."""
@@ -23,18 +28,67 @@ CLAIM = "Tasks: different kinds of questions need different heads"
 
 RULE = (
     "A ranking over all questions is a mean, and hides heads that one kind of question needs and others do not. Tasks "
-    "are the kinds of questions of each data set, where it names them, with four or more samples to choose heads and "
-    "to test them. The top 10 % of heads are found by each task alone and zeroed in all. In its own task their loss "
-    "costs at least 10 points of accuracy, and at least twice what the loss of the heads of other tasks costs there: "
-    "heads are ranked by the paper's metric, and those ranked by the last token are reported. Tasks count alike. The "
-    "rule is corelens's own: the paper does not part questions by kind."
+    "are the kinds of questions of each data set, where it names them, else two groups of its samples that differ in "
+    "the heads with high scores, where a dip test finds them (p at most 0.05); with four or more samples to choose "
+    "heads and to test them. The top 10 % of heads are found by each task alone and zeroed in all. In its own task "
+    "their loss costs at least 10 points of accuracy, and at least twice what the loss of the heads of other tasks "
+    "costs there: heads are ranked by the paper's metric, and those ranked by the last token are reported. Tasks count "
+    "alike. The rule is corelens's own: the paper does not part questions by kind."
 )
 
 
-def task_groups(scanned: Mapping[str, Sequence[Sample]], tested: Mapping[str, Sequence[Sample]]) -> TaskGroups:
-    """Return the task of each sample of two halves; samples of tasks that are too small are left out."""
+def unnamed(samples: Mapping[str, Sequence[Sample]]) -> list[str]:
+    """Names of the data sets that name no task."""
+    return [name for name, dataset in samples.items() if not any(sample.about.get("task") for sample in dataset)]
+
+
+def groups_by_heads(scanned: HeadScores, tested: HeadScores) -> tuple[TaskGroups, list[str]]:
+    """Part the samples of data sets that name no tasks by the heads that score high on them, whatever is answered.
+
+    Args:
+        scanned: Scores of the samples that choose heads.
+        tested: The same of the samples that test them, of these data sets alone.
+
+    Returns:
+        `group 1` or `group 2` for each sample of data sets that fall apart, and what the test says of each data set.
+    """
+    groups: dict[tuple[str, str], str] = {}
+    notes = []
+    for name in dict.fromkeys(tested.datasets):
+        halves = [scores.for_dataset(name) for scores in (scanned, tested)]
+        try:
+            found = sample_groups(torch.cat([half.values for half in halves]))
+        except ValueError as cause:
+            notes.append(f"{name} names no tasks, and was not parted: {cause}")
+            continue
+        apart = found.p_value <= SIGNIFICANT
+        outcome = "fall into two groups" if apart else "do not fall into groups"
+        notes.append(f"{name} names no tasks; by heads, its samples {outcome} (dip test, p = {found.p_value:.2g}).")
+        if apart:
+            ids = [sample for half in halves for sample in half.samples]
+            groups |= {
+                (name, sample): f"group {2 - is_first}"
+                for sample, is_first in zip(ids, found.first.tolist(), strict=True)
+            }
+    return groups, notes
+
+
+def task_groups(
+    scanned: Mapping[str, Sequence[Sample]], tested: Mapping[str, Sequence[Sample]], by_heads: TaskGroups | None = None
+) -> TaskGroups:
+    """Return the task of each sample of two halves; samples of tasks that are too small are left out.
+
+    Args:
+        scanned: The samples that choose heads.
+        tested: The samples that test them.
+        by_heads: Groups of samples that name no task.
+    """
     tasks = [
-        {(name, sample.id): _task(name, sample) for name, samples in half.items() for sample in samples}
+        {
+            (name, sample.id): _task(name, sample.about.get("task") or (by_heads or {}).get((name, sample.id)))
+            for name, samples in half.items()
+            for sample in samples
+        }
         for half in (scanned, tested)
     ]
     sizes = [Counter(of_half.values()) for of_half in tasks]
@@ -46,8 +100,14 @@ def task_groups(scanned: Mapping[str, Sequence[Sample]], tested: Mapping[str, Se
     }
 
 
-def _task(dataset: str, sample: Sample) -> str:
-    return f"{dataset}: {sample.about['task']}" if sample.about.get("task") else dataset
+def n_tasks_at_most(scanned: Mapping[str, Sequence[Sample]], tested: Mapping[str, Sequence[Sample]]) -> int:
+    """Largest number of tasks: data sets that name none may fall into two."""
+    named = task_groups(scanned, tested)
+    return len({*named.values()}) + len({dataset for dataset, _ in named} & {*unnamed(scanned)})
+
+
+def _task(dataset: str, task: str | None) -> str:
+    return f"{dataset}: {task}" if task else dataset
 
 
 def task_conditions(scores: Mapping[str, HeadScores], groups: TaskGroups) -> dict[str, list[HeadSet]]:
@@ -72,20 +132,21 @@ def _rows(results: HeadScores | ConditionResults[HeadSet], groups: TaskGroups, t
     return [number for number, sample in enumerate(samples) if groups.get(sample) == task]
 
 
-def tasks(ablations: ConditionResults[HeadSet] | None, groups: TaskGroups) -> Finding:
+def tasks(ablations: ConditionResults[HeadSet] | None, groups: TaskGroups, about_groups: Sequence[str] = ()) -> Finding:
     """Test whether the heads of each task are needed in it and not in others.
 
     Args:
         ablations: Accuracy with the heads of `task_conditions` zeroed; None if there are none.
         groups: As returned by `task_groups`.
+        about_groups: What was found of data sets that name no tasks.
     """
     own, less_others = "cost of the heads of its own task", "that, less twice the cost of the heads of other tasks"
     if ablations is None:
         needs = not_measured(own, 0.1), not_measured(less_others, 0.0)
-        return Finding(CLAIM, RULE, needs, ("There are no two tasks of enough samples.",))
+        return Finding(CLAIM, RULE, needs, ("There are no two tasks of enough samples.", *about_groups))
     measurements: list[Measurement] = []
     reported: list[Measurement] = []
-    notes = []
+    notes = [*about_groups]
     origins = sources(ablations)
     for metric in TASK_METRICS:
         heads = {name: sets[0] for name, sets in ablations.conditions.items() if name.startswith(f"{metric}, ")}

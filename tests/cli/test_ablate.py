@@ -15,6 +15,15 @@ from corelens.experiments.controls import write_matched_random
 from tests.helpers.cli import invoke_on_toy, json_of, text_of
 
 
+N_DRAWS = 10
+"""The fewest draws of write-matched heads: more only where time is left."""
+
+
+@pytest.fixture(autouse=True)
+def _no_time_for_more_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("corelens.experiments.throughput.DRAWS_SECONDS", 0.0)
+
+
 @pytest.fixture(scope="module")
 def ranking(toy_model: HookedMLLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("scores") / "ram_last.safetensors"
@@ -38,6 +47,14 @@ def test_the_ablation_of_the_command_is_answers_without_each_set_of_heads(
     kinds = ["top", "write-matched", "next-ranked", "random", "random, same layers", "bottom"]
     assert list(conditions) == ["plain", *(f"{kind} 5%" for kind in kinds)]
     conditions = {name.removesuffix(" 5%"): condition for name, condition in conditions.items()}
+    norms = cl.scan(toy_model, list(toy.scenes(12, seed=0)), "question_write_norm")
+    for name, condition in conditions.items():
+        if name != "plain":
+            sets = [cl.HeadSet.parse(heads) for heads in result["heads"][f"{name} 5%"]]
+            written = [sum(bool(norms.per_head[head] > 0) for head in heads) for heads in sets]
+            assert condition["heads that write"] == written
+    assert conditions["write-matched"]["heads that write"] == [5] * N_DRAWS
+    assert max(conditions["random"]["heads that write"]) < 5  # most heads of this model write nothing
     assert conditions["plain"] == {"accuracy": round(plain.accuracy, 4), "unreadable": 0.0}
     for name, heads in {"top": scores.top(), "next-ranked": scores.next(), "bottom": scores.bottom()}.items():
         without = cl.evaluate(toy_model, batches, cl.ablate(heads), max_new_tokens=32)
@@ -47,14 +64,16 @@ def test_the_ablation_of_the_command_is_answers_without_each_set_of_heads(
         assert_close(conditions[name]["change"], pair.mean, atol=1e-4, rtol=0)
         assert_close(conditions[name]["interval"], list(pair.interval()), atol=1e-4, rtol=0)
         assert_close(conditions[name]["p"], pair.p_value(), atol=1e-4, rtol=0)
-    norms = cl.scan(toy_model, list(toy.scenes(12, seed=0)), "question_write_norm")
-    matched = write_matched_random(scores.top(), norms, range(5))
+    matched = write_matched_random(scores.top(), norms, range(N_DRAWS))
     assert result["heads"]["write-matched 5%"] == [str(heads) for heads in matched]
     for name, draw in {"random": scores.random, "random, same layers": scores.layer_matched_random}.items():
         expected = [
             cl.evaluate(toy_model, batches, cl.ablate(draw(seed)), max_new_tokens=32).accuracy for seed in range(5)
         ]
         assert_close(conditions[name]["of each draw"], expected, atol=1e-4, rtol=0)
+    of_matched = conditions["write-matched"]["of each draw"]
+    n_as_costly = sum(accuracy <= conditions["top"]["accuracy"] for accuracy in of_matched)
+    assert result["data"]["scenes"]["write-matched draws as costly as top"] == {"5%": [n_as_costly, N_DRAWS]}
     # It cannot see, and can answer.
     assert conditions["top"]["accuracy"] < 0.5 * conditions["plain"]["accuracy"]
     lost = {
@@ -81,6 +100,7 @@ def test_the_ablation_of_the_command_is_answers_without_each_set_of_heads(
     assert "scenes: 12 samples, accuracy in percent" in again
     assert f"top 5%: {scores.top()}" in again
     assert "random 5%: 5 draws" in again
+    assert f"{n_as_costly} of {N_DRAWS} draws of write-matched 5% cost as much as top 5%, or more." in again
     one_more = invoke_on_toy(
         "ablate", "--data", "scenes=12", "--heads", "L0H1", "--limit", 12, "--out", tmp_path / "run"
     )

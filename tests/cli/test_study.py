@@ -17,6 +17,7 @@ import corelens.study
 from corelens import toy
 from corelens.cli import app
 from corelens.cli.options import _separate
+from corelens.study.budget import Throughput
 from tests.helpers.studies import SMALL_BUDGET, head_scores
 
 
@@ -93,12 +94,14 @@ def test_the_command_splits_data_sets_and_says_what_it_costs_before_it_starts(
     def stop(*args: object) -> None:
         raise ValueError("stopped")
 
-    monkeypatch.setattr("corelens.study.budget.measure_throughput", stop)
+    monkeypatch.setattr("corelens.study.budget.measure_throughput", lambda *args: Throughput(1.0, 1.0))
+    monkeypatch.setattr("corelens.study.run_study", stop)
     assert _separate(["scenes=8,mmlongbench=p,task=x", "charts=3"]) == ["scenes=8", "mmlongbench=p,task=x", "charts=3"]
     common = ["--out", tmp_path / "run", "--quick"]
     result = run_command("--data", "scenes=8", *common)
     assert result.exit_code == 2
     assert "scan: 4 samples x 1 = 4 passes" in result.output
+    assert "Write-matched heads are drawn 20 times, of at most 20." in result.output
     for options, message in {
         ("--data", "scenes=2"): "scenes has 2 samples",
         ("--data", "scenes=8,scenes=9"): "two data sets are scenes",

@@ -1,5 +1,6 @@
 """Planned work of a study, counted by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ def test_halves_share_no_sample_and_pieces_count_them(tmp_path: Path):
     assert (works["query-tokens"].samples, works["query-tokens"].conditions) == (8, 1 + 3 * 2)
     # Two data sets whose scenes ask for a digit or a colour, and too few of each.
     assert (works["tasks"].samples, works["tasks"].total) == (0, 0)
+    assert (works["unnamed-tasks"].samples, works["unnamed-tasks"].total) == (0, 0)
     assert planned_work(*study_samples(40), SMALL_BUDGET, 96)["tasks"].conditions == 1 + 2 * 4
     assert (works["effects"].samples, works["effects"].conditions) == (4, 96)
     assert planned_work(pictures, texts, SMALL_BUDGET, 12)["mask"].conditions == 1 + 3
@@ -32,6 +34,9 @@ def test_halves_share_no_sample_and_pieces_count_them(tmp_path: Path):
     (tmp_path / "ablate" / "parts" / "00000.parquet").touch()
     assert throughput.remaining_seconds(works["ablate"], tmp_path) == 0  # a shard holds sixteen samples
     assert throughput.remaining_seconds(works["ablate-texts"], tmp_path) == 3 * 9 * 6
+    assert replace(SMALL_BUDGET, n_matched=100).affordable(throughput, 8).n_matched == 10  # 24 seconds a draw
+    assert replace(SMALL_BUDGET, n_matched=100).affordable(Throughput(2.0, 0.5), 8).n_matched == 15
+    assert SMALL_BUDGET.affordable(Throughput(2.0, 0.5), 8).n_matched == SMALL_BUDGET.n_matched
     with pytest.raises(ValueError, match="few has 3 samples; a study needs four or more of each"):
         halves({"few": pictures["few"][:3]})
 

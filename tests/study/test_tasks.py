@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from corelens import ConditionResults, HeadScores, HeadSet, Sample
-from corelens.study.tasks import cost_matrix, task_conditions, task_groups, tasks
+from corelens.study.tasks import (
+    cost_matrix,
+    groups_by_heads,
+    n_tasks_at_most,
+    task_conditions,
+    task_groups,
+    tasks,
+    unnamed,
+)
 
 TASKS = ("digit", "colour")
 
@@ -54,6 +62,34 @@ def test_heads_of_a_task_are_those_of_its_samples_alone():
     conditions = task_conditions({"ram": scores, "ram_last": replace(scores, metric="ram_last")}, groups)
     assert [str(sets[0])[:4] for sets in conditions.values()] == ["L0H3", "L1H4"] * 2
     assert all(len(sets[0]) == 2 for sets in conditions.values())
+
+
+def test_data_sets_without_tasks_are_parted_by_the_heads_that_score_high():
+    def scores(datasets: tuple[str, ...], start: int) -> HeadScores:
+        values = 0.1 * torch.rand(len(datasets), 2, 10)
+        for row, dataset in enumerate(datasets):
+            if dataset == "apart":  # every third sample uses another head
+                values[row, int(row % 3 == 0), 3] = 1.0
+        return HeadScores(values, "ram", tuple(f"s{start + i}" for i in range(len(datasets))), datasets=datasets)
+
+    datasets = ("apart",) * 30 + ("alike",) * 30
+    groups, notes = groups_by_heads(scores((*datasets, *["named"] * 5), 0), scores(datasets, 100))
+    assert {dataset for dataset, _ in groups} == {"apart"}
+    for start in (0, 100):
+        found = [groups["apart", f"s{start + i}"] for i in range(30)]
+        assert found == ["group 1" if i % 3 == 0 else "group 2" for i in range(30)]
+    assert notes[0].startswith("apart names no tasks; by heads, its samples fall into two groups (dip test, p = ")
+    assert notes[1].startswith("alike names no tasks; by heads, its samples do not fall into groups (dip test, p = ")
+    few, said = groups_by_heads(scores(("few",) * 3, 0), scores(("few",) * 3, 100))
+    assert few == {}
+    assert said == ["few names no tasks, and was not parted: 6 samples and 20 heads with a score in all: too few to "
+                    "test for groups."]  # fmt: skip
+
+    halves = [{"apart": [Sample(f"s{start + i}", "q", "a") for i in range(30)]} for start in (0, 100)]
+    assert unnamed(halves[0]) == ["apart"]
+    assert n_tasks_at_most(*halves) == 2
+    assert {*task_groups(*halves, groups).values()} == {"apart: group 1", "apart: group 2"}
+    assert {*task_groups(*halves).values()} == {"apart"}
 
 
 def test_tasks_need_samples_in_both_halves_and_a_name():
