@@ -16,7 +16,7 @@ from torch import Tensor
 from corelens.data import Sample
 from corelens.experiments.fingerprint import model_fingerprint
 from corelens.experiments.head_metrics import ScanConfig, score_batch
-from corelens.experiments.layer_scores import AnyMetric
+from corelens.experiments.layer_scores import AnyMetric, check_can_score
 from corelens.experiments.resumable import DatasetSamples, SampleSets, flatten_datasets
 from corelens.experiments.run_folder import Shard
 from corelens.experiments.scan import run_scan, scan_config
@@ -74,12 +74,17 @@ def scan_on_ray(
         if not 0 <= n_gpus <= most:
             raise ValueError(f"gpus={n_gpus}, but the machines of the cluster have at most {most}.")
         # In a process of its own that ends, since it holds GPUs.
-        fingerprint = ray.get(
-            ray.remote(num_gpus=n_gpus, max_calls=1)(lambda: model_fingerprint(load(), whole=True)).remote()
-        )
+        fingerprint = ray.get(ray.remote(num_gpus=n_gpus, max_calls=1)(_checked_fingerprint).remote(load, config))
         evaluate = ScoreInActor(load, fingerprint, config)
         ray_map = partial(map_on_ray, ray=ray, actors=actors, gpus=n_gpus)
         return run_scan(listed, metrics, config, evaluate, fingerprint, out, ray_map)
+
+
+def _checked_fingerprint(load: Callable[[], HookedMLLM], config: ScanConfig) -> dict[str, Any]:
+    """Fingerprint of the model; an error, before there are actors, if it cannot be scored by all metrics."""
+    model = load()
+    check_can_score(model, config.metrics)
+    return model_fingerprint(model, whole=True)
 
 
 @dataclass

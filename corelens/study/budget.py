@@ -178,9 +178,10 @@ def halves(samples: Mapping[str, Sequence[Sample]]) -> tuple[dict[str, list[Samp
             n_groups[half] += 1
         if min(n_groups) < 2:
             of_groups = f" of {sum(n_groups)} groups" if sum(n_groups) < len(dataset) else ""
+            uneven = f", of which {n_groups[0]} and {n_groups[1]} are in the halves" if sum(n_groups) > 3 else ""
             raise ValueError(
-                f"{name} has {len(dataset)} samples{of_groups}; a study needs four or more of each: two to choose "
-                f"heads, and two to test them."
+                f"{name} has {len(dataset)} samples{of_groups}{uneven}; a study needs four or more of each: two to "
+                f"choose heads, and two to test them. Groups that earlier data sets have stay in their half."
             )
         for half, of_half in enumerate(halves):
             of_half[name] = [sample for sample in dataset if half_of[sample.group] == half]

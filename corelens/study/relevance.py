@@ -1,7 +1,7 @@
 """Relevance: whether the mass of heads follows evidence and question, or stays where it is whatever is asked."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from corelens.data.batching import prepare_batches
 from corelens.heads import HeadSet
 from corelens.model import HookedMLLM
 from corelens.scores import HeadScores
-from corelens.study.verdict import Measurement, estimate, not_measured, paired_rows, sources
+from corelens.study.verdict import Measurement, Source, estimate, not_measured, paired_rows, sources
 from corelens.tokens import Box
 
 Sizes = tuple[tuple[int, int], ...]
@@ -51,7 +51,7 @@ def with_other_questions(samples: Sequence[Sample]) -> list[Sample]:
 
 @dataclass(frozen=True)
 class MovedEvidence:
-    """Samples with the evidence of others, at the same relative place of their own pictures."""
+    """Samples of a data set with the evidence of others, at the same relative place of their own pictures."""
 
     samples: list[Sample]
     overlap: list[float]
@@ -99,7 +99,7 @@ def relevance(
     moved: HeadScores | None,
     asked: HeadScores | None,
     heads: HeadSet,
-    overlap: Sequence[float],
+    moved_evidence: Mapping[str, MovedEvidence],
 ) -> tuple[Measurement, ...]:
     """Measure how far the mass of heads follows evidence and question; what several claims need (`RULE`).
 
@@ -108,14 +108,17 @@ def relevance(
         moved: The same on the evidence of other samples; None if no sample has a partner.
         asked: The same under the questions of other samples.
         heads: The heads.
-        overlap: Overlap of own and moved evidence, by sample.
+        moved_evidence: The evidence of other samples, by data set.
     """
     name = "overlap of the evidence of two samples"
     mean_overlap = not_measured(name, at_most=0.25)
-    if overlap:
-        shares = np.array(overlap)
+    shares = np.array([share for of_dataset in moved_evidence.values() for share in of_dataset.overlap])
+    if len(shares):
+        moved_sources = [
+            Source(dataset, sample.group) for dataset, of in moved_evidence.items() for sample in of.samples
+        ]
         mean_overlap = estimate(
-            name, lambda indices: float(shares[indices].mean()), [""] * len(shares), at_most=0.25, within=(0, 1)
+            name, lambda indices: float(shares[indices].mean()), moved_sources, at_most=0.25, within=(0, 1)
         )
     return (
         replace(mean_overlap, of_premise=True),

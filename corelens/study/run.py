@@ -205,8 +205,7 @@ def run_study(
     chance = {name: mean_chance(dataset) for name, dataset in {**tested, **texts}.items()}
     first, second = (every_other(scores, start) for start in (0, 1))
     chosen = first["ram"].top(TOP_SHARE)
-    overlap = [share for of_half in moved.values() for share in of_half.overlap]
-    relevant = relevance(second["ram"], moved_ram, asked_ram, chosen, overlap)
+    relevant = relevance(second["ram"], moved_ram, asked_ram, chosen, moved)
     findings = (
         sparsity(scores[EXCESS.name], [of_untrained[EXCESS.name] for of_untrained in untrained_scores], relevant),
         generality(ram, [of_untrained["ram"] for of_untrained in untrained_scores], compare_with or {}),

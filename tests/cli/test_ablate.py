@@ -14,7 +14,6 @@ from corelens import HookedMLLM, toy
 from corelens.experiments.controls import write_matched_random
 from tests.helpers.cli import invoke_on_toy, json_of, text_of
 
-
 N_DRAWS = 10
 """The fewest draws of write-matched heads: more only where time is left."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from corelens import HookedMLLM, Sample, toy
 from corelens.data.readers.vidstg import FileFrames
@@ -57,6 +58,17 @@ def samples(folder: Path, n: int = 14) -> list[Sample]:
 
 def toy_model() -> HookedMLLM:
     return HookedMLLM.from_pretrained("corelens/toy")
+
+
+def quantised() -> HookedMLLM:
+    """The toy with attention whose matrices are not at hand."""
+    model = toy_model()
+    for layer in model.hf_layers:
+        attention: Any = layer.attentions["attn"].module
+        attention.o_proj = torch.ao.quantization.quantize_dynamic(
+            nn.Sequential(attention.o_proj), {nn.Linear}, dtype=torch.qint8
+        )[0]
+    return model
 
 
 def another_next_time(loaded: Path) -> HookedMLLM:
@@ -131,6 +143,9 @@ def test_errors_of_the_machines_come_back_as_they_are(cluster: str, tmp_path: Pa
 
     ray.init(cluster, log_to_driver=False)
     try:
+        with pytest.raises(ValueError, match=r"write_ram cannot be computed: the W_O of blocks.0.* has no matrix"):
+            scan_on_ray(quantised, toy.scenes(2, 0), ("ram", "write_ram"), out=tmp_path / "quantised")
+        assert not (tmp_path / "quantised").exists()
         with pytest.raises(FileNotFoundError, match="there is no model here"):
             scan_on_ray(fails, toy.scenes(2, 0))
         with pytest.raises(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from corelens import HeadScores, Sample, toy
 from corelens.study import StudyBudget
-from corelens.study.relevance import relevance
+from corelens.study.relevance import MovedEvidence, relevance
 from corelens.study.verdict import Measurement
 
 SMALL_BUDGET = StudyBudget(
@@ -37,4 +37,5 @@ def relevant(factor: float = 10.0, overlap: float = 0.1) -> tuple[Measurement, .
     """Measurements of heads with so many times as much mass on their own evidence, for their own question."""
     own = head_scores(1 + torch.rand(20, 2, 4, generator=torch.Generator().manual_seed(0)))
     null = replace(own, values=own.values / factor)
-    return relevance(own, null, null, own.top(2), [overlap] * 20)
+    moved = MovedEvidence([Sample(str(number), "q", "a") for number in range(20)], [overlap] * 20)
+    return relevance(own, null, null, own.top(2), {"": moved})

@@ -71,3 +71,5 @@ def test_no_picture_is_in_both_halves(samples: dict[str, str], first: dict[str, 
 def test_a_study_needs_four_pictures_of_each_data_set():
     with pytest.raises(ValueError, match="a has 9 samples of 3 groups; a study needs four or more of each"):
         halves({"a": numbered("pppqqqrrr")})
+    with pytest.raises(ValueError, match="b has 5 samples of 4 groups, of which 3 and 1 are in the halves; a study"):
+        halves({"a": numbered("pqrsvw"), "b": numbered("prrvx")})

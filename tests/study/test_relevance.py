@@ -7,7 +7,7 @@ import torch
 
 from corelens import Box, Evidence, HeadSet, HookedMLLM, Sample, evidence_tokens, toy
 from corelens.experiments.scan import scan_metrics
-from corelens.study.relevance import partners, relevance, with_other_evidence, with_other_questions
+from corelens.study.relevance import MovedEvidence, partners, relevance, with_other_evidence, with_other_questions
 from tests.helpers.studies import head_scores
 
 
@@ -72,7 +72,7 @@ def test_heads_that_always_look_at_one_side_retrieve_nothing(toy_model: HookedML
                 scan_metrics(toy_model, {"": part}, ("ram_last",))["ram_last"] for part in (samples[""], moved.samples)
             )
         heads = own.top(5) if name == "model" else fixed_heads
-        results[name] = relevance(own, on_other, None, heads, moved.overlap)
+        results[name] = relevance(own, on_other, None, heads, {"": moved})
     overlap, on_evidence, under_questions = results["model"]
     assert overlap.of_premise
     assert overlap.met
@@ -81,11 +81,24 @@ def test_heads_that_always_look_at_one_side_retrieve_nothing(toy_model: HookedML
     assert results["fixed"][1].met is False
 
 
+def test_samples_about_one_picture_are_one_draw_of_the_overlap():
+    def low(groups: int) -> float:
+        about = [{"group": str(number % groups)} for number in range(40)]
+        moved = MovedEvidence(
+            [Sample(str(number), "q", "a", about=group) for number, group in enumerate(about)],
+            [0.1 if number % groups < groups / 2 else 0.3 for number in range(40)],
+        )
+        scores = head_scores(torch.ones(1, 1, 1))
+        return float(relevance(scores, None, None, HeadSet.parse("L0H0"), {"": moved})[0].low)
+
+    assert low(4) < low(40) - 0.03
+
+
 def test_a_ratio_pairs_samples_by_data_set_and_id():
     values = torch.arange(1.0, 5)[:, None, None].expand(4, 1, 2)
     own = replace(head_scores(values, ("a", "a", "b", "b")), samples=("0", "1", "0", "1"))
     null = replace(own.select([3, 0]), values=torch.tensor([2.0, 1.0])[:, None, None].expand(2, 1, 2))
-    measured = relevance(own, null, null, own.top(1), [0.0])[1]
+    measured = relevance(own, null, null, own.top(1), {})[1]
     assert measured.value == pytest.approx((4 + 1) / (2 + 1), rel=0.1)
     unpaired = replace(null, datasets=("c", "c"))
-    assert relevance(own, unpaired, None, own.top(1), [])[1].met is None
+    assert relevance(own, unpaired, None, own.top(1), {})[1].met is None
