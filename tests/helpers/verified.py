@@ -13,7 +13,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import astuple, fields
+from dataclasses import astuple, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from transformers import AutoModelForImageTextToText, InternVLConfig, LlavaOnevi
 
 from corelens.data import Sample
 from corelens.experiments.ablation import PUBLISHED_DOSES, dose_conditions
+from corelens.experiments.throughput import MIN_DRAWS
 from corelens.hf.support import TestedType, tested_types
 from corelens.inputs.token_geometry import SEGMENTS, VIDEO_SEGMENTS
 from corelens.metrics import PRESETS, Metric
@@ -274,11 +275,14 @@ def _reproduction() -> Iterator[list[str]]:
         shape, generator = (1, text.num_hidden_layers, text.num_attention_heads), torch.Generator().manual_seed(0)
         scores = HeadScores(torch.rand(shape, generator=generator), "ram", ("a",))
         conditions = dose_conditions(scores, PUBLISHED_DOSES)
+        n_sets = sum(map(len, conditions.values())) + MIN_DRAWS * sum(name.startswith("top ") for name in conditions)
         plans = plans_and_controls(
             scores, text.num_attention_heads // text.num_key_value_heads, StreamingBlocks(), counts
         )
         n_plans = 1 + sum(map(len, plans.values())) + len(counts)
-        study = planned_work(dict.fromkeys("abcd", samples), {"text": samples[:20]}, FULL, scores.n_heads)
+        # Draws of write-matched heads take more than a minute each, so that there are as few as can be.
+        budget = replace(FULL, n_matched=MIN_DRAWS)
+        study = planned_work(dict.fromkeys("abcd", samples), {"text": samples[:20]}, budget, scores.n_heads)
         study_samples = sum(work.samples for work in study.values()) / 4 + 50
         n_effects = study.pop("effects").total / 4
         study_passes, study_answers = (
@@ -289,7 +293,7 @@ def _reproduction() -> Iterator[list[str]]:
         # copies of the weights.
         steps = {
             "scan": ((400, 3600, pages, length), 200, 0, 0, 200, 1),
-            "ablate": ((length,), 0, 0, 100 * (1 + sum(map(len, conditions.values()))), 100, 1),
+            "ablate": ((length,), 0, 0, 100 * (1 + n_sets), 100, 1),
             "accelerate": ((32_000,), 0, 0, 600 * n_plans, 600, 1),
             "study": ((400, 3600, 3000, 8000), study_passes, n_effects, study_answers, study_samples, 2),
         }
