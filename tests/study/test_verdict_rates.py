@@ -1,4 +1,4 @@
-"""Rules of the study on made-up models of which a claim is true or false: a short form of benchmarks/verdict_rates.py."""
+"""The rules on made-up models of which a claim is true or false: a short form of benchmarks/verdict_rates.py."""
 
 import runpy
 from pathlib import Path
