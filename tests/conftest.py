@@ -46,6 +46,12 @@ def _deterministic() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _few_draws_of_controls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fewest draws of write-matched heads; how many more there is time for differs from machine to machine."""
+    monkeypatch.setattr("corelens.experiments.throughput.DRAWS_SECONDS", 0.0)
+
+
 @pytest.fixture(scope="session", params=tiny.FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param

@@ -18,11 +18,6 @@ N_DRAWS = 10
 """The fewest draws of write-matched heads: more only where time is left."""
 
 
-@pytest.fixture(autouse=True)
-def _no_time_for_more_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("corelens.experiments.throughput.DRAWS_SECONDS", 0.0)
-
-
 @pytest.fixture(scope="module")
 def ranking(toy_model: HookedMLLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("scores") / "ram_last.safetensors"

@@ -10,7 +10,7 @@ from corelens.study.budget import Throughput, halves, planned_work
 from tests.helpers.studies import SMALL_BUDGET, study_samples
 
 
-def test_halves_share_no_sample_and_pieces_count_them(tmp_path: Path):
+def test_halves_share_no_sample_and_pieces_count_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pictures, texts = study_samples(9)
     scanned, tested = halves(pictures)
     assert [(len(scanned[name]), len(tested[name])) for name in scanned] == [(5, 4), (5, 4)]
@@ -34,6 +34,7 @@ def test_halves_share_no_sample_and_pieces_count_them(tmp_path: Path):
     (tmp_path / "ablate" / "parts" / "00000.parquet").touch()
     assert throughput.remaining_seconds(works["ablate"], tmp_path) == 0  # a shard holds sixteen samples
     assert throughput.remaining_seconds(works["ablate-texts"], tmp_path) == 3 * 9 * 6
+    monkeypatch.setattr("corelens.experiments.throughput.DRAWS_SECONDS", 60.0)
     assert replace(SMALL_BUDGET, n_matched=100).affordable(throughput, 8).n_matched == 10  # 24 seconds a draw
     assert replace(SMALL_BUDGET, n_matched=100).affordable(Throughput(2.0, 0.5), 8).n_matched == 15
     assert SMALL_BUDGET.affordable(Throughput(2.0, 0.5), 8).n_matched == SMALL_BUDGET.n_matched

@@ -26,7 +26,7 @@ def test_an_untrained_model_has_no_sparsity_no_division_and_nothing_to_lose(toy_
     torch.manual_seed(7)  # not one of those of the study's own untrained models
     hf_model = AutoModelForImageTextToText.from_config(toy_model.hf_model.config, dtype=toy_model.hf_model.dtype).eval()
     model = HookedMLLM(hf_model, toy_model.processor)
-    study = run_study(model, *study_samples(24), tmp_path, SMALL_BUDGET, max_new_tokens=2)
+    study = run_study(model, *study_samples(16), tmp_path, SMALL_BUDGET, max_new_tokens=2)
     verdicts = [finding.verdict for finding in study.findings]
     assert [verdicts[claim] for claim in (0, 2, 3)] == ["not supported", "not supported", "cannot be tested"]
     # Query tokens and markers are questions about any model's scores.

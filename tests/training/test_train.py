@@ -27,7 +27,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("short")
 def test_a_killed_run_ends_like_an_unbroken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(train, "export", lambda *args: None)
-    train.main(tmp_path / "unbroken", until="natural")
+    train.main(tmp_path / "unbroken", until="natural", size="small")
 
     joint_loss, calls = train.joint_loss, 0
 
@@ -40,9 +40,9 @@ def test_a_killed_run_ends_like_an_unbroken_one(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(train, "joint_loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train.main(tmp_path / "killed", until="natural")
+        train.main(tmp_path / "killed", until="natural", size="small")
     assert json.loads((tmp_path / "killed" / "progress.json").read_text())["step"] == 2
-    train.main(tmp_path / "killed", until="natural")
+    train.main(tmp_path / "killed", until="natural", size="small")
     ends = [(tmp_path / name / "end-natural.safetensors").read_bytes() for name in ("unbroken", "killed")]
     assert ends[0] == ends[1]
 
