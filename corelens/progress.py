@@ -38,6 +38,12 @@ class TotalProgress:
         """Advance the bar by units of the piece."""
         self.bar.update(n_units * self.steps_per_unit)
 
+    def extend(self, n: int) -> None:
+        """Add to the total, where a piece turns out to be more work than was planned, or less."""
+        self._options["total"] += n
+        self.bar.total += n
+        self.bar.refresh()
+
 
 @contextmanager
 def total_progress(total: int, description: str, unit: str) -> Iterator[TotalProgress]:

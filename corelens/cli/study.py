@@ -64,7 +64,8 @@ def study(
         console.print(
             f"What is left takes about {timedelta(seconds=round(seconds))}, at {throughput.seconds_per_pass:.2g} "
             f"seconds a pass and {throughput.seconds_per_answer:.2g} an answer. Write-matched heads are "
-            f"drawn {budget.n_matched} times, of at most {most_draws}."
+            f"drawn {budget.n_matched} times, of at most {most_draws}.",
+            soft_wrap=True,
         )
         results = run_study(hooked, samples, texts, out, budget, max_new_tokens, box_unit, compared_models, time_again)
     summary = save(results, out, {"data": ",".join(data), "seed": seed, "limit": limit, "quick": quick})

@@ -25,7 +25,7 @@ from corelens.study.division import EVIDENCE_SHARE, METRICS
 from corelens.study.query_tokens import QUERY_TOKENS
 from corelens.study.relevance import with_other_questions
 from corelens.study.sparsity import EXCESS
-from corelens.study.tasks import TASK_METRICS, n_tasks_at_most, unnamed
+from corelens.study.tasks import TASK_METRICS, task_groups, unnamed
 
 SCANNED_METRICS = (
     *QUERY_TOKENS,
@@ -130,7 +130,7 @@ def planned_work(
     n_partnered = sum(len(with_other_questions(half)) for half in scanned.values())
     n_texts, n_controls = sum(map(len, texts.values())), 3 + 2 * budget.n_seeds
     n_kept, n_doses = len(budget.kept_fractions), len(budget.doses_of(n_heads))
-    n_tasks = n_tasks_at_most(scanned, tested)
+    n_tasks = len({*task_groups(scanned, tested).values()})  # and more, where those without a name fall apart
     n_unnamed = sum(len(tested[name]) for name in unnamed(samples))
     n_effects = sum(len(half[: budget.n_effects]) for half in tested.values())
     shard_size = ablation.SHARD_SIZE

@@ -1,7 +1,7 @@
 """A study of a model: scans, ablations and sparse evaluations in one folder, and a finding for each claim."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -24,7 +24,7 @@ from corelens.experiments.sweep import run_sweep
 from corelens.heads import Head, HeadSet
 from corelens.metrics import group_rows
 from corelens.model import HookedMLLM
-from corelens.progress import total_progress
+from corelens.progress import progress, total_progress
 from corelens.scores import HeadScores
 from corelens.sparse import Streaming
 from corelens.sparse.controls import plans_and_controls
@@ -166,7 +166,12 @@ def run_study(
             )
         groups = task_groups(scanned, tested, by_heads)
         of_tasks = task_conditions(scores, groups)
-        task_ablations = ablate(tested, of_tasks, out=begin("tasks")) if of_tasks else None
+        task_ablations = None
+        if of_tasks:
+            n_conditions = 1 + len(of_tasks)
+            bar.extend(sum(map(len, tested.values())) * n_conditions - works["tasks"].total)
+            bar.begin("tasks", n_conditions)
+            task_ablations = ablate(tested, of_tasks, out=folder / "tasks")
         effects = run_sweep(
             model, {name: half[: budget.n_effects] for name, half in tested.items()}, out=begin("effects")
         ).scores()
@@ -206,19 +211,26 @@ def run_study(
     first, second = (every_other(scores, start) for start in (0, 1))
     chosen = first["ram"].top(TOP_SHARE)
     relevant = relevance(second["ram"], moved_ram, asked_ram, chosen, moved)
-    findings = (
-        sparsity(scores[EXCESS.name], [of_untrained[EXCESS.name] for of_untrained in untrained_scores], relevant),
-        generality(ram, [of_untrained["ram"] for of_untrained in untrained_scores], compare_with or {}),
-        division(first["ram"], second, chosen, relevant),
-        necessity(ablations, text_ablations, other_ablations, masked, reliability(ram, TOP_SHARE), chance, no_controls),
-        key_token_finding(key_tokens, *untrained_key_tokens),
-        acceleration(sparse_results, timing, published_results, chance),
-        query_tokens(scores, query_ablations, ablations, effects),
-        tasks(task_ablations, groups, about_groups),
-        markers(ram, marked_ram, TOP_SHARE),
-    )
+    untrained_ram, untrained_excess = ([of[name] for of in untrained_scores] for name in ("ram", EXCESS.name))
+    chosen_again = reliability(ram, TOP_SHARE)
+    claims: list[Callable[[], Finding]] = [
+        partial(sparsity, scores[EXCESS.name], untrained_excess, relevant),
+        partial(generality, ram, untrained_ram, compare_with or {}),
+        partial(division, first["ram"], second, chosen, relevant),
+        partial(necessity, ablations, text_ablations, other_ablations, masked, chosen_again, chance, no_controls),
+        partial(key_token_finding, key_tokens, *untrained_key_tokens),
+        partial(acceleration, sparse_results, timing, published_results, chance),
+        partial(query_tokens, scores, query_ablations, ablations, effects),
+        partial(tasks, task_ablations, groups, about_groups),
+        partial(markers, ram, marked_ram, TOP_SHARE),
+    ]
+    findings = []
+    with progress(len(claims), "verdicts", "claim") as advance:
+        for find in claims:
+            findings.append(find())
+            advance(1)
     return Study(
-        findings=findings,
+        findings=tuple(findings),
         scores=scores,
         untrained=tuple(untrained_scores),
         core=core,

@@ -100,12 +100,6 @@ def task_groups(
     }
 
 
-def n_tasks_at_most(scanned: Mapping[str, Sequence[Sample]], tested: Mapping[str, Sequence[Sample]]) -> int:
-    """Largest number of tasks: data sets that name none may fall into two."""
-    named = task_groups(scanned, tested)
-    return len({*named.values()}) + len({dataset for dataset, _ in named} & {*unnamed(scanned)})
-
-
 def _task(dataset: str, task: str | None) -> str:
     return f"{dataset}: {task}" if task else dataset
 

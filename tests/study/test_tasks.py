@@ -9,7 +9,6 @@ from corelens import ConditionResults, HeadScores, HeadSet, Sample
 from corelens.study.tasks import (
     cost_matrix,
     groups_by_heads,
-    n_tasks_at_most,
     task_conditions,
     task_groups,
     tasks,
@@ -87,7 +86,6 @@ def test_data_sets_without_tasks_are_parted_by_the_heads_that_score_high():
 
     halves = [{"apart": [Sample(f"s{start + i}", "q", "a") for i in range(30)]} for start in (0, 100)]
     assert unnamed(halves[0]) == ["apart"]
-    assert n_tasks_at_most(*halves) == 2
     assert {*task_groups(*halves, groups).values()} == {"apart: group 1", "apart: group 2"}
     assert {*task_groups(*halves).values()} == {"apart"}
 
