@@ -162,7 +162,7 @@ def run_study(
         by_heads, about_groups = {}, []
         if without_tasks := {name: tested[name] for name in unnamed(samples)}:
             by_heads, about_groups = groups_by_heads(
-                ram, scan_metrics(model, without_tasks, ("ram",), out=begin("unnamed-tasks"))["ram"]
+                scores, scan_metrics(model, without_tasks, TASK_METRICS, out=begin("unnamed-tasks"))
             )
         groups = task_groups(scanned, tested, by_heads)
         of_tasks = task_conditions(scores, groups)

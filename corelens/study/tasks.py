@@ -1,11 +1,13 @@
 """Tasks: whether different kinds of questions need different heads."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from corelens.data import Sample
 from corelens.experiments.conditions import BASELINE, ConditionResults
@@ -29,7 +31,8 @@ CLAIM = "Tasks: different kinds of questions need different heads"
 RULE = (
     "A ranking over all questions is a mean, and hides heads that one kind of question needs and others do not. Tasks "
     "are the kinds of questions of each data set, where it names them, else two groups of its samples that differ in "
-    "the heads with high scores, where a dip test finds them (p at most 0.05); with four or more samples to choose "
+    "the heads with high scores, by the question's tokens or the last one, where a dip test finds them (p at most "
+    "0.05); with four or more samples to choose "
     "heads and to test them. The top 10 % of heads are found by each task alone and zeroed in all. In its own task "
     "their loss costs at least 10 points of accuracy, and at least twice what the loss of the heads of other tasks "
     "costs there: heads are ranked by the paper's metric, and those ranked by the last token are reported. Tasks count "
@@ -42,11 +45,13 @@ def unnamed(samples: Mapping[str, Sequence[Sample]]) -> list[str]:
     return [name for name, dataset in samples.items() if not any(sample.about.get("task") for sample in dataset)]
 
 
-def groups_by_heads(scanned: HeadScores, tested: HeadScores) -> tuple[TaskGroups, list[str]]:
+def groups_by_heads(
+    scanned: Mapping[str, HeadScores], tested: Mapping[str, HeadScores]
+) -> tuple[TaskGroups, list[str]]:
     """Part the samples of data sets that name no tasks by the heads that score high on them, whatever is answered.
 
     Args:
-        scanned: Scores of the samples that choose heads.
+        scanned: Scores by each of `TASK_METRICS`, of the samples that choose heads.
         tested: The same of the samples that test them, of these data sets alone.
 
     Returns:
@@ -54,10 +59,10 @@ def groups_by_heads(scanned: HeadScores, tested: HeadScores) -> tuple[TaskGroups
     """
     groups: dict[tuple[str, str], str] = {}
     notes = []
-    for name in dict.fromkeys(tested.datasets):
-        halves = [scores.for_dataset(name) for scores in (scanned, tested)]
+    for name in dict.fromkeys(tested[TASK_METRICS[0]].datasets):
+        halves = [{metric: half[metric].for_dataset(name) for metric in TASK_METRICS} for half in (scanned, tested)]
         try:
-            found = sample_groups(torch.cat([half.values for half in halves]))
+            found = sample_groups(torch.cat([_profiles(half.values()) for half in halves]))
         except ValueError as cause:
             notes.append(f"{name} names no tasks, and was not parted: {cause}")
             continue
@@ -65,12 +70,17 @@ def groups_by_heads(scanned: HeadScores, tested: HeadScores) -> tuple[TaskGroups
         outcome = "fall into two groups" if apart else "do not fall into groups"
         notes.append(f"{name} names no tasks; by heads, its samples {outcome} (dip test, p = {found.p_value:.2g}).")
         if apart:
-            ids = [sample for half in halves for sample in half.samples]
+            ids = [sample for half in halves for sample in half[TASK_METRICS[0]].samples]
             groups |= {
                 (name, sample): f"group {2 - is_first}"
                 for sample, is_first in zip(ids, found.first.tolist(), strict=True)
             }
     return groups, notes
+
+
+def _profiles(scores: Iterable[HeadScores]) -> Float[Tensor, "sample layer head"]:
+    """Scores by several metrics, one after another along the layers, each divided by the total of its sample."""
+    return torch.cat([of.values / of.values.nansum((1, 2), keepdim=True) for of in scores], 1)
 
 
 def task_groups(

@@ -71,17 +71,21 @@ def test_data_sets_without_tasks_are_parted_by_the_heads_that_score_high():
                 values[row, int(row % 3 == 0), 3] = 1.0
         return HeadScores(values, "ram", tuple(f"s{start + i}" for i in range(len(datasets))), datasets=datasets)
 
+    def by_metric(last: HeadScores) -> dict[str, HeadScores]:
+        return {"ram": replace(last, values=torch.rand(last.values.shape)), "ram_last": last}
+
     datasets = ("apart",) * 30 + ("alike",) * 30
-    groups, notes = groups_by_heads(scores((*datasets, *["named"] * 5), 0), scores(datasets, 100))
+    # By the other metric no head is special.
+    groups, notes = groups_by_heads(by_metric(scores((*datasets, *["named"] * 5), 0)), by_metric(scores(datasets, 100)))
     assert {dataset for dataset, _ in groups} == {"apart"}
     for start in (0, 100):
         found = [groups["apart", f"s{start + i}"] for i in range(30)]
         assert found == ["group 1" if i % 3 == 0 else "group 2" for i in range(30)]
     assert notes[0].startswith("apart names no tasks; by heads, its samples fall into two groups (dip test, p = ")
     assert notes[1].startswith("alike names no tasks; by heads, its samples do not fall into groups (dip test, p = ")
-    few, said = groups_by_heads(scores(("few",) * 3, 0), scores(("few",) * 3, 100))
+    few, said = groups_by_heads(by_metric(scores(("few",) * 3, 0)), by_metric(scores(("few",) * 3, 100)))
     assert few == {}
-    assert said == ["few names no tasks, and was not parted: 6 samples and 20 heads with a score in all: too few to "
+    assert said == ["few names no tasks, and was not parted: 6 samples and 40 heads with a score in all: too few to "
                     "test for groups."]  # fmt: skip
 
     halves = [{"apart": [Sample(f"s{start + i}", "q", "a") for i in range(30)]} for start in (0, 100)]
