@@ -1,13 +1,16 @@
 """Causal role of the top heads of the shipped models: three ablations, attention knockout, and patched heads.
 
-On scenes of digits, for the top 5 percent of heads by retrieval attention mass:
+On scenes of digits, for the top 5 percent of heads by retrieval attention mass of the question's tokens (`ram`) and of
+the last one (`ram_last`):
 
-- accuracy with them ablated by zero, mean and resample; and how far the three agree about all heads, ablated one by one
-  (Spearman of the drops in the answer's log-probability, and Jaccard of the 5 percent with the largest),
+- accuracy with them ablated by zero, mean and resample,
 - accuracy with attention edges cut instead: from the question and the answer to the evidence, or to a region of the
   same size elsewhere; for the top heads, and for all,
 - how often the answer becomes that of another scene with the same question, when the outputs of the top heads at the
   last token are patched from the other scene; compared with as many random heads, and all heads.
+
+And how far the three ablations agree about all heads, ablated one by one: Spearman of the drops in the answer's
+log-probability, and Jaccard of the 5 percent with the largest.
 
 No time is measured. The last line is JSON, and the numbers carry over to other machines.
 
@@ -40,7 +43,7 @@ from corelens import (
     patch,
     prepare_batches,
     resample_activations,
-    scan,
+    scan_metrics,
     sweep,
     toy,
 )  # fmt: skip
@@ -53,17 +56,23 @@ POSITIONS = "from_question"
 Batches = Sequence[tuple[tuple[Sample, ...], PreparedInputs]]
 
 
-def ablation_results(model: HookedMLLM, core: HeadSet, n: int, batches: Batches) -> dict[str, Any]:
-    """Accuracy without the top heads by each method, and agreement of the methods about single heads."""
+Methods = dict[str, Callable[[HeadSet], Any]]
+"""Hooks that ablate a set of heads, by method."""
+
+
+def ablation_methods(model: HookedMLLM, n: int) -> Methods:
     references = list(toy.scenes(n, 4))
-    methods: dict[str, Callable[[HeadSet], Any]] = {
+    return {
         "zero": partial(ablate, positions=POSITIONS),
         "mean": partial(ablate, method="mean", reference=mean_activations(model, references), positions=POSITIONS),
         "resample": partial(
             ablate, method="resample", reference=resample_activations(model, references), positions=POSITIONS
         ),
     }
-    accuracies = {name: evaluate(model, batches, method(core)).accuracy for name, method in methods.items()}
+
+
+def agreement_of_methods(model: HookedMLLM, methods: Methods, n: int) -> dict[str, Any]:
+    """Agreement of the methods about single heads."""
     drops = {
         name: sweep(model, toy.scenes(n // 4, 5), method, batch_size=10, at_once=8).scores()
         for name, method in methods.items()
@@ -76,7 +85,7 @@ def ablation_results(model: HookedMLLM, core: HeadSet, n: int, batches: Batches)
         for first, second in combinations(drops, 2)
     }
     top_heads = {name: str(scores.top()) for name, scores in drops.items()}
-    return {"accuracy": accuracies, "agreement": agreement, "top by drop": top_heads}
+    return {"agreement": agreement, "top by drop": top_heads}
 
 
 def box_elsewhere(sample: Sample, rng: np.random.Generator) -> Box:
@@ -144,16 +153,19 @@ def main() -> None:
     results: dict[str, Any] = {}
     for name in ("corelens/toy", "corelens/toy-natural"):
         model = HookedMLLM.from_pretrained(name)
-        scores = scan(model, toy.scenes(n, 1))
-        core = scores.top()
+        methods = ablation_methods(model, n)
         batches = list(prepare_batches(model, toy.scenes(n, 2), 50, "prepare"))
-        sets = {"top": core, "random": scores.random(0), "all": HeadSet(model.heads)}
-        results[name] = {
-            "plain accuracy": evaluate(model, batches).accuracy,
-            "ablations": ablation_results(model, core, n, batches),
-            "edges": knockout_results(model, core, batches),
-            "answers moved by patching": patching_results(model, sets, n // 2),
-        }
+        results[name] = {"plain accuracy": evaluate(model, batches).accuracy}
+        for metric, scores in scan_metrics(model, toy.scenes(n, 1), ("ram", "ram_last")).items():
+            core = scores.top()
+            sets = {"top": core, "random": scores.random(0), "all": HeadSet(model.heads)}
+            results[name][f"top by {metric}"] = {
+                "heads": str(core),
+                "accuracy": {of: evaluate(model, batches, method(core)).accuracy for of, method in methods.items()},
+                "edges": knockout_results(model, core, batches),
+                "answers moved by patching": patching_results(model, sets, n // 2),
+            }
+        results[name] |= agreement_of_methods(model, methods, n)
         print(f"\n{name}\n{json.dumps(results[name], indent=1)}", flush=True)
     print(json.dumps({"benchmark": "cause", "results": results}))
 

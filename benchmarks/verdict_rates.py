@@ -7,7 +7,7 @@ the rule needs. `division of labour` has curves of its own in error_rates.py.
 
 No model runs and no time is measured; the numbers are the same on every machine. The last line is JSON.
 
-    python benchmarks/verdict_rates.py [--experiments 40]
+    python benchmarks/verdict_rates.py [--experiments 40] [--claims tasks markers]
 """
 
 import argparse
@@ -189,16 +189,17 @@ def verdict_rates(claim: str, is_true: bool, n: int, n_experiments: int) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiments", type=int, default=40)
+    parser.add_argument("--claims", nargs="+", choices=CLAIMS, default=list(CLAIMS))
     arguments = parser.parse_args()
     rates: dict[str, Any] = {}
     print(f"{'claim':<16}{'truth':<8}{'verdict':<16}", *(f"{n:>6}" for n in N_SAMPLES))
-    for claim in tqdm(CLAIMS):
+    for claim in tqdm(arguments.claims):
         for truth in ("false", "true"):
             by_n = {n: verdict_rates(claim, truth == "true", n, arguments.experiments) for n in N_SAMPLES}
             rates.setdefault(claim, {})[truth] = by_n
             for verdict in ("supported", "not supported"):
                 shares = (f"{of.get(verdict, 0):>6.0%}" for of in by_n.values())
-                print(f"{claim:<16}{truth:<8}{verdict:<16}", *shares)
+                print(f"{claim:<16}{truth:<8}{verdict:<16}", *shares, flush=True)
     print(json.dumps(rates))
 
 
