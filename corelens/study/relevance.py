@@ -24,6 +24,9 @@ RULE = (
     "by a quarter at most, so that heads that always look at one place can be told from heads that retrieve."
 )
 
+MOST_OVERLAP = 0.25
+"""Overlap of the evidence of two samples up to which retrieval can be told from always looking at one place."""
+
 N_PREPARED = 8
 """Samples that are prepared together."""
 
@@ -111,11 +114,11 @@ def relevance(
         overlap: Overlap of own and moved evidence, by sample.
     """
     name = "overlap of the evidence of two samples"
-    mean_overlap = not_measured(name, at_most=0.25)
+    mean_overlap = not_measured(name, at_most=MOST_OVERLAP)
     if overlap:
         shares = np.array(overlap)
         mean_overlap = estimate(
-            name, lambda indices: float(shares[indices].mean()), [""] * len(shares), at_most=0.25, within=(0, 1)
+            name, lambda indices: float(shares[indices].mean()), [""] * len(shares), at_most=MOST_OVERLAP, within=(0, 1)
         )
     return (
         replace(mean_overlap, of_premise=True),
