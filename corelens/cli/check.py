@@ -29,7 +29,10 @@ def check(
     device: options.DeviceOption = "auto",
     as_json: options.AsJson = False,
 ) -> None:
-    """Check data of your own: refused rows, a sample as the model gets it, and what can be measured."""
+    """Check data of your own: refused rows, evidence, and what can be measured.
+
+    The page shows a sample with the tokens that count as its evidence.
+    """
     from corelens.data.readers.own_data import own_data
 
     try:
@@ -79,7 +82,7 @@ def _print_check(checked: "DataCheck", page: Path) -> None:
     for title, rows in (("refused", checked.refused), ("cannot be measured", checked.unmeasurable)):
         for row in rows:
             console.print(f"{title}: {row.id}: {row.reason}", soft_wrap=True)
-    findings = Table("to measure", "", "since", box=box.SIMPLE)
+    findings = Table("to measure", "possible", "since", box=box.SIMPLE)
     for finding in checked.findings:
         findings.add_row(finding.subject, finding.verdict, finding.reason)
     console.print(findings)

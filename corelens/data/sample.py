@@ -17,7 +17,7 @@ from corelens.tokens import Box, BoxRule, TokenMap, Views
 MEDIUM = "<image>"
 """Text of a picture or video within a question."""
 
-Corners = Sequence[float | int]
+Edges = Sequence[float | int]
 """Left, top, right, bottom in pixels: a `Box`, or four numbers."""
 
 
@@ -39,7 +39,7 @@ class Evidence:
 
     def __init__(
         self,
-        box: Corners | None = None,
+        box: Edges | None = None,
         media: int = 0,
         seconds: tuple[float | int, float | int] | None = None,
         weight: float | int = 1.0,
@@ -138,7 +138,7 @@ class Sample:
         question: str,
         answer: str,
         images: Picture | Sequence[Picture] = (),
-        evidence: Evidence | Corners | Sequence[Evidence | Corners] = (),
+        evidence: Evidence | Edges | Sequence[Evidence | Edges] = (),
         videos: Footage | Sequence[Footage] = (),
         instruction: str = "",
         prompt: Sequence[str | int] = (),

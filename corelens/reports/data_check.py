@@ -13,9 +13,11 @@ ANSWER_COLUMNS = ("sample", "question", "answer", "accepted", "rule", "right")
 
 def data_page(check: DataCheck, model: HookedMLLM) -> Page:
     """Counts, what can be measured, a sample as the model gets it, answers, and every refused row."""
-    lead = f"{check.counts['samples']:,} samples were read, and {len(check.refused)} rows refused."
+    lead = f"Samples: {check.counts['samples']:,}. Refused rows: {len(check.refused):,}."
     report = Page(f"What can be measured on {check.name}", lead)
-    report.table(["to measure", "", "since"], [[one.subject, one.verdict, one.reason] for one in check.findings])
+    report.table(
+        ["to measure", "possible", "since"], [[one.subject, one.verdict, one.reason] for one in check.findings]
+    )
     if check.example is not None:
         _add_example(report, check.example, model)
     if check.answers:
@@ -59,4 +61,6 @@ def _add_example(report: Page, sample: Sample, model: HookedMLLM) -> None:
     except ValueError as cause:
         report.text(str(cause))
         return
-    report.figures(figure.update_layout(coloraxis_showscale=False, title_subtitle_text=""), height=440)
+    # Lighter than attention, so that the evidence is seen through it.
+    figure.update_layout(coloraxis_showscale=False, coloraxis_cmax=3 * float(share.max()) or 1, title_subtitle_text="")
+    report.figures(figure, height=440)

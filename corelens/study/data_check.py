@@ -49,7 +49,7 @@ class ScoredAnswer:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What some data hold, and what can be measured on them."""
+    """Contents of some data, and what can be measured on them."""
 
     name: str
     counts: Mapping[str, int]

@@ -42,6 +42,7 @@ def test_own_data_go_from_the_file_to_the_report(questions: Path, tmp_path: Path
     assert invoke_on_toy("scan", *data, "--out", tmp_path / "scan").exit_code == 0
     scores = HeadScores.load(tmp_path / "scan" / "ram.safetensors")
     assert scores.datasets == ("mine",) * 12
+    assert (tmp_path / "scan" / "ram.csv").read_text().splitlines()[1].startswith(f"{scores.ranked()[0]},")
     ablated = invoke_on_toy(
         "ablate", *data, "--scores", tmp_path / "scan" / "ram_last.safetensors", "--top", 5, "--limit", 6,
         "--out", tmp_path / "ablate",

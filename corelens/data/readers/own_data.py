@@ -19,9 +19,9 @@ from corelens.data.readers.base import (
     require_package,
 )
 from corelens.data.readers.coco import coco
-from corelens.data.readers.own_row import FIELDS, SINGULAR, plural_fields, row_sample, unknown_field, validated_row
+from corelens.data.readers.own_row import ROW_FIELDS, SINGULAR, plural_fields, row_sample, unknown_field, validated_row
 
-FILES = ("metadata.jsonl", "metadata.parquet")
+METADATA = ("metadata.jsonl", "metadata.parquet")
 """Files that a folder of pictures may have, as in Hugging Face's ImageFolder."""
 
 
@@ -44,9 +44,11 @@ def own_data(source: str | PathLike[str], name: str = "", images: str | PathLike
     stem = path.resolve().stem
     name = name or stem
     if path.is_dir():
-        path = next((path / file for file in FILES if (path / file).is_file()), path)
+        path = next((path / file for file in METADATA if (path / file).is_file()), path)
     if path.is_dir():
-        raise FileNotFoundError(f"{str(source)!r} holds no {' and no '.join(FILES)}, which say what its pictures show.")
+        raise FileNotFoundError(
+            f"{str(source)!r} holds no {' and no '.join(METADATA)}, which say what its pictures show."
+        )
     if not path.is_file():
         raise FileNotFoundError(f"there is no file or folder {str(source)!r}.")
     folder = path.parent if images is None else Path(images).expanduser()
@@ -148,7 +150,7 @@ def _defaults(path: Path) -> dict[str, Any]:
         row = plural_fields(defaults) if isinstance(defaults, dict) else {}
     except BadRow:
         return {}
-    if unknown := [name for name in row if name not in FIELDS]:
+    if unknown := [name for name in row if name not in ROW_FIELDS]:
         raise ValueError(f"the defaults in the first line of {path.name} have {unknown_field(unknown[0])}.")
     return row
 

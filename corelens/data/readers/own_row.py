@@ -52,7 +52,7 @@ class OwnRow(BaseModel):
     about: dict[str, Any] = {}
 
 
-FIELDS = (*OwnRow.model_fields, *SINGULAR)
+ROW_FIELDS = (*OwnRow.model_fields, *SINGULAR)
 
 
 def plural_fields(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,8 +93,8 @@ def _reason(error: Any) -> str:
 
 
 def unknown_field(name: str) -> str:
-    nearest = get_close_matches(name, FIELDS, 1, 0.5)
-    known = f"the nearest is {nearest[0]!r}" if nearest else f"there are {', '.join(FIELDS)}"
+    nearest = get_close_matches(name, ROW_FIELDS, 1, 0.5)
+    known = f"the nearest is {nearest[0]!r}" if nearest else f"there are {', '.join(ROW_FIELDS)}"
     return f"a field {name!r}, which is not known: {known}"
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from corelens.data import Sample, score
 from corelens.data.readers.base import BadRow
-from corelens.data.readers.own_row import FIELDS, plural_fields, row_sample, validated_row
+from corelens.data.readers.own_row import ROW_FIELDS, plural_fields, row_sample, validated_row
 from corelens.tokens import Box
 from tests.helpers import verified
 
@@ -157,7 +157,7 @@ def test_what_is_wrong_with_a_row_is_said(fields: dict[str, Any], reason: str, f
 
 def test_the_page_explains_every_field_and_its_example_is_read_whole(tmp_path: Path):
     page = (verified.ROOT / "docs/own-data.md").read_text()
-    for name in FIELDS:
+    for name in ROW_FIELDS:
         assert f"`{name}`" in page
     rows = [json.loads(line) for line in page.split("```json\n")[1].split("```")[0].splitlines()]
     for row in rows:
