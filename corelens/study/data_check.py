@@ -40,7 +40,7 @@ class ScoredAnswer:
 
     sample: str
     question: str
-    accepted: tuple[str, ...]
+    accepted: Sequence[str]
     answer: str
     rule: str
     score: float | None
@@ -93,7 +93,7 @@ def check_data(
         raise ValueError(f"{samples.name} has no sample; {len(samples.skipped)} rows were refused{first}.")
     prepared = _prepare(model, listed[:N_LOOKED_AT])
     measurable = [sample for sample in listed[:N_LOOKED_AT] if isinstance(prepared[sample.id], float)]
-    answers = tuple(_answers(model, measurable[:N_ANSWERED], box_unit))
+    answers = tuple(scored_answers(model, measurable[:N_ANSWERED], box_unit))
     with_evidence = [sample for sample in measurable if sample.evidence]
     return DataCheck(
         samples.name,
@@ -139,14 +139,23 @@ def _prepare(model: HookedMLLM, samples: Sequence[Sample]) -> dict[str, float | 
     return prepared
 
 
-def _answers(model: HookedMLLM, samples: Sequence[Sample], box_unit: BoxUnit | None) -> Iterator[ScoredAnswer]:
+def scored_answers(
+    model: HookedMLLM, samples: Sequence[Sample], box_unit: BoxUnit | None = None
+) -> Iterator[ScoredAnswer]:
+    """Yield the answers to samples, to see what their rules accept.
+
+    Samples that cannot be prepared are left out, and without `box_unit` those that ask for a box.
+    """
     for sample in samples:
-        if sample.scoring != "box" or box_unit is not None:
+        if sample.scoring == "box" and box_unit is None:
+            continue
+        try:
             batches = [((sample,), prepare_batch(model, [sample]))]
-            answered = evaluate(model, batches, max_new_tokens=32, box_unit=box_unit)
-            value = float(answered.scores[0]) if answered.parsed[0] else None
-            answer = answered.predictions[0]
-            yield ScoredAnswer(sample.id, sample.question, sample.answers, answer, sample.scoring, value)
+        except (ValueError, OSError, ImportError):
+            continue
+        answered = evaluate(model, batches, max_new_tokens=32, box_unit=box_unit)
+        value = float(answered.scores[0]) if answered.parsed[0] else None
+        yield ScoredAnswer(sample.id, sample.question, sample.answers, answered.predictions[0], sample.scoring, value)
 
 
 def _retrieval(samples: Sequence[Sample]) -> DataFinding:

@@ -49,8 +49,10 @@ def test_own_data_go_from_the_file_to_the_report(questions: Path, tmp_path: Path
     )  # fmt: skip
     assert ablated.exit_code == 0, ablated.output
     assert "mine: 6 samples" in ablated.output
+    assert "By the rule 'phrase', '" in ablated.output
     for run, file in (("scan", "scan.html"), ("ablate", "ablation.html")):
-        assert "mine" in text_of_page(report_of(tmp_path / run, file))
+        assert "mine" in text_of_page(report := report_of(tmp_path / run, file))
+    assert ["sample", "question", "answer", "accepted", "rule", "right"] in [table[0] for table in tables(report)]
 
 
 def test_the_check_prints_json(questions: Path, tmp_path: Path):
