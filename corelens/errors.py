@@ -1,11 +1,16 @@
-"""Errors: links to their section of the docs, the check of a choice, and imports that need an extra."""
+"""Errors: links to their section of the docs, checks of choices and files, and imports that need an extra."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
 from typing import Any, get_args
 
 PAGE = "docs/errors.md"
 """Path in the repository: the docs have no published address yet."""
+
+UNFINISHED = ".unfinished"
+"""Ending of a file that is being written, and gets its name when it is whole."""
 
 
 def docs_link(anchor: str) -> str:
@@ -29,6 +34,21 @@ def check_choice(name: str, value: object, choices: Any) -> None:
     known: Iterable[object] = get_args(choices) or tuple(choices)
     if value not in known:
         raise ValueError(f"{name}={value!r} is not known; it is one of {', '.join(map(str, known))}.")
+
+
+def check_file(path: str | PathLike[str], ending: str, otherwise: str) -> None:
+    """Raise an error if a file cannot be written, or its name does not end as its form does.
+
+    Args:
+        path: The file.
+        ending: The ending of its form.
+        otherwise: What writes another form, for the message.
+    """
+    path = Path(path)
+    if path.suffix not in (ending, UNFINISHED):
+        raise ValueError(f"{path.name} does not end in {ending}, as its form is; {otherwise}.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to write {path.name} into.")
 
 
 @contextmanager

@@ -12,17 +12,17 @@ way, and a file says which model, samples and choices its numbers come from:
 
 NaN marks a head that a model does not have, or that has no score; such heads are neither ranked nor counted.
 
-Read on: `corelens.metrics` computes the values, `corelens.experiments` evaluates models without the sets chosen here,
-and `corelens.head_formats` reads and writes the head lists of others.
+Read on: `corelens.metrics` computes the values, and `corelens.head_formats` has the head lists of others.
 """
 
+import csv
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,9 +32,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from corelens import metrics
+from corelens.errors import check_file, optional_import
 from corelens.heads import Head, HeadSet
 from corelens.metrics.aggregation import Aggregation, full_precision
 from corelens.metrics.score_distribution import Amount, head_count, plain_amount
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class HeadScores:
             raise ValueError("there is no sample: head scores need at least one.")
 
     def __repr__(self) -> str:
-        highest = ", ".join(map(str, self.ranked()[:3]))
+        highest = ", ".join(f"{head} {float(self.per_head[head]):.3g}" for head in self.ranked()[:5])
         return (
             f"HeadScores({self.model or 'a model without a name'}, {self.metric}, {len(self.samples)} samples, "
             f"{self.n_heads} heads{f'; highest: {highest}' if highest else ''})"
@@ -232,10 +236,36 @@ class HeadScores:
         suffix = "" if self.aggregation == "mean" else f" ({self.aggregation})"
         return f"{prefix} {n} of {self.n_heads} heads by {self.metric}{suffix}"
 
+    def table(self) -> list[dict[str, Any]]:
+        """One row per head, the highest score first: `name`, `layer`, `head`, `score`, `low` and `high`.
+
+        The bounds are of 95 % intervals of means, which hold for all heads at once; NaN where there are none.
+        """
+        of_means = metrics.simultaneous_interval(self.values, groups=self.groups, datasets=self.datasets)
+        low, high = ((bound if self.aggregation == "mean" else bound * torch.nan).tolist() for bound in of_means)
+        return [
+            {"name": str(head), "layer": head.layer, "head": head.head, "score": float(self.per_head[head])}
+            | {"low": low[head.layer][head.head], "high": high[head.layer][head.head]}
+            for head in self.ranked()
+        ]
+
+    def to_frame(self) -> "DataFrame":
+        """The rows of `table` as a data frame of pandas."""
+        with optional_import("data"):
+            from pandas import DataFrame
+
+        return DataFrame(self.table())
+
+    def to_csv(self, path: str | PathLike[str]) -> None:
+        """Write the rows of `table` as a file that spreadsheets read."""
+        check_file(path, ".csv", "save writes the scores of every sample as .safetensors")
+        rows = self.table()
+        with Path(path).open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([[*rows[0]] if rows else [], *(row.values() for row in rows)])
+
     def save(self, path: str | PathLike[str]) -> None:
         """Write a safetensors file with the values, and all other fields as metadata, into a folder that exists."""
-        if not Path(path).parent.is_dir():
-            raise FileNotFoundError(f"there is no folder {str(Path(path).parent)!r} to write {Path(path).name} into.")
+        check_file(path, ".safetensors", "to_csv writes a table of them as .csv")
         # Files are as they were before there were groups where there are none.
         left_out = {"values"} if self.groups else {"values", "groups"}
         metadata = {name: value for name, value in asdict(self).items() if name not in left_out}

@@ -1,5 +1,6 @@
 """Head scores: the sets they choose, the controls of these sets, aggregation, files, and agreement."""
 
+import csv
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -129,6 +130,38 @@ def test_controls_of_crowded_layers_are_not_matched_by_layer(scores: HeadScores)
     assert list(fewer.controls(5)) == ["top", "next-ranked", "random", "bottom"]
 
 
+def test_scores_are_a_table_with_the_intervals_of_all_heads(scores: HeadScores, tmp_path: Path):
+    rows = scores.table()
+    low, high = metrics.simultaneous_interval(scores.values)
+    assert list(rows[17]) == ["name", "layer", "head", "score", "low", "high"]
+    assert rows[17]["name"] == "L1H1"
+    assert list(rows[17].values())[1:] == pytest.approx([1, 1, 79, float(low[1, 1]), float(high[1, 1])])
+    frame = scores.to_frame()
+    assert (frame["score"].is_monotonic_decreasing, len(frame), frame["name"][0]) == (True, 96, "L0H0")
+    scores.to_csv(tmp_path / "ram.csv")
+    written = list(csv.DictReader((tmp_path / "ram.csv").read_text().splitlines()))
+    assert [row["name"] for row in written] == frame["name"].tolist()
+    assert [float(row["score"]) for row in written] == frame["score"].tolist()
+    of_median = scores.aggregate("median").table()[0]
+    assert np.isnan([of_median["low"], of_median["high"]]).all()
+    none = HeadScores(torch.full((1, 2, 2), torch.nan), "mass", ("a",))
+    assert none.table() == []
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "message"),
+    [
+        ("save", "ram.csv", r"ram\.csv does not end in \.safetensors, as its form is; to_csv writes a table"),
+        ("save", "ram", r"ram does not end in \.safetensors"),
+        ("to_csv", "ram.xlsx", r"ram\.xlsx does not end in \.csv, as its form is; save writes the scores of every"),
+    ],
+)
+def test_files_of_another_form_are_refused(scores: HeadScores, method: str, name: str, message: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=message):
+        getattr(scores, method)(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 def test_scores_survive_saving(scores: HeadScores, tmp_path: Path):
     scores.save(tmp_path / "scores.safetensors")
     loaded = HeadScores.load(tmp_path / "scores.safetensors")
@@ -205,7 +238,7 @@ def test_many_small_scores_add_up_in_bfloat16():
 
 
 def test_scores_show_themselves_in_a_line(scores: HeadScores):
-    highest = ", ".join(map(str, scores.ranked()[:3]))
+    highest = "L0H0 96, L0H1 95, L0H2 94, L0H3 93, L0H4 92"
     assert repr(scores) == f"HeadScores(tiny, mass, 2 samples, {scores.n_heads} heads; highest: {highest})"
     none = HeadScores(torch.full((1, 2, 2), torch.nan), "mass", ("a",))
     assert repr(none) == "HeadScores(a model without a name, mass, 1 samples, 0 heads)"

@@ -7,6 +7,7 @@ import typer
 
 from corelens.cli.ablate import ablate
 from corelens.cli.accelerate import accelerate
+from corelens.cli.check import check
 from corelens.cli.compare import compare
 from corelens.cli.demo import demo
 from corelens.cli.explore import explore
@@ -20,6 +21,7 @@ EXAMPLES = {
     demo: "corelens demo",
     explore: "corelens explore --model corelens/toy-natural --port 8000 --no-browser",
     models: "corelens models corelens/toy",
+    check: "corelens check questions.jsonl --model corelens/toy",
     scan: "corelens scan --model corelens/toy --data scenes=100 --out runs/scan",
     sweep: "corelens sweep --model corelens/toy --data scenes=20 --out runs/sweep",
     ablate: "corelens ablate --model corelens/toy --data scenes=100 --heads L3H14,L3H0 --out runs/ablate",

@@ -1,5 +1,6 @@
 """`corelens ablate`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 N_MEASURED = 16
 """Samples of each data set on which what heads write is measured, for controls that write as much."""
+
+N_ANSWERS = 4
+"""Answers to each data set, with nothing ablated, that show what its rule accepts."""
 
 
 def ablate(
@@ -54,6 +58,7 @@ def ablate(
     from corelens.experiments.conditions import check_scoring
     from corelens.experiments.resumable import flatten_datasets
     from corelens.experiments.run_folder import atomic_write_json
+    from corelens.study.data_check import scored_answers
 
     ranking = None if scores is None else options.ranking(scores, model)
     chosen_by = ranking and options.source(ranking)
@@ -80,7 +85,12 @@ def ablate(
             write_norm=write_norm,
             out=out,
         )
+        answers = {
+            name: [asdict(answer) for answer in scored_answers(hooked, of_name[:N_ANSWERS], box_unit)]
+            for name, of_name in datasets.items()
+        }
     summary = {"model": model, "how": how, "phase": phase, "chosen by": chosen_by, **ablation_summary(results)}
+    summary["answers"] = answers
     text = atomic_write_json(out / "ablation.json", summary)
     if as_json:
         print(text)
@@ -197,6 +207,10 @@ def _print_summary(summary: dict[str, Any], out: Path) -> None:
             console.print(
                 f"{n_as_costly} of {n_draws} draws of write-matched {dose} cost as much as top {dose}, or more."
             )
+        for answer in summary["answers"].get(dataset, ())[:1]:
+            accepted, score = " or ".join(map(repr, answer["accepted"])), answer["score"] or 0
+            said = f"By the rule {answer['rule']!r}, {answer['answer']!r} counts {score:g}"
+            console.print(f"{said} where {accepted} is right.", soft_wrap=True)
     for condition, draws in summary["heads"].items():
         if draws != [""]:
             console.print(f"{condition}: {draws[0] if len(draws) == 1 else f'{len(draws)} draws'}")

@@ -23,8 +23,9 @@ Data = Annotated[
     list[str],
     typer.Option(
         metavar="NAME=WHERE",
-        help="A data set and its folder or Hub id (refcocog=PATH, mmlongbench=PATH,task=infoseek), or a synthetic one "
-        "and the number of its samples (scenes=200). Several with commas between them, or given several times.",
+        help="A data set and its folder or Hub id (refcocog=PATH, mmlongbench=PATH,task=infoseek), a drawn one and the "
+        "number of its samples (scenes=200), or a name for data of your own (mine=FILE.jsonl). Several with commas "
+        "between them, or given several times.",
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder of the run, which the same command resumes.", file_okay=False)]
@@ -68,40 +69,49 @@ def samples(
 
 
 def _separate(arguments: Iterable[str]) -> list[str]:
-    """Split data sets at commas; a piece that names no data set is a setting of the one before."""
-    from corelens import toy
+    """Split data sets at commas; a piece that is a setting of the data set before it belongs to that one."""
     from corelens.data import registry
 
-    names = {*toy.SAMPLES, *registry.READERS, *registry.SYNTHETIC}
     datasets: list[str] = []
     for argument in arguments:
         for index, piece in enumerate(argument.split(",")):
-            if index and piece.partition("=")[0] not in names:
+            name, separator, _ = piece.partition("=")
+            of_last = datasets[-1].partition("=")[0] if index else ""
+            if index and (not separator or (of_last not in _drawn() and name in registry.settings(of_last))):
                 datasets[-1] += f",{piece}"
             else:
                 datasets.append(piece)
     return datasets
 
 
-def _samples(argument: str, seed: int, limit: int | None, evidence: bool) -> tuple[str, "Iterable[Sample]"]:
+def _drawn() -> dict[str, Any]:
+    """Functions that draw a number of samples, by name."""
     from corelens import toy
+    from corelens.data import registry
+
+    return {**toy.SAMPLES, **registry.SYNTHETIC}
+
+
+def _samples(argument: str, seed: int, limit: int | None, evidence: bool) -> tuple[str, "Iterable[Sample]"]:
     from corelens.data import registry
 
     name, separator, where = argument.partition("=")
     if not separator:
         raise typer.BadParameter(f"{argument!r} has no place; write NAME=WHERE, as in scenes=200.", param_hint="--data")
     try:
-        synthetic: dict[str, Any] = {**toy.SAMPLES, **registry.SYNTHETIC}
-        unknown = f"is no data set that corelens knows; it knows {', '.join([*registry.READERS, *synthetic])}."
         place, *settings = where.split(",")
-        if name not in synthetic and name not in registry.READERS:
-            raise ValueError(f"{name!r} {unknown}")
-        if draw := synthetic.get(name):
-            if settings:
-                raise ValueError(f"{name} takes no settings, and {settings[0].partition('=')[0]!r} {unknown}")
-            if not (place.isdecimal() and int(place)):
-                raise ValueError(f"{argument}: {name} needs a number of samples, as in {name}=200.")
+        if draw := _drawn().get(name):
+            if settings or not (place.isdecimal() and int(place)):
+                raise ValueError(
+                    f"{argument}: {name} needs a number of samples, as in {name}=200; data of your own need another "
+                    f"name."
+                )
             return name, islice(draw(int(place), seed), limit)
+        if name not in registry.READERS and not Path(place).expanduser().exists():
+            raise ValueError(
+                f"{name!r} is no data set that corelens knows; it knows {', '.join([*registry.READERS, *_drawn()])}. "
+                f"Nor is there a file or folder {place!r} of your own."
+            )
         keywords = dict(setting.split("=", 1) for setting in settings if "=" in setting)
         if len(keywords) < len(settings):
             raise ValueError(f"{argument!r}: after the place come settings, as in {name}=PATH,split=test.")

@@ -17,6 +17,9 @@ from corelens.tokens import Box, BoxRule, TokenMap, Views
 MEDIUM = "<image>"
 """Text of a picture or video within a question."""
 
+Edges = Sequence[float | int]
+"""Left, top, right, bottom in pixels: a `Box`, or four numbers."""
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -34,7 +37,14 @@ class Evidence:
     weight: float | int = 1.0
     """Share by which this region counts as evidence, in (0, 1]."""
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        box: Edges | None = None,
+        media: int = 0,
+        seconds: tuple[float | int, float | int] | None = None,
+        weight: float | int = 1.0,
+    ) -> None:
+        _set(self, box=None if box is None else _box(box), media=media, seconds=seconds, weight=weight)
         if not 0 < self.weight <= 1:
             raise ValueError(
                 f"weight={self.weight} is outside (0, 1]; omit evidence instead of giving it a weight of zero."
@@ -45,12 +55,48 @@ class Evidence:
             raise ValueError(f"seconds={self.seconds} is not a time span: it needs 0 <= start < end.")
 
 
+def _set(frozen: Any, **values: Any) -> None:
+    """Set the fields of a frozen record while it is made."""
+    for name, value in values.items():
+        object.__setattr__(frozen, name, value)
+
+
+def _box(corners: Any) -> Box:
+    """The box of four numbers."""
+    if isinstance(corners, Box):
+        return corners
+    if not _are_corners(corners):
+        raise TypeError(f"a box is left, top, right and bottom in pixels, as in (10, 20, 60, 40), not {corners!r:.80}.")
+    return Box(*corners)
+
+
+def _are_corners(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 4 and all(isinstance(part, float | int) for part in value)
+
+
+def _regions(given: Any) -> tuple[Evidence, ...]:
+    """Evidence that may be one region without a list, and regions that may be boxes."""
+    regions = [given] if isinstance(given, Evidence) or not isinstance(given, list | tuple) else given
+    regions = [given] if _are_corners(given) else regions
+    return tuple(region if isinstance(region, Evidence) else Evidence(_box(region)) for region in regions)
+
+
+def _media(given: Any, kind: Any, described: str) -> tuple[Any, ...]:
+    """Pictures or videos that may be one without a list."""
+    media = given if isinstance(given, list | tuple) else (given,)
+    if wrong := [type(medium).__name__ for medium in media if not isinstance(medium, kind)]:
+        hint = " PIL.Image.fromarray makes a picture of an array." if wrong[0] in ("ndarray", "Tensor") else ""
+        raise TypeError(f"{described}, not {wrong[0]}.{hint}")
+    return tuple(media)
+
+
 @dataclass(frozen=True)
 class Sample:
     """One question about some pictures or videos, or about none.
 
     Pictures and videos may be paths, and pictures functions that return one; they are read when the sample is prepared,
-    so thousands of samples take little memory.
+    so thousands of samples take little memory. One picture, video or region needs no list around it, and a region may
+    be its box: `Sample("1", "What colour is the cup?", "red", "cup.jpg", (10, 20, 60, 40))`.
     """
 
     id: str
@@ -79,14 +125,42 @@ class Sample:
     also_accepted: tuple[str, ...] = ()
     """Other answers that are as correct as `answer`."""
 
-    scoring: str = "exact"
-    """Name of the rule by which `corelens.data.score` scores an answer."""
+    scoring: str = "phrase"
+    """Name of the rule by which `corelens.data.score` scores an answer: `phrase` accepts `It is red.` for `red`."""
 
     about: Mapping[str, Any] = field(default_factory=dict)
     """Further annotations of the data set: domain, document, pages and the like. `task` is the kind of question, where
     a data set has several: they may need different heads. `group` names what several samples share: see `group`."""
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        id: str,
+        question: str,
+        answer: str,
+        images: Picture | Sequence[Picture] = (),
+        evidence: Evidence | Edges | Sequence[Evidence | Edges] = (),
+        videos: Footage | Sequence[Footage] = (),
+        instruction: str = "",
+        prompt: Sequence[str | int] = (),
+        choices: Sequence[str] = (),
+        also_accepted: Sequence[str] = (),
+        scoring: str = "phrase",
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        texts = {"prompt": prompt, "choices": choices, "also_accepted": also_accepted}
+        if alone := [name for name, value in texts.items() if isinstance(value, str)]:
+            raise TypeError(f"sample {id}: {alone[0]} is several texts: write [{texts[alone[0]]!r}].")
+        try:
+            _set(
+                self,
+                images=_media(images, Picture, "a picture is a path, a PIL image or a function that returns one"),
+                evidence=_regions(evidence),
+                videos=_media(videos, Footage, "a video is a path or corelens.Video(frames, fps)"),
+            )
+        except TypeError as cause:
+            raise TypeError(f"sample {id}: {cause}") from cause
+        _set(self, id=id, question=question, answer=answer, instruction=instruction, scoring=scoring)
+        _set(self, about={} if about is None else about, **{name: tuple(value) for name, value in texts.items()})
         n_media = len(self.images) + len(self.videos)
         numbers = [part for part in self.prompt if isinstance(part, int)]
         if self.prompt and numbers != list(range(n_media)):

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +35,7 @@ from corelens.experiments.resumable import (
     run_resumable,
     sample_errors,
 )
-from corelens.experiments.run_folder import RunFolder, Shard, atomic_write
+from corelens.experiments.run_folder import RunFolder, Shard, write_scores
 from corelens.heads import HeadSet
 from corelens.hooks.rows import row_mask
 from corelens.metrics.bootstrap import bootstrap_interval
@@ -215,7 +214,7 @@ def scan_key_tokens(
     )
     key_tokens = _key_tokens(shards, rankings, {**fingerprint, **choices})
     if out is not None:
-        atomic_write(Path(out) / f"{METRIC.replace(' ', '_')}.safetensors", key_tokens.ratios.save)
+        write_scores(out, METRIC.replace(" ", "_"), key_tokens.ratios)
     return key_tokens
 
 

@@ -15,8 +15,9 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float
 from torch import Tensor
 
-from corelens.errors import docs_link, optional_import
+from corelens.errors import UNFINISHED, docs_link, optional_import
 from corelens.metrics import join_groups
+from corelens.scores import HeadScores
 
 
 @dataclass(frozen=True)
@@ -167,11 +168,17 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         path: The file.
         write: Writes the content to the path that it is given.
     """
-    unfinished = path.with_suffix(".unfinished")
+    unfinished = path.with_suffix(UNFINISHED)
     write(unfinished)
     with unfinished.open("rb") as file:
         os.fsync(file.fileno())
     unfinished.replace(path)
+
+
+def write_scores(folder: str | PathLike[str], name: str, scores: HeadScores) -> None:
+    """Write scores as `NAME.safetensors`, for `HeadScores.load`, and as `NAME.csv`, a table of the heads."""
+    atomic_write(Path(folder) / f"{name}.safetensors", scores.save)
+    atomic_write(Path(folder) / f"{name}.csv", scores.to_csv)
 
 
 def atomic_write_json(path: Path, value: Any) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from corelens.errors import check_choice, docs_link
@@ -21,7 +20,7 @@ from corelens.experiments.resumable import (
     flatten_datasets,
     run_resumable,
 )
-from corelens.experiments.run_folder import Shard, atomic_write
+from corelens.experiments.run_folder import Shard, write_scores
 from corelens.metrics import (
     PRESETS,
     Metric,
@@ -134,7 +133,7 @@ def run_scan(
         )
     if out is not None:
         for name, of_metric in scores.items():
-            atomic_write(Path(out) / f"{name}.safetensors", of_metric.save)
+            write_scores(out, name, of_metric)
     return scores
 
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -26,7 +25,7 @@ from corelens.experiments.resumable import (
     run_resumable,
     sample_errors,
 )
-from corelens.experiments.run_folder import atomic_write
+from corelens.experiments.run_folder import write_scores
 from corelens.heads import Head, HeadSet
 from corelens.inputs.prepare import PreparedInputs
 from corelens.interventions import FwdHooks, ablate
@@ -270,7 +269,7 @@ def run_sweep(
         model.cfg.model_name, choices, results.datasets, results.skipped, results.groups,
     )  # fmt: skip
     if out is not None and per == "head":
-        atomic_write(Path(out) / "sweep.safetensors", swept.scores().save)
+        write_scores(out, "sweep", swept.scores())
     return swept
 
 

@@ -5,9 +5,11 @@ from typing import Any
 
 from corelens.experiments.ablation import ablation_summary, dose_curve
 from corelens.experiments.conditions import BASELINE, low_to_high, read_conditions
-from corelens.experiments.run_folder import RunFolder
+from corelens.experiments.run_folder import RunFolder, read_summary
 from corelens.reports.common import change_cells, close, percent
+from corelens.reports.data_check import ANSWER_COLUMNS, answer_row
 from corelens.reports.page import Page
+from corelens.study.data_check import ScoredAnswer
 from corelens.viz import ablation_curves, accuracy_bars
 
 
@@ -32,6 +34,10 @@ def page(run: RunFolder) -> Page:
             report.text(
                 f"{n_as_costly} of {n_draws} draws of write-matched {dose} cost as much as top {dose}, or more."
             )
+    if answers := _answers(run):
+        report.heading("What counts as right")
+        report.table(ANSWER_COLUMNS, [answer_row(answer) for answer in answers])
+        report.text("The first answers to each data set with nothing ablated, beside what its rule accepts.")
     report.heading("Heads")
     report.facts(
         {
@@ -46,6 +52,13 @@ def page(run: RunFolder) -> Page:
         "are over samples, and not corrected for their number. Heads that were chosen on the samples that they are "
         "tested on look more important than they are. Ablating a head also changes the inputs of later heads.",
     )  # fmt: skip
+
+
+def _answers(run: RunFolder) -> list[ScoredAnswer]:
+    """Answers that the command wrote down; none of a run from Python."""
+    file = run.folder / "ablation.json"
+    by_dataset = read_summary(file).get("answers", {}) if file.is_file() else {}
+    return [ScoredAnswer(**answer) for answers in by_dataset.values() for answer in answers]
 
 
 def _lead(heads: Mapping[str, list[str]], datasets: Mapping[str, Any]) -> str:

@@ -24,6 +24,9 @@ RULE = (
     "by a quarter at most, so that heads that always look at one place can be told from heads that retrieve."
 )
 
+MOST_OVERLAP = 0.25
+"""Overlap of the evidence of two samples up to which retrieval can be told from always looking at one place."""
+
 N_PREPARED = 8
 """Samples that are prepared together."""
 
@@ -111,14 +114,14 @@ def relevance(
         moved_evidence: The evidence of other samples, by data set.
     """
     name = "overlap of the evidence of two samples"
-    mean_overlap = not_measured(name, at_most=0.25)
+    mean_overlap = not_measured(name, at_most=MOST_OVERLAP)
     shares = np.array([share for of_dataset in moved_evidence.values() for share in of_dataset.overlap])
     if len(shares):
         moved_sources = [
             Source(dataset, sample.group) for dataset, of in moved_evidence.items() for sample in of.samples
         ]
         mean_overlap = estimate(
-            name, lambda indices: float(shares[indices].mean()), moved_sources, at_most=0.25, within=(0, 1)
+            name, lambda indices: float(shares[indices].mean()), moved_sources, at_most=MOST_OVERLAP, within=(0, 1)
         )
     return (
         replace(mean_overlap, of_premise=True),

@@ -105,7 +105,7 @@ def _haystack_samples(
         images = tuple(scene.image() for scene in haystack.scenes)
         evidence = (Evidence(needle.thing.box, media=needle.picture),)
         about = {"task": needle.world.task(answer)}
-        return Sample(sample_id, question, answer, images, evidence, about=about)
+        return Sample(sample_id, question, answer, images, evidence, scoring="exact", about=about)
 
     return _seeded_samples(name, n, seed, sample)
 
@@ -118,7 +118,9 @@ def texts(n: int, seed: int, task: str) -> Iterator[Sample]:
         seed: Seed of all random draws; sample i depends on it and i alone.
         task: A name of `TEXT_TASKS`: copy, recall or sum.
     """
-    return _seeded_samples(task, n, seed, lambda sample_id, rng: Sample(sample_id, *draw_text_question(rng, task)))
+    return _seeded_samples(
+        task, n, seed, lambda sample_id, rng: Sample(sample_id, *draw_text_question(rng, task), scoring="exact")
+    )
 
 
 def _seeded_samples(

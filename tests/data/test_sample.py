@@ -1,7 +1,11 @@
 """From samples to prepared batches and from their evidence to positions."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,6 +172,60 @@ def test_values_that_are_no_evidence_and_samples_that_do_not_fit_together():
         Sample("s", "q", "a", (picture(),), (Evidence(media=1),))
     with pytest.raises(ValueError, match=r"sample s: the prompt places media \[1, 0\], and there are 2"):
         Sample("s", "q", "a", (picture(), picture()), prompt=(1, "q", 0))
+
+
+BOX = Box(10, 20, 60, 40)
+GIVEN: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"images": "a.png"}, {"images": ("a.png",)}),
+    ({"images": Path("a.png")}, {"images": (Path("a.png"),)}),
+    ({"images": ["a.png", "b.png"]}, {"images": ("a.png", "b.png")}),
+    ({"images": picture}, {"images": (picture,)}),
+    ({"evidence": (10, 20, 60, 40)}, {"evidence": (Evidence(BOX),)}),
+    ({"evidence": [10, 20, 60, 40]}, {"evidence": (Evidence(BOX),)}),
+    ({"evidence": BOX}, {"evidence": (Evidence(BOX),)}),
+    ({"evidence": Evidence(BOX)}, {"evidence": (Evidence(BOX),)}),
+    ({"evidence": [(10, 20, 60, 40), Evidence()]}, {"evidence": (Evidence(BOX), Evidence())}),
+    ({"evidence": Evidence((10, 20, 60, 40))}, {"evidence": (Evidence(BOX),)}),
+    ({"videos": "a.mp4"}, {"videos": ("a.mp4",)}),
+    ({"choices": ["red", "blue"]}, {"choices": ("red", "blue")}),
+]
+"""Fields as people give them, and as samples hold them."""
+
+
+@pytest.mark.parametrize(("given", "held"), GIVEN)
+def test_single_values_and_lists_are_taken_for_tuples(given: dict[str, Any], held: dict[str, Any]):
+    sample = Sample("s", "q", "red", **{"images": ("a.png",)} | given)
+    assert {name: getattr(sample, name) for name in held} == held
+    assert type(sample.evidence[0].box if sample.evidence else BOX) is Box
+    assert replace(sample, id="t").images == sample.images
+
+
+def test_a_picture_without_a_list_may_be_one_of_pillow():
+    image = picture()
+    assert Sample("s", "q", "red", image).images == (image,)
+
+
+MISTAKEN = {
+    "images=np.zeros((4, 4, 3))": "sample s: a picture is a path, a PIL image or a function that returns one, not "
+    "ndarray. PIL.Image.fromarray makes a picture of an array.",
+    "images=3": "sample s: a picture is a path, a PIL image or a function that returns one, not int.",
+    "videos=[3]": "sample s: a video is a path or corelens.Video(frames, fps), not int.",
+    "images='a.png', evidence=(1, 2, 3)": "sample s: a box is left, top, right and bottom in pixels, as in "
+    "(10, 20, 60, 40), not 1.",
+    "images='a.png', evidence={'box': (1, 2, 3, 4)}": "sample s: a box is left, top, right and bottom in pixels, as in "
+    "(10, 20, 60, 40), not {'box': (1, 2, 3, 4)}.",
+    "choices='red'": "sample s: choices is several texts: write ['red'].",
+}
+"""Arguments that are none, and what is said; in a process without the checks of types that tests have."""
+
+
+def test_what_no_sample_holds_is_refused_with_the_way_out():
+    code = (
+        "import sys, json, numpy as np\nfrom corelens import Sample\nfor given in json.loads(sys.argv[1]):\n"
+        '  try: eval(f\'Sample("s", "q", "red", {given})\')\n  except TypeError as error: print(error)'
+    )
+    run = subprocess.run([sys.executable, "-c", code, json.dumps(list(MISTAKEN))], capture_output=True, text=True)
+    assert run.stdout.splitlines() == list(MISTAKEN.values()), run.stderr
 
 
 def test_a_picture_that_cannot_be_read_is_named_with_its_samples(model: HookedMLLM):

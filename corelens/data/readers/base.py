@@ -341,7 +341,10 @@ class Stored(NamedTuple):
 
 def stored_form(picture: Callable[[], Image.Image]) -> Stored:
     """Stored form of a picture, read without decoding it."""
-    with picture() as image:
-        stored = Stored(image.size, image.getexif().get(ORIENTATION, 1))
-        # Of TIFF, Pillow gives the upright size.
-        return stored._replace(size=stored.upright_size) if image.format == "TIFF" else stored
+    try:
+        with picture() as image:
+            stored = Stored(image.size, image.getexif().get(ORIENTATION, 1))
+            # Of TIFF, Pillow gives the upright size.
+            return stored._replace(size=stored.upright_size) if image.format == "TIFF" else stored
+    except OSError as cause:
+        raise BadRow(f"its picture cannot be read: {cause}") from cause

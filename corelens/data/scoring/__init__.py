@@ -18,12 +18,14 @@ from corelens.data.scoring.rules import count as count
 from corelens.data.scoring.rules import exact as exact
 from corelens.data.scoring.rules import label as label
 from corelens.data.scoring.rules import numeric as numeric
+from corelens.data.scoring.rules import phrase as phrase
 from corelens.data.scoring.rules import yes_no as yes_no
 from corelens.errors import docs_link
 from corelens.inputs.media import load_picture
 
 _RULES = {
     "exact": exact,
+    "phrase": phrase,
     "contains": contains,
     "anls": anls,
     "numeric": numeric,

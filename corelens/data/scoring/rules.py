@@ -65,6 +65,40 @@ def contains(prediction: str, answers: Sequence[str]) -> float:
     return float(any((text := without_articles(answer)) != "" and text in prediction for answer in answers))
 
 
+def phrase(prediction: str, answers: Sequence[str]) -> float:
+    """Return 1 if an accepted answer occurs as whole words that are not denied, ignoring case and articles.
+
+    `It is red.` is right where the answer is `red`; `not red`, `bored`, `-7` or `17` where it is `7`, and `7.5` are
+    not. Punctuation around the answer and commas in thousands do not count. An answer among others, as in `red or
+    blue`, is right.
+
+    Source:
+        corelens's own: MMLongBench's `sub_em` (`contains`) finds `no` in `know`.
+    """
+    text = _plain(prediction)
+    return float(any(_says(text, _plain(answer).strip(_AROUND)) for answer in answers))
+
+
+_ARTICLES = re.compile(r"\b(?:a|an|the)\s+(?=\S)")
+_AROUND = string.punctuation.replace("-", "") + " "
+_LETTER = r"[^\W\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]"
+"""Letters and digits of scripts that put spaces between words, so that others end a word."""
+
+
+def _plain(text: str) -> str:
+    """Lower case with single spaces, plain hyphens, no articles before other words and no commas in thousands."""
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", plain_minus(text.lower()))
+    return " ".join(_ARTICLES.sub("", text).split())
+
+
+def _says(text: str, answer: str) -> bool:
+    """True if the answer occurs in a text as whole words, not within a compound or a number, and is not denied."""
+    before = rf"(?<!{_LETTER})(?<!{_LETTER}-)(?<!\d[.,:/])" + (r"(?<!-)" if answer[:1].isdigit() else "")
+    after = rf"(?!-?{_LETTER})(?![.,:/]\d)"
+    found = re.finditer(f"{before}{re.escape(answer)}{after}", text) if answer else ()
+    return any(not _is_denied(text, match.span()) for match in found)
+
+
 def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> float:
     """Normalised Levenshtein similarity to the nearest accepted answer, without case; 0 at the threshold or below.
 

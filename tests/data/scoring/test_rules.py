@@ -13,6 +13,7 @@ from corelens.data.scoring.rules import (
     label,
     numbers_in,
     numeric,
+    phrase,
     similarity,
     yes_no,
 )
@@ -45,6 +46,24 @@ def test_contained_answers_match_without_case_punctuation_and_articles():
     assert contains("It is an army", ["navy", "Army."]) == 1
     assert contains("It is an army", ["navy"]) == 0
     assert contains("anything", ["the", "!"]) == 0
+
+
+PHRASES = {
+    ("It is red.", "red"): 1, ("The answer is **Red**", "red"): 1, ("a red cup", "the red cup"): 1,
+    ("cup on the table", "Cup on a table"): 1, ("It's -7", "-7"): 1, ("\u22127", "-7"): 1, ("1,000 people", "1000"): 1,
+    ("$1,234.50", "$1,234.50"): 1, ("5 %", "5%"): 1, ("It is 7.", "7"): 1, ("12:30", "12:30"): 1, ("A", "A"): 1,
+    ("\u662f\u7ea2\u8272\u7684", "\u7ea2\u8272"): 1, ("red or blue", "red"): 1, ("not sure, but red", "red"): 1,
+    ("bored", "red"): 0, ("I do not know", "no"): 0, ("It is not red", "red"): 0, ("It isn't the red", "red"): 0,
+    ("red is wrong", "red"): 0, ("17", "7"): 0, ("-7", "7"): 0, ("7.5", "7"): 0, ("3.7", "7"): 0,
+    ("it is a dog", "A"): 0,
+    ("co-op", "op"): 0, ("7-year", "7"): 0, ("", "red"): 0, ("red", "!"): 0, ("blue", "red"): 0,
+}  # fmt: skip
+"""Predictions and answers, and whether one says the other."""
+
+
+@pytest.mark.parametrize(("prediction", "answer"), PHRASES)
+def test_answers_in_a_sentence_are_found_as_whole_words_that_are_not_denied(prediction: str, answer: str):
+    assert phrase(prediction, ["no such answer", answer]) == PHRASES[prediction, answer]
 
 
 def test_anls_is_the_similarity_above_one_half():

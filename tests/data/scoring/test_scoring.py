@@ -21,11 +21,13 @@ def test_a_sample_is_scored_by_its_rule_and_every_accepted_answer():
     sample = Sample("s", "q", "car", also_accepted=("automobile",))
     assert score(sample, "automobile") == 1
     assert score(Sample("s", "q", "car", scoring="contains"), "a car!") == 1
+    assert score(Sample("s", "q", "red"), "It is red.") == 1
+    assert score(Sample("s", "q", "red", scoring="exact"), "It is red.") == 0
 
 
 @given(
     st.text(max_size=30),
-    st.sampled_from(["exact", "contains", "anls", "numeric", "yes-no", "count", "label", "choice"]),
+    st.sampled_from(["phrase", "exact", "contains", "anls", "numeric", "yes-no", "count", "label", "choice"]),
 )
 def test_scores_of_any_text_lie_between_zero_and_one_or_are_none(prediction: str, rule: str):
     result = score(Sample("s", "q", "7", scoring=rule, choices=("7", "cup")), prediction)
