@@ -130,10 +130,11 @@ def test_decomposed_streams_add_up_but_for_what_no_layer_writes(small: tuple[str
     name, model, inputs = small
     _, cache = model.run_with_cache(inputs)
     parts, labels = cache.decompose_resid(return_labels=True)
-    assert labels == [f"{layer}_{part}" for layer in range(3) for part in ("attn_out", "mlp_out")]
-    # The embedding is not among them, nor what Qwen3-VL adds to the visual tokens between layers.
+    assert labels == ["embed", *(f"{layer}_{part}" for layer in range(3) for part in ("attn_out", "mlp_out"))]
+    assert torch.equal(cache["embed"], cache["resid_pre", 0])
+    # What Qwen3-VL adds to the visual tokens between layers is not among them.
     deepstack = sum(cache["resid_pre", layer + 1] - cache["resid_post", layer] for layer in range(2))
-    assert_close(parts.sum(0) + cache["resid_pre", 0] + deepstack, cache["resid_post", 2], atol=1e-5, rtol=1e-5)
+    assert_close(parts.sum(0) + deepstack, cache["resid_post", 2], atol=1e-5, rtol=1e-5)
     pictures = inputs["input_ids"] == tiny.IMAGE
     assert not deepstack[~pictures].any()
     assert deepstack[pictures].any() == (name == "qwen3_vl")
@@ -179,16 +180,16 @@ def test_head_results_are_what_heads_write_before_any_norm_behind_w_o(small: tup
     assert torch.allclose(written, cache["attn_out", 0], atol=1e-5) == (name != "gemma3")
 
 
-def test_head_results_leave_a_gate_out(gated: HookedMLLM):
+def test_head_results_are_behind_a_gate(gated: HookedMLLM):
     written: list[Tensor] = []
     w_o = gated.blocks[0].hf_layer.attentions["attn"].w_o
     handle = w_o.register_forward_hook(lambda module, args, output: written.append(output))
     _, cache = gated.run_with_cache(tiny.batch(GATED))
     handle.remove()
     attention, n_heads = gated.blocks[0].attn, gated.blocks[0].hf_layer.attentions["attn"].n_heads
-    after_gate = einsum(cache["o_in", 0, "attn"], attention.W_O, "... head d_head, head d_head d_model -> ... d_model")
-    assert_close(after_gate, written[0], atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(cache.stack_head_results()[:n_heads].sum(0), written[0], atol=1e-2)
+    before_gate = einsum(cache["z", 0], attention.W_O, "... head d_head, head d_head d_model -> ... d_model")
+    assert_close(cache.stack_head_results()[:n_heads].sum(0), written[0], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(before_gate, written[0], atol=1e-2)
 
 
 def test_batches_stacks_and_dropped_axes_of_caches(small: tuple[str, HookedMLLM, Batch]):

@@ -66,7 +66,7 @@ def effective_map(
         ValueError: If its weights are not here, or it does not multiply by one matrix, as layers that quantise what
             they read do not.
     """
-    device = _device(module)
+    device = device_of(module)
     if device.type == "meta":
         raise ValueError(f"{name} ({type(module).__name__}) has no weights: they are on the meta device.")
     generator = torch.Generator().manual_seed(0)
@@ -98,7 +98,7 @@ def effective_bias(module: nn.Module, d_in: int, dtype: torch.dtype, name: str) 
     return linear.bias if stored_weight(module) is not None else effective_map(module, d_in, dtype, name)[1]
 
 
-def _device(module: nn.Module) -> torch.device:
+def device_of(module: nn.Module) -> torch.device:
     """Device of what a module reads; offloaded modules name it, since their weights are elsewhere until they run."""
     hook: Any = getattr(module, "_hf_hook", None)
     if (device := getattr(hook, "execution_device", None)) is not None:
