@@ -50,7 +50,7 @@ SUBMODULES = {
     *("o_proj", "out_proj", "c_proj", "wo", "dense"),
 }
 """Names of the parts of decoder layers and attention modules in transformers."""
-MAX_LINES = {"model.py": 456}
+MAX_LINES = {"model.py": 430}
 """Modules that may be longer than 350 lines: HookedMLLM is one class."""
 IN_SEVERAL_MODULES = {
     "page": "the page of each kind of run, in its module of reports; the explorer's, in its server",
@@ -77,6 +77,8 @@ WITHOUT_MODULE = {
     "test_golden.py": "drawn samples",
     "test_structure.py": "the tree of modules",
     "test_transformerlens.py": "docs/transformerlens.md",
+    "test_transformerlens_table.py": "every row of its table",
+    "test_transformerlens_values.py": "values of its table, against TransformerLens's own models",
     "cli/test_reproduce.py": "docs/reproduce.md",
     "toy/test_weights.py": "the shipped models",
     "inputs/test_learned_queries.py": "token_geometry, of visual tokens without rectangles",

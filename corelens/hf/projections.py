@@ -17,6 +17,10 @@ LARGEST_ERROR = 4e-3
 """Relative error by which a projection may differ from a matrix: more than bfloat16 rounds, less than eight bits do."""
 
 
+OF_A_HOOK_POINT = "_corelens_hook"
+"""Mark of PyTorch hooks by which a hook point sees a projection, and which are no part of it."""
+
+
 def widths(module: nn.Module | None) -> tuple[int, int] | None:
     """Width of what a projection reads and of what it writes; None if the module is no projection.
 
@@ -36,10 +40,12 @@ def stored_weight(module: nn.Module) -> nn.Parameter | None:
     weight = module._parameters.get("weight")
     # Accelerate's hooks replace `forward` to move tensors between devices; the matrix still is what acts.
     replaced = "forward" in vars(module) and not hasattr(module, "_hf_hook")
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    hooked = not all(hasattr(hook, OF_A_HOOK_POINT) for hook in hooks)
     plain = (
         isinstance(module, nn.Linear)
         and type(module).forward is nn.Linear.forward
-        and not (replaced or module._forward_hooks or module._forward_pre_hooks)
+        and not (replaced or hooked)
         # Quantised and distributed weights are subclasses.
         and type(weight) is nn.Parameter
         and type(weight.data) is Tensor

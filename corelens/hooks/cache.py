@@ -58,7 +58,7 @@ class MLLMCache(ActivationCache):
         mlp_input: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """What each neuron writes to the stream; see TransformerLens.
+        """Stack what each neuron writes to the stream; see TransformerLens.
 
         Args:
             layer: Neurons of the layers before it.
@@ -71,13 +71,13 @@ class MLLMCache(ActivationCache):
         if apply_ln and project_output_onto is not None:
             # TransformerLens norms and projects at once.
             gain = self._gain(layer, mlp_input).to(project_output_onto)
-            project_output_onto = (gain * project_output_onto.mT).mT
+            project_output_onto = project_output_onto * (gain if project_output_onto.ndim == 1 else gain[:, None])
         return super().stack_neuron_results(
             layer, *args, apply_ln=apply_ln, project_output_onto=project_output_onto, mlp_input=mlp_input, **kwargs
         )
 
     def get_neuron_results(self, layer: int, *args: Any, **kwargs: Any) -> Tensor:
-        """What each neuron of a layer writes; see TransformerLens.
+        """Compute what each neuron of a layer writes; see TransformerLens.
 
         Raises:
             ValueError: If the layer has no neurons that are known: it is a mixture of experts, say.
@@ -100,7 +100,7 @@ class MLLMCache(ActivationCache):
         super().compute_head_results()
 
     def stack_head_results(self, *args: Any, **kwargs: Any) -> Any:
-        """What each head writes to the stream, before any norm behind `W_O`; see TransformerLens.
+        """Stack what each head writes to the stream, before any norm behind `W_O`; see TransformerLens.
 
         Raises:
             ValueError: If layers have no heads, or different numbers of them.

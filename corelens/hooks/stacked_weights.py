@@ -148,6 +148,22 @@ class StackedWeights(HookedLayers):
         """The same as `all_head_labels`, which names no heads of layers that have none."""
         return self.all_head_labels
 
+    def block_hooks(self, layer_idx: int) -> list[str]:
+        """Names of a layer's hook points, without that of the layer."""
+        prefix = f"blocks.{layer_idx}."
+        return sorted(name.removeprefix(prefix) for name in self.hook_dict if name.startswith(prefix))
+
+    def block_submodules(self, layer_idx: int) -> list[str]:
+        """Names of the parts of a layer that have hook points: attention, norms and a dense MLP."""
+        return sorted(name for name in self.blocks[layer_idx]._modules if not name.startswith("hook_"))
+
+    def layer_types(self) -> list[str]:
+        """Parts of each layer, without its norms: `attn+mlp`."""
+        parts = (
+            [name for name in self.block_submodules(layer) if name[:2] != "ln"] for layer in range(len(self.blocks))
+        )
+        return ["+".join(names) or "unknown" for names in parts]
+
     @property
     def W_E(self) -> Float[Tensor, "vocabulary d_model"]:
         """Embedding of each token as the first layer reads it, scaled where the model scales it."""

@@ -17,7 +17,7 @@ from corelens.errors import check_choice, docs_link
 from corelens.inputs.prepare import PreparedInputs
 from corelens.tokens import Role, TokenMap
 
-TokenIds = Int[Tensor, "*batch position"]
+TokenIds = Int[Tensor, "*batch_position"]
 Inputs = PreparedInputs | Mapping[str, Any]
 Occurrence = Literal["first", "last"]
 
@@ -37,7 +37,7 @@ class TextTools:
         """The processor's tokenizer.
 
         Raises:
-            ValueError: If the model was wrapped without a processor.
+            ValueError: If there is no processor.
         """
         if self.processor is None:
             raise ValueError(
@@ -202,7 +202,7 @@ class TextTools:
         return [_visual_name(tokens, position) or word for position, word in enumerate(words)]
 
 
-def _ids(tokens: Any) -> Int[Tensor, "*batch position"]:
+def _ids(tokens: Any) -> TokenIds:
     return torch.as_tensor(tokens["input_ids"] if isinstance(tokens, Mapping) else tokens)
 
 
