@@ -20,13 +20,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformer_lens import ActivationCache
 
 from corelens.errors import docs_link
 from corelens.heads import Head
-from corelens.hf.architecture import KNOWN_BUGS, final_norm
+from corelens.hf.architecture import KNOWN_BUGS
 from corelens.hf.config import HookedMLLMConfig
 from corelens.hf.forward import (
     Output,
@@ -36,6 +36,7 @@ from corelens.hf.forward import (
     check_arguments,
     check_prefix_arguments,
     check_return_type,
+    check_text_ids,
     input_mapping,
     layer_to_stop_at,
     run_until,
@@ -43,18 +44,20 @@ from corelens.hf.forward import (
 )
 from corelens.hf.loading import load_model
 from corelens.hf.prefix_cache import PrefixCache, check_prefix_is_exact, compute_prefix, prefix_length
-from corelens.hf.projections import effective_bias, effective_weight
+from corelens.hooks.cache import MLLMCache
 from corelens.hooks.connect import hook_functions
 from corelens.hooks.points import NamesFilter
 from corelens.hooks.positions import batch_shape
-from corelens.hooks.root import HookedLayers
+from corelens.hooks.refused import RefusedNames
 from corelens.hooks.rows import Hooks, limit_rows
+from corelens.hooks.stacked_weights import StackedWeights
 from corelens.hooks.threads import pass_through_corelens
 from corelens.inputs.media import Footage, Picture
 from corelens.inputs.prepare import PreparedInputs, prepare, unknown_words
+from corelens.inputs.text import TextTools
 
 
-class HookedMLLM(HookedLayers):
+class HookedMLLM(RefusedNames, TextTools, StackedWeights):
     """A Hugging Face image-text-to-text model with TransformerLens hook points.
 
     `corelens.hooks.points` lists the hook names, and `HookedAttention` gives the shape of each. Layers keep their
@@ -135,45 +138,6 @@ class HookedMLLM(HookedLayers):
         """Device of the inputs."""
         return self.hf_model.device
 
-    # TransformerLens's logit lens reads the following properties.
-
-    @property
-    def ln_final(self) -> nn.Module:
-        """Norm between the last layer and the unembedding."""
-        stack = self.hf_layers[0].stack
-        norm = final_norm(stack)
-        if norm is None:
-            raise ValueError(f"the final norm of {type(stack).__name__} is not known.")
-        return norm
-
-    @property
-    def unembed(self) -> nn.Module | None:
-        """Module from the normed residual stream to logits; None if the model has no such module."""
-        return self.hf_model.get_output_embeddings()
-
-    @property
-    def W_U(self) -> Float[Tensor, "d_model vocabulary"]:
-        """Unembedding matrix: each column is the direction that raises the logit of a token.
-
-        Raises:
-            ValueError: If the model has no such matrix.
-        """
-        return effective_weight(*self._unembedding).T
-
-    @property
-    def b_U(self) -> Float[Tensor, "#vocabulary"]:
-        """Biases of the unembedding; a single zero if it has none."""
-        bias = effective_bias(*self._unembedding)
-        return torch.zeros(1, dtype=self.hf_model.dtype, device=self.device) if bias is None else bias
-
-    @property
-    def _unembedding(self) -> tuple[nn.Module, int, torch.dtype, str]:
-        if self.unembed is None:
-            raise ValueError(f"{type(self.hf_model).__name__} has no unembedding, so no token has a direction.")
-        return self.unembed, self.hf_model.config.get_text_config().hidden_size, self.hf_model.dtype, "the unembedding"
-
-    # nn.Module's methods act on the wrapped model too, which is not in the module tree.
-
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "HookedMLLM":
         self.hf_model._apply(fn, recurse)
         self.cfg.device, self.cfg.dtype = self.device, self.hf_model.dtype
@@ -182,9 +146,6 @@ class HookedMLLM(HookedLayers):
     def train(self, mode: bool = True) -> "HookedMLLM":
         self.hf_model.train(mode)
         return super().train(mode)
-
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        return self.hf_model.named_parameters(*args, **kwargs)
 
     def prepare(
         self,
@@ -228,7 +189,7 @@ class HookedMLLM(HookedLayers):
 
     def forward(
         self,
-        inputs: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, Any] | Int[Tensor, "batch position"] | None = None,
         /,
         *,
         prefix: PrefixCache | None = None,
@@ -239,7 +200,8 @@ class HookedMLLM(HookedLayers):
         """Logits of one pass, or the loss if `labels` are given.
 
         Args:
-            inputs: Result of `prepare`, or any mapping of the tensors that the Hugging Face forward takes.
+            inputs: Result of `prepare`, or any mapping of the tensors that the Hugging Face forward takes; or ids of
+                text without pictures.
             prefix: Result of `model.prefix` for these inputs, or for others that begin alike. Only the positions after
                 it are computed, and the logits are theirs.
             return_type: `logits`, `loss`, `both` or None, as in TransformerLens. Without `labels` the loss is its mean
@@ -258,7 +220,7 @@ class HookedMLLM(HookedLayers):
         by_hand = {} if isinstance(inputs, PreparedInputs) else input_mapping(inputs)
         check_arguments({**by_hand, **tensors}, self._arguments)
         check_return_type(return_type)
-        tensors = {**input_mapping(inputs), **tensors}
+        tensors = {**self._tensors(inputs), **tensors}
         if prefix is not None:
             check_prefix_arguments(tensors, return_type)
         if stop_at_layer is not None:
@@ -270,6 +232,10 @@ class HookedMLLM(HookedLayers):
                 return run_until(self.hf_model, self.hf_layers[stop_at_layer].block, arguments)
             output = self.hf_model(**arguments)
         return select_output(output, tensors, return_type)
+
+    def _tensors(self, inputs: Any) -> Mapping[str, Any]:
+        check_text_ids(inputs, self.hf_model, getattr(getattr(self.processor, "tokenizer", None), "pad_token_id", None))
+        return input_mapping(inputs)
 
     @cached_property
     def _arguments(self) -> frozenset[str]:
@@ -305,7 +271,12 @@ class HookedMLLM(HookedLayers):
             return compute_prefix(self.hf_model, stack, inputs, length, tuple(hook_functions(self.hook_points())))
 
     def generate(
-        self, inputs: Mapping[str, Any] | None = None, /, *, prefix: PrefixCache | None = None, **kwargs: Any
+        self,
+        inputs: Mapping[str, Any] | Int[Tensor, "batch position"] | None = None,
+        /,
+        *,
+        prefix: PrefixCache | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Call Hugging Face's `generate` under the present hooks, which act in prefill and in every decoding step.
 
@@ -317,7 +288,8 @@ class HookedMLLM(HookedLayers):
         Returns:
             Prompt and continuation, [batch position], or another output of Hugging Face's if `kwargs` request it.
         """
-        kwargs = {**input_mapping(inputs), **kwargs}
+        tensors = self._tensors(inputs)
+        kwargs = {**tensors, **kwargs}
         if self._has_hooks:
             if asks_for_attentions(self.hf_model, kwargs):
                 raise ValueError(
@@ -328,8 +300,8 @@ class HookedMLLM(HookedLayers):
             kwargs = {"disable_compile": True} | kwargs
         with self.connected(kwargs, getattr(inputs, "tokens", None), prefix):
             if prefix is not None:
-                settings = {name: value for name, value in kwargs.items() if name not in (inputs or {})}
-                kwargs = settings | prefix.generate_inputs(inputs or {}, settings)
+                settings = {name: value for name, value in kwargs.items() if name not in tensors}
+                kwargs = settings | prefix.generate_inputs(tensors, settings)
             # Hugging Face types generate for a mixin.
             return self.hf_model.generate(**kwargs)  # pyright: ignore[reportCallIssue]
 
@@ -453,4 +425,4 @@ class HookedMLLM(HookedLayers):
             output = self(*model_args, **kwargs)
             if incl_bwd:
                 output.backward()
-        return output, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
+        return output, MLLMCache(cache, self, has_batch_dim=not remove_batch_dim)

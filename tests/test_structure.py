@@ -42,7 +42,7 @@ ORDER = [
     "__main__",
 ]
 """Top to bottom: a module imports only from those before it."""
-ARCHITECTURE = {"hf/architecture.py", "inputs/token_geometry.py"}
+ARCHITECTURE = {"hf/architecture.py", "hf/parts.py", "inputs/token_geometry.py"}
 """The modules that know how Hugging Face's models differ."""
 SUBMODULES = {
     *("self_attn", "self_attention", "input_layernorm", "post_attention_layernorm"),
@@ -50,7 +50,7 @@ SUBMODULES = {
     *("o_proj", "out_proj", "c_proj", "wo", "dense"),
 }
 """Names of the parts of decoder layers and attention modules in transformers."""
-MAX_LINES = {"model.py": 456}
+MAX_LINES = {"model.py": 430}
 """Modules that may be longer than 350 lines: HookedMLLM is one class."""
 IN_SEVERAL_MODULES = {
     "page": "the page of each kind of run, in its module of reports; the explorer's, in its server",
@@ -77,6 +77,8 @@ WITHOUT_MODULE = {
     "test_golden.py": "drawn samples",
     "test_structure.py": "the tree of modules",
     "test_transformerlens.py": "docs/transformerlens.md",
+    "test_transformerlens_table.py": "every row of its table",
+    "test_transformerlens_values.py": "values of its table, against TransformerLens's own models",
     "cli/test_reproduce.py": "docs/reproduce.md",
     "toy/test_weights.py": "the shipped models",
     "inputs/test_learned_queries.py": "token_geometry, of visual tokens without rectangles",
@@ -129,7 +131,7 @@ def docstrings(node: ast.AST, public: bool = False) -> Iterator[ast.Constant]:
         yield from docstrings(child, public)
 
 
-def test_only_two_modules_know_the_names_of_hugging_face():
+def test_only_three_modules_know_the_names_of_hugging_face():
     model_types = set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
     assert {"llava", "qwen3_vl", "gemma3"} <= model_types
     users: dict[str, set[str]] = {}

@@ -1,4 +1,4 @@
-"""Layers and heads of a Hugging Face model; with `inputs/token_geometry.py` the only place that knows its insides.
+"""Layers and heads of a Hugging Face model; with `parts` and `inputs/token_geometry.py` all that knows its insides.
 
 Architectures are not listed: the code of a module's forward tells them apart, by the names that it uses.
 
@@ -11,7 +11,6 @@ A new architecture needs a line here only if its residual stream has a new form 
 themselves are in `corelens.hooks.points`.
 """
 
-import inspect
 import re
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from corelens.errors import docs_link
 from corelens.hf.layers import AttentionModule, DecoderLayer, HookLocation
+from corelens.hf.parts import dense_mlp, head_norms, head_rows, input_norms, names_in_forward
 from corelens.hf.projections import inner_widths, widths
 
 KNOWN_BUGS = {
@@ -135,7 +135,7 @@ def vision_layers(hf_model: PreTrainedModel, layers: list[DecoderLayer]) -> tupl
 
 def final_norm(stack: nn.Module) -> nn.Module | None:
     """Last norm that the stack of layers uses; None if it uses none."""
-    parts = [getattr(stack, name, None) for name in _names_in_forward(stack)]
+    parts = [getattr(stack, name, None) for name in names_in_forward(stack)]
     norms = [part for part in parts if isinstance(part, nn.Module) and "norm" in type(part).__name__.lower()]
     return norms[-1] if norms else None
 
@@ -148,7 +148,7 @@ def attention_module(module: nn.Module, parent: nn.Module, crossing: bool = Fals
         parent: The module that holds it; BERT keeps its W_O there.
         crossing: True if its keys are not positions of the sequence.
     """
-    names = _names_in_forward(module)
+    names = names_in_forward(module)
     names_after = names[names.index("ALL_ATTENTION_FUNCTIONS") :]
     parts_after = {name: part for name in names_after if isinstance(part := getattr(module, name, None), nn.Module)}
     owner, w_o_name = _w_o_place(module, parent, parts_after)
@@ -160,15 +160,21 @@ def attention_module(module: nn.Module, parent: nn.Module, crossing: bool = Fals
     count = _first_number(module, HEAD_COUNTS)
     if not count and d_in and (width := _first_number(module, HEAD_WIDTHS)):
         count = d_in // width
+    n_heads = count or hf_module.config.num_attention_heads
+    gated = bool(norms) or "sigmoid" in names
+    rows, no_rows = head_rows(module, n_heads, gated)
     return AttentionModule(
         module=module,
-        n_heads=count or hf_module.config.num_attention_heads,
+        n_heads=n_heads,
         is_cross_attention=crossing,
         w_o_owner=owner,
         w_o_name=w_o_name,
-        gated=bool(norms) or "sigmoid" in names,
+        gated=gated,
         mixing_norm=mixing[0] if mixing else "",
         packed="is_flash_attention_requested" in names and "cat" in names,
+        head_rows=rows,
+        no_head_rows=no_rows,
+        norms=head_norms(module),
     )
 
 
@@ -199,7 +205,10 @@ def _decoder_layer(
     for name in ("attn_out", "resid_mid", "mlp_out"):
         if name not in points:
             missing[name] = f"how attention and MLP write to the residual stream in {type(block).__name__} is not known"
-    return DecoderLayer(layer, stack, block, attentions, points, missing)
+    mlp, no_mlp = dense_mlp(layer, block)
+    norms, no_norms = input_norms(block, points)
+    missing |= no_norms | ({"mlp": no_mlp} if no_mlp else {})
+    return DecoderLayer(layer, stack, block, attentions, points, missing, mlp, norms)
 
 
 RESIDUAL_FORMS: dict[tuple[str, ...], dict[str, tuple[str, Literal["input in place", "output"]]]] = {
@@ -245,7 +254,7 @@ MIXERS = ("self_attn", "linear_attn", "conv")
 
 def _inner_points(block: Any) -> dict[str, HookLocation]:
     """Hook points inside a layer whose code uses only the parts of a known form."""
-    used = {name: getattr(block, name, None) for name in _names_in_forward(block)}
+    used = {name: getattr(block, name, None) for name in names_in_forward(block)}
     parts = {
         "mixer" if name in MIXERS else name: part
         for name, part in used.items()
@@ -264,15 +273,9 @@ def _first_number(module: nn.Module, names: tuple[str, ...]) -> int:
 
 
 def _calls_attention_function(module: nn.Module) -> bool:
-    names = _names_in_forward(module)
+    names = names_in_forward(module)
     # The second name: Kosmos-2.5's vision tower looks the function up in a way that never finds one.
     return "ALL_ATTENTION_FUNCTIONS" in names and "get_interface" in names
-
-
-def _names_in_forward(module: nn.Module) -> tuple[str, ...]:
-    """Global names and attributes in a module's forward, in order of first use."""
-    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
-    return () if code is None else code.co_names
 
 
 def _numbered(path: str) -> tuple[str, int, str]:

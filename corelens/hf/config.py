@@ -1,8 +1,9 @@
 """Shape of a model's decoder, under the names that TransformerLens's tools read."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -30,6 +31,14 @@ class HookedMLLMConfig:
     """Width of a head in the layer with the widest."""
 
     d_model: int
+    d_mlp: int | None
+    """Number of neurons of a dense MLP, in the layer with most; None if there is none."""
+
+    d_vocab: int
+    n_ctx: int
+    """Number of positions that the model was made for."""
+
+    gated_mlp: bool
     device: torch.device
     dtype: torch.dtype
     normalization_type: Literal["RMS", "LN"]
@@ -38,6 +47,8 @@ class HookedMLLMConfig:
     @classmethod
     def of(cls, hf_model: PreTrainedModel, layers: Sequence[DecoderLayer]) -> "HookedMLLMConfig":
         """Configuration of a model with these decoder layers."""
+        text: Any = hf_model.config.get_text_config(decoder=True)
+        mlps = [layer.mlp for layer in layers if layer.mlp is not None]
         attentions = [layer.attentions["attn"] for layer in layers if "attn" in layer.attentions]
         return cls(
             model_name=hf_model.name_or_path or type(hf_model).__name__,
@@ -46,6 +57,10 @@ class HookedMLLMConfig:
             n_key_value_heads=max(attention.n_kv_heads for attention in attentions),
             d_head=max(attention.d_head for attention in attentions),
             d_model=attentions[0].d_model,
+            d_mlp=max((mlp.d_mlp for mlp in mlps), default=None),
+            d_vocab=getattr(hf_model.get_output_embeddings(), "out_features", None) or getattr(text, "vocab_size", 0),
+            n_ctx=getattr(text, "max_position_embeddings", None) or sys.maxsize,
+            gated_mlp=any(mlp.w_gate for mlp in mlps),
             device=hf_model.device,
             dtype=hf_model.dtype,
             normalization_type="RMS" if "RMS" in type(final_norm(layers[0].stack)).__name__ else "LN",

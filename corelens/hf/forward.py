@@ -40,11 +40,48 @@ NOT_RETURNED = {
 """Arguments that request what a pass does not return, and the hook points that give it."""
 
 
+PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+"""Settings that name the tokens in whose places pictures and videos are put."""
+
+
 def input_mapping(inputs: Any = None) -> Mapping[str, Any]:
-    """Tensors by name; a TypeError for a question or a picture that was not prepared."""
+    """Tensors by name, of prepared inputs or of the ids of a text.
+
+    Raises:
+        TypeError: If it is a question or a picture that was not prepared.
+    """
+    if isinstance(inputs, Tensor) and inputs.ndim == 2 and not inputs.is_floating_point():
+        return {"input_ids": inputs}
     if inputs is not None and not isinstance(inputs, Mapping):
-        raise TypeError(f"a {type(inputs).__name__} is no input; give what model.prepare(pictures, question) returns.")
+        ids = " (or the ids of a text alone, model.to_tokens(text))" if isinstance(inputs, str) else ""
+        raise TypeError(
+            f"a {type(inputs).__name__} is no input; give what model.prepare(pictures, question) returns{ids}."
+        )
     return inputs or {}
+
+
+def check_text_ids(inputs: Any, hf_model: PreTrainedModel, padding: int | None) -> None:
+    """Raise a ValueError if ids alone, [batch position], are not all that a pass needs.
+
+    Args:
+        inputs: First argument of the pass.
+        hf_model: The model.
+        padding: Id of the tokenizer's padding, if it has one.
+    """
+    if not isinstance(inputs, Tensor) or inputs.is_floating_point():
+        return
+    named = {name: getattr(hf_model.config, name, None) for name in PLACEHOLDERS}
+    for name, token in named.items():
+        if token is not None and (inputs == token).any():
+            raise ValueError(
+                f"these ids hold placeholders of pictures ({name}={token}) and come without the pictures: give what "
+                f"model.prepare(pictures, question) returns. {docs_link('ids')}"
+            )
+    if padding is not None and len(inputs) > 1 and (inputs[:, [0, -1]] == padding).any():
+        raise ValueError(
+            f"these ids are padded (by token {padding}), and come without a mask of their padding: give "
+            f"{{'input_ids': ids, 'attention_mask': mask}}, or texts of one length. {docs_link('ids')}"
+        )
 
 
 def argument_names(hf_model: PreTrainedModel) -> frozenset[str]:

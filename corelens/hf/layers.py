@@ -3,10 +3,66 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from corelens.hf.projections import inner_widths
+
+
+@dataclass(frozen=True, eq=False)
+class HeadRows:
+    """Rows of a projection that make the queries, keys or values of each head."""
+
+    owner: nn.Module
+    """Module that holds the projection."""
+
+    name: str
+    """Name of the projection there."""
+
+    n_heads: int
+    first: int
+    """First of these rows; fused projections hold those of queries, keys and values."""
+
+    n_rows: int
+    part: int = 0
+    """Number of these rows among the parts of each head, where the projection also makes gates, say."""
+
+    n_parts: int = 1
+
+    @property
+    def projection(self) -> nn.Module:
+        """The projection, looked up anew each time, since adapters take its place."""
+        return getattr(self.owner, self.name)
+
+    def select(self, rows: Tensor) -> Tensor:
+        """View of these rows of a weight or a bias, by head: [head d_head ...]."""
+        rows = rows[self.first : self.first + self.n_rows]
+        return rows.unflatten(0, (self.n_heads, self.n_parts, -1))[:, self.part]
+
+
+@dataclass(frozen=True, eq=False)
+class MLPModule:
+    """Dense MLP of a decoder layer; its projections are looked up anew, since adapters take their places."""
+
+    module: nn.Module
+    w_in: str
+    """Name of the projection of what an activation function reads or, beside a gate, of what that multiplies."""
+
+    w_out: str
+    w_gate: str = ""
+    """Name of the gate's projection, which the activation function reads; empty if there is none."""
+
+    fused: bool = False
+    """True if one projection holds the gate's rows and those of `w_in` after them."""
+
+    def projection(self, name: str) -> nn.Module:
+        """Projection of that name."""
+        return getattr(self.module, name)
+
+    @property
+    def d_mlp(self) -> int:
+        """Number of neurons."""
+        return (inner_widths(self.projection(self.w_out)) or (0, 0))[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +89,15 @@ class AttentionModule:
 
     packed: bool = False
     """True if one sequence holds several pictures or windows, and attention stays within each."""
+
+    head_rows: dict[Literal["q", "k", "v"], HeadRows] = field(default_factory=dict)
+    """Rows that make queries, keys and values; empty if they are not known."""
+
+    no_head_rows: str = ""
+    """Reason why they are not known."""
+
+    norms: dict[Literal["q", "k", "v"], nn.Module] = field(default_factory=dict)
+    """Norms of queries, keys and values, behind these rows."""
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -95,4 +160,10 @@ class DecoderLayer:
     """Location of each hook point that the layer has, e.g. of `resid_pre`."""
 
     missing: dict[str, str] = field(default_factory=dict)
-    """Reason why the layer lacks a hook point or `attn`."""
+    """Reason why the layer lacks a hook point, `attn` or `mlp`."""
+
+    mlp: MLPModule | None = None
+    """The layer's MLP; None if it has no neurons that are known."""
+
+    norms: dict[Literal["ln1", "ln2"], nn.Module] = field(default_factory=dict)
+    """Norms of what attention (`ln1`) and MLP (`ln2`) read from the residual stream."""

@@ -17,6 +17,10 @@ LARGEST_ERROR = 4e-3
 """Relative error by which a projection may differ from a matrix: more than bfloat16 rounds, less than eight bits do."""
 
 
+OF_A_HOOK_POINT = "_corelens_hook"
+"""Mark of PyTorch hooks by which a hook point sees a projection, and which are no part of it."""
+
+
 def widths(module: nn.Module | None) -> tuple[int, int] | None:
     """Width of what a projection reads and of what it writes; None if the module is no projection.
 
@@ -36,10 +40,12 @@ def stored_weight(module: nn.Module) -> nn.Parameter | None:
     weight = module._parameters.get("weight")
     # Accelerate's hooks replace `forward` to move tensors between devices; the matrix still is what acts.
     replaced = "forward" in vars(module) and not hasattr(module, "_hf_hook")
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    hooked = not all(hasattr(hook, OF_A_HOOK_POINT) for hook in hooks)
     plain = (
         isinstance(module, nn.Linear)
         and type(module).forward is nn.Linear.forward
-        and not (replaced or module._forward_hooks or module._forward_pre_hooks)
+        and not (replaced or hooked)
         # Quantised and distributed weights are subclasses.
         and type(weight) is nn.Parameter
         and type(weight.data) is Tensor
@@ -66,7 +72,7 @@ def effective_map(
         ValueError: If its weights are not here, or it does not multiply by one matrix, as layers that quantise what
             they read do not.
     """
-    device = _device(module)
+    device = device_of(module)
     if device.type == "meta":
         raise ValueError(f"{name} ({type(module).__name__}) has no weights: they are on the meta device.")
     generator = torch.Generator().manual_seed(0)
@@ -98,7 +104,7 @@ def effective_bias(module: nn.Module, d_in: int, dtype: torch.dtype, name: str) 
     return linear.bias if stored_weight(module) is not None else effective_map(module, d_in, dtype, name)[1]
 
 
-def _device(module: nn.Module) -> torch.device:
+def device_of(module: nn.Module) -> torch.device:
     """Device of what a module reads; offloaded modules name it, since their weights are elsewhere until they run."""
     hook: Any = getattr(module, "_hf_hook", None)
     if (device := getattr(hook, "execution_device", None)) is not None:

@@ -4,6 +4,7 @@ The Hugging Face model is untouched between passes. `connected` is the one place
 
     hooks on the residual stream   PyTorch hooks on layers and their parts   (points.HookedBlock.connected)
     hooks on hook_o_in             PyTorch hooks on W_O                      (points.HookedAttention.connected)
+    hooks on norms and neurons     PyTorch hooks on these                    (sublayers)
     hooks on q k v scores z        another attention function                (taps.route_attention)
     positions of the pass          a PyTorch hook on the stack of layers     (track_positions)
 """
@@ -25,9 +26,10 @@ from corelens.hf.architecture import decoder_configs
 from corelens.hf.layers import AttentionModule, DecoderLayer
 from corelens.hf.prefix_cache import PrefixCache
 from corelens.hf.wrapped_modules import WrappedModules
-from corelens.hooks.points import HookedAttention, HookedBlock, HookedVision
+from corelens.hooks.points import HookedAttention, HookedBlock, HookedVision, hook_input
 from corelens.hooks.positions import Intervention, PassState, batch_shape
 from corelens.hooks.rows import RowHook
+from corelens.hooks.sublayers import HookedMLP, HookedNorm
 from corelens.hooks.taps import NAME, PACKED, HookedAttentionCall, route_attention
 from corelens.hooks.threads import in_this_thread
 from corelens.tokens import TokenMap
@@ -62,7 +64,11 @@ def begin_pass(
 
 @contextmanager
 def connected(
-    wrapped: WrappedModules, blocks: Sequence[HookedBlock], vision: HookedVision, state: PassState
+    wrapped: WrappedModules,
+    blocks: Sequence[HookedBlock],
+    vision: HookedVision,
+    ends: tuple[HookPoint, HookedNorm | None],
+    state: PassState,
 ) -> Iterator[None]:
     """Connect every hook point that has hooks to the Hugging Face model until the block ends.
 
@@ -70,6 +76,7 @@ def connected(
         wrapped: The model whose next passes are hooked.
         blocks: Hook points of its decoder layers.
         vision: Hook points of its vision tower.
+        ends: Hook points of what enters the first layer, and of the norm behind the last.
         state: Positions of the pass; updated while it runs.
 
     Raises:
@@ -77,7 +84,9 @@ def connected(
             activations at random, or its heads follow a plan.
         ValueError: If an intervention cannot act in this pass.
     """
-    modules = [module for part in (*blocks, vision) for module in part.modules()]
+    embed, ln_final = ends
+    outside = [embed] if ln_final is None else [embed, ln_final]
+    modules = [module for part in (*blocks, vision, *outside) for module in part.modules()]
     points = [module for module in modules if isinstance(module, HookPoint) and module.has_hooks()]
     if not points:
         yield
@@ -89,9 +98,13 @@ def connected(
             point.ctx["state"] = state
             connections.callback(clear_context, point)
         connections.callback(track_positions(blocks[0].hf_layer.stack, state).remove)
+        if embed.has_hooks():
+            # Before the layer's own, so that hook_resid_pre sees its edits.
+            connections.callback(hook_input(embed, blocks[0].hf_layer.block).remove)
         attentions = [module for module in modules if isinstance(module, HookedAttention)]
-        for module in (*blocks, *attentions):
-            connections.enter_context(module.connected())
+        for module in modules:
+            if isinstance(module, HookedBlock | HookedAttention | HookedMLP | HookedNorm):
+                connections.enter_context(module.connected())
         in_vision = set(vision.modules())
         taps = {
             attention.hf_attention: attention.tap(state, ignore_queries=attention in in_vision)

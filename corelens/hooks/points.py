@@ -3,6 +3,8 @@
     HookedBlock            blocks.{layer}.hook_{resid_pre,attn_out,resid_mid,mlp_out,resid_post}
       HookedAttention      blocks.{layer}.attn.hook_{q,k,v,attn_scores,pattern,z,o_in}
       HookedAttention      blocks.{layer}.cross_attn.hook_*    where a layer also attends to an encoder
+      HookedMLP            blocks.{layer}.mlp.hook_{pre,pre_linear,post}    see `sublayers`
+      HookedNorm           blocks.{layer}.{ln1,ln2}.hook_scale
     HookedVision           vision.blocks.{layer}.attn.hook_*
 
 Hook points are TransformerLens's; `corelens.hooks.connect` attaches those that have hooks to the Hugging Face model for
@@ -16,7 +18,6 @@ from difflib import get_close_matches
 from typing import Any
 
 from einops import rearrange
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint
@@ -24,17 +25,18 @@ from transformer_lens.hook_points import HookPoint
 from corelens.errors import docs_link
 from corelens.heads import Head
 from corelens.hf.layers import AttentionModule, DecoderLayer
-from corelens.hf.projections import effective_weight, stored_weight
 from corelens.hf.wrapped_modules import WrappedModules
 from corelens.hooks.positions import PassState
+from corelens.hooks.sublayers import HookedMLP, HookedNorm
 from corelens.hooks.taps import HookedAttentionCall, call_hook, call_hook_on_copy
 from corelens.hooks.threads import in_this_thread
+from corelens.hooks.weights import AttentionWeights
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 """One hook name, several, a filter of names, or None for all."""
 
 
-class HookedAttention(nn.Module):
+class HookedAttention(AttentionWeights):
     """Hook points of one attention module.
 
     - `hook_q`: [batch query head d_qk], normed and rotated, as they meet the keys
@@ -60,52 +62,6 @@ class HookedAttention(nn.Module):
         self.hook_attn_scores, self.hook_pattern, self.hook_z = HookPoint(), HookPoint(), HookPoint()
         if hf_attention.gated and hf_attention.w_o is not None:
             self.hook_o_in = HookPoint()
-
-    @property
-    def W_O(self) -> Float[Tensor, "head d_head d_model"]:
-        """Matrix by which each head writes its output to the residual stream.
-
-        A view of the model's weights where these are what acts. Elsewhere (adapters, parametrisations, weights that are
-        quantised or offloaded) it is computed from what the projection does to unit vectors.
-
-        Raises:
-            ValueError: If the module's W_O was not found, or it acts by no matrix: it quantises what it reads, say.
-            RuntimeError: If the module is no longer part of the model.
-        """
-        name, dtype = f"the W_O of {self.hook_z.name}", self.wrapped.hf_model.dtype
-        return self._by_head(effective_weight(self._w_o, self._d_in, dtype, name))
-
-    @property
-    def stored_W_O(self) -> Float[Tensor, "head d_head d_model"]:
-        """The same, as a view of the model's weights, so that changing it changes the model.
-
-        Raises:
-            ValueError: If W_O was not found, or is no matrix that the module holds.
-            RuntimeError: If the module is no longer part of the model.
-        """
-        weight = stored_weight(self._w_o)
-        if weight is None:
-            raise ValueError(
-                f"the W_O of {self.hook_z.name} ({type(self._w_o).__name__}) is no matrix that it holds, so that "
-                f"columns of it cannot be set to zero: it is adapted, parametrised, quantised or offloaded. "
-                f"ablate(heads) does the same by hooks. {docs_link('no-matrix')}"
-            )
-        return self._by_head(weight)
-
-    @property
-    def _w_o(self) -> nn.Module:
-        self.wrapped.check_unchanged()
-        w_o = self.hf_attention.w_o
-        if w_o is None:
-            raise ValueError(f"where {type(self.hf_attention.module).__name__} keeps its W_O is not known.")
-        return w_o
-
-    @property
-    def _d_in(self) -> int:
-        return self.hf_attention.n_heads * self.hf_attention.d_head
-
-    def _by_head(self, weight: Float[Tensor, "d_model d_in"]) -> Float[Tensor, "head d_head d_model"]:
-        return rearrange(weight, "d_model (head d_head) -> head d_head d_model", head=self.hf_attention.n_heads)
 
     @property
     def has_hooks(self) -> bool:
@@ -157,7 +113,8 @@ class HookedBlock(nn.Module):
     """Hook points of one decoder layer: `attn` and `cross_attn` where it has them, and the residual stream's.
 
     Those are [batch position d_model]: `hook_resid_pre`, `hook_attn_out`, `hook_resid_mid`, `hook_mlp_out`,
-    `hook_resid_post`; a layer has those that its form allows.
+    `hook_resid_post`; a layer has those that its form allows. `mlp` is there if it is dense, and `ln1` and `ln2` are
+    the norms of what attention and MLP read.
     """
 
     hook_out_is_single_residual_stream = True
@@ -168,13 +125,17 @@ class HookedBlock(nn.Module):
         self.hf_layer = hf_layer
         for name, attention in hf_layer.attentions.items():
             self.add_module(name, HookedAttention(attention, wrapped))
+        for name, norm in hf_layer.norms.items():
+            self.add_module(name, HookedNorm(norm, wrapped))
+        if hf_layer.mlp is not None:
+            self.mlp = HookedMLP(hf_layer.mlp, wrapped)
         for name in hf_layer.points:
             self.add_module(f"hook_{name}", HookPoint())
 
     @contextmanager
     def connected(self) -> Iterator[None]:
         """Connect the residual stream's hook points that have hooks to the Hugging Face layer until the block ends."""
-        connect = {"input": _hook_input, "input in place": _hook_input_in_place, "output": _hook_output}
+        connect = {"input": hook_input, "input in place": _hook_input_in_place, "output": _hook_output}
         with ExitStack() as connections:
             for name, location in self.hf_layer.points.items():
                 point: Any = getattr(self, f"hook_{name}")
@@ -290,7 +251,9 @@ def check_hook_name(name: str, names: Collection[str], layers: Sequence[DecoderL
     raise ValueError(f"there is no hook point {name!r}; the nearest are {nearest}. {docs_link('hook-point')}")
 
 
-def _hook_input(point: HookPoint, module: nn.Module) -> RemovableHandle:
+def hook_input(point: HookPoint, module: nn.Module) -> RemovableHandle:
+    """Call a hook point on what a decoder layer reads from the residual stream."""
+
     def call_hooks(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # On a copy: the first layer's input is the caller's `inputs_embeds`, another's is what the layer before wrote.
         if args:

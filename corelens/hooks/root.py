@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 from torch import nn
 from transformer_lens import HookedRootModule
+from transformer_lens.hook_points import HookPoint
 from transformers import PreTrainedModel
 
 from corelens.errors import docs_link
 from corelens.heads import Head
-from corelens.hf.architecture import decoder_layers, vision_layers
+from corelens.hf.architecture import decoder_layers, final_norm, vision_layers
 from corelens.hf.layers import DecoderLayer
 from corelens.hf.module_outputs import vision_towers
 from corelens.hf.prefix_cache import PrefixCache
@@ -27,6 +28,7 @@ from corelens.hooks.points import (
     names_selector,
 )
 from corelens.hooks.rows import Hooks, limit_rows
+from corelens.hooks.sublayers import HookedNorm
 from corelens.hooks.threads import RawCallGuard, lock_of, pass_through_corelens
 from corelens.tokens import TokenMap
 
@@ -56,14 +58,19 @@ class HookedLayers(HookedRootModule):
         modules = {stack, *(attention.module for attention in attentions)}
         for layer in layers:
             attentions += layer.attentions.values()
-            modules |= {layer.block, *(location.module for location in layer.points.values())}
+            modules |= {layer.block, *layer.norms.values(), *(location.module for location in layer.points.values())}
+            modules |= set() if layer.mlp is None else {layer.mlp.module}
         modules |= {attention.module for attention in attentions}
         # W_O itself may be replaced, by an adapter; what holds it may not.
         modules |= {attention.w_o_owner for attention in attentions if attention.w_o_owner is not None}
-        self._wrapped = WrappedModules(hf_model, modules)
+        norm = final_norm(stack)
+        self._wrapped = WrappedModules(hf_model, modules if norm is None else modules | {norm})
         self._raw_calls = RawCallGuard(hf_model, [stack, *vision_towers(hf_model)])
         self._lock = lock_of(hf_model)
+        self.hook_embed = HookPoint()
         self.blocks = nn.ModuleList(HookedBlock(layer, self._wrapped) for layer in layers)
+        if norm is not None:
+            self.ln_final = HookedNorm(norm, self._wrapped)
         self.vision = HookedVision(vision, self._wrapped)
         self.setup()
 
@@ -80,6 +87,10 @@ class HookedLayers(HookedRootModule):
     @property
     def _blocks(self) -> list[HookedBlock]:
         return list(self.blocks)  # pyright: ignore[reportReturnType]
+
+    @property
+    def _ln_final(self) -> HookedNorm | None:
+        return self._modules.get("ln_final")  # pyright: ignore[reportReturnType]
 
     def check_heads(self, heads: Iterable[Head]) -> None:
         """Raise a ValueError that names the first head that the model does not have."""
@@ -138,7 +149,7 @@ class HookedLayers(HookedRootModule):
         with (
             self._lock,
             pass_through_corelens(self.hf_model),
-            connected(self._wrapped, self._blocks, self.vision, state),
+            connected(self._wrapped, self._blocks, self.vision, (self.hook_embed, self._ln_final), state),
         ):
             yield
 
@@ -157,7 +168,7 @@ class HookedLayers(HookedRootModule):
             # Heads before names, for the clearer message.
             self.check_heads(getattr(function, "heads", ()))
             if isinstance(name, str):
-                self._check_hook_name(name)
+                self.check_hook_name(name)
             else:
                 matching_names(name, self.hook_dict)
 
@@ -165,9 +176,9 @@ class HookedLayers(HookedRootModule):
         """Raise a ValueError if a hook would not act in a pass that stops before a layer."""
         for name, point in self.hook_dict.items():
             if point.has_hooks() and not _is_reached(name, stop_at_layer):
+                later = f", or stop at layer {layer_of(name) + 1}" if name.startswith("blocks.") else ""
                 raise ValueError(
-                    f"the hook on {name} never acts: the pass stops before layer {stop_at_layer}. Leave it out, or "
-                    f"stop at layer {layer_of(name) + 1}."
+                    f"the hook on {name} never acts: the pass stops before layer {stop_at_layer}. Leave it out{later}."
                 )
 
     def _reached(self, stop_at_layer: int) -> list[str]:
@@ -179,14 +190,15 @@ class HookedLayers(HookedRootModule):
         return any(point.has_hooks() for point in self.hook_points())
 
     def _selector(self, names_filter: NamesFilter) -> Callable[[str], bool]:
-        return names_selector(names_filter, self.hook_dict, self._check_hook_name)
+        return names_selector(names_filter, self.hook_dict, self.check_hook_name)
 
-    def _check_hook_name(self, name: str) -> None:
+    def check_hook_name(self, name: str) -> None:
+        """Raise a ValueError if there is no hook point of this name, with the reason."""
         check_hook_name(name, self.hook_dict, self.hf_layers, self._no_vision)
 
 
 def _is_reached(name: str, stop_at_layer: int) -> bool:
     """True if a hook point is called in a pass that stops before a layer."""
-    if name.startswith("vision."):
-        return True
+    if not name.startswith("blocks."):
+        return not name.startswith("ln_final.")
     return layer_of(name) < stop_at_layer or name == f"blocks.{stop_at_layer}.hook_resid_pre"

@@ -91,7 +91,7 @@ class HookedAttentionCall:
         z = call.head_outputs()
         if self.hook_attn_scores.has_hooks() or self.hook_pattern.has_hooks():
             z = self._call_row_hooks(call, z)
-        z, edited = _call_hook_detecting_edits(self.hook_z, z)
+        z, edited = call_hook_detecting_edits(self.hook_z, z)
         if edited and self.why_not_editable:
             raise ValueError(f"{self.hook_z.name} was edited, and {self.why_not_editable}")
         # Some layers view it in another shape.
@@ -127,9 +127,9 @@ class HookedAttentionCall:
         # Columns are positions of the sequence, also where a sliding cache has dropped the first keys.
         dropped = 0 if self.is_cross_attention else int(self.state.positions(scores.shape[-1])[0])
         scores = pad(scores, (dropped, 0), value=torch.finfo(torch.float32).min)
-        scores, scores_edited = _call_hook_detecting_edits(self.hook_attn_scores, scores)
+        scores, scores_edited = call_hook_detecting_edits(self.hook_attn_scores, scores)
         pattern = pad(call.pattern(scores[..., dropped:], rows), (dropped, 0))
-        pattern, pattern_edited = _call_hook_detecting_edits(self.hook_pattern, pattern)
+        pattern, pattern_edited = call_hook_detecting_edits(self.hook_pattern, pattern)
         if not (scores_edited or pattern_edited):
             return z
         pattern = pattern[..., dropped:]
@@ -264,7 +264,7 @@ def _call_hook_by_position(hook: HookPoint, heads_first: Tensor) -> Tensor:
     return call_hook_on_copy(hook, heads_first.transpose(1, 2)).transpose(1, 2)
 
 
-def _call_hook_detecting_edits(hook: HookPoint, tensor: Tensor) -> tuple[Tensor, bool]:
+def call_hook_detecting_edits(hook: HookPoint, tensor: Tensor) -> tuple[Tensor, bool]:
     """Call a hook; return its tensor, and True if that was replaced, changed in place, or needs a gradient."""
     if not hook.has_hooks():
         return tensor, False

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from corelens.errors import docs_link
+from corelens.hf.projections import OF_A_HOOK_POINT
 
 _LOCKS: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
 
@@ -39,6 +40,8 @@ def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         return hook(*args, **kwargs) if threading.get_ident() == owner else None
 
+    # Weights that a hook reads are those that act without it.
+    setattr(call, OF_A_HOOK_POINT, True)
     return call
 
 

@@ -43,6 +43,7 @@ from corelens.sparse.cost_model import (
 from corelens.sparse.rules import StreamingBlocks
 from corelens.study.acceleration import PUBLISHED_COUNTS
 from corelens.study.budget import FULL, planned_work
+from tests.helpers import transformerlens
 from tests.helpers.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).parents[2]
@@ -147,6 +148,8 @@ def tables() -> dict[str, list[list[Any]]]:
         "verdicts": list(_verdicts()),
         "effects": list(_measurements()),
         "tasks": list(_tasks()),
+        "transformerlens-states": transformerlens.counts(),
+        "transformerlens": transformerlens.table(),
     }
 
 

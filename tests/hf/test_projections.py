@@ -87,7 +87,7 @@ def test_w_o_is_what_acts_and_weights_that_do_not_act_are_not_zeroed(change: Cal
     assert_close(written, cache["attn_out", 1], atol=1e-5, rtol=1e-5)
     assert (model.cfg.d_head, model.cfg.d_model) == (16, 64)
     assert not torch.allclose(model.run_with_hooks(inputs, fwd_hooks=ablate(HEADS)), plain, atol=1e-3)
-    message = r"the W_O of blocks\.1\.attn\.hook_z .* ablate\(heads\) does the same"
+    message = r"the W_O of blocks\.1\.attn .* ablate\(heads\) does the same"
     with pytest.raises(ValueError, match=message), zeroed_weights(model, HEADS):
         pass
 
