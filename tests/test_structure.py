@@ -79,6 +79,7 @@ WITHOUT_MODULE = {
     "test_transformerlens.py": "docs/transformerlens.md",
     "test_transformerlens_table.py": "every row of its table",
     "test_transformerlens_values.py": "values of its table, against TransformerLens's own models",
+    "study/test_verdict_rates.py": "all rules, by benchmarks/verdict_rates.py",
     "cli/test_reproduce.py": "docs/reproduce.md",
     "toy/test_weights.py": "the shipped models",
     "inputs/test_learned_queries.py": "token_geometry, of visual tokens without rectangles",

@@ -12,7 +12,7 @@ from corelens.experiments.ablation import ReferenceMethod
 from corelens.experiments.controls import WRITE_NORM
 from corelens.experiments.run_folder import atomic_write_json
 from corelens.experiments.throughput import (
-    N_ANSWERS,
+    N_TIMED_ANSWERS,
     affordable_draws,
     seconds_per_answer,
     seconds_per_pass,
@@ -214,11 +214,11 @@ def measure_throughput(
         return Throughput(**json.loads(file.read_text()))
     timed = timed_samples(samples)
     n_samples = sum(map(len, timed.values()))
-    with total_progress((2 + N_ANSWERS) * n_samples, "timing a few samples", "pass") as bar:
+    with total_progress((2 + N_TIMED_ANSWERS) * n_samples, "timing a few samples", "pass") as bar:
         bar.begin("", 1)
         seconds_per_pass(model, timed, SCANNED_METRICS)  # warm-up
         of_pass = seconds_per_pass(model, timed, SCANNED_METRICS)
-        bar.begin("", N_ANSWERS)
+        bar.begin("", N_TIMED_ANSWERS)
         throughput = Throughput(of_pass, seconds_per_answer(model, timed, max_new_tokens, box_unit))
     Path(out).mkdir(parents=True, exist_ok=True)
     atomic_write_json(file, asdict(throughput))

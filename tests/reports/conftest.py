@@ -17,10 +17,16 @@ def runs(toy_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     datasets = {"few": list(toy.scenes(6, 0, n_things=3)), "many": list(toy.scenes(6, 1))}
     scores = cl.scan_metrics(toy_model, datasets, ["ram", "write_ram", "spatial_entropy"], out=folder / "scan")
+    norms = cl.scan(toy_model, datasets["many"], "question_write_norm")
     texts = list(toy.texts(5, 0, "copy"))
     conditions = scores["ram"].controls(0.05, range(2))
     cl.run_ablation(
-        toy_model, {"many": datasets["many"], "copy": texts}, conditions, max_new_tokens=4, out=folder / "ablate"
+        toy_model,
+        {"many": datasets["many"], "copy": texts},
+        conditions,
+        max_new_tokens=4,
+        write_norm=norms,
+        out=folder / "ablate",
     )
     scan_key_tokens(
         toy_model,

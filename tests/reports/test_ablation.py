@@ -7,7 +7,7 @@ import pytest
 import corelens as cl
 from corelens import HookedMLLM, toy
 from corelens.experiments.ablation import dose_conditions, run_ablation
-from corelens.experiments.conditions import read_conditions
+from corelens.experiments.conditions import low_to_high, read_conditions
 from corelens.experiments.run_folder import RunFolder
 from tests.helpers.reports import report_of, tables, text_of, titles
 
@@ -27,12 +27,13 @@ def test_the_report_of_an_ablation_holds_its_numbers(runs: Path):
         ]
         for row, condition in zip(table[1:], results.conditions, strict=True):
             accuracies = results.accuracies(condition, name)
-            assert float(row[1]) == pytest.approx(100 * sum(accuracies) / len(accuracies), abs=0.051)
-        assert float(table[2][3]) == pytest.approx(100 * results.paired_difference("top", name).mean, abs=0.051)
-    assert f"accuracy goes from {many[1][1]} to {many[2][1]} percent on many, {copy[1][1]} to {copy[2][1]}" in text_of(
+            assert row[1] == low_to_high(results.n_writing.get(condition, []))
+            assert float(row[2]) == pytest.approx(100 * sum(accuracies) / len(accuracies), abs=0.051)
+        assert float(table[2][4]) == pytest.approx(100 * results.paired_difference("top", name).mean, abs=0.051)
+    assert f"accuracy goes from {many[1][2]} to {many[2][2]} percent on many, {copy[1][2]} to {copy[2][2]}" in text_of(
         page
     )
-    assert f"with as many random heads ablated, to {many[4][1]} on many, {copy[4][1]} on copy." in text_of(page)
+    assert f"with as many random heads ablated, to {many[4][2]} on many, {copy[4][2]} on copy." in text_of(page)
     assert dict(heads)["top"] == str(results.conditions["top"][0])
     assert dict(heads)["random"] == "2 draws of 5 heads"
     assert dict(about)["how"] == "zero"
