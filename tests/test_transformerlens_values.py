@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformer_lens import ActivationCache
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
 from transformer_lens.model_bridge.sources.transformers import source
 
 from corelens import HookedMLLM
@@ -40,8 +41,9 @@ def pair(request: pytest.FixtureRequest, toy_model: HookedMLLM) -> Pair:
     hf_model = tiny.build(name, attention="eager")
     hf_model.config.architectures = [type(hf_model).__name__]
     with pytest.MonkeyPatch.context() as patches:
-        # It would look for a processor on the Hub.
+        # It would look for a processor on the Hub, and for torchvision, which processors of pictures need.
         patches.setattr(source, "load_modality_processor", lambda *_, **__: None)
+        patches.setattr(ArchitectureAdapter, "_check_required_libraries", lambda _: None)
         bridge = TransformerBridge.boot_transformers(
             name, hf_model=hf_model, tokenizer=toy_model.tokenizer, device="cpu"
         )

@@ -114,7 +114,7 @@ def read_conditions(run: RunFolder) -> ConditionResults[Any]:
     )
 
 
-def low_to_high(values: Sequence[float], digits: int = 0) -> str:
+def low_to_high(values: Sequence[float | int], digits: int = 0) -> str:
     """Lowest and highest of some numbers, such as `0 to 2`, or the one that they all are; empty without numbers."""
     bounds = [f"{value:.{digits}f}" for value in (min(values), max(values))] if values else []
     return " to ".join(dict.fromkeys(bounds))

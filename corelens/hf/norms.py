@@ -48,9 +48,10 @@ def norm_weights(norm: nn.Module, width: int, dtype: torch.dtype, name: str) -> 
     signs[1::2] = -1
     random = torch.randn(4, width, generator=torch.Generator().manual_seed(0)).to(device, dtype) + 0.5
     with torch.autocast(device.type, enabled=False):
+        # Past its hooks, which may be those of a pass that is about to run.
         # Beside a scale of 64 an epsilon is nothing; beside one of 1/1024 it is most.
         upper, lower, small, output = (
-            norm(inputs.to(dtype)).float() for inputs in (64 * signs, -64 * signs, signs / 1024, 64 * random)
+            norm.forward(inputs.to(dtype)).float() for inputs in (64 * signs, -64 * signs, signs / 1024, 64 * random)
         )
     gain, bias, random = (upper - lower) / 2 * signs, (upper + lower) / 2, random.float()
     largest = int(gain.abs().argmax())

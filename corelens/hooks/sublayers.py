@@ -52,7 +52,8 @@ class HookedNorm(nn.Module):
             RuntimeError: If it is no longer part of the model.
         """
         self.wrapped.check_unchanged()
-        d_model = self.wrapped.hf_model.config.get_text_config(decoder=True).hidden_size
+        widths = [parameter.shape[-1] for parameter in self.hf_norm.parameters()]
+        d_model = widths[0] if widths else self.wrapped.hf_model.config.get_text_config(decoder=True).hidden_size
         return norm_weights(self.hf_norm, d_model, self.wrapped.hf_model.dtype, self.name)
 
     @contextmanager

@@ -118,7 +118,7 @@ def test_a_killed_actor_costs_nothing_and_either_scan_goes_on_with_the_other(clu
     with pytest.warns(UserWarning, match="1 of 14 samples cannot be measured"):
         expected = scan_metrics(toy_model(), {"x": scenes}, metrics, out=tmp_path / "serial", batch_size=3)
     files = files_of(tmp_path / "serial")
-    assert len(files) == 1 + 4 + 2
+    assert len(files) == 1 + 4 + 2 * 2  # manifest, parts, and two files for each of two metrics
     assert files_of(tmp_path / "ray") == files
     for name in metrics:
         assert torch.equal(scores[name].values, expected[name].values)

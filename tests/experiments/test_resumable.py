@@ -111,6 +111,8 @@ def test_a_scan_killed_at_any_moment_ends_with_the_same_bytes(tmp_path: Path):
         "manifest.json",
         "ram.safetensors",
         "write_ram.safetensors",
+        "ram.csv",
+        "write_ram.csv",
         *(f"parts/0000{number}.parquet" for number in range(4)),
     }
     rng, kills, finished = random.Random(0), 0, set()
