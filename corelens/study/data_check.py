@@ -234,5 +234,6 @@ def _kinds(samples: Sequence[Sample]) -> DataFinding:
     large = [task for task, n in tasks.items() if n >= 2 * MIN_SAMPLES]
     if len(large) > 1:
         return DataFinding(subject, "yes", f"{', '.join(large)}.")
-    reason = f"it takes two kinds (`task`) with {2 * MIN_SAMPLES} samples or more; a mean over all hides them."
-    return DataFinding(subject, "no", reason)
+    reason = f"it takes two kinds (`task`) with {2 * MIN_SAMPLES} samples or more"
+    by_heads = "" if tasks else "; where none is named, the study looks for two groups by the heads that they use"
+    return DataFinding(subject, "no", f"{reason}{by_heads}.")
