@@ -3,9 +3,7 @@
 import ast
 import json
 import re
-import tarfile
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -142,24 +140,6 @@ def dataset_folder(source: str | PathLike[str], patterns: Sequence[str], access:
         raise FileNotFoundError(
             f"{str(source)!r} is no local folder, and could not be downloaded from the Hub: {reason}"
         ) from cause
-
-
-def unpack_archives(archives: Path, name: str) -> Path:
-    """Unpack the .tar.gz and .zip archives of a download once, beside Hugging Face's cache; return the folder."""
-    folder = Path(require_package("huggingface_hub").constants.HF_HOME) / "corelens" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    for archive in sorted([*archives.rglob("*.tar.gz"), *archives.rglob("*.zip")]):
-        # The size distinguishes newer archives of the same name. The marker comes last: interrupted work is repeated.
-        marker = folder / f".{archive.name}-{archive.stat().st_size}"
-        if not marker.exists():
-            if archive.suffix == ".zip":
-                with zipfile.ZipFile(archive) as files:
-                    files.extractall(folder)
-            else:
-                with tarfile.open(archive) as files:
-                    files.extractall(folder, filter="data")  # no files outside the folder, no devices
-            marker.touch()
-    return folder
 
 
 def find_files(folder: Path, *patterns: str) -> list[Path]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from corelens.data.readers.archives import unpack_archives
 from corelens.data.readers.base import (
     BadRow,
     ListOf,
@@ -26,7 +27,6 @@ from corelens.data.readers.base import (
     read_json,
     read_line,
     read_lines,
-    unpack_archives,
 )
 from corelens.data.sample import Evidence, Sample
 from corelens.errors import check_choice

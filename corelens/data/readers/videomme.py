@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from corelens.data.readers.archives import unpack_archives
 from corelens.data.readers.base import (
     BadRow,
     Row,
@@ -19,7 +20,6 @@ from corelens.data.readers.base import (
     find_files,
     read_field,
     read_table,
-    unpack_archives,
 )
 from corelens.data.sample import Sample
 
