@@ -175,8 +175,8 @@ def condition(kind: str, task: str, metric: str) -> str:
     return f"{kind}, {task}, by {metric}"
 
 
-HEADER = ("ablated", "heads that write", "digit", "colour", *toy.TEXT_TASKS)
-"""Column names of `Demo.rows`. Heads that write nothing change nothing when they are ablated."""
+HEADER = ("ablated", "write", "digit", "colour", *toy.TEXT_TASKS)
+"""Column names of `Demo.rows`. `write`: heads of the set that write anything; the others change nothing."""
 
 
 def _by_task(n: int, seed: int) -> dict[str, list[Sample]]:

@@ -44,6 +44,7 @@ def demo(
     for row in finished.rows:
         table.add_row(*row, style="bold red" if row[0].startswith("top") else None)
     console.print(table)
+    console.print("write: heads of the set that write anything; ablating the others changes nothing")
     for name, reason in finished.result["no control"].items():
         console.print(f"  {name}: {reason}")
     rankings = finished.result["expected"]
