@@ -11,8 +11,6 @@ way, and a file says which model, samples and choices its numbers come from:
               controls: the top heads, and all sets of equally many that they are compared with
 
 NaN marks a head that a model does not have, or that has no score; such heads are neither ranked nor counted.
-
-Read on: `corelens.metrics` computes the values, and `corelens.head_formats` has the head lists of others.
 """
 
 import csv
@@ -236,16 +234,18 @@ class HeadScores:
         suffix = "" if self.aggregation == "mean" else f" ({self.aggregation})"
         return f"{prefix} {n} of {self.n_heads} heads by {self.metric}{suffix}"
 
-    def table(self) -> list[dict[str, Any]]:
-        """One row per head, the highest score first: `name`, `layer`, `head`, `score`, `low` and `high`.
+    @cached_property
+    def interval(self) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
+        """Bounds of 95 % intervals that hold for all heads at once; NaN but for means over several samples."""
+        if self.aggregation != "mean":
+            return (torch.full_like(self.per_head, torch.nan),) * 2
+        return metrics.simultaneous_interval(self.values, groups=self.groups, datasets=self.datasets)
 
-        The bounds are of 95 % intervals of means, which hold for all heads at once; NaN where there are none.
-        """
-        of_means = metrics.simultaneous_interval(self.values, groups=self.groups, datasets=self.datasets)
-        low, high = ((bound if self.aggregation == "mean" else bound * torch.nan).tolist() for bound in of_means)
+    def table(self) -> list[dict[str, Any]]:
+        """One row per head, the highest score first: `name`, `layer`, `head`, `score`, and `low` and `high`."""
+        numbers = dict(zip(("score", "low", "high"), (self.per_head, *self.interval), strict=True))
         return [
-            {"name": str(head), "layer": head.layer, "head": head.head, "score": float(self.per_head[head])}
-            | {"low": low[head.layer][head.head], "high": high[head.layer][head.head]}
+            {"name": str(head), **head._asdict(), **{name: float(of[head]) for name, of in numbers.items()}}
             for head in self.ranked()
         ]
 

@@ -3,6 +3,8 @@
 Commands import what they need when they run, so that `--help` is quick.
 """
 
+import warnings
+
 import typer
 
 from corelens.cli.ablate import ablate
@@ -51,6 +53,8 @@ app = typer.Typer(
 @app.callback()
 def main() -> None:
     """See which attention heads of a multimodal LLM fetch the visual evidence, and test whether it matters."""
+    # One line: where a warning is raised tells nothing to who types commands.
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
 
 
 for command, line in EXAMPLES.items():

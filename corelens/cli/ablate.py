@@ -156,12 +156,22 @@ def _n_draws(
     """Number of draws of write-matched heads: that with which `out` began, else as many as are cheap."""
     from corelens.experiments.controls import MATCHED
     from corelens.experiments.run_folder import read_summary
-    from corelens.experiments.throughput import MAX_DRAWS, affordable_draws, seconds_per_answer, timed_samples
+    from corelens.experiments.throughput import (
+        MAX_DRAWS,
+        N_TIMED_ANSWERS,
+        affordable_draws,
+        seconds_per_answer,
+        timed_samples,
+    )
+    from corelens.progress import total_progress
 
     if (manifest := out / "manifest.json").is_file():
         earlier = read_summary(manifest).get("conditions", {})
         return max((len(draws) for name, draws in earlier.items() if name.startswith(MATCHED)), default=1)
-    seconds = seconds_per_answer(model, timed_samples(samples), box_unit=box_unit) * sum(map(len, samples.values()))
+    timed = timed_samples(samples)
+    with total_progress(N_TIMED_ANSWERS * sum(map(len, timed.values())), "timing a few samples", "pass") as bar:
+        bar.begin("", N_TIMED_ANSWERS)
+        seconds = seconds_per_answer(model, timed, box_unit=box_unit) * sum(map(len, samples.values()))
     n_doses = sum(name.startswith("top ") for name in conditions)
     n_draws = affordable_draws(seconds * n_doses)
     typer.echo(f"{MATCHED} heads: {n_draws} draws, of at most {MAX_DRAWS}; one takes {seconds:.2g} seconds.", err=True)

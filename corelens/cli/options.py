@@ -208,7 +208,8 @@ def warn_of_shared(ranking: "HeadScores", samples: Mapping[str, Sequence["Sample
     if shared := len({sample.id for sample in tested if chose & {sample.id, sample.group}}):
         typer.echo(
             f"Warning: {shared} of {len(tested)} samples also chose the heads, or others about the same picture, "
-            f"document or video did, and overestimate their effect. Test on other samples, which another --seed draws.",
+            f"document or video did, and overestimate their effect. Test on other samples; of drawn data, "
+            "another --seed makes others.",
             err=True,
         )
 

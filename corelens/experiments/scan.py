@@ -28,7 +28,6 @@ from corelens.metrics import (
     lorenz_curve,
     rho,
     sample_groups,
-    simultaneous_interval,
     stability_curve,
 )
 from corelens.model import HookedMLLM
@@ -204,7 +203,6 @@ def scan_summary(scores: HeadScores) -> dict[str, Any]:
     """
     top = scores.top()
     origin: Any = {"groups": scores.groups, "datasets": scores.datasets}
-    low, high = simultaneous_interval(scores.values, **origin)
     summary: dict[str, Any] = {
         "samples": len(scores.samples),
         "heads": scores.n_heads,
@@ -212,9 +210,9 @@ def scan_summary(scores: HeadScores) -> dict[str, Any]:
             {
                 "head": str(head),
                 "score": round(float(scores.per_head[head]), 5),
-                "interval": [round(float(bound[head]), 5) for bound in (low, high)]
-                if scores.aggregation == "mean" and not low[head].isnan()
-                else None,
+                "interval": None
+                if scores.interval[0][head].isnan()
+                else [round(float(bound[head]), 5) for bound in scores.interval],
             }
             for head in top
         ],
@@ -245,7 +243,7 @@ def _groups(scores: HeadScores) -> dict[str, Any] | None:
         return None
     tops = [[str(head) for head in part.top()] for part in parts]
     return {
-        "p": round(p_value, 4),
+        "p": p_value,
         "samples": [len(part.samples) for part in parts],
         "top": tops,
         "shared": len({*tops[0]} & {*tops[1]}),

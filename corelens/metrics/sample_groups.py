@@ -1,11 +1,13 @@
 """Groups of samples that use different heads: a mean over all samples hides them."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from corelens.metrics.dip_test import dip_test
 
 
 class SampleGroups(NamedTuple):
@@ -39,20 +41,14 @@ def sample_groups(values: Float[Tensor, "sample layer head"]) -> SampleGroups:
         raise ValueError(
             f"{len(points)} samples and {points.shape[1]} heads with a score in all: too few to test for groups."
         )
-    try:
-        from diptest import diptest
-    except ModuleNotFoundError as cause:
-        message = f"{cause.name} is not installed: pip install 'corelens[app]'."
-        raise ModuleNotFoundError(message, name=cause.name) from cause
     points = points / points.abs().sum(1, keepdim=True).clamp(min=1e-12)
     _, _, directions = torch.linalg.svd(points - points.mean(0), full_matrices=False)
     place = ((points - points.mean(0)) @ directions[0]).numpy()
-    # Any: the package does not annotate that it returns a pair.
-    dip_and_p_value: Any = diptest(place)
+    _, p_value = dip_test(place)
     # The cut that leaves the least variance within both groups.
     ordered = np.sort(place)
     n = np.arange(1, len(ordered))
     sums, total = np.cumsum(ordered)[:-1], ordered.sum()
     between = (sums - n * total / len(ordered)) ** 2 / (n * (len(ordered) - n))
     above = torch.from_numpy(place > ordered[between.argmax()])
-    return SampleGroups(float(dip_and_p_value[1]), above == above[0])
+    return SampleGroups(p_value, above == above[0])

@@ -12,6 +12,7 @@ from scipy.stats import t as student_t
 from torch import Tensor
 
 from corelens.metrics.aggregation import full_precision
+from corelens.metrics.dip_test import dip_test
 
 Amount = float | int | np.number | Tensor
 """A number of heads if it is an integer, of Python, numpy or torch; a share of them if it is a float."""
@@ -144,21 +145,18 @@ def bimodality_test(scores: Float[Tensor, "layer head"]) -> Bimodality:
     # Moved onto the smallest positive one, the others would be a group of their own.
     in_logs = bool((existing > 0).all())
     values = (existing.log() if in_logs else existing).numpy()
+    dip, p_value = dip_test(values)
     try:
-        from diptest import diptest
         from sklearn.mixture import GaussianMixture
     except ModuleNotFoundError as cause:
         message = f"{cause.name} is not installed: pip install 'corelens[app]'."
         raise ModuleNotFoundError(message, name=cause.name) from cause
-    # Any: the package does not annotate that it returns a pair.
-    dip_and_p_value: Any = diptest(values)
     mixture: Any = GaussianMixture(2, n_init=5, random_state=0).fit(values[:, None])
     low, high = np.sort(mixture.means_[:, 0])
     upper_group = int(mixture.means_[:, 0].argmax())
     grid = np.linspace(low, high, 1_000)
     upper_probability = mixture.predict_proba(grid[:, None])[:, upper_group]
     threshold = float(grid[np.abs(upper_probability - 0.5).argmin()])
-    dip, p_value = map(float, dip_and_p_value)
     upper_share = float((values > threshold).mean())
     return Bimodality(dip, p_value, float(np.exp(threshold)) if in_logs else threshold, upper_share)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from corelens.experiments.ablation import ablation_summary, dose_curve
 from corelens.experiments.conditions import BASELINE, low_to_high, read_conditions
+from corelens.experiments.controls import MATCHED
 from corelens.experiments.run_folder import RunFolder, read_summary
 from corelens.reports.common import change_cells, close, percent
 from corelens.reports.data_check import ANSWER_COLUMNS, answer_row
@@ -62,14 +63,21 @@ def _answers(run: RunFolder) -> list[ScoredAnswer]:
 
 
 def _lead(heads: Mapping[str, list[str]], datasets: Mapping[str, Any]) -> str:
-    """Accuracy without the heads of the first condition, and without as many random heads if there are some."""
+    """Accuracy without the heads of the first condition, and without control heads that could do as much harm.
+
+    Random heads take their place if there are none, with the number of those that write anything.
+    """
     _, first, *others = heads
     accuracies = {name or "the samples": _accuracies(data) for name, data in datasets.items()}
     changes = [f"{percent(of[BASELINE])} to {percent(of[first])} percent on {name}" for name, of in accuracies.items()]
     lead = f"With {_size(heads[first][0])} heads ablated ({first}), accuracy goes from {', '.join(changes)}"
-    if (control := first.replace("top", "random", 1)) in others:
-        random = [f"{percent(of[control])} on {name}" for name, of in accuracies.items()]
-        lead += f"; with as many random heads ablated, to {', '.join(random)}"
+    for kind in (MATCHED, "random"):
+        if (control := first.replace("top", kind, 1)) in others:
+            without = [f"{percent(of[control])} on {name}" for name, of in accuracies.items()]
+            n_writing = next(iter(datasets.values()))["conditions"][control].get("heads that write", [])
+            writing = f", of which {low_to_high(n_writing)} write anything" * bool(n_writing and kind != MATCHED)
+            lead += f"; with as many {kind} heads ablated{writing}, to {', '.join(without)}"
+            break
     return f"{lead}."
 
 

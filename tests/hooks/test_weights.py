@@ -29,7 +29,7 @@ GAIN_BEHIND_ROTATION = ("hunyuan_vl",)
 
 
 def reads(module: nn.Module) -> list[Tensor]:
-    """What a module reads in the passes to come."""
+    """Collect what a module reads in the next passes."""
     inputs: list[Tensor] = []
     module.register_forward_pre_hook(
         lambda _, args, kwargs: inputs.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True

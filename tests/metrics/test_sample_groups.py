@@ -7,6 +7,7 @@ import torch
 from corelens import HookedMLLM, scan, toy
 from corelens.experiments.scan import describe_groups, scan_summary
 from corelens.metrics import sample_groups
+from corelens.metrics.dip_test import SMALLEST_P
 
 
 def test_one_population_is_rarely_taken_for_two():
@@ -51,3 +52,9 @@ def test_too_few_samples_or_heads_are_refused():
         sample_groups(torch.rand(7, 2, 2))
     with pytest.raises(ValueError, match="9 samples and 0 heads"):
         sample_groups(torch.full((9, 2, 2), torch.nan))
+
+
+def test_a_p_value_is_no_smaller_than_the_table_of_the_test():
+    values = torch.zeros(100, 1, 2)
+    values[:50, 0, 0], values[50:, 0, 1] = 1.0, 1.0
+    assert sample_groups(values).p_value == SMALLEST_P

@@ -33,7 +33,9 @@ def test_the_report_of_an_ablation_holds_its_numbers(runs: Path):
     assert f"accuracy goes from {many[1][2]} to {many[2][2]} percent on many, {copy[1][2]} to {copy[2][2]}" in text_of(
         page
     )
-    assert f"with as many random heads ablated, to {many[4][2]} on many, {copy[4][2]} on copy." in text_of(page)
+    writing = low_to_high(results.n_writing["random"])
+    without = f"to {many[4][2]} on many, {copy[4][2]} on copy."
+    assert f"with as many random heads ablated, of which {writing} write anything, {without}" in text_of(page)
     assert dict(heads)["top"] == str(results.conditions["top"][0])
     assert dict(heads)["random"] == "2 draws of 5 heads"
     assert dict(about)["how"] == "zero"

@@ -1,4 +1,4 @@
-"""What can and cannot be measured on data of each kind."""
+"""The check of data: counts, refused rows, and for each kind of data the findings that it should get."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

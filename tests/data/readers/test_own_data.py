@@ -72,7 +72,7 @@ def parquet_of_hugging_face(folder: Path) -> Path:
 
 
 def parquet_of_names(folder: Path) -> Path:
-    """Of Hugging Face, with pictures that stay in their files."""
+    """Write a table whose column of pictures has paths, as Hugging Face's Image column may."""
     files = write_pictures(folder)
     rows = [row | DEFAULTS | {"image": str(file)} for row, file in zip(ROWS, files, strict=True)]
     table = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
