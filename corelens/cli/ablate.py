@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from corelens.model import HookedMLLM
     from corelens.scores import HeadScores
 
-N_MEASURED = 16
-"""Samples of each data set on which what heads write is measured, for controls that write as much."""
-
 N_ANSWERS = 4
 """Answers to each data set, with nothing ablated, that show what its rule accepts."""
 
@@ -70,7 +67,7 @@ def ablate(
         check_scoring(flatten_datasets(datasets), box_unit)
         hooked = options.loaded(model, dtype, device)
         everything = {**datasets, **{name: list(texts) for name, texts in options.text_samples(model, limit).items()}}
-        write_norm = None if ranking is None else _write_norm(hooked, datasets)
+        write_norm = None if ranking is None else options.write_norm(hooked, datasets)
         if write_norm is not None:
             n_draws = _n_draws(hooked, everything, conditions, box_unit, out)
             conditions = _with_write_matched(conditions, write_norm, n_draws)
@@ -132,18 +129,6 @@ def _top_and_controls(ranking: "HeadScores | None", top: str | None) -> "dict[st
         left_out = "; ".join(f"{kind} {dose}" for dose, kinds in missing.items() for kind in kinds)
         typer.echo(f"Left out: {left_out}. There are too few heads beside the top ones for these controls.", err=True)
     return conditions
-
-
-def _write_norm(model: "HookedMLLM", datasets: "Mapping[str, Sequence[Sample]]") -> "HeadScores | None":
-    """Length of what each head writes; None, with the reason, if it cannot be measured."""
-    from corelens.experiments.controls import MATCHED, WRITE_NORM
-    from corelens.experiments.scan import scan
-
-    try:
-        return scan(model, {name: samples[:N_MEASURED] for name, samples in datasets.items()}, WRITE_NORM)
-    except ValueError as cause:
-        typer.echo(f"Left out: {MATCHED} controls, since what heads write cannot be measured: {cause}", err=True)
-        return None
 
 
 def _n_draws(

@@ -66,6 +66,7 @@ def accelerate(
             "the published plan has 4 and 32 blocks of 128 tokens; --sink, --window and --text are of corelens's.",
             param_hint="--plan",
         )
+    from corelens.experiments.controls import with_write_matched_plans
     from corelens.experiments.run_folder import atomic_write_json
     from corelens.experiments.sparse_eval import longest_prompt, measure_speeds, run_sparse_eval, sparse_summary
     from corelens.interventions.token_pruning import TokenPruning
@@ -80,18 +81,29 @@ def accelerate(
         hooked = options.loaded(model, dtype, device)
         group_size = hooked.cfg.n_heads // hooked.cfg.n_key_value_heads
         budgets = [*(heads or ()), *(budget or (() if heads else BUDGETS))]
-        plans: dict[str, Any] = plans_and_controls(ranking, group_size, rule, budgets)
+        datasets = {name: list(samples) for name, samples in options.samples(data, seed, limit).items()}
+        options.warn_of_shared(ranking, datasets)
+        write_norm = options.write_norm(hooked, datasets)
+        plans: dict[str, Any] = dict(plans_and_controls(ranking, group_size, rule, budgets))
+        if write_norm is not None:
+            plans = with_write_matched_plans(plans, write_norm)
         # As FastV, after the second layer that has heads, with the same shares of visual tokens as of heads.
         second_layer = sorted({head.layer for head in hooked.heads})[:2][-1]
         for n_or_share in budgets:
             share = n_or_share / ranking.n_heads if isinstance(n_or_share, int) else n_or_share
             plans[f"visual tokens {100 * share:.3g}%"] = [TokenPruning(second_layer, share)]
-        datasets = {name: list(samples) for name, samples in options.samples(data, seed, limit).items()}
-        options.warn_of_shared(ranking, datasets)
         prompt = longest_prompt(hooked, datasets)
         n_positions = prompt["input_ids"].shape[1]
         _warn_if_full(rule, n_positions)
-        results = run_sparse_eval(hooked, datasets, plans, max_new_tokens=max_new_tokens, chosen_by=chosen_by, out=out)
+        results = run_sparse_eval(
+            hooked,
+            datasets,
+            plans,
+            max_new_tokens=max_new_tokens,
+            chosen_by=chosen_by,
+            write_norm=write_norm,
+            out=out,
+        )
         speeds = measure_speeds(hooked, prompt, results.conditions)
         summary = {"model": model, "chosen by": chosen_by, "plan": plan, "other heads": describe_rule(rule)}
         summary |= sparse_summary(hooked, results, n_positions, speeds)
@@ -123,28 +135,31 @@ def _warn_if_full(rule: "Streaming | StreamingBlocks", n_positions: int) -> None
 
 
 def _print_summary(summary: dict[str, Any], out: Path) -> None:
+    from corelens.experiments.conditions import low_to_high
+
     console = Console(highlight=False, markup=False)
     for dataset, results in summary["data"].items():
         console.print(f"\n{dataset}: {results['samples']} samples, accuracy in percent")
         table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))  # fits 80 columns
         table.add_column("plan", no_wrap=True)
-        for title in ("accuracy", "change", "recall", "% heads", "% cache", "speed"):
+        for title in ("accuracy", "change", "% heads", "write", "% cache", "speed"):
             table.add_column(title, justify="right", no_wrap=True)
         for condition, result in results["conditions"].items():
             plan = summary["plans"][condition]
             row = [f"{100 * result['accuracy']:.1f}", f"{100 * result['change']:+.1f}" if "change" in result else ""]
             if "cache" in plan:
-                row += [f"{plan['kept attention']:.2f}", f"{100 * plan['full heads']:.1f}"]
+                row += [f"{100 * plan['full heads']:.1f}", low_to_high(result.get("heads that write", []))]
                 row += [f"{100 * plan['stored cache']:.1f}", f"{plan['generation']:.2f}x"]
             table.add_row(condition, *row)
         console.print(table)
     n = summary["positions"]
     same = all(plan.get("full attention", True) for plan in summary["plans"].values())
     console.print(
-        f"% heads attend to everything, the others: {summary['other heads']}. % cache: keys and values of a prompt of "
-        f"{n:,} positions that are stored. change: of accuracy, in points; acceleration.json has intervals. recall: "
-        "share of the last prompt token's attention on keys that heads keep. speed: for that prompt and 256 generated "
-        "tokens, compared with the unchanged model; acceleration.html has that of the prefill. "
+        f"% heads attend to everything, the others: {summary['other heads']}. write: how many of those that attend to "
+        f"everything write anything, since no others matter. % cache: keys and values of a prompt of {n:,} positions "
+        "that are stored. change: of accuracy, in points; acceleration.json has intervals. speed: for "
+        "that prompt and 256 generated tokens, compared with the unchanged model; acceleration.html has that of the "
+        "prefill, and the attention that falls on keys that heads keep. "
         "Controls that need more heads than there are beside the best are left out."
         + (" At this length every plan is full attention." if same else ""),
         soft_wrap=True,

@@ -54,6 +54,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, no table.")]
 N_TEXTS = 100
 """Questions of each text task of the shipped models."""
 
+N_MEASURED = 16
+"""Samples of each data set on which what heads write is measured, for controls that write as much."""
+
 
 def samples(
     arguments: Iterable[str], seed: int, limit: int | None, evidence: bool = False
@@ -212,6 +215,18 @@ def warn_of_shared(ranking: "HeadScores", samples: Mapping[str, Sequence["Sample
             "another --seed makes others.",
             err=True,
         )
+
+
+def write_norm(model: "HookedMLLM", datasets: Mapping[str, Sequence["Sample"]]) -> "HeadScores | None":
+    """Length of what each head writes; None, with the reason on the screen, if it cannot be measured."""
+    from corelens.experiments.controls import MATCHED, WRITE_NORM
+    from corelens.experiments.scan import scan
+
+    try:
+        return scan(model, {name: samples[:N_MEASURED] for name, samples in datasets.items()}, WRITE_NORM)
+    except ValueError as cause:
+        typer.echo(f"Left out: {MATCHED} controls, since what heads write cannot be measured: {cause}", err=True)
+        return None
 
 
 def source(ranking: "HeadScores") -> str:

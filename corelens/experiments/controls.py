@@ -1,12 +1,15 @@
 """Control heads that could do harm: random heads that write as much as those that they stand for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 
 from corelens.heads import Head, HeadSet
 from corelens.scores import HeadScores
+from corelens.sparse.plan import HeadPlan
+from corelens.sparse.rules import Full
 
 WRITE_NORM = "question_write_norm"
 """Metric by which heads are matched."""
@@ -82,8 +85,36 @@ def with_write_matched(
     return added
 
 
-def n_writing(heads: HeadSet, write_norm: HeadScores) -> int:
-    """Number of heads of a set that write anything at all; ablating the others changes nothing."""
+def with_write_matched_plans(
+    plans: Mapping[str, Sequence[HeadPlan]], write_norm: HeadScores, seeds: Sequence[int] = range(3)
+) -> dict[str, Sequence[HeadPlan]]:
+    """Add write-matched controls after the best heads of every budget, where there are such heads.
+
+    Args:
+        plans: As `plans_and_controls` names them: `core 5%` gets `write-matched 5%`.
+        write_norm: As for `write_matched_random`.
+        seeds: As for `write_matched_random`.
+    """
+    added: dict[str, Sequence[HeadPlan]] = {}
+    for name, draws in plans.items():
+        added[name] = draws
+        kind, _, budget = name.rpartition(" ")
+        if kind == "core":
+            with suppress(ValueError):
+                matched = write_matched_random(HeadSet(tuple(full_heads(draws[0])), draws[0].name), write_norm, seeds)
+                added[f"{MATCHED} {budget}"] = [
+                    replace(draws[0], rules=dict.fromkeys(heads, Full()), name=heads.name) for heads in matched
+                ]
+    return added
+
+
+def full_heads(plan: HeadPlan) -> list[Head]:
+    """Heads that a plan names as attending to everything."""
+    return [head for head, rule in plan.rules.items() if isinstance(rule, Full)]
+
+
+def n_writing(heads: Iterable[Head], write_norm: HeadScores) -> int:
+    """Number of heads that write anything at all; what happens to the others changes nothing."""
     return sum(bool(write_norm.per_head[head] > 0) for head in heads)
 
 

@@ -17,6 +17,7 @@ from corelens import metrics
 from corelens.causal import evaluate
 from corelens.data import BoxUnit, Sample
 from corelens.experiments.conditions import BASELINE, ConditionResults, check_scoring
+from corelens.experiments.controls import full_heads, n_writing
 from corelens.experiments.fingerprint import model_fingerprint
 from corelens.experiments.resumable import (
     SampleSets,
@@ -31,6 +32,7 @@ from corelens.inputs.prepare import PreparedInputs
 from corelens.interventions.token_pruning import TokenPruning, prune_tokens
 from corelens.model import HookedMLLM
 from corelens.progress import nested_progress
+from corelens.scores import HeadScores
 from corelens.sparse.apply import apply
 from corelens.sparse.cache import HeadSparseCache
 from corelens.sparse.kernels import near_or_first_blocks
@@ -200,6 +202,7 @@ def run_sparse_eval(
     max_new_tokens: int = 32,
     box_unit: BoxUnit | None = None,
     chosen_by: str | None = None,
+    write_norm: HeadScores | None = None,
     out: str | PathLike[str] | None = None,
 ) -> SparseResults:
     """Answer greedily under no plan and under each plan, and score by the data set's rule.
@@ -212,6 +215,8 @@ def run_sparse_eval(
         max_new_tokens: Length at which answers are cut off.
         box_unit: The unit of the boxes that the model answers with, for samples that ask for one.
         chosen_by: Name of the scores that chose the heads, for the manifest of `out`.
+        write_norm: Length of what each head writes (`question_write_norm`), by which results say how many of the heads
+            that attend to everything write anything. What the others attend to changes nothing.
         out: A folder that keeps finished shards. The same run into the same folder resumes it.
 
     Raises:
@@ -251,13 +256,18 @@ def run_sparse_eval(
                 results[RECALL + name] = torch.stack(recall, 1)
         return results
 
+    writing = {
+        name: [n_writing(full_heads(plan), write_norm) for plan in draws if isinstance(plan, HeadPlan)]
+        for name, draws in plans.items()
+        if write_norm is not None and isinstance(draws[0], HeadPlan)
+    }
     choices = {
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
         "box_unit": box_unit,
         "chosen_by": chosen_by,
         "plans": {name: [_plan_json(plan) for plan in draws] for name, draws in conditions.items()},
-    }
+    } | ({"heads that write": writing} if writing else {})
     results = run_resumable(
         "accelerate",
         listed,
@@ -271,7 +281,14 @@ def run_sparse_eval(
     values = {name: results.values[name] for name in conditions}
     recall = {name: results.values[RECALL + name] for name in conditions}
     return SparseResults(
-        conditions, values, results.samples, results.datasets, results.skipped, recall, groups=results.groups
+        conditions,
+        values,
+        results.samples,
+        results.datasets,
+        results.skipped,
+        recall,
+        groups=results.groups,
+        n_writing=writing,
     )
 
 

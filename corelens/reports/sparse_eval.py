@@ -5,14 +5,14 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from corelens.experiments.conditions import BASELINE
+from corelens.experiments.conditions import BASELINE, low_to_high
 from corelens.experiments.run_folder import RunFolder, read_summary
 from corelens.reports.common import change_cells, close, percent
 from corelens.reports.page import Page
 from corelens.viz import speed_against_accuracy
 
 REQUIRED = ("model", "other heads", "positions", "plans", "data", "skipped")
-FIGURE_WAYS = ("core", "best groups", "whole layers", "random", "random, same layers", "bottom")
+FIGURE_WAYS = ("core", "write-matched", "best groups", "whole layers", "random", "random, same layers", "bottom")
 """Ways to spend a budget that the figures show; the table has all."""
 
 
@@ -31,6 +31,7 @@ def page(run: RunFolder) -> Page:
                 "95 % interval",
                 "recall",
                 "heads, %",
+                "of which write",
                 "cache, %",
                 "cache, MB",
                 "prefill",
@@ -39,7 +40,8 @@ def page(run: RunFolder) -> Page:
             [_row(name, result, summary["plans"][name]) for name, result in data["conditions"].items()],
         )
     report.text(
-        f"Heads: those that attend to everything; the others: {summary['other heads']}. Cache: stored keys and values, "
+        f"Heads: those that attend to everything, and the number of them that write anything, since no others matter; "
+        f"the others: {summary['other heads']}. Cache: stored keys and values, "
         f"in percent for a prompt of {summary['positions']:,} positions, in MB with generated tokens. Change: "
         f"of accuracy, in points. Recall: share of the last prompt token's attention on keys that heads keep. "
         f"Prefill and speed: for that prompt, and with 256 generated tokens, relative to the unchanged model. "
@@ -81,9 +83,12 @@ def _lead(summary: Mapping[str, Any]) -> str:
         f"percent of the cache, chosen by their scores, accuracy goes from "
         f"{', '.join(changes)}"
     )
-    if (control := core.replace("core", "random")) in plans:
+    control, kind = core.replace("core", "write-matched"), "as many random heads that write as much"
+    if control not in plans:
+        control, kind = core.replace("core", "random"), "as many random heads"
+    if control in plans:
         accuracies = [f"{percent(results[control]['accuracy'])} on {name}" for name, results in by_dataset.items()]
-        lead += f" (as many random heads: {', '.join(accuracies)})"
+        lead += f" ({kind}: {', '.join(accuracies)})"
     return (
         f"{lead}; keys and values take {baseline['cache'] / plan['cache']:.1f} times fewer bytes, and a prompt of "
         f"{summary['positions']:,} positions and 256 generated tokens are {plan['generation']:.2f} times as fast."
@@ -109,11 +114,12 @@ def _figures(plans: Mapping[str, Any], conditions: Mapping[str, Any]) -> list[go
 def _row(name: str, result: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
     cells = [name, percent(result["accuracy"]), *change_cells(result)]
     if "cache" not in plan:
-        return [*cells, *[""] * 6]
+        return [*cells, *[""] * 7]
     return [
         *cells,
         f"{plan['kept attention']:.2f}",
         percent(plan["full heads"]),
+        low_to_high(result.get("heads that write", [])),
         percent(plan["stored cache"]),
         f"{plan['cache'] / 1e6:.2f}",
         f"{plan['prefill']:.2f}x",

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from corelens.data import Sample
-from corelens.experiments.conditions import BASELINE
+from corelens.experiments.conditions import BASELINE, low_to_high
 from corelens.experiments.run_folder import atomic_write_json
 from corelens.experiments.sparse_eval import (
     Plans,
@@ -110,6 +110,12 @@ def acceleration(
         f"short prompts leave little to save, so that a claim about long ones can only be tested on long ones.",
         f"Of the attention of the prompt's last token, the plan keeps {sparse_results.attention_recall(PLAN):.0%}.",
     ]
+    if control in sparse_results.n_writing:
+        of_core, of_random = (low_to_high(sparse_results.n_writing[name]) for name in (PLAN, control))
+        notes.append(
+            f"Of the heads that attend to everything, {of_core} of the plan's and {of_random} of the random ones write "
+            f"anything; what the others attend to changes nothing."
+        )
     if published_results is None:
         notes.append(
             "The paper's own plan keeps 512 first and 4,096 last tokens of a prompt: for prompts as short as these it "

@@ -192,12 +192,13 @@ def run_study(
 
         group_size = model.cfg.n_heads // model.cfg.n_key_value_heads
         plans = plans_and_controls(ram, group_size, streaming(n_positions), budget.kept_fractions, seeds)
-        sparse_results = run_sparse_eval(model, tested, plans, out=begin("accelerate"), **answers)
+        writing: Any = answers | {"write_norm": scores[WRITE_NORM]}
+        sparse_results = run_sparse_eval(model, tested, plans, out=begin("accelerate"), **writing)
         published_results = None
         if counts:
             bar.begin("published", n_published)
             published_results = run_published(
-                model, tested, ram, counts, seeds, longest, folder / "published", **answers
+                model, tested, ram, counts, seeds, longest, folder / "published", **writing
             )
         timed_names = (
             "none",

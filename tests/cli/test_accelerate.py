@@ -34,11 +34,16 @@ def test_the_command_compares_plans_and_goes_on_where_it_was(toy_model: HookedML
     summary = json.loads(ran.stdout)
     assert json.loads((tmp_path / "run/acceleration.json").read_text()) == summary
     conditions = summary["data"]["scenes"]["conditions"]
-    budgeted = ("core", "random", "random, same layers", "bottom", "best groups", "groups by mean", "whole layers")
+    chosen = ("core", "write-matched", "random", "random, same layers", "bottom", "best groups", "groups by mean")
+    budgeted = (*chosen, "whole layers")
     assert list(conditions) == ["plain", "none", *(f"{way} 5%" for way in budgeted), "visual tokens 5%"]
     assert conditions["plain"]["accuracy"] >= 0.9
     assert conditions["core 5%"]["change"] >= -0.1
     assert conditions["random 5%"]["change"] < -0.3
+    # Most heads of this model write nothing, so that random ones are a control in name only.
+    assert conditions["core 5%"]["heads that write"] == [5]
+    assert max(conditions["random 5%"]["heads that write"]) < 5
+    assert conditions["write-matched 5%"]["heads that write"] == [5, 5, 5]
     resolved = resolve(
         hybrid(HeadSet.parse("L3H14, L3H0, L2H10, L2H4, L2H6"), 4, 16, granularity="query"), toy_model.hf_model
     )
@@ -49,9 +54,9 @@ def test_the_command_compares_plans_and_goes_on_where_it_was(toy_model: HookedML
     assert not core["full attention"]
     page = (tmp_path / "run/acceleration.html").read_text()
     assert "times fewer bytes of keys and values" in page
-    accuracies = [100 * conditions[name]["accuracy"] for name in ("plain", "core 5%", "random 5%")]
-    lead = "accuracy goes from {:.1f} to {:.1f} percent on scenes (as many random heads: {:.1f} on scenes)"
-    assert lead.format(*accuracies) in page
+    accuracies = [100 * conditions[name]["accuracy"] for name in ("plain", "core 5%", "write-matched 5%")]
+    lead = "accuracy goes from {:.1f} to {:.1f} percent on scenes (as many random heads that write as much: {:.1f} on "
+    assert (lead + "scenes)").format(*accuracies) in page
     assert f"{summary['plans']['plain']['cache'] / core['cache']:.1f} times fewer bytes" in page
     for name, result in conditions.items():
         assert f'<td>{name}</td><td class="number">{100 * result["accuracy"]:.1f}</td>' in page
@@ -61,7 +66,7 @@ def test_the_command_compares_plans_and_goes_on_where_it_was(toy_model: HookedML
     shards = shards_of(tmp_path / "run")
     again = invoke_on_toy("accelerate", *options)
     share = f"{100 * core['stored cache']:.1f}"
-    assert re.search(rf"core 5% +\d.* 5\.2 +{share} +\d\.\d\dx", again.output), again.output
+    assert re.search(rf"core 5% +\d.* 5\.2 +5 +{share} +\d\.\d\dx", again.output), again.output
     assert "…" not in again.output
     assert shards_of(tmp_path / "run") == shards
     other = invoke_on_toy("accelerate", *options[:-2], "--text", "--out", tmp_path / "run")
