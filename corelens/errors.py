@@ -1,4 +1,4 @@
-"""Errors: links to their section of the docs, checks of choices and files, and imports that need an extra."""
+"""Errors: where the docs explain them, checks of choices and files, and imports that need an extra."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -6,21 +6,21 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, get_args
 
-PAGE = "docs/errors.md"
-"""Path in the repository: the docs have no published address yet."""
+EXPLAIN = "corelens explain"
+"""The command that prints a section of the errors page: the docs have no published address yet."""
 
 UNFINISHED = ".unfinished"
 """Ending of a file that is being written, and gets its name when it is whole."""
 
 
 def docs_link(anchor: str) -> str:
-    """Return the link to a section of the errors page that ends a message."""
-    return f"({PAGE}#{anchor})"
+    """Return the end of a message that has a section on the errors page: the command that prints it."""
+    return f"({EXPLAIN} {anchor})"
 
 
 def without_docs_link(message: str) -> str:
-    """Strip the link from a message, so that it can be part of one that has its own."""
-    return message.partition(f" ({PAGE}#")[0]
+    """Strip that end from a message, so that it can be part of one that has its own."""
+    return message.partition(f" ({EXPLAIN} ")[0]
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:

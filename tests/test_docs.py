@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from corelens import viz
-from corelens.errors import PAGE, docs_link
+from corelens.cli.explain import error_sections
+from corelens.errors import EXPLAIN, docs_link
 from corelens.inputs import token_geometry
 from tests.helpers import verified
 
@@ -92,7 +93,7 @@ def messages() -> Iterator[str]:
 def test_errors_and_their_sections_in_the_docs_link_to_each_other():
     page = (verified.ROOT / "docs/errors.md").read_text()
     assert docs_link("no-pictures") in page
-    sections = dict(re.findall(r"^### [^\n]+ \{ #(\S+) \}\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL))
+    sections = {name: text for name, (_, text) in error_sections().items()}
     assert len(sections) == page.count("\n### ") >= 15
     texts = list(messages())
     for anchor, section in sections.items():
@@ -102,7 +103,7 @@ def test_errors_and_their_sections_in_the_docs_link_to_each_other():
             quoting = [text for text in texts if quote in text]
             assert quoting, f"corelens never raises {quote!r}"
             assert all(text.endswith(docs_link(anchor)) for text in quoting), f"{quote!r} does not end in #{anchor}"
-    links = {anchor for text in texts for anchor in re.findall(rf"\({re.escape(PAGE)}#(.*?)\)", text)}
+    links = {anchor for text in texts for anchor in re.findall(rf"\({EXPLAIN} ([\w-]+)\)", text)}
     assert links == sections.keys()
 
 

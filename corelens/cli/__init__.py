@@ -3,7 +3,12 @@
 Commands import what they need when they run, so that `--help` is quick.
 """
 
+import functools
+import sys
 import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -12,6 +17,7 @@ from corelens.cli.accelerate import accelerate
 from corelens.cli.check import check
 from corelens.cli.compare import compare
 from corelens.cli.demo import demo
+from corelens.cli.explain import explain
 from corelens.cli.explore import explore
 from corelens.cli.models import models
 from corelens.cli.report import report
@@ -32,6 +38,7 @@ EXAMPLES = {
     study: "corelens study --model corelens/toy --data scenes=40 --quick --out runs/study",
     compare: "corelens compare runs/scan published.json",
     report: "corelens report runs/scan",
+    explain: "corelens explain other-run",
 }
 """Example of each command, with which its help ends."""
 
@@ -43,19 +50,42 @@ def example(command: str) -> str:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
-    context_settings={"max_content_width": 100},
+    context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
     epilog=example(EXAMPLES[demo]),
 )
 
 
+def print_version(asked: bool) -> bool:
+    """Print the version if asked for it, and end."""
+    if asked:
+        typer.echo(f"corelens {version('corelens')}")
+        raise typer.Exit
+    return asked
+
+
 @app.callback()
-def main() -> None:
+def main(
+    _: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=print_version)
+    ] = False,
+) -> None:
     """See which attention heads of a multimodal LLM fetch the visual evidence, and test whether it matters."""
     # One line: where a warning is raised tells nothing to who types commands.
     warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
 
 
+def announced(command: Callable[..., None]) -> Callable[..., None]:
+    """Say at once, to who waits at a terminal, what takes the first seconds of a command."""
+
+    @functools.wraps(command)
+    def run(**arguments: object) -> None:
+        if sys.stderr.isatty() and "torch" not in sys.modules:
+            typer.echo("Loading PyTorch and transformers, which takes some seconds.", err=True)
+        command(**arguments)
+
+    return run
+
+
 for command, line in EXAMPLES.items():
-    app.command(epilog=example(line))(command)
+    app.command(epilog=example(line))(command if command is explain else announced(command))

@@ -27,13 +27,16 @@ def ablate(
     model: options.Model,
     data: options.Data,
     out: options.Out,
-    heads: Annotated[str | None, typer.Option(help="Heads to ablate, such as L2H4,L3H0.")] = None,
+    heads: Annotated[str | None, typer.Option(metavar="HEADS", help="Heads to ablate, such as L2H4,L3H0.")] = None,
     scores: Annotated[
-        Path | None, typer.Option(help="Or a .safetensors of a run, whose scores choose them and the controls.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Or a .safetensors of a run, whose scores choose them and the controls."),
     ] = None,
     top: Annotated[
         str | None,
-        typer.Option(help="With --scores: numbers of heads, or shares such as 5%.", show_default="5,10,20,30"),
+        typer.Option(
+            metavar="NUMBERS", help="With --scores: numbers of heads, or shares such as 5%.", show_default="5,10,20,30"
+        ),
     ] = None,
     how: options.AnswerHow = "zero",
     phase: Annotated[

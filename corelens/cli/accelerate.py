@@ -18,7 +18,7 @@ def accelerate(
     model: options.Model,
     data: options.Data,
     out: options.Out,
-    scores: Annotated[Path, typer.Option(help="A .safetensors of a scan, which ranks heads.")],
+    scores: Annotated[Path, typer.Option(metavar="FILE", help="A .safetensors of a scan, which ranks heads.")],
     plan: Annotated[
         Literal["corelens", "published"],
         typer.Option(
@@ -27,24 +27,31 @@ def accelerate(
         ),
     ] = "corelens",
     sink: Annotated[
-        int | None, typer.Option(help="First tokens that all heads attend to.", min=0, show_default="128")
+        int | None,
+        typer.Option(metavar="NUMBER", help="First tokens that all heads attend to.", min=0, show_default="128"),
     ] = None,
     window: Annotated[
-        int | None, typer.Option(help="Last tokens that all heads attend to.", min=1, show_default="2048")
+        int | None,
+        typer.Option(metavar="NUMBER", help="Last tokens that all heads attend to.", min=1, show_default="2048"),
     ] = None,
     text: Annotated[bool, typer.Option("--text", help="All heads attend to the prompt's text.")] = False,
     budget: Annotated[
         list[float] | None,
         typer.Option(
+            metavar="SHARE",
             help="Share of heads that attend to everything. Can be given several times.",
             show_default="0.05, 0.1, 0.25, 0.5",
         ),
     ] = None,
     heads: Annotated[
         list[int] | None,
-        typer.Option(help="Number of heads that attend to everything. Can be given several times.", min=1),
+        typer.Option(
+            metavar="NUMBER", help="Number of heads that attend to everything. Can be given several times.", min=1
+        ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Length at which answers are cut off.", min=1)] = 32,
+    max_new_tokens: Annotated[
+        int, typer.Option(metavar="NUMBER", help="Length at which answers are cut off.", min=1)
+    ] = 32,
     limit: options.Limit = None,
     seed: options.Seed = 0,
     dtype: options.Dtype = "auto",

@@ -21,8 +21,12 @@ def check(
         Path, typer.Argument(metavar="FILE", help="A .jsonl, .parquet or folder, or COCO's .json.", show_default=False)
     ],
     model: options.Model,
-    images: Annotated[Path | None, typer.Option(help="Folder of the pictures, if not beside the file.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for check.html.", file_okay=False)] = Path("corelens-check"),
+    images: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of the pictures, if not beside the file.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for check.html.", file_okay=False)] = Path(
+        "corelens-check"
+    ),
     box_unit: options.BoxUnitOption = None,
     limit: options.Limit = None,
     dtype: options.Dtype = "auto",

@@ -1,5 +1,6 @@
 """`corelens compare`."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,6 +9,8 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from corelens.cli import options
 
 if TYPE_CHECKING:
     from corelens.heads import HeadSet
@@ -18,21 +21,27 @@ def compare(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
     other: Annotated[
         Path | None,
-        typer.Argument(metavar="[OTHER]", help="A published list of heads (JSON), or another run.", show_default=False),
+        typer.Argument(metavar="OTHER", help="A published list of heads (JSON), or another run.", show_default=False),
     ] = None,
     published: Annotated[
         str | None,
-        typer.Option(help="In place of OTHER: a model of the paper, such as Qwen3-VL-8B, for its printed numbers."),
+        typer.Option(
+            metavar="MODEL",
+            help="In place of OTHER: a model of the paper, such as Qwen3-VL-8B, for its printed numbers.",
+        ),
     ] = None,
-    metric: Annotated[str | None, typer.Option(help="Metric of the runs; the first if not given.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Metric of the runs; the first if not given.")
+    ] = None,
     top: Annotated[
         float | None,
         typer.Option(
+            metavar="SHARE_OR_NUMBER",
             help="Share of all heads, or from 1 on their number. By default as many as are listed; 0.05 if all are.",
             min=0,
         ),
     ] = None,
-    as_json: Annotated[Path | None, typer.Option("--json", help="File for the numbers.")] = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Compare a run with a list of heads, another run, or the paper.
 
@@ -60,11 +69,13 @@ def compare(
         "other": _origin(other, other_scores),
         **comparison_summary(comparison, scores),
     }
-    _write_json(as_json, summary)
+    if as_json:
+        print(json.dumps(summary, indent=1))
+        return
     _print_summary(summary)
 
 
-def _compare_with_paper(run: Path, published: str, metric: str | None, as_json: Path | None) -> None:
+def _compare_with_paper(run: Path, published: str, metric: str | None, as_json: bool) -> None:
     """Put a run beside the paper's numbers."""
     from corelens.data.published import published_model, published_numbers
     from corelens.experiments.published_comparison import compare_with_published
@@ -77,9 +88,10 @@ def _compare_with_paper(run: Path, published: str, metric: str | None, as_json: 
         raise typer.BadParameter(str(cause)) from cause
     source = {name: published_numbers()[name] for name in ("source", "url", "license")}
     summary = {"run": {"path": str(run), "model": of_run}, "paper": {"model": of_paper, **source}}
-    _write_json(as_json, summary | {"tables": [
-        {**table._asdict(), "numbers": [number._asdict() for number in table.numbers]} for table in tables
-    ]})  # fmt: skip
+    if as_json:
+        numbers = [{**table._asdict(), "numbers": [number._asdict() for number in table.numbers]} for table in tables]
+        print(json.dumps(summary | {"tables": numbers}, indent=1))
+        return
     console = Console(highlight=False, markup=False)
     console.print(f"run: {run} ({of_run})\npaper: {of_paper}, {source['source']} ({source['license']})", soft_wrap=True)
     for table in tables:
@@ -92,17 +104,6 @@ def _compare_with_paper(run: Path, published: str, metric: str | None, as_json: 
         console.print(columns)
         if table.note:
             console.print(table.note, soft_wrap=True)
-
-
-def _write_json(path: Path | None, summary: Mapping[str, Any]) -> None:
-    """Write the numbers, if a file is named."""
-    from corelens.experiments.run_folder import atomic_write_json
-
-    if path is not None:
-        try:
-            atomic_write_json(path, summary)
-        except OSError as cause:
-            raise typer.BadParameter(f"{path} cannot be written: {cause.strerror}.", param_hint="--json") from cause
 
 
 def _origin(path: Path, scores: "HeadScores | HeadSet") -> dict[str, Any]:

@@ -9,15 +9,20 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from corelens.cli import options
+
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for report.html and demo.json.", file_okay=False)] = Path(
-        "corelens-demo"
-    ),
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder for report.html and demo.json.", file_okay=False)
+    ] = Path("corelens-demo"),
     model: Annotated[
-        str, typer.Option(help="A shipped model, such as corelens/toy-natural, or a folder of a trained one.")
+        str,
+        typer.Option(
+            metavar="MODEL", help="A shipped model, such as corelens/toy-natural, or a folder of a trained one."
+        ),
     ] = "corelens/toy-worlds",
-    as_json: Annotated[bool, typer.Option("--json", help="Print demo.json, no table.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Find the heads that fetch visual evidence for two tasks, and ablate them in both.
 

@@ -22,9 +22,13 @@ def explore(
     image: Annotated[
         list[Path] | None, typer.Option(help="A picture of your own. Can be given several times.", metavar="FILE")
     ] = None,
-    question: Annotated[str, typer.Option(help="The question about it.")] = "",
-    scores: Annotated[Path | None, typer.Option(help="A .safetensors of a scan; its top heads are marked.")] = None,
-    port: Annotated[int, typer.Option(help="Port of the page; 0: any free one.", min=0, max=65535)] = 0,
+    question: Annotated[str, typer.Option(metavar="TEXT", help="The question about it.")] = "",
+    scores: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A .safetensors of a scan; its top heads are marked.")
+    ] = None,
+    port: Annotated[
+        int, typer.Option(metavar="NUMBER", help="Port of the page; 0: any free one.", min=0, max=65535)
+    ] = 0,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
     dtype: options.Dtype = "auto",
     device: options.DeviceOption = "auto",

@@ -9,12 +9,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from corelens.cli import options
+
 
 def models(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME_OR_PATH", help="A folder, a Hub id, or a shipped model.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no table.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Report how a model is supported, from its configuration alone. Without a name, list all model types."""
     from corelens.hf.support import CHECKS, TestedType, inspect_config, tested_types

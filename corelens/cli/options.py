@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from corelens.model import HookedMLLM
     from corelens.scores import HeadScores
 
-Model = Annotated[str, typer.Option(help="A folder, a Hub id, or a shipped model.")]
+Model = Annotated[str, typer.Option(metavar="MODEL", help="A folder, a Hub id, or a shipped model.")]
 Data = Annotated[
     list[str],
     typer.Option(
@@ -28,8 +28,10 @@ Data = Annotated[
         "between them, or given several times.",
     ),
 ]
-Out = Annotated[Path, typer.Option(help="Folder of the run, which the same command resumes.", file_okay=False)]
-Limit = Annotated[int | None, typer.Option(help="Most samples of each data set.", min=1)]
+Out = Annotated[
+    Path, typer.Option(metavar="FOLDER", help="Folder of the run, which the same command resumes.", file_okay=False)
+]
+Limit = Annotated[int | None, typer.Option(metavar="NUMBER", help="Most samples of each data set.", min=1)]
 How = Annotated[
     Literal["zero", "mean", "mean_by_role", "resample"],
     typer.Option(help="Replacement of a head's output. Zero needs no samples to measure, so heads alone decide."),
@@ -45,10 +47,10 @@ BoxUnitOption = Annotated[
     Literal["pixels", "thousandths", "fractions"] | None,
     typer.Option(help="Unit of the boxes that the model answers with, for data that asks for boxes."),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of synthetic data.", min=0)]
-Dtype = Annotated[str, typer.Option(help="Such as bfloat16; auto: the checkpoint's own.")]
-DeviceOption = Annotated[str, typer.Option(help="Such as cuda:1; auto: all GPUs together.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, no table.")]
+Seed = Annotated[int, typer.Option(metavar="NUMBER", help="Seed of synthetic data.", min=0)]
+Dtype = Annotated[str, typer.Option(metavar="TYPE", help="Such as bfloat16; auto: the checkpoint's own.")]
+DeviceOption = Annotated[str, typer.Option(metavar="DEVICE", help="Such as cuda:1; auto: all GPUs together.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, no table.")]
 
 
 N_TEXTS = 100

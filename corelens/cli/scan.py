@@ -20,9 +20,9 @@ def scan(
     model: options.Model,
     data: options.Data,
     out: options.Out,
-    metric: Annotated[str, typer.Option(help="Metrics, with commas between them.")] = "ram,ram_last",
+    metric: Annotated[str, typer.Option(metavar="NAMES", help="Metrics, with commas between them.")] = "ram,ram_last",
     limit: options.Limit = None,
-    batch: Annotated[str, typer.Option(help="Most samples in a pass.")] = "auto",
+    batch: Annotated[str, typer.Option(metavar="NUMBER", help="Most samples in a pass.")] = "auto",
     rule: Annotated[
         Literal["overlap", "centre", "cover", "fraction", "as_published"],
         typer.Option(help="Rule by which a box of evidence becomes tokens."),
@@ -32,13 +32,18 @@ def scan(
     device: options.DeviceOption = "auto",
     ray: Annotated[
         str | None,
-        typer.Option(help="Scan on a Ray cluster: auto: this machine's; local: a new one here; or HOST:PORT."),
+        typer.Option(
+            metavar="CLUSTER", help="Scan on a Ray cluster: auto: this machine's; local: a new one here; or HOST:PORT."
+        ),
     ] = None,
     actors: Annotated[
-        int | None, typer.Option(help="With --ray: most models at a time.", show_default="2", min=1)
+        int | None, typer.Option(metavar="NUMBER", help="With --ray: most models at a time.", show_default="2", min=1)
     ] = None,
     gpus: Annotated[
-        int | None, typer.Option(help="With --ray: GPUs of each model.", show_default="1 if there are any", min=0)
+        int | None,
+        typer.Option(
+            metavar="NUMBER", help="With --ray: GPUs of each model.", show_default="1 if there are any", min=0
+        ),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:

@@ -23,12 +23,15 @@ def study(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer controls, and 40 samples of each data set.")] = False,
     compare_with: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder of a finished study of another model, to compare where its heads lie; or several."),
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder of a finished study of another model, to compare where its heads lie; or several.",
+        ),
     ] = None,
     time_again: Annotated[
         bool, typer.Option("--time-again", help="Measure speed anew in a folder that holds it.")
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Where answers are cut off.", min=1)] = 32,
+    max_new_tokens: Annotated[int, typer.Option(metavar="NUMBER", help="Where answers are cut off.", min=1)] = 32,
     box_unit: options.BoxUnitOption = None,
     limit: options.Limit = None,
     seed: options.Seed = 0,

@@ -16,7 +16,9 @@ def sweep(
     out: options.Out,
     how: options.How = "zero",
     per: Annotated[Literal["head", "layer", "group"], typer.Option(help="Unit that is ablated by itself.")] = "head",
-    fdr: Annotated[float, typer.Option(help="False discovery rate at which units are said to have an effect.")] = 0.05,
+    fdr: Annotated[
+        float, typer.Option(metavar="SHARE", help="False discovery rate at which units are said to have an effect.")
+    ] = 0.05,
     limit: options.Limit = None,
     seed: options.Seed = 0,
     dtype: options.Dtype = "auto",

@@ -178,7 +178,7 @@ def test_uniform_attention_by_numbers_of_heads(
         (("--heads", "L1H1", "--top", "0.1"), "the number of top heads of a ranking; give --scores"),
         (("--heads", "L3"), "'L3' is not a head"),
         (("--heads", ""), "names no head"),
-        (("--heads", "L9H0"), "16 heads, counted from zero. (docs/errors.md#head)"),
+        (("--heads", "L9H0"), "16 heads, counted from zero. (corelens explain head)"),
         (("--heads", "L1H1", "--how", "median"), "'median' is not one of 'zero'"),
         (("--heads", "L1H1", "--phase", "later"), "'later' is not one of 'prefill', 'decode', 'both'"),
         (("--heads", "L1H1", "--box-unit", "inches"), "'inches' is not one of 'pixels'"),
