@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from corelens.experiments.conditions import ConditionResults
 from corelens.experiments.key_tokens import KeyTokens
-from corelens.experiments.sparse_eval import SparseResults, Speed
+from corelens.experiments.sparse_eval import SparseResults
+from corelens.experiments.speed import Speed
 from corelens.heads import Head, HeadSet
 from corelens.scores import HeadScores
 from corelens.study.acceleration import Timing, acceleration

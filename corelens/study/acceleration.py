@@ -16,11 +16,11 @@ from corelens.experiments.run_folder import atomic_write_json
 from corelens.experiments.sparse_eval import (
     Plans,
     SparseResults,
-    Speed,
     measure_speeds,
     run_sparse_eval,
     sparse_summary,
 )
+from corelens.experiments.speed import Speed
 from corelens.inputs.prepare import PreparedInputs
 from corelens.model import HookedMLLM
 from corelens.progress import progress

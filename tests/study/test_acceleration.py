@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from corelens import HookedMLLM, SparseResults, toy
-from corelens.experiments.sparse_eval import Speed
+from corelens.experiments.speed import Speed
 from corelens.sparse import Full, HeadPlan
 from corelens.study import acceleration
 from corelens.study.acceleration import Timing, measure_timing

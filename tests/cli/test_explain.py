@@ -1,4 +1,4 @@
-"""What the command line says of itself: help in words, the version, and explained errors."""
+"""Explained errors, help in words, and the version."""
 
 import re
 from importlib.metadata import version
