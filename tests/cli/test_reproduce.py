@@ -245,6 +245,7 @@ def test_every_command_of_the_page_runs(
             assert len(study["compared with"]) == words.count("--compare-with")
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(TORCHVISION, reason="runs without torchvision, whose wheels Ray's workers cannot import here")
 def test_the_command_for_a_cluster_runs(data: dict[str, Path], here: Path):
     tiny.build("qwen3_vl").save_pretrained(here / "model")

@@ -44,6 +44,7 @@ def run_command(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["study", "--model", "corelens/toy", *map(str, arguments)])
 
 
+@pytest.mark.nightly
 def test_the_command_compares_two_data_sets_and_another_model_behind_one_bar(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ):

@@ -138,6 +138,7 @@ def test_a_killed_actor_costs_nothing_and_either_scan_goes_on_with_the_other(clu
         assert finished.stat().st_mtime_ns == modified
 
 
+@pytest.mark.nightly
 def test_errors_of_the_machines_come_back_as_they_are(cluster: str, tmp_path: Path):
     import ray
 
@@ -164,6 +165,7 @@ def test_errors_of_the_machines_come_back_as_they_are(cluster: str, tmp_path: Pa
         ray.shutdown()
 
 
+@pytest.mark.nightly
 def test_the_command_scans_on_a_cluster_of_its_own(tmp_path: Path):
     command = ("scan", "--data", "scenes=3", "--metric", "ram", "--json")
     on_ray = invoke_on_toy(*command, "--out", tmp_path / "ray", "--ray", "local", "--actors", 1, "--gpus", 0)

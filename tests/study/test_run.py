@@ -21,6 +21,7 @@ from corelens.study.run import every_other, untrained
 from tests.helpers.studies import SMALL_BUDGET, head_scores, study_samples
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("few_draws")
 def test_an_untrained_model_has_no_sparsity_no_division_and_nothing_to_lose(toy_model: HookedMLLM, tmp_path: Path):
     torch.manual_seed(7)  # not one of those of the study's own untrained models

@@ -24,6 +24,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(stages.STAGES, name, dataclasses.replace(stage, steps=3))
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("short")
 def test_a_killed_run_ends_like_an_unbroken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(train, "export", lambda *args: None)
@@ -47,6 +48,7 @@ def test_a_killed_run_ends_like_an_unbroken_one(tmp_path: Path, monkeypatch: pyt
     assert ends[0] == ends[1]
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("short")
 def test_every_stage_follows_from_the_one_before_at_every_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     exported = []
