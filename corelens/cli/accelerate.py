@@ -143,6 +143,7 @@ def _warn_if_full(rule: "Streaming | StreamingBlocks", n_positions: int) -> None
 
 def _print_summary(summary: dict[str, Any], out: Path) -> None:
     from corelens.experiments.conditions import low_to_high
+    from corelens.reports.sparse_eval import too_short
 
     console = Console(highlight=False, markup=False)
     for dataset, results in summary["data"].items():
@@ -160,15 +161,13 @@ def _print_summary(summary: dict[str, Any], out: Path) -> None:
             table.add_row(condition, *row)
         console.print(table)
     n = summary["positions"]
-    same = all(plan.get("full attention", True) for plan in summary["plans"].values())
     console.print(
         f"% heads attend to everything, the others: {summary['other heads']}. write: how many of those that attend to "
         f"everything write anything, since no others matter. % cache: keys and values of a prompt of {n:,} positions "
         "that are stored. change: of accuracy, in points; acceleration.json has intervals. speed: for "
         "that prompt and 256 generated tokens, compared with the unchanged model; acceleration.html has that of the "
         "prefill, and the attention that falls on keys that heads keep. "
-        "Controls that need more heads than there are beside the best are left out."
-        + (" At this length every plan is full attention." if same else ""),
+        f"Controls that need more heads than there are beside the best are left out.{too_short(summary)}",
         soft_wrap=True,
     )
     options.print_skipped(console, summary["skipped"], "acceleration.json")

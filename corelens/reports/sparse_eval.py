@@ -45,7 +45,7 @@ def page(run: RunFolder) -> Page:
         f"in percent for a prompt of {summary['positions']:,} positions, in MB with generated tokens. Change: "
         f"of accuracy, in points. Recall: share of the last prompt token's attention on keys that heads keep. "
         f"Prefill and speed: for that prompt, and with 256 generated tokens, relative to the unchanged model. "
-        f"Controls that need more heads than there are beside the best are left out.{_full_attention(summary)}"
+        f"Controls that need more heads than there are beside the best are left out.{too_short(summary)}"
     )
     return close(
         report, run, summary["skipped"],
@@ -55,15 +55,17 @@ def page(run: RunFolder) -> Page:
     )  # fmt: skip
 
 
-def _full_attention(summary: Mapping[str, Any]) -> str:
-    """Note that the plans change nothing at this length; empty if they do."""
-    plans = [plan for plan in summary["plans"].values() if "full attention" in plan]
-    if not all(plan["full attention"] for plan in plans):
-        return ""
-    return (
-        f" Sinks and window cover all {summary['positions']:,} positions: every plan is full attention, and the table "
-        f"compares the model with itself."
-    )
+def too_short(summary: Mapping[str, Any]) -> str:
+    """Note that the plans change nothing at this length, or gain nothing; empty if they do."""
+    plans = [plan for name, plan in summary["plans"].items() if "full attention" in plan and name != BASELINE]
+    if all(plan["full attention"] for plan in plans):
+        return (
+            f" Sinks and window cover all {summary['positions']:,} positions: every plan is full attention, and the "
+            f"table compares the model with itself."
+        )
+    if all(plan["generation"] < 1.05 for plan in plans):
+        return f" No plan is faster here: prompts of {summary['positions']:,} positions are too short to gain from one."
+    return ""
 
 
 def _lead(summary: Mapping[str, Any]) -> str:
