@@ -77,6 +77,8 @@ WITHOUT_MODULE = {
     "test_golden.py": "drawn samples",
     "test_structure.py": "the tree of modules",
     "test_transformerlens.py": "docs/transformerlens.md",
+    "test_transformerlens_hooks.py": "what hooks and caches of TransformerLens do",
+    "test_transformerlens_passes.py": "attention, ablations and patches, against TransformerLens's own models",
     "test_transformerlens_table.py": "every row of its table",
     "test_transformerlens_values.py": "values of its table, against TransformerLens's own models",
     "study/test_verdict_rates.py": "all rules, by benchmarks/verdict_rates.py",
