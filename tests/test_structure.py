@@ -75,6 +75,7 @@ WITHOUT_MODULE = {
     "test_dependencies.py": "pyproject.toml",
     "test_docs.py": "docs/",
     "test_golden.py": "drawn samples",
+    "test_nnsight.py": "docs/nnsight.md",
     "test_structure.py": "the tree of modules",
     "test_transformerlens.py": "docs/transformerlens.md",
     "test_transformerlens_hooks.py": "what hooks and caches of TransformerLens do",
