@@ -379,7 +379,8 @@ class HookedMLLM(RefusedNames, TextTools, StackedWeights):
         """Run one pass and cache the activations of its hook points.
 
         Without `queries` and `names_filter` the cache holds every pattern of the decoder whole: heads x positions x
-        positions per layer. The vision tower's hook points are cached only if `names_filter` selects them.
+        positions per layer. It warns of a cache of more than half of the free memory, and names a filter that would do.
+        The vision tower's hook points are cached only if `names_filter` selects them.
 
         Args:
             model_args: Arguments of `forward`.
@@ -413,6 +414,7 @@ class HookedMLLM(RefusedNames, TextTools, StackedWeights):
                 "pos_slice takes the head axis of hook_o_in for positions: leave hook_o_in out with names_filter, or "
                 "slice what the cache holds."
             )
+        self._warn_of_size(selects, tensors, queries, device)
         # TransformerLens's, since the filter is one that selects nothing where the pass stops before it.
         cache, fwd, bwd = super().get_caching_hooks(
             selects,

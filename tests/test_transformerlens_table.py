@@ -1,5 +1,6 @@
 """Every row of the table of docs/transformerlens.md: its value, or its refusal."""
 
+import re
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from torch.testing import assert_close
 from transformer_lens import FactoredMatrix, SVDInterpreter, head_detector, patching, utilities
 
 from corelens import HookedMLLM, toy
-from corelens.hooks.refused import REFUSED
+from corelens.hooks.refused import REFUSED, REFUSED_POINTS
 from tests.helpers import tiny, transformerlens
 from tests.helpers.transformerlens import CACHE, FACTORED, FUNCTIONS, MODEL, TABLES
 
@@ -311,6 +312,15 @@ def test_refused_names_raise_and_name_the_way_out(case: Case):
     streamer = SimpleNamespace(put=streamed.append, end=lambda: None)
     answer = case.model.generate(case.inputs, streamer=streamer, max_new_tokens=2, do_sample=False)
     assert same(torch.cat([tokens.flatten() for tokens in streamed[1:]]), answer[0, -2:])
+
+
+@pytest.mark.parametrize("point", REFUSED_POINTS)
+def test_refused_hook_points_raise_and_name_the_way_out(case: Case, point: str):
+    norm = ("ln1",) if point == "hook_normalized" else ()
+    name = utilities.get_act_name(point.removeprefix("hook_"), 1, *norm)
+    for read in (case.model.check_hook_name, case.cache.__getitem__):
+        with pytest.raises((ValueError, KeyError), match=re.escape(REFUSED_POINTS[point])):
+            read(name)
 
 
 def test_refused_functions_of_caches_raise_and_name_the_way_out(case: Case):

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 from transformer_lens import ActivationCache
-from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
-from transformer_lens.model_bridge.sources.transformers import source
 
 from corelens import HookedMLLM
 from tests.helpers import tiny
+from tests.helpers.bridges import bridge_of
 
 FAMILIES = ("llava", "gemma3", "qwen2_5_vl", "qwen3_vl", "idefics3", "mistral3", "muse_glimmer")
 QK_NORMS = ("gemma3", "qwen3_vl", "muse_glimmer")
@@ -39,15 +37,7 @@ class Pair(NamedTuple):
 @pytest.fixture(scope="module", params=FAMILIES)
 def pair(request: pytest.FixtureRequest, toy_model: HookedMLLM) -> Pair:
     name, inputs = request.param, tiny.batch(request.param)
-    hf_model = tiny.build(name, attention="eager")
-    hf_model.config.architectures = [type(hf_model).__name__]
-    with pytest.MonkeyPatch.context() as patches:
-        # It would look for a processor on the Hub, and for torchvision, which processors of pictures need.
-        patches.setattr(source, "load_modality_processor", lambda *_, **__: None)
-        patches.setattr(ArchitectureAdapter, "_check_required_libraries", lambda _: None)
-        bridge = TransformerBridge.boot_transformers(
-            name, hf_model=hf_model, tokenizer=toy_model.tokenizer, device="cpu"
-        )
+    bridge = bridge_of(name, toy_model.tokenizer)
     model, others = HookedMLLM(tiny.build(name)), {k: v for k, v in inputs.items() if k != "input_ids"}
     with torch.no_grad():
         _, theirs = bridge.run_with_cache(inputs["input_ids"], **others)

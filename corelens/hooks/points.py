@@ -27,6 +27,7 @@ from corelens.heads import Head
 from corelens.hf.layers import AttentionModule, DecoderLayer
 from corelens.hf.wrapped_modules import WrappedModules
 from corelens.hooks.positions import PassState
+from corelens.hooks.refused import REFUSED_POINTS
 from corelens.hooks.sublayers import HookedMLP, HookedNorm
 from corelens.hooks.taps import HookedAttentionCall, call_hook, call_hook_on_copy
 from corelens.hooks.threads import in_this_thread
@@ -245,7 +246,7 @@ def check_hook_name(name: str, names: Collection[str], layers: Sequence[DecoderL
                 reason = "nothing stands between the head outputs of this layer, hook_z, and their W_O"
         case _:
             reason = None
-    if reason:
+    if reason := reason or REFUSED_POINTS.get(name.rpartition(".")[2]):
         raise ValueError(f"there is no hook point {name!r}: {reason}. {docs_link('hook-point')}")
     nearest = ", ".join(get_close_matches(name, names, n=3, cutoff=0))
     raise ValueError(f"there is no hook point {name!r}; the nearest are {nearest}. {docs_link('hook-point')}")

@@ -35,6 +35,21 @@ REFUSED = {
 }
 """Reason and way out of each name that would mean nothing, or something else, on a Hugging Face model with pictures."""
 
+MEET = "hook_q and hook_k are normed and rotated already, as they meet"
+
+REFUSED_POINTS = {
+    "hook_rot_q": MEET,
+    "hook_rot_k": MEET,
+    "hook_q_normed": MEET,
+    "hook_k_normed": MEET,
+    **dict.fromkeys(("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input"), SPLIT_INPUTS),
+    "hook_mlp_in": REFUSED["set_use_hook_mlp_in"],
+    "hook_result": REFUSED["set_use_attn_result"],
+    "hook_normalized": "the norm of the residual stream is model.blocks[layer].ln1(cache['resid_pre', layer])",
+    "hook_pos_embed": NO_POSITION_TABLE,
+}
+"""Reason and way out of TransformerLens's names of hook points that a model does not have."""
+
 
 class RefusedNames(nn.Module):
     """Refuse TransformerLens's names that a model does not have, with the reason and the way out."""

@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 from transformers import PreTrainedModel
@@ -16,6 +18,7 @@ from corelens.hf.layers import DecoderLayer
 from corelens.hf.module_outputs import vision_towers
 from corelens.hf.prefix_cache import PrefixCache
 from corelens.hf.wrapped_modules import WrappedModules
+from corelens.hooks.cache_size import CacheShape, activation_sizes, warn_if_large
 from corelens.hooks.connect import begin_pass, connected
 from corelens.hooks.points import (
     HookedBlock,
@@ -27,7 +30,8 @@ from corelens.hooks.points import (
     matching_names,
     names_selector,
 )
-from corelens.hooks.rows import Hooks, limit_rows
+from corelens.hooks.positions import batch_shape
+from corelens.hooks.rows import Hooks, limit_rows, row_mask
 from corelens.hooks.sublayers import HookedNorm
 from corelens.hooks.threads import RawCallGuard, lock_of, pass_through_corelens
 from corelens.tokens import TokenMap
@@ -184,6 +188,21 @@ class HookedLayers(HookedRootModule):
     def _reached(self, stop_at_layer: int) -> list[str]:
         """Names of the hook points that are called in a pass that stops before a layer."""
         return [name for name in self.hook_dict if _is_reached(name, stop_at_layer)]
+
+    def _warn_of_size(
+        self,
+        selects: Callable[[str], bool],
+        tensors: Mapping[str, Any],
+        queries: Bool[Tensor, "batch position"] | None,
+        device: torch.device | str | None,
+    ) -> None:
+        """Warn of a cache that would take more than half of the memory that is free."""
+        n_samples, n_positions = batch_shape(tensors)
+        n_rows = n_positions if queries is None else row_mask(queries).shape[1]
+        d_model = next(attention.d_model for layer in self.hf_layers for attention in layer.attentions.values())
+        shape = CacheShape(n_samples, n_positions, n_rows, d_model, self.hf_model.dtype)
+        sizes = activation_sizes(self, filter(selects, self.hook_dict), shape)
+        warn_if_large(sizes, torch.device(device or self.hf_model.device))
 
     @property
     def _has_hooks(self) -> bool:

@@ -43,7 +43,7 @@ from corelens.sparse.cost_model import (
 from corelens.sparse.rules import StreamingBlocks
 from corelens.study.acceleration import PUBLISHED_COUNTS
 from corelens.study.budget import FULL, planned_work
-from tests.helpers import transformerlens
+from tests.helpers import nnsight, transformerlens
 from tests.helpers.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).parents[2]
@@ -150,6 +150,7 @@ def tables() -> dict[str, list[list[Any]]]:
         "tasks": list(_tasks()),
         "transformerlens-states": transformerlens.counts(),
         "transformerlens": transformerlens.table(),
+        "nnsight": nnsight.table(),
     }
 
 
