@@ -9,9 +9,6 @@ from typing import Any, get_args
 PAGE = "docs/errors.md"
 """Path in the repository: the docs have no published address yet."""
 
-UNFINISHED = ".unfinished"
-"""Ending of a file that is being written, and gets its name when it is whole."""
-
 
 def docs_link(anchor: str) -> str:
     """Return the link to a section of the errors page that ends a message."""
@@ -45,7 +42,7 @@ def check_file(path: str | PathLike[str], ending: str, otherwise: str) -> None:
         otherwise: What writes another form, for the message.
     """
     path = Path(path)
-    if path.suffix not in (ending, UNFINISHED):
+    if path.suffix != ending:
         raise ValueError(f"{path.name} does not end in {ending}, as its form is; {otherwise}.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to write {path.name} into.")

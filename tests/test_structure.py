@@ -17,6 +17,7 @@ TESTS = Path(__file__).parent
 ORDER = [
     "errors",
     "progress",
+    "files",
     "metrics",
     "heads",
     "scores",

@@ -96,11 +96,11 @@ def _compare_with_paper(run: Path, published: str, metric: str | None, as_json: 
 
 def _write_json(path: Path | None, summary: Mapping[str, Any]) -> None:
     """Write the numbers, if a file is named."""
-    from corelens.experiments.run_folder import atomic_write_json
+    from corelens.experiments.run_folder import write_summary
 
     if path is not None:
         try:
-            atomic_write_json(path, summary)
+            write_summary(path, summary)
         except OSError as cause:
             raise typer.BadParameter(f"{path} cannot be written: {cause.strerror}.", param_hint="--json") from cause
 

@@ -7,7 +7,6 @@ site are rejected.
 
 import asyncio
 import base64
-import json
 import secrets
 import socket
 from collections.abc import Callable, Mapping
@@ -29,6 +28,7 @@ from corelens.explorer.compute import Cancelled
 from corelens.explorer.state import ExplorerState
 from corelens.explorer.uploads import MAX_BYTES
 from corelens.explorer.view import VIEW_ERRORS, Explorer
+from corelens.files import parse_json
 
 FILES = {
     "": ((frontend.FOLDER / "page.html").read_text(encoding="utf-8"), "text/html"),
@@ -71,7 +71,7 @@ def create_app(explorer: Explorer, token: str) -> Starlette:
 
     async def serve_view(request: Request) -> Response:
         try:
-            body = json.loads(await _body(request))
+            body = parse_json(await _body(request))
             state, uploads, prompt_key = ExplorerState.parse(body["state"]), _uploads(body), str(body.get("prompt"))
         except ClientDisconnect:
             return CLIENT_GONE
