@@ -76,10 +76,14 @@ def read_checked(path: str | PathLike[str], way_out: str) -> bytes:
     content = Path(path).read_bytes()
     found = list(re.finditer(rb"sha256:[0-9a-f]{64}", content))
     if not found:
-        raise ValueError(f"{path} has no checksum: an older corelens wrote it, or it is cut off. {way_out}")
+        raise ValueError(
+            f"{path} has no checksum: an older corelens wrote it, or it is cut off. {way_out} {docs_link('damaged')}"
+        )
     start, end = found[-1].span()
     if _checksum(content[:start] + BLANK.encode() + content[end:]) != found[-1][0]:
-        raise ValueError(f"{path} has changed since it was written: its checksum is of other bytes. {way_out}")
+        raise ValueError(
+            f"{path} has changed since it was written: its checksum is of other bytes. {way_out} {docs_link('damaged')}"
+        )
     return content
 
 

@@ -15,7 +15,7 @@ from einops import repeat
 
 from corelens.errors import optional_import
 from corelens.files import parse_json, write_file
-from corelens.heads import Head, HeadSet
+from corelens.heads import Head, HeadSet, as_head
 from corelens.scores import HeadScores
 
 MOST_HEADS = 1_000_000
@@ -188,5 +188,5 @@ def _mean_score(scores: Any) -> float:
 def _parse_head(name: Any) -> Head:
     """Parse a head written as L21H10, as 21-10, or as layer and head."""
     if not isinstance(name, str):
-        return HeadSet((name,)).heads[0]
+        return as_head(name)
     return Head.parse(f"L{name.strip().replace('-', 'H', 1)}" if "-" in name else name)

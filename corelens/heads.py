@@ -39,7 +39,7 @@ class Head(NamedTuple):
         Raises:
             ValueError: If `text` is not such a name.
         """
-        match = re.fullmatch(r"L([0-9]{1,6})H([0-9]{1,6})", text.strip()) if isinstance(text, str) else None
+        match = re.fullmatch(r"L([0-9]{1,6})H([0-9]{1,6})", text.strip())
         if match is None:
             raise ValueError(f"{text!r:.80} is not a head; write layer and head as in L4H2.")
         return cls(int(match[1]), int(match[2]))
@@ -61,7 +61,10 @@ class HeadSet:
     """Method of choice, as it appears in tables and files."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "heads", tuple(map(_head, self.heads)))
+        if strings := [head for head in self.heads if isinstance(head, str)]:
+            named = f"{', '.join(strings)!r:.80}"
+            raise TypeError(f"heads are not strings: parse {named} by HeadSet.parse. {docs_link('head')}")
+        object.__setattr__(self, "heads", tuple(map(as_head, self.heads)))
         if repeated := sorted(head for head, count in Counter(self.heads).items() if count > 1):
             more = f" and {len(repeated) - 5} more" if len(repeated) > 5 else ""
             raise ValueError(
@@ -125,15 +128,15 @@ class HeadSet:
                 raise ValueError("it needs the keys `name` and `heads`")
             if not isinstance(saved["name"], str) or not isinstance(saved["heads"], list):
                 raise ValueError('its `name` must be a text, and its `heads` a list such as ["L4H2"]')
+            if wrong := [head for head in saved["heads"] if not isinstance(head, str)]:
+                raise ValueError(f'{wrong[0]!r:.80} is not a head; write layer and head as in "L4H2"')
             return cls(tuple(map(Head.parse, saved["heads"])), saved["name"])
         except ValueError as cause:
             raise ValueError(f"{path} does not hold a head set: {cause}") from cause
 
 
-def _head(given: Any) -> Head:
+def as_head(given: Any) -> Head:
     """Layer and number of a head as plain integers: those of numpy and torch have other hashes and names."""
-    if isinstance(given, str):
-        raise TypeError(f"heads are not strings: parse {given!r:.80} by HeadSet.parse. {docs_link('head')}")
     try:
         layer, head = (-1 if isinstance(number, bool) else index(number) for number in given)
     except (TypeError, ValueError):

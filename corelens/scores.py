@@ -37,9 +37,6 @@ from corelens.metrics.score_distribution import Amount, head_count, plain_amount
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-TEXTS = ("samples", "datasets", "groups")
-"""Fields with a text for every sample."""
-
 
 @dataclass(frozen=True)
 class HeadScores:
@@ -80,17 +77,19 @@ class HeadScores:
 
     def __post_init__(self) -> None:
         values = torch.as_tensor(self.values)
+        if values.ndim == 3 and not len(values):
+            raise ValueError("there is no sample: head scores need at least one.")
         if values.ndim != 3 or not values.numel():
             raise ValueError(f"head scores have the axes [sample layer head], and these {list(values.shape)}.")
         if not values.is_floating_point():
             raise ValueError(f"head scores are real numbers, and these are {values.dtype}: give values.float().")
         # The tensor itself where it can be: `replace` keeps what is equal.
         object.__setattr__(self, "values", full_precision(values.detach() if values.requires_grad else values))
-        for name, texts in {"samples": self.samples, "data sets": self.datasets, "groups": self.groups}.items():
-            if len(texts) != len(self.values) and (texts or name == "samples"):
+        for name, texts in {"sample ids": self.samples, "data sets": self.datasets, "groups": self.groups}.items():
+            if len(texts) != len(self.values) and (texts or name == "sample ids"):
                 raise ValueError(f"{len(texts)} {name} were given for {len(self.values)} rows of scores.")
             if not all(isinstance(text, str) for text in texts):
-                raise TypeError(f"{name} are named by texts, and these by {texts!r:.80}.")
+                raise TypeError(f"{name} are texts, and not {texts!r:.80}.")
 
     def __repr__(self) -> str:
         highest = ", ".join(f"{head} {float(self.per_head[head]):.3g}" for head in self.ranked()[:5])
@@ -281,9 +280,10 @@ class HeadScores:
             raise IsADirectoryError(f"{str(path)!r} is a folder; name one of its scores.")
         try:
             values, about = read_tensor(path)
-            if not all(isinstance(about[name], list) for name in TEXTS) or not isinstance(about["metric"], str):
-                raise TypeError(f"its {', '.join(TEXTS)} or its metric are of another kind")
-            about |= {name: tuple(about[name]) for name in TEXTS}
+            for name in ("samples", "datasets", "groups"):
+                if not isinstance(about[name], list) or not isinstance(about["metric"], str):
+                    raise TypeError(f"its {name} or its metric are of another kind")
+                about[name] = tuple(about[name])
             return cls(values, **about)
         except (KeyError, TypeError, ValueError) as cause:
             raise ValueError(f"{path} holds no head scores that HeadScores.save wrote: {cause}") from cause

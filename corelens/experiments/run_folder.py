@@ -82,11 +82,14 @@ class RunFolder:
 
         if not self.path(number).exists():
             return None
-        way_out = f"Delete it: the command that began the run then measures it anew. {docs_link('damaged')}"
+        way_out = "Delete it: the command that began the run then measures it anew."
         table = parquet.ParquetFile(BytesIO(read_checked(self.path(number), way_out)))
         identity = parse_json((table.metadata.metadata or {}).get(b"corelens", b"{}"))
         if {**identity, "checksum": BLANK} != self._identity(number):
-            raise ValueError(f"{self.path(number)} is not part {number} of this run, but of another. {way_out}")
+            raise ValueError(
+                f"{self.path(number)} is not part {number} of this run, but of another. {way_out} "
+                f"{docs_link('damaged')}"
+            )
         return _shard(table.read())
 
     def _identity(self, number: int) -> dict[str, Any]:
@@ -221,13 +224,13 @@ def read_summary(path: Path, *required: str) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing; the command that made the run writes it when it ends.")
-    way_out = f"Delete it, and run the command that made it again to write it anew. {docs_link('damaged')}"
+    way_out = "Delete it, and run the command that made it again to write it anew."
     summary = parse_json(read_checked(path, way_out))
     if (run := _run_of(path)) and summary.pop("of run", None) not in (None, run):
-        raise ValueError(f"{path} is of another run than its folder. {way_out}")
+        raise ValueError(f"{path} is of another run than its folder. {way_out} {docs_link('damaged')}")
     del summary["checksum"]
     if missing := [name for name in required if name not in summary]:
-        raise ValueError(f"{path} lacks {missing[0]!r}. {way_out}")
+        raise ValueError(f"{path} lacks {missing[0]!r}. {way_out} {docs_link('damaged')}")
     return summary
 
 
@@ -258,7 +261,7 @@ def read_manifest(folder: Path, *required: str) -> dict[str, Any]:
         manifest = None
     if not (isinstance(manifest, dict) and {"work", *required} <= manifest.keys()):
         raise ValueError(f"{folder} holds no run of corelens: it has no manifest.json of one.")
-    read_checked(file, f"What its parts are of cannot be known: choose another folder. {docs_link('damaged')}")
+    read_checked(file, "What its parts are of cannot be known: choose another folder.")
     return {name: value for name, value in manifest.items() if name != "checksum"}
 
 

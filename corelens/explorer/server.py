@@ -75,8 +75,8 @@ def create_app(explorer: Explorer, token: str) -> Starlette:
             state, uploads, prompt_key = ExplorerState.parse(body["state"]), _uploads(body), str(body.get("prompt"))
         except ClientDisconnect:
             return CLIENT_GONE
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
-            return JSONResponse({"error": f"the request cannot be read: {cause}"}, 400)
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as cause:
+            return _refusal(f"the request cannot be read: {cause}")
         disconnected = Event()
         watcher = asyncio.create_task(_watch_connection(request, disconnected))
         try:
@@ -88,7 +88,7 @@ def create_app(explorer: Explorer, token: str) -> Starlette:
         except Cancelled:
             return CLIENT_GONE
         except VIEW_ERRORS as cause:
-            return JSONResponse({"error": str(cause)}, 400)
+            return _refusal(str(cause))
         finally:
             watcher.cancel()
 
@@ -145,6 +145,11 @@ class Guard:
             await send(message)
 
         await self.app(scope, receive, send_guarded)
+
+
+def _refusal(reason: str) -> Response:
+    # A state may hold halves of characters, which no answer can.
+    return JSONResponse({"error": reason.encode(errors="replace").decode()}, 400)
 
 
 async def _body(request: Request) -> bytes:
