@@ -22,6 +22,7 @@ from corelens.experiments.ablation import run_ablation
 from corelens.experiments.conditions import BASELINE, low_to_high
 from corelens.experiments.controls import MATCHED, WRITE_NORM, n_writing, write_matched_random
 from corelens.experiments.scan import scan_metrics
+from corelens.files import write_file
 from corelens.heads import HeadSet
 from corelens.hf.loading import SHIPPED
 from corelens.model import HookedMLLM
@@ -67,8 +68,8 @@ class Demo:
     def save(self, folder: Path) -> None:
         """Write `report.html` and `demo.json`."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.html").write_text(self.page.html(), encoding="utf-8")
-        (folder / "demo.json").write_text(json.dumps(self.result, indent=1), encoding="utf-8")
+        write_file(folder / "report.html", self.page.html())
+        write_file(folder / "demo.json", json.dumps(self.result, indent=1))
 
 
 def run_demo(

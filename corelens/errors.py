@@ -9,9 +9,6 @@ from typing import Any, get_args
 EXPLAIN = "corelens explain"
 """The command that prints a section of the errors page: the docs have no published address yet."""
 
-UNFINISHED = ".unfinished"
-"""Ending of a file that is being written, and gets its name when it is whole."""
-
 
 def docs_link(anchor: str) -> str:
     """Return the end of a message that has a section on the errors page: the command that prints it."""
@@ -45,7 +42,7 @@ def check_file(path: str | PathLike[str], ending: str, otherwise: str) -> None:
         otherwise: What writes another form, for the message.
     """
     path = Path(path)
-    if path.suffix not in (ending, UNFINISHED):
+    if path.suffix != ending:
         raise ValueError(f"{path.name} does not end in {ending}, as its form is; {otherwise}.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to write {path.name} into.")

@@ -1,18 +1,25 @@
 """Head scores in other formats: Parquet tables, and the head lists that papers publish."""
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
 from os import PathLike
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
 from einops import repeat
 
 from corelens.errors import optional_import
-from corelens.heads import Head, HeadSet
+from corelens.files import parse_json, write_file
+from corelens.heads import Head, HeadSet, as_head
 from corelens.scores import HeadScores
+
+MOST_HEADS = 1_000_000
+"""Most heads of the model that a list without a model may be of: the largest have some 20,000."""
 
 
 def to_parquet(scores: Sequence[HeadScores], path: str | PathLike[str]) -> None:
@@ -45,7 +52,9 @@ def to_parquet(scores: Sequence[HeadScores], path: str | PathLike[str]) -> None:
                 }
             )
         )
-    parquet.write_table(pa.concat_tables(tables), path)
+    content = BytesIO()
+    parquet.write_table(pa.concat_tables(tables), content)
+    write_file(path, content.getvalue())
 
 
 def save_head_score_list(scores: HeadScores, path: str | PathLike[str]) -> None:
@@ -54,7 +63,7 @@ def save_head_score_list(scores: HeadScores, path: str | PathLike[str]) -> None:
     Heads are listed best first with one number each, so the samples are lost.
     """
     rows = [[f"{layer}-{head}", float(scores.per_head[layer, head])] for layer, head in scores.ranked()]
-    Path(path).write_text(json.dumps({"head_score_list": rows}))
+    write_file(path, json.dumps({"head_score_list": rows}))
 
 
 def load_head_score_list(path: str | PathLike[str], metric: str = "published score") -> HeadScores:
@@ -123,34 +132,61 @@ def _as_scores(
 def _read(path: Path) -> dict[Head, float] | HeadSet:
     """Heads of a list with their scores, or a head set if it has none."""
     try:
-        saved = json.loads(path.read_text())
+        saved = parse_json(path.read_bytes(), _with_unique_keys)
         if isinstance(saved, dict) and "heads" in saved:
-            rows, heads = saved["heads"], HeadSet(tuple(map(_parse_head, saved["heads"])), str(saved["name"]))
-        else:
-            rows = saved.get("head_score_list", list(saved.items())) if isinstance(saved, dict) else saved
-            if all(isinstance(row, str) or all(isinstance(number, int) for number in row) for row in rows):
-                heads = HeadSet(tuple(map(_parse_head, rows)), path.name)
-            else:
-                heads = {
-                    _parse_head(name): fmean(score if isinstance(score, list) else [score]) for name, score in rows
-                }
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as cause:
+            return _head_set(saved["heads"], saved.get("name"))
+        rows = saved.get("head_score_list", list(saved.items())) if isinstance(saved, dict) else saved
+        if not isinstance(rows, list) or not rows:
+            raise ValueError("it lists no head")
+        if all(isinstance(row, str) or _is_pair(row, int) for row in rows):
+            return _head_set(rows, path.name)
+        if wrong := [row for row in rows if not (_is_pair(row, object) and isinstance(row[0], str))]:
+            raise ValueError(f"{wrong[0]!r:.80} is not a head with its score")
+        heads = {_parse_head(name): _mean_score(score) for name, score in rows}
+    except ValueError as cause:
         raise ValueError(
             f'{path} does not hold a list of heads such as {{"head_score_list": [["21-10", 0.5], ...]}}, '
             f'{{"21-10": [0.4, 0.6], ...}} or ["L21H10", ...]: {cause}'
         ) from cause
-    if isinstance(heads, dict) and (len(heads) < len(rows) or not np.isfinite(list(heads.values())).all()):
-        raise ValueError(f"{path} lists a head twice, or a score that is no finite number.")
-    if not heads:
-        raise ValueError(f"{path} lists no head.")
+    if len(heads) < len(rows):
+        raise ValueError(f"{path} lists a head twice.")
+    n_layers, n_heads = _shape_of(heads)
+    if n_layers * n_heads > MOST_HEADS:
+        raise ValueError(
+            f"{path} lists heads up to layer {n_layers - 1} and number {n_heads - 1}, and no model has that many."
+        )
     return heads
 
 
-def _parse_head(name: str | Sequence[int]) -> Head:
+def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Object of JSON, which may not have two values of one key: the first would be lost."""
+    if len(keys := dict(pairs)) < len(pairs):
+        raise ValueError("a key is there twice")
+    return keys
+
+
+def _is_pair(row: Any, kind: type) -> bool:
+    return isinstance(row, list | tuple) and len(row) == 2 and all(isinstance(part, kind) for part in row)
+
+
+def _head_set(heads: Any, name: Any) -> HeadSet:
+    if not isinstance(heads, list) or not heads or not isinstance(name, str):
+        raise ValueError("it has no list of heads with a name")
+    return HeadSet(tuple(map(_parse_head, heads)), name)
+
+
+def _mean_score(scores: Any) -> float:
+    """Mean score of the trials of a head, or its score."""
+    trials = scores if isinstance(scores, list) else [scores]
+    numbers = [trial for trial in trials if isinstance(trial, float | int) and not isinstance(trial, bool)]
+    # Integers of JSON have any length.
+    if not numbers or len(numbers) < len(trials) or not all(abs(number) <= sys.float_info.max for number in numbers):
+        raise ValueError(f"{scores!r:.80} is no finite score")
+    return fmean(numbers)
+
+
+def _parse_head(name: Any) -> Head:
     """Parse a head written as L21H10, as 21-10, or as layer and head."""
-    if isinstance(name, str) and "-" not in name:
-        return Head.parse(name)
-    layer, head = map(int, name.split("-") if isinstance(name, str) else name)
-    if min(layer, head) < 0:
-        raise ValueError(f"layer {layer} and head {head} must count from zero.")
-    return Head(layer, head)
+    if not isinstance(name, str):
+        return as_head(name)
+    return Head.parse(f"L{name.strip().replace('-', 'H', 1)}" if "-" in name else name)

@@ -2,14 +2,17 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from operator import index
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from corelens.errors import docs_link
+from corelens.files import parse_json, write_file
 
 
 class Head(NamedTuple):
@@ -36,9 +39,9 @@ class Head(NamedTuple):
         Raises:
             ValueError: If `text` is not such a name.
         """
-        match = re.fullmatch(r"L(\d+)H(\d+)", text.strip())
+        match = re.fullmatch(r"L([0-9]{1,6})H([0-9]{1,6})", text.strip())
         if match is None:
-            raise ValueError(f"{text!r} is not a head; write layer and head as in L4H2.")
+            raise ValueError(f"{text!r:.80} is not a head; write layer and head as in L4H2.")
         return cls(int(match[1]), int(match[2]))
 
 
@@ -59,13 +62,18 @@ class HeadSet:
 
     def __post_init__(self) -> None:
         if strings := [head for head in self.heads if isinstance(head, str)]:
-            raise TypeError(
-                f"heads are not strings: parse {', '.join(strings)!r} by HeadSet.parse. {docs_link('head')}"
+            named = f"{', '.join(strings)!r:.80}"
+            raise TypeError(f"heads are not strings: parse {named} by HeadSet.parse. {docs_link('head')}")
+        object.__setattr__(self, "heads", tuple(map(as_head, self.heads)))
+        if repeated := sorted(head for head, count in Counter(self.heads).items() if count > 1):
+            more = f" and {len(repeated) - 5} more" if len(repeated) > 5 else ""
+            raise ValueError(
+                f"{', '.join(map(str, repeated[:5]))}{more} appears more than once; a head set holds each head once."
             )
-        # Integers of numpy and torch are equal to Python's, but have other hashes and names.
-        object.__setattr__(self, "heads", tuple(Head(*map(index, head)) for head in self.heads))
-        if repeated := sorted({str(head) for head in self.heads if self.heads.count(head) > 1}):
-            raise ValueError(f"{', '.join(repeated)} appears more than once; a head set holds each head once.")
+
+    @cached_property
+    def _members(self) -> frozenset[Head]:
+        return frozenset(self.heads)
 
     def __iter__(self) -> Iterator[Head]:
         return iter(self.heads)
@@ -74,7 +82,7 @@ class HeadSet:
         return len(self.heads)
 
     def __contains__(self, head: object) -> bool:
-        return head in self.heads
+        return isinstance(head, Hashable) and head in self._members
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.heads))
@@ -105,7 +113,7 @@ class HeadSet:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the set as JSON."""
-        Path(path).write_text(json.dumps({"name": self.name, "heads": [str(head) for head in self.heads]}, indent=1))
+        write_file(path, json.dumps({"name": self.name, "heads": [str(head) for head in self.heads]}, indent=1))
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "HeadSet":
@@ -114,7 +122,28 @@ class HeadSet:
         Raises:
             ValueError: If the file holds something else.
         """
-        saved = json.loads(Path(path).read_text())
-        if not isinstance(saved, dict) or not {"name", "heads"} <= saved.keys():
-            raise ValueError(f"{path} does not hold a head set: it needs the keys `name` and `heads`.")
-        return cls(tuple(Head.parse(head) for head in saved["heads"]), saved["name"])
+        try:
+            saved = parse_json(Path(path).read_bytes())
+            if not isinstance(saved, dict) or not {"name", "heads"} <= saved.keys():
+                raise ValueError("it needs the keys `name` and `heads`")
+            if not isinstance(saved["name"], str) or not isinstance(saved["heads"], list):
+                raise ValueError('its `name` must be a text, and its `heads` a list such as ["L4H2"]')
+            if wrong := [head for head in saved["heads"] if not isinstance(head, str)]:
+                raise ValueError(f'{wrong[0]!r:.80} is not a head; write layer and head as in "L4H2"')
+            return cls(tuple(map(Head.parse, saved["heads"])), saved["name"])
+        except ValueError as cause:
+            raise ValueError(f"{path} does not hold a head set: {cause}") from cause
+
+
+def as_head(given: Any) -> Head:
+    """Layer and number of a head as plain integers: those of numpy and torch have other hashes and names."""
+    try:
+        layer, head = (-1 if isinstance(number, bool) else index(number) for number in given)
+    except (TypeError, ValueError):
+        layer, head = -1, -1
+    if min(layer, head) < 0:
+        raise ValueError(
+            f"{given!r:.80} is not a head, which is two whole numbers from zero, layer and head, as in (4, 2). "
+            f"{docs_link('head')}"
+        )
+    return Head(layer, head)

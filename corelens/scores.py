@@ -14,10 +14,10 @@ NaN marks a head that a model does not have, or that has no score; such heads ar
 """
 
 import csv
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from io import StringIO
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,12 +25,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from corelens import metrics
 from corelens.errors import check_file, optional_import
+from corelens.files import read_tensor, write_file, write_tensor
 from corelens.heads import Head, HeadSet
 from corelens.metrics.aggregation import Aggregation, full_precision
 from corelens.metrics.score_distribution import Amount, head_count, plain_amount
@@ -78,17 +77,19 @@ class HeadScores:
 
     def __post_init__(self) -> None:
         values = torch.as_tensor(self.values)
+        if values.ndim == 3 and not len(values):
+            raise ValueError("there is no sample: head scores need at least one.")
+        if values.ndim != 3 or not values.numel():
+            raise ValueError(f"head scores have the axes [sample layer head], and these {list(values.shape)}.")
+        if not values.is_floating_point():
+            raise ValueError(f"head scores are real numbers, and these are {values.dtype}: give values.float().")
         # The tensor itself where it can be: `replace` keeps what is equal.
         object.__setattr__(self, "values", full_precision(values.detach() if values.requires_grad else values))
-        if self.values.ndim != 3:
-            raise ValueError(f"head scores have the axes [sample layer head], and these {list(self.values.shape)}.")
-        if len(self.samples) != len(self.values):
-            raise ValueError(f"{len(self.samples)} sample ids were given for {len(self.values)} rows of scores.")
-        for name, of_samples in (("data sets", self.datasets), ("groups", self.groups)):
-            if of_samples and len(of_samples) != len(self.values):
-                raise ValueError(f"{len(of_samples)} {name} were given for {len(self.values)} rows of scores.")
-        if not len(self.values):
-            raise ValueError("there is no sample: head scores need at least one.")
+        for name, texts in {"sample ids": self.samples, "data sets": self.datasets, "groups": self.groups}.items():
+            if len(texts) != len(self.values) and (texts or name == "sample ids"):
+                raise ValueError(f"{len(texts)} {name} were given for {len(self.values)} rows of scores.")
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError(f"{name} are texts, and not {texts!r:.80}.")
 
     def __repr__(self) -> str:
         highest = ", ".join(f"{head} {float(self.per_head[head]):.3g}" for head in self.ranked()[:5])
@@ -238,7 +239,7 @@ class HeadScores:
     def interval(self) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
         """Bounds of 95 % intervals that hold for all heads at once; NaN but for means over several samples."""
         if self.aggregation != "mean":
-            return (torch.full_like(self.per_head, torch.nan),) * 2
+            return torch.full_like(self.per_head, torch.nan), torch.full_like(self.per_head, torch.nan)
         return metrics.simultaneous_interval(self.values, groups=self.groups, datasets=self.datasets)
 
     def table(self) -> list[dict[str, Any]]:
@@ -259,34 +260,33 @@ class HeadScores:
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write the rows of `table` as a file that spreadsheets read."""
         check_file(path, ".csv", "save writes the scores of every sample as .safetensors")
-        rows = self.table()
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([[*rows[0]] if rows else [], *(row.values() for row in rows)])
+        rows, text = self.table(), StringIO(newline="")
+        csv.writer(text).writerows([[*rows[0]] if rows else [], *(row.values() for row in rows)])
+        write_file(path, text.getvalue())
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a safetensors file with the values, and all other fields as metadata, into a folder that exists."""
         check_file(path, ".safetensors", "to_csv writes a table of them as .csv")
-        # Files are as they were before there were groups where there are none.
-        left_out = {"values"} if self.groups else {"values", "groups"}
-        metadata = {name: value for name, value in asdict(self).items() if name not in left_out}
-        save_file({"values": self.values.contiguous()}, path, metadata={"corelens": json.dumps(metadata)})
+        write_tensor(path, self.values, {name: value for name, value in asdict(self).items() if name != "values"})
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "HeadScores":
         """Read scores that `save` wrote.
 
         Raises:
-            ValueError: If the file holds something else.
+            ValueError: If the file holds something else, or has changed since.
         """
         if Path(path).is_dir():
             raise IsADirectoryError(f"{str(path)!r} is a folder; name one of its scores.")
         try:
-            with safe_open(path, "pt") as file:  # pyright: ignore[reportAbstractUsage]
-                metadata = json.loads((file.metadata() or {})["corelens"])
-                tuples = {name: tuple(metadata[name]) for name in ("samples", "datasets", "groups") if name in metadata}
-                return cls(values=file.get_tensor("values"), **metadata | tuples)
-        except (SafetensorError, KeyError, TypeError, ValueError) as cause:
-            raise ValueError(f"{path} holds no head scores: it was not written by HeadScores.save.") from cause
+            values, about = read_tensor(path)
+            for name in ("samples", "datasets", "groups"):
+                if not isinstance(about[name], list) or not isinstance(about["metric"], str):
+                    raise TypeError(f"its {name} or its metric are of another kind")
+                about[name] = tuple(about[name])
+            return cls(values, **about)
+        except (KeyError, TypeError, ValueError) as cause:
+            raise ValueError(f"{path} holds no head scores that HeadScores.save wrote: {cause}") from cause
 
 
 def concatenate(parts: Iterable[HeadScores]) -> HeadScores:

@@ -11,7 +11,7 @@ from torch import nan
 from torch.testing import assert_close
 
 from corelens import HeadScores
-from corelens.head_formats import load_head_score_list, save_head_score_list, to_parquet
+from corelens.head_formats import load_head_score_list, load_published, save_head_score_list, to_parquet
 
 
 @pytest.fixture
@@ -45,3 +45,26 @@ def test_published_lists_survive(scores: HeadScores, tmp_path: Path):
         path.write_text(bad)
         with pytest.raises(ValueError, match=r"does not hold a list of heads|lists no head"):
             load_head_score_list(path)
+
+
+HUGE = "1" + "0" * 400
+MALFORMED = {
+    "deep nesting": "[" * 100_000, "nothing": "", "no list": "5", "no head": "[]", "truths": "[[true, false]]",
+    "a huge score": f'{{"1-2": {HUGE}}}', "a huge score of a trial": f'[["1-2", [{HUGE}, 1]]]',
+    "a head of too many digits": '{"99999999999999999999-1": 0.5}', "a head that no model has": '{"99999-9999": 0.5}',
+    "a score that is no number": '{"1-2": NaN}', "a truth as a score": '{"1-2": true}', "no trial": '{"1-2": []}',
+    "a key twice": '{"1-2": 0.5, "1-2": 0.7}', "a head twice": '[["1-2", 0.5], ["L1H2", 0.7]]',
+    "negative": '[["-1-2", 0.5]]', "scores as an object": '{"head_score_list": {"1-2": 0.1, "3-4": 0.9}}',
+    "three numbers": "[[1, 2, 3]]", "a head without a score": '[["1-2"]]',
+    "a name that is none": '{"name": 5, "heads": ["L1H2"]}',
+}  # fmt: skip
+"""Texts in the place of a published list."""
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+def test_malformed_lists_are_one_error_that_names_the_file(what: str, tmp_path: Path):
+    path = tmp_path / "published.json"
+    path.write_text(MALFORMED[what])
+    for read in (load_head_score_list, lambda path: load_published(path, 32, 32)):
+        with pytest.raises(ValueError, match=r"published\.json"):
+            read(path)

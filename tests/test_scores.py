@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch.testing import assert_close
 
 from corelens import Head, HeadScores, HeadSet, agreement, concatenate, metrics
 from corelens.experiments.ablation import dose_conditions
+from corelens.files import write_tensor
 from corelens.sparse.controls import plans_and_controls
 from corelens.sparse.rules import Streaming
 
@@ -292,3 +293,37 @@ def test_files_of_scores_are_named_where_there_is_a_folder_or_none(tmp_path: Pat
         scores.save(tmp_path / "nowhere" / "ram.safetensors")
     with pytest.raises(IsADirectoryError, match="is a folder; name one of its scores"):
         HeadScores.load(tmp_path)
+
+
+NO_SCORES = {
+    "no axis": torch.tensor(1.0), "two axes": torch.rand(1, 16), "four axes": torch.rand(1, 2, 2, 2),
+    "no head": torch.rand(1, 4, 0), "no sample": torch.rand(0, 4, 4),
+    "integers": torch.ones(1, 4, 4, dtype=torch.int64),
+    "truths": torch.ones(1, 4, 4, dtype=torch.bool), "complex": torch.ones(1, 4, 4, dtype=torch.complex64),
+}  # fmt: skip
+"""Tensors that are scores of no heads."""
+
+
+@pytest.mark.parametrize("what", NO_SCORES)
+def test_scores_that_cannot_be_are_refused_where_they_are_made_and_read(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # as it is for users
+    with pytest.raises(ValueError, match=r"head scores (have the axes|are real numbers|need at least one)"):
+        HeadScores(NO_SCORES[what], "ram", ("a",))
+    write_tensor(tmp_path / "x.safetensors", NO_SCORES[what], {"metric": "ram", "samples": ["a"]})
+    with pytest.raises(ValueError, match=r"holds no head scores that HeadScores.save wrote"):
+        HeadScores.load(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    "about", [{"samples": "a"}, {"metric": 5}, {"samples": [5]}, {"skipped_": {}}, {"groups": None}]
+)
+def test_files_about_something_else_are_refused(about: dict[str, Any], tmp_path: Path):
+    scores = HeadScores(torch.rand(1, 4, 4), "ram", ("a",))
+    known = {name: value for name, value in asdict(scores).items() if name != "values"}
+    write_tensor(tmp_path / "x.safetensors", scores.values, known)
+    assert HeadScores.load(tmp_path / "x.safetensors").metric == "ram"
+    write_tensor(tmp_path / "x.safetensors", scores.values, known | about)
+    with pytest.raises(ValueError, match=r"holds no head scores that HeadScores.save wrote"):
+        HeadScores.load(tmp_path / "x.safetensors")

@@ -17,6 +17,7 @@ TESTS = Path(__file__).parent
 ORDER = [
     "errors",
     "progress",
+    "files",
     "metrics",
     "heads",
     "scores",
@@ -73,6 +74,7 @@ IN_SEVERAL_MODULES = {
 WITHOUT_MODULE = {
     "test_benchmarks.py": "benchmarks/",
     "test_dependencies.py": "pyproject.toml",
+    "test_devices.py": "every public operation on a simulated device",
     "test_docs.py": "docs/",
     "test_golden.py": "drawn samples",
     "test_nnsight.py": "docs/nnsight.md",

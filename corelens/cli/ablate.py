@@ -57,7 +57,7 @@ def ablate(
     from corelens.experiments.ablation import ablation_summary, run_ablation
     from corelens.experiments.conditions import check_scoring
     from corelens.experiments.resumable import flatten_datasets
-    from corelens.experiments.run_folder import atomic_write_json
+    from corelens.experiments.run_folder import write_summary
     from corelens.study.data_check import scored_answers
 
     ranking = None if scores is None else options.ranking(scores, model)
@@ -91,7 +91,7 @@ def ablate(
         }
     summary = {"model": model, "how": how, "phase": phase, "chosen by": chosen_by, **ablation_summary(results)}
     summary["answers"] = answers
-    text = atomic_write_json(out / "ablation.json", summary)
+    text = write_summary(out / "ablation.json", summary)
     if as_json:
         print(text)
         return
@@ -143,7 +143,7 @@ def _n_draws(
 ) -> int:
     """Number of draws of write-matched heads: that with which `out` began, else as many as are cheap."""
     from corelens.experiments.controls import MATCHED
-    from corelens.experiments.run_folder import read_summary
+    from corelens.experiments.run_folder import MANIFEST, read_manifest
     from corelens.experiments.throughput import (
         MAX_DRAWS,
         N_TIMED_ANSWERS,
@@ -153,8 +153,8 @@ def _n_draws(
     )
     from corelens.progress import total_progress
 
-    if (manifest := out / "manifest.json").is_file():
-        earlier = read_summary(manifest).get("conditions", {})
+    if (out / MANIFEST).is_file():
+        earlier = read_manifest(out).get("conditions", {})
         return max((len(draws) for name, draws in earlier.items() if name.startswith(MATCHED)), default=1)
     timed = timed_samples(samples)
     with total_progress(N_TIMED_ANSWERS * sum(map(len, timed.values())), "timing a few samples", "pass") as bar:

@@ -74,7 +74,7 @@ def accelerate(
             param_hint="--plan",
         )
     from corelens.experiments.controls import with_write_matched_plans
-    from corelens.experiments.run_folder import atomic_write_json
+    from corelens.experiments.run_folder import write_summary
     from corelens.experiments.sparse_eval import longest_prompt, measure_speeds, run_sparse_eval, sparse_summary
     from corelens.interventions.token_pruning import TokenPruning
     from corelens.reports import write_report
@@ -114,7 +114,7 @@ def accelerate(
         speeds = measure_speeds(hooked, prompt, results.conditions)
         summary = {"model": model, "chosen by": chosen_by, "plan": plan, "other heads": describe_rule(rule)}
         summary |= sparse_summary(hooked, results, n_positions, speeds)
-    json_text = atomic_write_json(out / "acceleration.json", summary)
+    json_text = write_summary(out / "acceleration.json", summary)
     write_report(out)
     if as_json:
         print(json_text)

@@ -43,7 +43,7 @@ def check(
         samples = own_data(file, images=images)
     except (OSError, ValueError, ImportError) as cause:
         raise typer.BadParameter(str(cause), param_hint="FILE") from cause
-    from corelens.experiments.run_folder import atomic_write
+    from corelens.files import write_file
     from corelens.reports.data_check import data_page
     from corelens.study.data_check import check_data
 
@@ -52,7 +52,7 @@ def check(
         checked = check_data(hooked, samples, box_unit, limit)
         html = data_page(checked, hooked).html()
         out.mkdir(parents=True, exist_ok=True)
-        atomic_write(out / "check.html", lambda path: path.write_text(html, encoding="utf-8"))
+        write_file(out / "check.html", html)
     except (OSError, ValueError, ImportError) as cause:
         raise typer.BadParameter(str(cause)) from cause
     if as_json:

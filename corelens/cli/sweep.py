@@ -31,14 +31,14 @@ def sweep(
     """
     if not 0 < fdr < 1:
         raise typer.BadParameter(f"{fdr:g} is not between 0 and 1.", param_hint="--fdr")
-    from corelens.experiments.run_folder import atomic_write_json
+    from corelens.experiments.run_folder import write_summary
     from corelens.experiments.sweep import run_sweep, sweep_summary
 
     datasets = options.samples(data, seed, limit)
     with options.resumable(out, "sweep"):
         swept = run_sweep(options.loaded(model, dtype, device), datasets, how, per, out)
     summary = sweep_summary(swept, fdr)
-    text = atomic_write_json(out / "sweep.json", summary)
+    text = write_summary(out / "sweep.json", summary)
     if as_json:
         print(text)
         return

@@ -1,6 +1,7 @@
 """Accuracy of a model without some of its heads, over many samples."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from os import PathLike
@@ -18,6 +19,7 @@ from corelens.errors import check_choice
 from corelens.experiments.conditions import BASELINE, ConditionResults, check_scoring
 from corelens.experiments.controls import MATCHED, n_writing
 from corelens.experiments.fingerprint import model_fingerprint
+from corelens.experiments.passes import finite_passes
 from corelens.experiments.resumable import (
     SampleSets,
     flatten_datasets,
@@ -227,7 +229,8 @@ def run_ablation(
             batches = [([sample], prepare_samples(model, [sample])) for sample in batch]
 
         def scores(heads: HeadSet) -> Float[Tensor, "batch"]:
-            evaluation = evaluate(model, batches, hooks(heads), max_new_tokens, box_unit=box_unit)
+            with finite_passes(model, batches[0][1]) if heads is NOTHING and len(batches) == 1 else nullcontext():
+                evaluation = evaluate(model, batches, hooks(heads), max_new_tokens, box_unit=box_unit)
             return evaluation.scores.masked_fill(~evaluation.parsed, torch.nan)
 
         with cached_vision(model.hf_model):

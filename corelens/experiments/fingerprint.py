@@ -8,7 +8,7 @@ from functools import partial
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from PIL import Image
 from corelens.data import Sample
 from corelens.data.readers.base import StoredPicture
 from corelens.errors import docs_link
+from corelens.files import parse_json
 from corelens.model import HookedMLLM
 
 WHOLE_FILE = 2**24
@@ -45,19 +46,42 @@ def model_fingerprint(model: HookedMLLM, whole: bool) -> dict[str, Any]:
     }
     if not whole:
         return fingerprint
-    if any(point.has_hooks() for point in model.hook_points()):
+    if any(point.has_hooks() for point in model.hook_points()) or _has_other_hooks(model):
         raise ValueError(
             f"hooks act on the model, and a run folder cannot tell them from those of another run: run this without a "
             f"folder, or without hooks. {docs_link('other-run')}"
         )
     processor, config = model.processor, model.hf_model.config
-    settings = [config.to_dict(), model.hf_model.generation_config]
+    autocast = [torch.is_autocast_enabled(kind) and str(torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
+    settings = [config.to_dict(), model.hf_model.generation_config, autocast, torch.get_float32_matmul_precision()]
     return fingerprint | {
         "weights": _weights_hash(model),
         "settings": _json_hash([settings, config.get_text_config()._attn_implementation]),
-        "processor": processor and _json_hash([processor.to_dict(), processor.tokenizer.get_vocab()]),
+        "processor": processor and _json_hash([processor.to_dict(), *_tokenizer(processor.tokenizer)]),
         "chat template": _json_hash(getattr(processor, "chat_template", None)),
     }
+
+
+def _has_other_hooks(model: HookedMLLM) -> bool:
+    """True if somebody hooks modules by PyTorch itself, and not a library that places or adapts weights."""
+    hooks = (
+        hook
+        for module in model.hf_model.modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    )
+    libraries = ("torch.", "transformers.", "accelerate.", "peft.", "corelens.")
+    return any(not _name(hook).decode().startswith(libraries) for hook in hooks)
+
+
+def _tokenizer(tokenizer: Any) -> list[Any]:
+    """All by which a tokenizer turns text into tokens."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    saved = {} if fast is None else parse_json(fast.to_str())
+    # These two are those of the last call.
+    return [
+        tokenizer.get_vocab(),
+        {name: part for name, part in saved.items() if name not in ("padding", "truncation")},
+    ]
 
 
 def samples_hash(samples: Sequence[tuple[str, Sample]]) -> str:
@@ -91,23 +115,55 @@ def _contents(value: Any) -> Iterator[bytes]:
             yield from _file(Path(value)) if len(str(value)) < 1000 else ()
         elif isinstance(value, partial):
             yield _name(value.func)
+            yield from _code(value.func)
             yield from _each([*value.args, value.keywords])
         elif is_dataclass(value):
             yield from _each([getattr(value, field.name) for field in fields(value) if field.compare])
         elif isinstance(value, FunctionType):
             # Not called: it may download or draw, and does so when the run comes to its sample.
             yield _name(value)
-            held = [cell.cell_contents for cell in value.__closure__ or ()]
+            yield from _code(value)
+            held = [*(cell.cell_contents for cell in value.__closure__ or ()), *(value.__defaults__ or ())]
+            held += (value.__kwdefaults__ or {}).values()
             # A function may hold itself.
             yield from _each([_name(item) if isinstance(item, FunctionType) else item for item in held])
+        elif isinstance(value, MethodType):
+            yield _name(value.__func__)
+            yield from _object(value.__self__)
         elif isinstance(value, Mapping):
             yield from _each([part for item in value.items() for part in item])
         elif isinstance(value, list | tuple):
             yield from _each(value)
+        elif isinstance(value, np.generic | torch.Tensor):
+            yield from _contents(np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value))
+        elif isinstance(value, set | frozenset):
+            yield from sorted(b"".join(_contents(item)) for item in value)
         elif value is None or isinstance(value, float | int | bytes):
             yield repr(value).encode()
+        else:
+            yield from _object(value)
     except (ValueError, OSError) as cause:
         yield str(cause).encode()  # a picture that cannot be read; the run says so
+
+
+def _object(value: Any) -> Iterator[bytes]:
+    """Class of an object, and its attributes that are no objects of this kind, which may hold it in turn."""
+    yield _name(value)
+    plain = (str, PathLike, Image.Image, np.ndarray, torch.Tensor, bytes, int, float, list, tuple, Mapping)
+    held = getattr(value, "__dict__", {})
+    yield from _each([part for name, item in held.items() if isinstance(item, plain) for part in (name, item)])
+
+
+def _code(function: Any) -> Iterator[bytes]:
+    """What a function does, since functions of one name may differ; those of corelens are known by its version."""
+    code = getattr(function, "__code__", function)
+    if not isinstance(code, CodeType) or getattr(function, "__module__", "").startswith("corelens."):
+        return
+    yield code.co_code
+    yield " ".join(code.co_names).encode()
+    for constant in code.co_consts:
+        ordered = sorted(constant, key=repr) if isinstance(constant, frozenset) else constant
+        yield from _code(constant) if isinstance(constant, CodeType) else (repr(ordered).encode(),)
 
 
 def _name(function: Any) -> bytes:
@@ -139,8 +195,11 @@ def _file(path: Path) -> Iterator[bytes]:
 def _weights_hash(model: HookedMLLM) -> str:
     """Hash of every weight, which tells models of one name apart."""
     digest = hashlib.sha256()
-    for _, weight in model.named_parameters():
-        if not weight.is_meta:  # offloaded: its numbers are elsewhere
+    # Buffers count where they are saved with the weights, such as what quantised layers hold.
+    for weight in model.state_dict().values():
+        if not isinstance(weight, torch.Tensor):  # of a layer's own kind
+            digest.update(repr(weight).encode())
+        elif not weight.is_meta:  # offloaded: its numbers are elsewhere
             digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 

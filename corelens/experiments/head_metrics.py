@@ -24,7 +24,7 @@ from corelens.experiments.layer_scores import (
     needs_values,
     query_kind,
 )
-from corelens.experiments.passes import run_pattern_hooks, stack_layers
+from corelens.experiments.passes import finite_passes, run_pattern_hooks, stack_layers
 from corelens.experiments.resumable import SampleError, prepare_samples, sample_errors
 from corelens.hf.prefix_cache import PrefixCache
 from corelens.hooks.attention import in_float32
@@ -122,7 +122,8 @@ def score_batch(
         inputs, scoring = _scoring_inputs(model, samples, sequence, metrics, config)
         if of_evidence := [metric for metric in metrics if isinstance(metric, Metric)]:
             scores[WHOLE] = _is_whole(samples, scoring, of_evidence)
-        scores |= score_heads(model, inputs, scoring, metrics)
+        with finite_passes(model, inputs):
+            scores |= score_heads(model, inputs, scoring, metrics)
     # Baselines last: the same pass about another question.
     for baseline in OTHER_QUESTIONS:
         metrics = [metric for metric in config.metrics if isinstance(metric, Metric) and metric.baseline == baseline]

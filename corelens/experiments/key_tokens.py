@@ -27,7 +27,7 @@ from corelens import metrics
 from corelens.data import Sample, evidence_tokens
 from corelens.errors import check_choice
 from corelens.experiments.fingerprint import model_fingerprint
-from corelens.experiments.passes import run_pattern_hooks, stack_layers
+from corelens.experiments.passes import finite_passes, run_pattern_hooks, stack_layers
 from corelens.experiments.resumable import (
     SampleSets,
     flatten_datasets,
@@ -255,7 +255,8 @@ def _measure_batch(
                 first[kind][:, draw] = torch.minimum(first[kind][:, draw], reached.cpu())
 
     hooks = [(name, find_key_tokens) for name in model.attn_names("pattern")]
-    run_pattern_hooks(model, inputs, hooks, tokens.question)
+    with finite_passes(model, inputs):
+        run_pattern_hooks(model, inputs, hooks, tokens.question)
     sizes = {"tokens": sequence.sum(-1, keepdim=True).float(), "evidence": evidence.sum(-1, keepdim=True).float()}
     coverage = {f"coverage, {kind}": _coverage(first[kind], evidence[:, positions], len(draws[0]))
                 for kind, draws in rankings.items()}  # fmt: skip

@@ -170,7 +170,7 @@ def _report_skipped(results: Shard, n_samples: int) -> None:
     sample, reason = next(iter(results.skipped.items()))
     rest = " All are in .skipped." if results.samples else ""
     message = (
-        f"{len(results.skipped)} of {n_samples} samples cannot be measured; the first, {sample}: "
+        f"{n_samples - len(results.samples)} of {n_samples} samples cannot be measured; the first, {sample}: "
         f"{without_docs_link(reason)}{rest} {docs_link('skipped')}"
     )
     if not results.samples:
@@ -197,11 +197,19 @@ def flatten_datasets(samples: SampleSets) -> DatasetSamples:
 
 @contextmanager
 def sample_errors() -> Iterator[None]:
-    """Re-raise errors as `SampleError`, so that the sample is skipped and the run continues."""
+    """Re-raise errors as `SampleError`, so that the sample is skipped and the run continues.
+
+    Whatever they are, since pictures come from functions and files of others; but for a lack of memory, which smaller
+    batches may have enough of, and of packages, which no sample has.
+    """
     try:
         yield
-    except (ValueError, OSError, IndexError) as cause:
+    except (SampleError, torch.OutOfMemoryError, MemoryError, ImportError):
+        raise
+    except (ValueError, OSError) as cause:
         raise SampleError(str(cause)) from cause
+    except Exception as cause:
+        raise SampleError(f"{type(cause).__name__}: {cause}") from cause
 
 
 def prepare_samples(model: HookedMLLM, samples: Sequence[Sample]) -> PreparedInputs:

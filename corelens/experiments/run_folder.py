@@ -1,11 +1,12 @@
 """Run folders: the finished shards of a run on disk, each complete or absent."""
 
+import hashlib
 import json
-import os
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,13 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float
 from torch import Tensor
 
-from corelens.errors import UNFINISHED, docs_link, optional_import
+from corelens.errors import docs_link, optional_import
+from corelens.files import BLANK, parse_json, read_checked, with_checksum, write_file
 from corelens.metrics import join_groups
 from corelens.scores import HeadScores
+
+MANIFEST = "manifest.json"
+"""Name of the file that says what a run stands for."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run folder: `manifest.json`, and `parts/00000.parquet` and so on, each written atomically.
+    """A run folder: `manifest.json`, and `parts/00000.parquet` and so on, each whole or absent.
 
     A shard is a table with the columns `sample`, `dataset`, `skipped` (the reason, or null) and one per metric or
     condition: a list of its numbers for all units, null for skipped samples. Where several samples share a picture,
-    document or video, its name is in the column `group`.
+    document or video, its name is in the column `group`. Its metadata name the manifest that it was measured under, its
+    number, and the checksum of its bytes: shards that were changed, moved or copied from other runs are refused.
     """
 
     folder: Path
@@ -66,24 +72,29 @@ class RunFolder:
         return self.folder / "parts" / f"{number:05d}.parquet"
 
     def read(self, number: int) -> Shard | None:
-        """Load a finished shard; None if it is not there yet."""
+        """Load a finished shard; None if it is not there yet.
+
+        Raises:
+            ValueError: If it has changed since it was written, or is another shard or of another run.
+        """
         with optional_import("app"):
             from pyarrow import parquet
 
         if not self.path(number).exists():
             return None
-        table = parquet.read_table(self.path(number))
-        reasons = table["skipped"].to_pylist()
-        evaluated = table.filter([reason is None for reason in reasons])
-        sample_reasons = zip(table["sample"].to_pylist(), reasons, strict=True)
-        names = [name for name in table.column_names if name not in ("sample", "dataset", "skipped", "group")]
-        return Shard(
-            tuple(evaluated["sample"].to_pylist()),
-            tuple(evaluated["dataset"].to_pylist()),
-            {name: torch.tensor(evaluated[name].to_pylist()) for name in names},
-            {sample: reason for sample, reason in sample_reasons if reason is not None},
-            tuple(evaluated["group"].to_pylist()) if "group" in evaluated.column_names else (),
-        )
+        way_out = "Delete it: the command that began the run then measures it anew."
+        table = parquet.ParquetFile(BytesIO(read_checked(self.path(number), way_out)))
+        identity = parse_json((table.metadata.metadata or {}).get(b"corelens", b"{}"))
+        if {**identity, "checksum": BLANK} != self._identity(number):
+            raise ValueError(
+                f"{self.path(number)} is not part {number} of this run, but of another. {way_out} "
+                f"{docs_link('damaged')}"
+            )
+        return _shard(table.read())
+
+    def _identity(self, number: int) -> dict[str, Any]:
+        """What a shard says of itself."""
+        return {"run": manifest_hash(self.manifest), "part": number, "checksum": BLANK}
 
     def write(self, number: int, shard: Shard) -> None:
         """Write a finished shard."""
@@ -101,7 +112,11 @@ class RunFolder:
             columns["group"] = pa.array([*shard.groups, *nulls], pa.string())
         for name, values in shard.values.items():
             columns[name] = pa.array([*values.tolist(), *nulls], pa.list_(pa.float32()))
-        atomic_write(self.path(number), lambda path: parquet.write_table(pa.table(columns), path))
+        table, content = pa.table(columns), BytesIO()
+        with parquet.ParquetWriter(content, table.schema) as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata({"corelens": json.dumps(self._identity(number))})
+        write_file(self.path(number), with_checksum(content.getvalue()))
 
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> "RunFolder":
@@ -113,9 +128,9 @@ class RunFolder:
         folder = Path(folder)
         if not folder.is_dir():
             raise ValueError(f"there is no run {folder}.")
-        if (folder / "scan" / "manifest.json").is_file():
+        if (folder / "scan" / MANIFEST).is_file():
             raise ValueError(f"{folder} is a study, which is several runs; take one of them, as {folder / 'scan'}.")
-        manifest = _manifest(folder, "samples", "samples a part")
+        manifest = read_manifest(folder, "samples", "samples a part")
         run = cls(folder, manifest)
         if missing := sum(not run.path(number).exists() for number in range(run.n_shards)):
             raise ValueError(
@@ -143,7 +158,7 @@ class RunFolder:
             RuntimeError: If another process is writing to it.
         """
         run = cls(Path(folder), manifest)
-        file = run.folder / "manifest.json"
+        file = run.folder / MANIFEST
         if run.folder.exists() and not file.exists() and any(run.folder.iterdir()):
             raise ValueError(f"{run.folder} is not empty and holds no run; choose another folder.")
         check_work(run.folder, manifest["work"])
@@ -151,9 +166,9 @@ class RunFolder:
         try:
             with FileLock(run.folder / ".lock", blocking=False):
                 if file.exists():
-                    _require_same(_manifest(run.folder), manifest, run.folder)
+                    _require_same(read_manifest(run.folder), manifest, run.folder)
                 else:
-                    atomic_write_json(file, manifest)
+                    write_summary(file, manifest)
                 yield run
         except Timeout as cause:
             raise RuntimeError(
@@ -161,31 +176,39 @@ class RunFolder:
             ) from cause
 
 
-def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file through a temporary one, so that a killed process leaves the whole file or none.
+def _shard(table: Any) -> Shard:
+    """The shard of a table; Any, since pyarrow has no types."""
+    reasons = table["skipped"].to_pylist()
+    evaluated = table.filter([reason is None for reason in reasons])
+    sample_reasons = zip(table["sample"].to_pylist(), reasons, strict=True)
+    names = [name for name in table.column_names if name not in ("sample", "dataset", "skipped", "group")]
+    return Shard(
+        tuple(evaluated["sample"].to_pylist()),
+        tuple(evaluated["dataset"].to_pylist()),
+        {name: torch.tensor(evaluated[name].to_pylist()) for name in names},
+        {sample: reason for sample, reason in sample_reasons if reason is not None},
+        tuple(evaluated["group"].to_pylist()) if "group" in evaluated.column_names else (),
+    )
 
-    Args:
-        path: The file.
-        write: Writes the content to the path that it is given.
-    """
-    unfinished = path.with_suffix(UNFINISHED)
-    write(unfinished)
-    with unfinished.open("rb") as file:
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+
+def manifest_hash(manifest: Mapping[str, Any]) -> str:
+    """Hash of all that a run stands for: model, weights, settings, processor, samples and choices."""
+    as_read = json.loads(json.dumps(manifest))  # tuples become lists, and keys texts
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 def write_scores(folder: str | PathLike[str], name: str, scores: HeadScores) -> None:
     """Write scores as `NAME.safetensors`, for `HeadScores.load`, and as `NAME.csv`, a table of the heads."""
-    atomic_write(Path(folder) / f"{name}.safetensors", scores.save)
-    atomic_write(Path(folder) / f"{name}.csv", scores.to_csv)
+    scores.save(Path(folder) / f"{name}.safetensors")
+    scores.to_csv(Path(folder) / f"{name}.csv")
 
 
-def atomic_write_json(path: Path, value: Any) -> str:
-    """Write a value as JSON, as `atomic_write` does, and return the text."""
-    text = json.dumps(value, indent=1)
-    atomic_write(path, lambda unfinished: unfinished.write_text(text))
-    return text
+def write_summary(path: Path, summary: Mapping[str, Any]) -> str:
+    """Write a summary as JSON with a checksum, and with the run whose folder it is in; return the text."""
+    of_run = {"of run": _run_of(path)} if _run_of(path) else {}
+    content = with_checksum(json.dumps({**summary, **of_run, "checksum": BLANK}, indent=1).encode())
+    write_file(path, content)
+    return content.decode()
 
 
 def read_summary(path: Path, *required: str) -> dict[str, Any]:
@@ -196,37 +219,50 @@ def read_summary(path: Path, *required: str) -> dict[str, Any]:
         required: Keys that it must have.
 
     Raises:
-        ValueError: If the file is missing, cannot be read, or lacks a key.
+        ValueError: If the file is missing, cannot be read, has changed since it was written, is of another run, or
+            lacks a key.
     """
-    try:
-        summary = json.loads(path.read_text())
-        missing = [name for name in required if name not in summary]
-    except (OSError, ValueError, TypeError) as cause:
-        raise ValueError(
-            f"{path} is missing or cannot be read; the command that made the run writes it when it ends."
-        ) from cause
-    if missing:
-        raise ValueError(f"{path} lacks {missing[0]!r}; run the command that made it again to write it anew.")
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; the command that made the run writes it when it ends.")
+    way_out = "Delete it, and run the command that made it again to write it anew."
+    summary = parse_json(read_checked(path, way_out))
+    if (run := _run_of(path)) and summary.pop("of run", None) not in (None, run):
+        raise ValueError(f"{path} is of another run than its folder. {way_out} {docs_link('damaged')}")
+    del summary["checksum"]
+    if missing := [name for name in required if name not in summary]:
+        raise ValueError(f"{path} lacks {missing[0]!r}. {way_out} {docs_link('damaged')}")
     return summary
+
+
+def _run_of(path: Path) -> str | None:
+    """Hash of the manifest that lies beside a file; None if there is none, as in the folder of a study."""
+    is_beside = path.name != MANIFEST and (path.parent / MANIFEST).is_file()
+    return manifest_hash(read_manifest(path.parent)) if is_beside else None
 
 
 def check_work(folder: Path, work: str) -> None:
     """Raise a ValueError if a folder holds a run of another command."""
-    if (folder / "manifest.json").exists() and (other := _manifest(folder)["work"]) != work:
+    if (folder / MANIFEST).exists() and (other := read_manifest(folder)["work"]) != work:
         raise ValueError(
             f"{folder} holds a run of corelens {other}, not of {work}. Choose another folder. {docs_link('other-run')}"
         )
 
 
-def _manifest(folder: Path, *required: str) -> dict[str, Any]:
-    """Load the manifest of a run; a ValueError if the folder has none, or one that lacks a key."""
+def read_manifest(folder: Path, *required: str) -> dict[str, Any]:
+    """Load the manifest of a run.
+
+    Raises:
+        ValueError: If the folder has none, one that lacks a key, or one that has changed or is of an older corelens.
+    """
+    file = folder / MANIFEST
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = parse_json(file.read_bytes())
     except (OSError, ValueError):
         manifest = None
     if not (isinstance(manifest, dict) and {"work", *required} <= manifest.keys()):
         raise ValueError(f"{folder} holds no run of corelens: it has no manifest.json of one.")
-    return manifest
+    read_checked(file, "What its parts are of cannot be known: choose another folder.")
+    return {name: value for name, value in manifest.items() if name != "checksum"}
 
 
 def _require_same(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) -> None:

@@ -16,6 +16,7 @@ from corelens.data import BoxUnit, Sample
 from corelens.experiments.conditions import BASELINE, ConditionResults, check_scoring
 from corelens.experiments.controls import full_heads, n_writing
 from corelens.experiments.fingerprint import model_fingerprint
+from corelens.experiments.passes import finite_passes
 from corelens.experiments.resumable import (
     SampleSets,
     flatten_datasets,
@@ -157,7 +158,7 @@ def run_sparse_eval(
                 hooks = prune_tokens(model, inputs, plan)
                 evaluation = evaluate(model, batches, hooks, max_new_tokens, box_unit=box_unit)
             else:
-                with nullcontext() if plan is full else apply(model, plan, force=True):
+                with finite_passes(model, inputs) if plan is full else apply(model, plan, force=True):
                     evaluation = evaluate(model, batches, None, max_new_tokens, box_unit=box_unit)
             return evaluation.scores.masked_fill(~evaluation.parsed, torch.nan)
 

@@ -18,6 +18,7 @@ from corelens.data import Sample, prepare_batches
 from corelens.errors import check_choice
 from corelens.experiments.ablation import ReferenceMethod, lazy_ablation
 from corelens.experiments.fingerprint import model_fingerprint
+from corelens.experiments.passes import finite_passes
 from corelens.experiments.resumable import (
     SampleSets,
     flatten_datasets,
@@ -249,6 +250,9 @@ def run_sweep(
         with sample_errors():
             inputs = append_answers(model, inputs, [sample.answer for sample in batch])
         effects = sweep(model, inputs, intervention, per=units, progress=not nested_progress())
+        if not effects.baseline.isfinite().all():
+            with finite_passes(model, inputs):
+                model(inputs)
         return {"values": effects.values, "plain": effects.baseline[:, None]}
 
     label = METRIC_LABELS[log_prob]

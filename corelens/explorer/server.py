@@ -7,7 +7,6 @@ site are rejected.
 
 import asyncio
 import base64
-import json
 import secrets
 import socket
 from collections.abc import Callable, Mapping
@@ -29,6 +28,7 @@ from corelens.explorer.compute import Cancelled
 from corelens.explorer.state import ExplorerState
 from corelens.explorer.uploads import MAX_BYTES
 from corelens.explorer.view import VIEW_ERRORS, Explorer
+from corelens.files import parse_json
 
 FILES = {
     "": ((frontend.FOLDER / "page.html").read_text(encoding="utf-8"), "text/html"),
@@ -71,12 +71,12 @@ def create_app(explorer: Explorer, token: str) -> Starlette:
 
     async def serve_view(request: Request) -> Response:
         try:
-            body = json.loads(await _body(request))
+            body = parse_json(await _body(request))
             state, uploads, prompt_key = ExplorerState.parse(body["state"]), _uploads(body), str(body.get("prompt"))
         except ClientDisconnect:
             return CLIENT_GONE
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
-            return JSONResponse({"error": f"the request cannot be read: {cause}"}, 400)
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as cause:
+            return _refusal(f"the request cannot be read: {cause}")
         disconnected = Event()
         watcher = asyncio.create_task(_watch_connection(request, disconnected))
         try:
@@ -88,7 +88,7 @@ def create_app(explorer: Explorer, token: str) -> Starlette:
         except Cancelled:
             return CLIENT_GONE
         except VIEW_ERRORS as cause:
-            return JSONResponse({"error": str(cause)}, 400)
+            return _refusal(str(cause))
         finally:
             watcher.cancel()
 
@@ -145,6 +145,11 @@ class Guard:
             await send(message)
 
         await self.app(scope, receive, send_guarded)
+
+
+def _refusal(reason: str) -> Response:
+    # A state may hold halves of characters, which no answer can.
+    return JSONResponse({"error": reason.encode(errors="replace").decode()}, 400)
 
 
 async def _body(request: Request) -> bytes:

@@ -24,6 +24,9 @@ Order = Literal["layer", "score"]
 HiddenFrom = Literal["all", "chosen"]
 Moment = Literal["before", "after"]
 
+MAX_QUESTION = 10_000
+"""Most letters of a question: the page shows every token of it, and the model runs for nobody else meanwhile."""
+
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -128,6 +131,9 @@ class ExplorerState:
         names = {field.name for field in fields(cls)}
         if unknown := sorted(set(map(str, state)) - names):
             raise ValueError(f"a state has no {', '.join(unknown)}; it has {', '.join(sorted(names))}.")
+        question = state.get("question")
+        if isinstance(question, str) and len(question) > MAX_QUESTION:
+            raise ValueError(f"the question has {len(question)} letters; {MAX_QUESTION} can be explored at most.")
         try:
             # As text, since strict validation of Python objects takes no list for a tuple.
             return _adapter.validate_json(json.dumps(dict(state)))

@@ -34,7 +34,7 @@ MAX_MAPS = 6
 """Most heads whose attention is shown at a time."""
 
 N_ALTERNATIVES = 5
-VIEW_ERRORS = (ValueError, TypeError, IndexError, ImportError, OSError, RuntimeError)
+VIEW_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, ImportError, OSError, RuntimeError)
 """Errors of a state that cannot be shown: mistakes are ValueErrors; others are a model's own, or a lack of memory."""
 
 

@@ -226,6 +226,9 @@ def _hooked_attention(
 
     The hook points are found on the calling module, so that wrapped models share no state.
     """
+    if hasattr(module, "build_attention_mask_from_topk") and attention_mask is not None:
+        # Such modules mask keys by booleans only for functions named "sdpa"; rows without a key differ in every bit.
+        attention_mask = attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0
     call = AttentionCall(module, query, key, value, attention_mask, scaling, kwargs)
     tap: HookedAttentionCall | None = module.__dict__.get("_corelens_tap")
     # Any: pyright sees no attributes of a module.

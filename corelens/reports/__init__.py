@@ -5,7 +5,8 @@ from os import PathLike
 from pathlib import Path
 
 from corelens.errors import optional_import
-from corelens.experiments.run_folder import RunFolder, atomic_write
+from corelens.experiments.run_folder import RunFolder
+from corelens.files import write_file
 
 with optional_import("app"):
     from corelens.reports import ablation, key_tokens, scan, sparse_eval, study, sweep
@@ -47,6 +48,5 @@ def write_report(folder: str | PathLike[str]) -> Path:
             )
         file, build = PAGES[run.manifest["work"]]
         page = build(run)
-    html = page.html()
-    atomic_write(folder / file, lambda path: path.write_text(html, encoding="utf-8"))
+    write_file(folder / file, page.html())
     return folder / file

@@ -15,7 +15,8 @@ from corelens.experiments.conditions import BASELINE, ConditionResults, read_con
 from corelens.experiments.controls import MATCHED
 from corelens.experiments.key_tokens import KeyTokens, read_key_tokens
 from corelens.experiments.published_comparison import compare_with_published
-from corelens.experiments.run_folder import RunFolder, atomic_write, atomic_write_json, read_summary
+from corelens.experiments.run_folder import RunFolder, read_summary, write_summary
+from corelens.files import write_file
 from corelens.heads import HeadSet
 from corelens.metrics import stable_heads
 from corelens.reports.common import identity
@@ -69,9 +70,8 @@ def save(study: Study, folder: Path, choices: Mapping[str, Any]) -> dict[str, An
         "skipped": dict(study.scores["ram"].skipped) | dict(study.ablations.skipped),
         "run": {name: manifest[name] for name in ("model", "revision", "weights", "dtype", "heads", "versions")},
     }
-    atomic_write_json(folder / "study.json", summary)
-    html = page(folder).html()
-    atomic_write(folder / "study.html", lambda path: path.write_text(html, encoding="utf-8"))
+    write_summary(folder / "study.json", summary)
+    write_file(folder / "study.html", page(folder).html())
     return summary
 
 

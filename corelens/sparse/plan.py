@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from corelens.errors import check_choice
+from corelens.files import parse_json, write_file
 from corelens.heads import Head, HeadSet
 from corelens.sparse.rules import (
     Full,
@@ -114,7 +115,7 @@ class HeadPlan:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the plan to a JSON file."""
-        Path(path).write_text(json.dumps(self.to_json(), indent=1))
+        write_file(path, json.dumps(self.to_json(), indent=1))
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "HeadPlan":
@@ -124,7 +125,7 @@ class HeadPlan:
             ValueError: If the file holds something else.
         """
         try:
-            saved = json.loads(Path(path).read_text())
+            saved = parse_json(Path(path).read_bytes())
             return cls(
                 {Head.parse(head): rule_from_json(rule) for rule in saved["rules"] for head in rule["heads"]},
                 rule_from_json(saved["default"]),

@@ -1,6 +1,5 @@
 """Claim 5, acceleration: with CoRe heads alone attending to everything, the model is faster and answers as well."""
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ import torch
 
 from corelens.data import Sample
 from corelens.experiments.conditions import BASELINE, low_to_high
-from corelens.experiments.run_folder import atomic_write_json
+from corelens.experiments.run_folder import read_summary, write_summary
 from corelens.experiments.sparse_eval import (
     Plans,
     SparseResults,
@@ -166,7 +165,7 @@ def run_published(
         speeds = measure_speeds(model, longest, results.conditions)
         summary = {"model": ranking.model, "chosen by": f"{ranking.metric} of {ranking.model}"}
         summary |= {"plan": "published", "other heads": describe_rule(rule)}
-        atomic_write_json(file, summary | sparse_summary(model, results, longest["input_ids"].shape[1], speeds))
+        write_summary(file, summary | sparse_summary(model, results, longest["input_ids"].shape[1], speeds))
     return results
 
 
@@ -193,7 +192,7 @@ def measure_timing(
     positions, device = inputs["input_ids"].shape[1], _device_name(model.device)
     timing = Timing([], positions, device)
     if file.exists() and not remeasure:
-        saved = json.loads(file.read_text())
+        saved = read_summary(file, "rounds", "positions", "device")
         rounds = [
             {name: Speed(**speed) for name, speed in round_speeds.items()} for round_speeds in saved.pop("rounds")
         ]
@@ -204,7 +203,7 @@ def measure_timing(
     with progress(n_rounds, "speed", "round", len(timing.rounds)) as advance:
         while len(timing.rounds) < n_rounds:
             timing.rounds.append(measure_speeds(model, inputs, plans, 4, 1))
-            atomic_write_json(file, asdict(timing))
+            write_summary(file, asdict(timing))
             advance(1)
     return timing
 

@@ -1,8 +1,7 @@
 """Budget of a study: which conditions it tries, how much work they are, and how long that takes."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from corelens.data import BoxUnit, Sample
 from corelens.experiments import ablation, key_tokens, scan, sparse_eval, sweep
 from corelens.experiments.ablation import ReferenceMethod
 from corelens.experiments.controls import WRITE_NORM
-from corelens.experiments.run_folder import atomic_write_json
+from corelens.experiments.run_folder import read_summary, write_summary
 from corelens.experiments.throughput import (
     N_TIMED_ANSWERS,
     affordable_draws,
@@ -211,7 +210,7 @@ def measure_throughput(
 
     file = Path(out) / "throughput.json"
     if file.exists():
-        return Throughput(**json.loads(file.read_text()))
+        return Throughput(**read_summary(file, *(field.name for field in fields(Throughput))))
     timed = timed_samples(samples)
     n_samples = sum(map(len, timed.values()))
     with total_progress((2 + N_TIMED_ANSWERS) * n_samples, "timing a few samples", "pass") as bar:
@@ -221,5 +220,5 @@ def measure_throughput(
         bar.begin("", N_TIMED_ANSWERS)
         throughput = Throughput(of_pass, seconds_per_answer(model, timed, max_new_tokens, box_unit))
     Path(out).mkdir(parents=True, exist_ok=True)
-    atomic_write_json(file, asdict(throughput))
+    write_summary(file, asdict(throughput))
     return throughput

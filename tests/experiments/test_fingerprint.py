@@ -2,8 +2,8 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers.normalizers import Lowercase
 
 from corelens import Box, Evidence, Head, HookedMLLM, Sample, Video, ablate, scan
 from corelens.data import charts
@@ -51,12 +52,27 @@ def chat_template(model: HookedMLLM) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+def another_normalizer(model: HookedMLLM) -> AbstractContextManager[Any]:
+    model.processor.tokenizer.backend_tokenizer.normalizer = Lowercase()
+    return nullcontext()
+
+
+@contextmanager
+def pytorch_hook(model: HookedMLLM) -> Iterator[None]:
+    handle = model.hf_model.get_decoder().layers[0].register_forward_hook(lambda *_: None)
+    yield
+    handle.remove()
+
+
 MODELS: dict[str, tuple[Change, str]] = {
     "most of a matrix": (most_of_a_matrix, "weights was"),
     "a head without output": (lambda model: zeroed_weights(model, [Head(0, 1)]), "weights was"),
     "the configuration": (configuration, "settings was"),
     "the size of pictures": (pictures_size, "processor was"),
     "the chat template": (chat_template, "chat template was"),
+    "merges of the tokenizer": (another_normalizer, "processor was"),
+    "autocast": (lambda model: torch.autocast("cpu", torch.bfloat16), "settings was"),
+    "hooks of PyTorch": (pytorch_hook, "hooks act on the model"),
     "hooks": (lambda model: model.hooks(fwd_hooks=ablate([Head(0, 1)])), "hooks act on the model"),
 }
 """Changes of a model between the runs into one folder, and the message about each."""
@@ -74,6 +90,16 @@ def test_a_folder_refuses_the_run_of_a_changed_model(model: HookedMLLM, change: 
 def returning(picture: Image.Image) -> Callable[[], Image.Image]:
     """A function that returns a picture, as a reader of one's own may hold."""
     return lambda: picture
+
+
+class Album:
+    """An object with a picture."""
+
+    def __init__(self, picture: Image.Image):
+        self.picture = picture
+
+    def first(self) -> Image.Image:
+        return self.picture
 
 
 class Nameless:
@@ -111,6 +137,18 @@ SAMPLES: dict[str, Callable[[Path], tuple[Sample, Sample]]] = {
     "arguments of a function": lambda folder: (
         replace(SAMPLE, images=(partial(random_picture, (9, 9), 1),)),
         replace(SAMPLE, images=(partial(random_picture, (9, 9), 2),)),
+    ),
+    "what a function does": lambda folder: (
+        replace(SAMPLE, images=(lambda: ONE.rotate(90),)), replace(SAMPLE, images=(lambda: ONE.rotate(180),))
+    ),
+    "defaults of a function": lambda folder: (
+        replace(SAMPLE, images=(lambda picture=ONE: picture,)), replace(SAMPLE, images=(lambda picture=OTHER: picture,))
+    ),
+    "the object of a method": lambda folder: (
+        replace(SAMPLE, images=(Album(ONE).first,)), replace(SAMPLE, images=(Album(OTHER).first,))
+    ),
+    "numbers of numpy": lambda folder: (
+        replace(SAMPLE, about={"page": np.int64(1)}), replace(SAMPLE, about={"page": np.int64(2)})
     ),
     "a frame": lambda folder: (
         replace(SAMPLE, images=(), videos=(Video(np.zeros((4, 8, 8, 3), np.uint8), 2.0),)),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from torch.testing import assert_close
@@ -193,3 +195,74 @@ def test_results_know_which_samples_share_a_picture(toy_model: HookedMLLM, name:
         assert read_conditions(RunFolder.load(tmp_path / "run")).groups == results.groups
         assert results.paired_difference(BASELINE, "shared").n_groups == results.n_groups("shared") == 1
         assert "interval" not in results.summary("shared").get("top", {})
+
+
+def fails(error: BaseException) -> Any:
+    """A picture that cannot be drawn."""
+
+    def picture() -> Any:
+        raise error
+
+    return picture
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), ZeroDivisionError(), TypeError("x"), RuntimeError("x"), EOFError()])
+def test_no_error_of_a_picture_ends_a_scan(toy_model: HookedMLLM, error: Exception):
+    good = list(toy.scenes(2, seed=0))
+    broken = replace(good[0], id="broken", images=(fails(error),))
+    with pytest.warns(UserWarning, match="1 of 3 samples cannot be measured; the first, broken"):
+        scores = scan(toy_model, [broken, *good])
+    assert scores.samples == tuple(sample.id for sample in good)
+    assert type(error).__name__ in scores.skipped["broken"]
+
+
+def test_what_no_sample_is_to_blame_for_ends_a_scan(toy_model: HookedMLLM):
+    (sample,) = toy.scenes(1, seed=0)
+    for error in (ImportError("x"), torch.OutOfMemoryError("x")):
+        with pytest.raises(type(error)):
+            scan(toy_model, [replace(sample, images=(fails(error),))])
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_model_of_nan_is_reported_with_its_layer(name: str):
+    model = HookedMLLM.from_pretrained("corelens/toy")
+    with torch.no_grad():
+        model.hf_model.get_decoder().layers[2].self_attn.q_proj.weight[0, 0] = torch.nan  # pyright: ignore
+    with pytest.raises(ValueError, match=r"1 of 1 samples cannot be measured; the first, .*: layer 2 writes NaN"):
+        EXPERIMENTS[name](model, list(toy.scenes(1, seed=0)), None)
+
+
+HARMS: dict[str, Callable[[Path, Path], object]] = {
+    "one bit": lambda run, other: (run / "parts/00000.parquet").write_bytes(
+        bytes([(run / "parts/00000.parquet").read_bytes()[0] ^ 1]) + (run / "parts/00000.parquet").read_bytes()[1:]
+    ),
+    "a part of other samples": lambda run, other: shutil.copy(other / "parts/00000.parquet", run / "parts"),
+    "a part twice": lambda run, other: shutil.copy(run / "parts/00000.parquet", run / "parts/00001.parquet"),
+    "a part without a checksum": lambda run, other: parquet.write_table(
+        parquet.read_table(run / "parts/00000.parquet"), run / "parts/00000.parquet"
+    ),
+}
+"""What may happen to a run folder between two runs."""
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_harmed_folder_is_refused_until_the_part_is_deleted(
+    toy_model: HookedMLLM, harm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("corelens.experiments.scan.SHARD_SIZE", 1)
+    samples, others = list(toy.scenes(2, seed=3)), toy.scenes(2, seed=9)
+    right = scan(toy_model, samples, out=tmp_path / "run")
+    scan(toy_model, others, out=tmp_path / "other")
+    HARMS[harm](tmp_path / "run", tmp_path / "other")
+    with pytest.raises(ValueError, match=r"\.parquet .*Delete it: the command .*damaged") as refused:
+        scan(toy_model, samples, out=tmp_path / "run")
+    Path(str(refused.value).partition(".parquet")[0] + ".parquet").unlink()
+    assert torch.equal(scan(toy_model, samples, out=tmp_path / "run").values, right.values)
+
+
+def test_changed_evidence_is_another_run(toy_model: HookedMLLM, tmp_path: Path):
+    (sample,) = toy.scenes(1, seed=0)
+    scan(toy_model, [sample], out=tmp_path / "run")
+    moved = replace(sample, evidence=(Evidence(Box(0, 0, 20, 20)),))
+    with pytest.raises(ValueError, match="samples sha256 was"):
+        scan(toy_model, [moved], out=tmp_path / "run")

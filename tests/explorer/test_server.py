@@ -260,3 +260,32 @@ def test_errors_of_a_model_are_reported(client: TestClient, explorer: Explorer, 
     monkeypatch.setattr(explorer, "view", failing_view)
     answer = client.post("view", json={"state": first})
     assert (answer.status_code, answer.json()) == (400, {"error": "out of memory"})
+
+
+HUGE = 10**400
+STATES: dict[str, str] = {
+    "a box": json.dumps({"regions": [{"box": [HUGE, 0, 1, 1]}]}),
+    "evidence": json.dumps({"evidence": [{"box": [0, 0, HUGE, 1]}]}),
+    "seconds": json.dumps({"regions": [{"seconds": [0, HUGE]}]}),
+    "a picture's number": json.dumps({"regions": [{"media": HUGE}]}),
+    "a token": json.dumps({"token": HUGE}),
+    "a large token": json.dumps({"token": 2**63}),
+    "a head": json.dumps({"heads": [f"L{HUGE}H0"]}),
+    "heads of a wrong type": json.dumps({"heads": {"L0H0": 1}}),
+    "half of a character as a key": r'{"\ud800": 1}',
+    "half of a character in the question": r'{"question": "\ud800"}',
+    "deep nesting": '{"heads": ' + "[" * 100_000,
+    "20,000 words": json.dumps({"question": "which " * 20_000}),
+    "a list": "[]",
+}
+"""States that no page would send."""
+
+
+@pytest.mark.parametrize("what", STATES)
+def test_absurd_states_are_a_mistake_of_who_sends_them(client: TestClient, explorer: Explorer, what: str):
+    first = json.dumps(explorer.first().json())
+    text = STATES[what]
+    state = f"{first[:-1]}, {text[1:]}" if text.startswith("{") else text
+    answer = client.post("view", content=f'{{"state": {state}}}')
+    assert answer.status_code == 400
+    assert len(answer.json()["error"]) < 1000

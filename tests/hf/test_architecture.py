@@ -111,6 +111,14 @@ def eager_rows(outputs: Any, model: Any) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("part", ["blocks", "vision"])
+def test_hooks_that_return_what_they_got_change_no_bit(model: Any, padded: dict[str, Tensor], part: str):
+    """At padding, too: rows without a key are the first to differ between two kinds of masks."""
+    hooks = [(name, lambda tensor, hook: tensor) for name in model.hook_dict if name.startswith(part)]
+    assert torch.equal(model.run_with_hooks(padded, fwd_hooks=hooks), model(padded))
+
+
+@torch.no_grad()
 def test_unhooked_logits_are_bit_identical(hf_model: Any, model: Any, plain: Any, padded: Any):
     for inputs in (plain, padded):
         assert torch.equal(model(inputs), hf_model(**inputs).logits)

@@ -1,7 +1,6 @@
 """The parts that all readers share: finding files, validating rows, and reporting the rows that are skipped."""
 
 import ast
-import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BeforeValidator, Field, FiniteFloat, StringConstraints, TypeAdapter, ValidationError
 
 from corelens.data.sample import Sample
+from corelens.files import parse_json
 from corelens.inputs.media import ORIENTATION, QUARTER_TURNS, upright_box
 from corelens.tokens import Box
 
@@ -31,6 +31,9 @@ class Skipped(NamedTuple):
     id: str
     reason: str
 
+
+OF_A_ROW = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError, RecursionError)
+"""Errors of a row that its reader did not foresee; the rows after it are read."""
 
 Regions = Literal["annotated", "published"]
 """Evidence of a reader: as the data set annotates it, or as arXiv 2606.05843 takes it (appendix C)."""
@@ -63,6 +66,8 @@ class Samples:
                 sample = make()
             except BadRow as cause:
                 self.skipped.append(Skipped(row, str(cause)))
+            except OF_A_ROW as cause:
+                self.skipped.append(Skipped(row, f"{type(cause).__name__}: {cause}"))
             else:
                 yield sample
         if self.skipped:
@@ -158,7 +163,7 @@ def raise_error(error: BadRow) -> Sample:
 def read_json(path: Path) -> Any:
     """Contents of a JSON file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except ValueError as cause:
         raise ValueError(f"{str(path)!r} is not JSON: {cause}") from cause
 
@@ -171,18 +176,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Non-empty lines of a JSON Lines file, with their numbers from one."""
-    with path.open(encoding="utf-8") as lines:
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Non-empty lines of a JSON Lines file, with their numbers from one; bytes, since one may be no UTF-8."""
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield number, line
 
 
-def read_line(line: str) -> dict[str, Any]:
+def read_line(line: bytes) -> dict[str, Any]:
     """Object in a line of a JSON Lines file."""
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError as cause:
         raise BadRow(f"the line is not JSON: {cause}") from cause
     if not isinstance(row, dict):
@@ -296,10 +301,18 @@ class StoredPicture:
             raise BadRow(f"row {self.row} holds no picture in {self.column!r} that Pillow can read") from cause
 
 
-def picture_file(path: Path) -> str:
-    """Return the path of a picture, which must exist."""
+def media_file(folder: Path, name: str, kind: Literal["picture", "video", "document"] = "picture") -> str:
+    """Return the path of a file that a row names, which must exist in the folder of the data set.
+
+    Rows of others could name any file of this machine, by absolute paths, by `..` or by links.
+    """
+    path, home = folder / name, folder.resolve()
+    # Hugging Face's cache links from the folder of a revision to one beside all of them.
+    blobs = [above.parent / "blobs" for above in home.parents if above.name == "snapshots"]
+    if not any(path.resolve().is_relative_to(allowed) for allowed in (home, *blobs)):
+        raise BadRow(f"its {kind} {name!r} lies outside of {str(folder)!r}, the folder of the data set")
     if not path.is_file():
-        raise BadRow(f"its picture {str(path)!r} does not exist")
+        raise BadRow(f"its {kind} {str(path)!r} does not exist")
     return str(path)
 
 

@@ -16,7 +16,7 @@ from corelens.data.readers.base import (
     Row,
     Samples,
     Text,
-    picture_file,
+    media_file,
     pixel_box,
     raise_error,
     read_field,
@@ -106,15 +106,15 @@ def _rows(annotations: _Annotations, stem: str, folder: Path) -> Iterator[Row]:
                 if category is not None:
                     row = f"{stem}-{image}-{category}"
                     name = annotations.categories[category]
-                    yield row, partial(_sample, row, name, folder / file, objects.get(category, ()))
+                    yield row, partial(_sample, row, name, folder, file, objects.get(category, ()))
 
 
 def _are_single(objects: Sequence[Any]) -> bool:
     return bool(objects) and not any(entry.get("iscrowd") for entry in objects)
 
 
-def _sample(row: str, category: str, file: Path, objects: Sequence[Any]) -> Sample:
-    path = picture_file(file)
+def _sample(row: str, category: str, folder: Path, file: str, objects: Sequence[Any]) -> Sample:
+    path = media_file(folder, file)
     return Sample(
         row,
         f"Is there {'an' if category[0].lower() in 'aeiou' else 'a'} {category} in the picture?",

@@ -6,7 +6,17 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from corelens.data.readers.base import BadRow, Row, Samples, Text, dataset_folder, find_files, read_field, read_rows
+from corelens.data.readers.base import (
+    BadRow,
+    Row,
+    Samples,
+    Text,
+    dataset_folder,
+    find_files,
+    media_file,
+    read_field,
+    read_rows,
+)
 from corelens.data.sample import Sample
 from corelens.errors import check_choice
 
@@ -51,9 +61,7 @@ def _rows(rows: Mapping[str, list[Any]], files: Mapping[str, Path]) -> Iterator[
 
 
 def _sample(name: str, row: Mapping[str, Any], videos: Path, task: str) -> Sample:
-    path = videos / read_field(row, "video", Text)
-    if not path.is_file():
-        raise BadRow(f"its video {str(path)!r} does not exist")
+    path = media_file(videos, read_field(row, "video", Text), "video")
     question, answer = read_field(row, "question", Text), read_field(row, "answer", Text)
     candidates = read_field(row, "candidates", list) if row.get("candidates") else []
     choices, instruction = tuple(str(candidate).strip() for candidate in candidates), ""
@@ -66,7 +74,7 @@ def _sample(name: str, row: Mapping[str, Any], videos: Path, task: str) -> Sampl
         name,
         question,
         answer,
-        videos=(str(path),),
+        videos=(path,),
         instruction=instruction,
         choices=choices,
         scoring="choice" if choices else "judge",
@@ -74,6 +82,6 @@ def _sample(name: str, row: Mapping[str, Any], videos: Path, task: str) -> Sampl
             "task": task,
             "duration": read_field(row, "duration", int | float),
             "points": row.get("scoring_points"),
-            "group": path.stem,
+            "group": Path(path).stem,
         },
     )

@@ -21,7 +21,7 @@ from corelens.data.readers.base import (
     Samples,
     Text,
     dataset_folder,
-    picture_file,
+    media_file,
     raise_error,
     read_field,
     read_json,
@@ -141,7 +141,7 @@ def _interleave(marked: str, n_pictures: int) -> tuple[str | int, ...]:
 
 def _pictures(row: Mapping[str, Any], names: list[str], folder: Path) -> tuple[str, ...]:
     paths = [path for name in names for path in read_field(row, name, ListOf[str])]
-    return tuple(picture_file(folder / path) for path in paths)
+    return tuple(media_file(folder, path) for path in paths)
 
 
 def _answers(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -183,7 +183,7 @@ def _retrieval_augmented(name: str, row: Mapping[str, Any], folder: Path) -> Sam
         name,
         question,
         answer,
-        (picture_file(folder / picture),),
+        (media_file(folder, picture),),
         prompt=(instruction + "\n\n".join(passages) + "\n\n", 0, f"Question: {question}"),
         also_accepted=tuple(others),
         scoring="contains",
@@ -249,7 +249,7 @@ def _image_needle(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
 
 def _many_shot(name: str, row: Mapping[str, Any], folder: Path) -> Sample:
     examples = read_field(row, "examples", list)
-    pictures = tuple(picture_file(folder / read_field(part, "image", Text)) for part in [*examples, row])
+    pictures = tuple(media_file(folder, read_field(part, "image", Text)) for part in [*examples, row])
     labels = "\n\n".join(f"<image>\nlabel: {read_field(part, 'id', int | str)}" for part in examples)
     question, instruction = "Now classify this image.", ' Only output "label: {label}".'
     return Sample(

@@ -145,7 +145,7 @@ def _is_text(feature: Any, value: type) -> bool:
 def _defaults(path: Path) -> dict[str, Any]:
     """Fields that the first line gives to every row, if it is `{"defaults": {...}}`."""
     try:
-        _, first = next(read_lines(path), (0, "{}"))
+        _, first = next(read_lines(path), (0, b"{}"))
         defaults = read_line(first).get("defaults", {})
         row = plural_fields(defaults) if isinstance(defaults, dict) else {}
     except BadRow:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from corelens.data.readers.base import BadRow, Corners, StoredPicture, Text, picture_file, pixel_box, stored_form
+from corelens.data.readers.base import BadRow, Corners, StoredPicture, Text, media_file, pixel_box, stored_form
 from corelens.data.sample import Evidence, Sample
 from corelens.data.scoring import score
 from corelens.tokens import Box
@@ -134,7 +134,7 @@ def _picture(picture: str | StoredPicture, folder: Path) -> str | StoredPicture:
         return picture
     if "://" in picture:
         raise BadRow(f"its picture {picture} is an address, and nothing is fetched: download it and give the file")
-    return picture_file(folder / picture)
+    return media_file(folder, picture)
 
 
 def _evidence(row: OwnRow, pictures: tuple[str | StoredPicture, ...]) -> tuple[Evidence, ...]:

@@ -1,7 +1,6 @@
 """Scores of the two benchmarks on long documents, by the format of the answer."""
 
 import ast
-import json
 import math
 import re
 from collections import Counter
@@ -9,6 +8,7 @@ from collections.abc import Sequence
 
 from corelens.data.scoring.rules import anls, numbers_in, plain_minus, without_articles
 from corelens.errors import check_choice
+from corelens.files import parse_json
 
 DOC_FORMATS = ("Str", "Int", "Float", "List", "None")
 DOCQA_FORMATS = ("Integer", "Int", "Float", "String", "Str", "List", "None")
@@ -113,7 +113,9 @@ def mmlongbench_docqa(prediction: str, answer: str, answer_format: str) -> float
         return float(_number_occurs(numbers, answer, answer_format)) if numbers else None
     if answer_format in ("String", "Str", "None"):
         return _text_occurs(prediction, answer)
-    items = [str(item) for item in json.loads(answer)]
+    if not isinstance(listed := parse_json(answer), list) or not listed:
+        raise ValueError(f"the answer {answer!r:.80} is no list of items, as its format says.")
+    items = [str(item) for item in listed]
     texts = [item for item in items if _number(_without_unit(item)) is None and not _must_occur(item)]
     others = [item for item in items if item not in texts]
     scores = [_item_occurs(prediction, item) for item in ([" ".join(texts)] if texts else []) + others]

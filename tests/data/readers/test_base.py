@@ -1,6 +1,7 @@
 """The parts that all readers share: files, downloads, skipped rows and boxes."""
 
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import GatedRepoError
 
-from corelens.data import load, mlvu, mmlongbench_doc, refcocog
+from corelens.data import Sample, load, mlvu, mmlongbench_doc, refcocog
+from corelens.data.readers.base import Samples
 from corelens.tokens import Box
 from tests.helpers.dataset_files import refcocog_row, write_json, write_table
 
@@ -82,3 +84,21 @@ def test_a_data_set_without_bad_rows_skips_nothing_and_can_be_read_again(tmp_pat
     samples = refcocog(tmp_path)
     assert len(list(samples)) == len(list(samples)) == 2
     assert samples.skipped == []
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), KeyError("x"), OverflowError("x"), OSError("x"), RecursionError("x")]
+)
+def test_an_error_that_a_reader_did_not_foresee_is_one_of_its_row(error: Exception):
+    def broken() -> Sample:
+        raise error
+
+    def rows() -> Iterator[tuple[str, Callable[[], Sample]]]:
+        yield "broken", broken
+        yield "whole", lambda: Sample("whole", "q", "a")
+
+    data = Samples("mine", rows)
+    with pytest.warns(
+        UserWarning, match=f"1 of 2 rows of mine were skipped, the first of them broken: {type(error).__name__}"
+    ):
+        assert [sample.id for sample in data] == ["whole"]

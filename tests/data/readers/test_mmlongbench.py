@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from corelens.data import Evidence, Sample, mmlongbench, score
+from corelens.data.readers.base import media_file
 from tests.helpers.dataset_files import (
     mmlongbench_document_row,
     mmlongbench_needle_row,
@@ -221,3 +222,41 @@ def test_mmlongbench_says_how_to_unpack_it_and_which_tasks_there_are(tmp_path: P
     (tmp_path / "mmlb_data").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no file infoseek"):
         mmlongbench(tmp_path, "infoseek")
+
+
+OUTSIDE = {
+    "an absolute path": lambda private: str(private),
+    "the folder above": lambda private: "../../private.png",
+    "a link": lambda private: "link.png",
+}
+"""Ways to name a picture that is none of the data set."""
+
+
+@pytest.mark.parametrize("way", OUTSIDE)
+def test_rows_name_no_picture_outside_of_the_data_set(way: str, bench: Path):
+    private = bench.parent / "private.png"
+    Image.new("RGB", (30, 30)).save(private)
+    (bench / "mmlb_image" / "link.png").symlink_to(private)
+    row = {"id": "1", "question": "q ?", "answer": ["a"], "ctxs": [{"title": "t", "text": "x"}]}
+    rows = [row | {"image": OUTSIDE[way](private)}, row | {"image": "mm-niah/a.png"}]
+    write_lines(bench / "mmlb_data" / "VRAG" / "infoseek_K8.jsonl", rows)
+    samples, skipped = read_with_skips(mmlongbench(bench, "infoseek", 8))
+    assert [Path(sample.images[0]).name for sample in samples] == ["a.png"]
+    assert ["lies outside of" in reason for reason in skipped.values()] == [True]
+
+
+def test_a_picture_that_the_cache_of_hugging_face_links_to_is_within(tmp_path: Path):
+    blobs, revision = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    blobs.mkdir()
+    revision.mkdir(parents=True)
+    (blobs / "0123").write_bytes(b"x")
+    (revision / "a.png").symlink_to(blobs / "0123")
+    assert media_file(revision, "a.png") == str(revision / "a.png")
+
+
+def test_no_line_ends_the_reader(bench: Path):
+    (bench / "mmlb_data" / "NIAH").mkdir(parents=True)
+    lines = [b'{"a": 1}', b"[" * 100_000, b"\xff\xfe", b'{"image_list": 1e400}', b"9" * 5000, b'{"b": 1}']
+    (bench / "mmlb_data" / "NIAH" / "retrieval-image_K8.jsonl").write_bytes(b"\n".join(lines))
+    samples, skipped = read_with_skips(mmlongbench(bench, "retrieval-image", 8))
+    assert (samples, len(skipped)) == ([], len(lines))

@@ -67,3 +67,9 @@ def test_document_scores_of_any_text_lie_between_zero_and_one_or_are_none(predic
     for rule in (mmlongbench_doc, mmlongbench_docqa):
         result = rule(prediction, "[7]" if answer_format == "List" else "7", answer_format)
         assert result is None or 0 <= result <= 1
+
+
+@pytest.mark.parametrize("answer", ["[" * 5000, "[]", "5", "no list", '{"a": 1}'])
+def test_gold_answers_that_are_no_list_are_refused(answer: str):
+    with pytest.raises(ValueError, match=r"is no list of items|nested too deeply|Expecting value"):
+        mmlongbench_docqa("x", answer, "List")

@@ -1,0 +1,105 @@
+"""The public operations on a simulated device: every tensor is made where the model is, and brought back to be read."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from corelens import Head, HeadSet, HookedMLLM, ablate, attention_knockout, mean_activations
+from corelens.experiments.ablation import run_ablation
+from corelens.experiments.key_tokens import scan_key_tokens
+from corelens.experiments.scan import scan_metrics
+from corelens.experiments.sparse_eval import run_sparse_eval
+from corelens.experiments.sweep import run_sweep
+from corelens.explorer import Explorer
+from corelens.explorer.state import ExplorerState
+from corelens.sparse.plan import hybrid
+from tests.helpers import processors, tiny
+from tests.helpers.questions import samples
+from tests.helpers.simulated_device import simulated_device, to_device
+
+HEADS = HeadSet((Head(0, 1), Head(1, 0)))
+GEOMETRIES = {
+    "whole_picture": "qwen3_vl",
+    "resized_picture_or_tiles": "llava",
+    "square_tiles": "internvl",
+    "unpadded_canvas": "llava_next",
+    "resized_picture": "mistral3",
+    "patched_tiles": "lfm2_vl",
+}
+"""A model of each token geometry."""
+
+
+def under(hooks: Any, model: HookedMLLM, inputs: Any) -> Any:
+    return model.run_with_hooks(inputs, fwd_hooks=hooks)
+
+
+def rows(model: HookedMLLM, inputs: Any) -> Any:
+    _, cache = model.run_with_cache(inputs, queries=inputs.tokens.last)
+    return cache["pattern", 0], cache["z", 1], cache["resid_post", 1]
+
+
+def scanned(model: HookedMLLM, inputs: Any) -> Any:
+    metrics = ["ram", "ram_last", "write_ram", "entropy", "sink_share", "write_norm"]
+    return [scores.values.nan_to_num() for scores in scan_metrics(model, samples(2), metrics).values()]
+
+
+def gradients(model: HookedMLLM, inputs: Any) -> Any:
+    with torch.enable_grad():
+        loss = model(inputs).float().logsumexp(-1).sum()
+        weight = next(model.hf_model.get_decoder().layers[0].parameters())
+        return torch.autograd.grad(loss, weight)
+
+
+OPERATIONS: dict[str, Callable[[HookedMLLM, Any], Any]] = {
+    "forward": lambda model, inputs: model(inputs),
+    "rows": rows,
+    "generate": lambda model, inputs: model.generate(inputs, max_new_tokens=2, do_sample=False),
+    "zero": partial(under, ablate(HEADS)),
+    "uniform": partial(under, ablate(HEADS, "uniform")),
+    "mean": lambda model, inputs: under(
+        ablate(HEADS, "mean", reference=mean_activations(model, samples(2))), model, inputs
+    ),
+    "knockout": partial(under, attention_knockout(HEADS, "last", "image")),
+    "scan": scanned,
+    "key tokens": lambda model, inputs: scan_key_tokens(model, samples(2), {"top": [HEADS]}).ratios.values,
+    "sweep": lambda model, inputs: run_sweep(model, samples(1)).values,
+    "ablation": lambda model, inputs: run_ablation(
+        model, samples(1), {"top": [HEADS]}, max_new_tokens=2
+    ).values["top"].nan_to_num(),
+    "sparse": lambda model, inputs: run_sparse_eval(
+        model, samples(1), {"plan": [hybrid(HEADS, 4, 8)]}, max_new_tokens=2
+    ).recall["plan"],
+    "explorer": lambda model, inputs: torch.tensor(
+        Explorer(model, samples(1)).view(ExplorerState("s0", metric="entropy"))["map"]
+    ),
+}  # fmt: skip
+"""Every public operation, as a function of a model and a prompt that returns numbers."""
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_every_operation_runs_where_the_model_is(geometry: str):
+    name = GEOMETRIES[geometry]
+    model = HookedMLLM(tiny.build(name), processors.build(name))
+    sample = samples(1)[0]
+    failed = {}
+
+    def numbers(operation: str) -> Any:
+        inputs = model.prepare(sample.images[0], sample.question)
+        with torch.no_grad():
+            return OPERATIONS[operation](model, inputs)
+
+    expected = {operation: numbers(operation) for operation in OPERATIONS}
+    with simulated_device():
+        model = HookedMLLM(to_device(model.hf_model), model.processor)
+        for operation in OPERATIONS:
+            try:
+                found = torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, numbers(operation))
+                assert_close(found, expected[operation], atol=1e-5, rtol=1e-4)
+            except Exception as cause:
+                failed[operation] = f"{type(cause).__name__}: {cause}"
+    assert not failed, "\n".join(f"{operation}: {reason}" for operation, reason in failed.items())
