@@ -1,7 +1,6 @@
 """Accuracy and attention recall under sparse plans and their controls, over many samples."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any

@@ -70,7 +70,7 @@ def test_a_large_cache_is_announced_with_a_filter_that_would_do(
     message = str(caught[0].message)
     size = kept(message, cache)
     assert 0 < size <= free / 2
-    assert f" takes {size / 1e9:.3g} GB of it. (docs/errors.md#large-cache)" in message
+    assert f" takes {size / 1e9:.3g} GB of it. (corelens explain large-cache)" in message
     assert SHARES[share] in message
 
 
