@@ -415,8 +415,10 @@ def test_mixtures_of_experts_have_no_neurons():
         model.run_with_cache(inputs, names_filter="blocks.0.mlp.hook_pre")
     _, cache = model.run_with_cache(inputs)
     for run in (cache.get_full_resid_decomposition, lambda: cache.get_neuron_results(0)):
-        with pytest.raises(ValueError, match=experts):
+        with pytest.raises(ValueError, match=rf"{experts}.*blocks\.0\.mlp\.hook_expert_weights"):
             run()
+    assert model.layer_types() == ["attn+mlp"] * model.cfg.n_layers
+    assert cache["blocks.0.mlp.hook_expert_weights"].shape == (*inputs["input_ids"].shape, 4)
 
 
 def test_token_ids_without_their_pictures_or_padding_are_refused(case: Case):
