@@ -223,3 +223,12 @@ def test_edits_of_patterns_and_scores_act(pair: Pair, point: str, edit: Edit):
     hooks = [(f"blocks.{pair.layers[-1]}.attn.hook_z", write_own_value)]
     with torch.no_grad():
         close(ours, pair.model.run_with_hooks(pair.inputs, fwd_hooks=hooks)[pair.real])
+
+
+def test_experts_are_theirs(pair: Pair):
+    names = [name for name in pair.model.hook_dict if name.endswith("hook_expert_weights")]
+    assert bool(names) == (pair.name in ("qwen3_vl_moe", "qwen3_5_moe", "llama4"))
+    # Llama 4's router returns another form, for which TransformerLens has no hook point.
+    for name in names if pair.name != "llama4" else ():
+        ours = pair.cache[name]
+        close(ours[pair.real], pair.theirs[name].view(ours.shape)[pair.real])

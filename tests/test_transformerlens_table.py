@@ -318,7 +318,8 @@ def test_refused_names_raise_and_name_the_way_out(case: Case):
 def test_refused_hook_points_raise_and_name_the_way_out(case: Case, point: str):
     norm = ("ln1",) if point == "hook_normalized" else ()
     name = utilities.get_act_name(point.removeprefix("hook_"), 1, *norm)
-    for read in (case.model.check_hook_name, case.cache.__getitem__):
+    empty = type(case.cache)({}, case.model)
+    for read in (case.model.check_hook_name, empty.__getitem__):
         with pytest.raises((ValueError, KeyError), match=re.escape(REFUSED_POINTS[point])):
             read(name)
 
@@ -415,8 +416,10 @@ def test_mixtures_of_experts_have_no_neurons():
         model.run_with_cache(inputs, names_filter="blocks.0.mlp.hook_pre")
     _, cache = model.run_with_cache(inputs)
     for run in (cache.get_full_resid_decomposition, lambda: cache.get_neuron_results(0)):
-        with pytest.raises(ValueError, match=experts):
+        with pytest.raises(ValueError, match=rf"{experts}.*blocks\.0\.mlp\.hook_expert_weights"):
             run()
+    assert model.layer_types() == ["attn+mlp"] * model.cfg.n_layers
+    assert cache["blocks.0.mlp.hook_expert_weights"].shape == (*inputs["input_ids"].shape, 4)
 
 
 def test_token_ids_without_their_pictures_or_padding_are_refused(case: Case):

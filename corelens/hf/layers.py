@@ -165,5 +165,8 @@ class DecoderLayer:
     mlp: MLPModule | None = None
     """The layer's MLP; None if it has no neurons that are known."""
 
+    router: nn.Module | None = None
+    """Module that chooses experts for each token, of a layer that is a mixture of them; None if none is known."""
+
     norms: dict[Literal["ln1", "ln2"], nn.Module] = field(default_factory=dict)
     """Norms of what attention (`ln1`) and MLP (`ln2`) read from the residual stream."""

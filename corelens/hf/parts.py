@@ -88,9 +88,23 @@ MLP_PROJECTIONS = (
 """Names of the projections into an MLP, out of it, and of its gate, by the names of dense MLPs."""
 
 
+ROUTERS = ("gate", "router")
+"""Names of the modules that choose experts, in a mixture of them."""
+
+
+def _mlp(block: nn.Module) -> nn.Module | None:
+    return next((part for name in MLPS if isinstance(part := getattr(block, name, None), nn.Module)), None)
+
+
+def expert_router(block: nn.Module) -> nn.Module | None:
+    """Module that chooses experts for each token and returns its choice, if a layer has one that is known."""
+    routers = (getattr(_mlp(block), name, None) for name in ROUTERS)
+    return next((part for part in routers if type(part).__name__.endswith("Router")), None)
+
+
 def dense_mlp(layer: int, block: nn.Module) -> tuple[MLPModule | None, str]:
     """Dense MLP of a layer, or the reason why it has none whose neurons are known."""
-    module = next((part for name in MLPS if isinstance(part := getattr(block, name, None), nn.Module)), None)
+    module = _mlp(block)
     if module is None:
         return None, f"which part of {type(block).__name__} is the MLP of layer {layer} is not known"
     names = [name for name, part in module.named_children() if inner_widths(part)]
@@ -101,6 +115,7 @@ def dense_mlp(layer: int, block: nn.Module) -> tuple[MLPModule | None, str]:
         return None, (
             f"the MLP of layer {layer} ({type(module).__name__}) is a mixture of experts, and neurons of one "
             f"expert are none of another"
+            + (f": blocks.{layer}.mlp.hook_expert_weights has the experts of each token" * bool(expert_router(block)))
         )
     return None, f"which projections of {type(module).__name__} in layer {layer} make its neurons is not known"
 

@@ -5,7 +5,7 @@
 | the residual stream's  | batch x position x d_model                      | the model's   |
 | q k v z o_in           | batch x position x head (or kv_head) x d_head   | the model's   |
 | attn_scores, pattern   | batch x head x row x key                        | 4             |
-| an MLP's               | batch x position x d_mlp                        | the model's   |
+| an MLP's               | batch x position x d_mlp (or expert)            | the model's   |
 """
 
 import warnings
@@ -20,7 +20,7 @@ from torch import nn
 from corelens.errors import docs_link
 from corelens.hf.layers import AttentionModule
 from corelens.hooks.points import HookedAttention
-from corelens.hooks.sublayers import HookedMLP, HookedNorm
+from corelens.hooks.sublayers import HookedExperts, HookedMLP, HookedNorm
 
 ROWS = ("hook_attn_scores", "hook_pattern")
 
@@ -64,6 +64,8 @@ def _numbers_per_sample(module: nn.Module, point: str, shape: CacheShape) -> int
             return shape.n_positions * _attention_width(attention, point.removeprefix("hook_"))
         case HookedMLP(hf_mlp=mlp):
             return shape.n_positions * mlp.d_mlp
+        case HookedExperts():
+            return shape.n_positions * module.n_experts
         case HookedNorm():
             return shape.n_positions
     return shape.n_positions * shape.d_model

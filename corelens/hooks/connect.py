@@ -29,7 +29,7 @@ from corelens.hf.wrapped_modules import WrappedModules
 from corelens.hooks.points import HookedAttention, HookedBlock, HookedVision, hook_input
 from corelens.hooks.positions import Intervention, PassState, batch_shape
 from corelens.hooks.rows import RowHook
-from corelens.hooks.sublayers import HookedMLP, HookedNorm
+from corelens.hooks.sublayers import HookedExperts, HookedMLP, HookedNorm
 from corelens.hooks.taps import NAME, PACKED, HookedAttentionCall, route_attention
 from corelens.hooks.threads import in_this_thread
 from corelens.tokens import TokenMap
@@ -103,7 +103,7 @@ def connected(
             connections.callback(hook_input(embed, blocks[0].hf_layer.block).remove)
         attentions = [module for module in modules if isinstance(module, HookedAttention)]
         for module in modules:
-            if isinstance(module, HookedBlock | HookedAttention | HookedMLP | HookedNorm):
+            if isinstance(module, HookedBlock | HookedAttention | HookedMLP | HookedExperts | HookedNorm):
                 connections.enter_context(module.connected())
         in_vision = set(vision.modules())
         taps = {

@@ -16,6 +16,7 @@ from corelens.hf.projections import effective_bias, effective_weight
 from corelens.hooks.layer_stack import LayerStack
 from corelens.hooks.named_weights import NamedWeights, block_weights, norm_weights_of
 from corelens.hooks.root import HookedLayers
+from corelens.hooks.sublayers import HookedExperts, HookedMLP
 
 Composition = Literal["Q", "K", "V"]
 
@@ -81,8 +82,12 @@ class StackedWeights(HookedLayers):
         return self._stack_of(layers, submodule, lambda part: getattr(part, weight))
 
     def blocks_with(self, submodule: str) -> list[tuple[int, nn.Module]]:
-        """Numbers of the layers that have a submodule, such as `attn` or `mlp`, and these layers' hook points."""
-        return [(layer, block) for layer, block in enumerate(self.blocks) if submodule in block._modules]
+        """Numbers of the layers that have a submodule, such as `attn` or a dense `mlp`, and their hook points."""
+        return [
+            (layer, block)
+            for layer, block in enumerate(self.blocks)
+            if submodule in block._modules and not isinstance(block._modules[submodule], HookedExperts)
+        ]
 
     def stack_params_for(
         self, submodule: str, attr_path: str, reshape_fn: Callable[[Tensor], Tensor] | None = None
@@ -224,7 +229,7 @@ class StackedWeights(HookedLayers):
             modules: Any = block
             if "attn" in block._modules:
                 total = total + modules.attn.b_O.to(total.device)
-            if "mlp" in block._modules and include_mlp_biases and number < layer:
+            if isinstance(block._modules.get("mlp"), HookedMLP) and include_mlp_biases and number < layer:
                 total = total + modules.mlp.b_out.to(total.device)
         return total
 

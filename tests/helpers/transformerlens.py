@@ -60,7 +60,7 @@ MODEL: dict[str, Row] = {
     "W_U": SAME,
     "W_V": Row("works", "as `W_K`"),
     "W_gate": Row("works", "None where MLPs have no gate"),
-    "W_in": Row("works", "mixture-of-experts layers are left out, with a warning"),
+    "W_in": Row("works", "mixture-of-experts layers are left out, with a warning; see `mlp.hook_expert_weights`"),
     "W_out": Row("works", "as `W_in`"),
     "W_pos": Row("refused", "positions are rotations, biases, or part of `hook_embed`"),
     "accumulated_bias": SAME,
@@ -99,7 +99,9 @@ MODEL: dict[str, Row] = {
     "hf_generate": Row("refused", "`generate` is Hugging Face's already"),
     "hook_aliases": Row("refused", "each hook point has one name: `hook_dict`"),
     "hook_dict": Row(
-        "more", "`hook_q` and `hook_k` are normed and rotated, as they meet; vision tower: `vision.blocks`"
+        "more",
+        "`hook_q` and `hook_k` are normed and rotated, as they meet; `mlp.hook_expert_weights` has a batch axis; "
+        "vision tower: `vision.blocks`",
     ),
     "hook_points": SAME,
     "hooks": Row("more", "`queries` selects rows of attention"),
