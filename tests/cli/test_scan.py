@@ -7,6 +7,7 @@ import pytest
 
 from corelens import HeadScores
 from corelens.cli import options
+from corelens.experiments.run_folder import write_summary
 from tests.helpers.cli import invoke_on_toy, text_of
 
 
@@ -42,7 +43,7 @@ def test_what_is_wrong_is_said_before_the_model_is_loaded(
 
     monkeypatch.setattr(options, "loaded", loaded)
     if metric == "ram":
-        (tmp_path / "manifest.json").write_text('{"work": "sweep"}')
+        write_summary(tmp_path / "manifest.json", {"work": "sweep"})
     result = invoke_on_toy("scan", "--data", "scenes=2", "--metric", metric, "--out", tmp_path)
     assert result.exit_code == 2
     assert message in text_of(result)

@@ -1,6 +1,5 @@
 """Runs beside the paper's numbers, by the functions that compute each of them alone."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from corelens import Head, HeadScores, HeadSet
 from corelens.data.published import published_table
 from corelens.experiments.key_tokens import METRIC
 from corelens.experiments.published_comparison import ComparedTable, compare_with_published
-from corelens.experiments.run_folder import RunFolder, Shard
+from corelens.experiments.run_folder import RunFolder, Shard, write_summary
 from corelens.metrics import spearman, stable_heads
 
 SHAPE = (36, 32)
@@ -97,7 +96,7 @@ def test_an_acceleration_stands_beside_accuracies_and_speed_ups(tmp_path: Path):
         "plans": {"plain": {"heads": []}, "core 20": {"full heads": round(20 / 1152, 4), "prefill": 1.5},
                   "bottom 20": {"full heads": round(20 / 1152, 4), "prefill": 1.4}},
     }  # fmt: skip
-    (folder / "acceleration.json").write_text(json.dumps(summary))
+    write_summary(folder / "acceleration.json", summary)
     (table,) = compare_with_published(folder, "Qwen3-VL-8B")
     found = numbers(table)
     assert found["all heads full, accuracy"] == (65.8, 70.0)
