@@ -64,7 +64,7 @@ def test_the_report_needs_no_network(small: Demo, tmp_path: Path):
     assert json.loads((tmp_path / "out" / "demo.json").read_text()) == small.result
     assert "<script src" not in html
     assert "<link" not in html
-    assert html.count("Plotly.newPlot(") == 9
+    assert html.count('<script type="application/json">') == 9
     assert "No control exists" not in html
 
 

@@ -229,8 +229,9 @@ def run_ablation(
             batches = [([sample], prepare_samples(model, [sample])) for sample in batch]
 
         def scores(heads: HeadSet) -> Float[Tensor, "batch"]:
+            ablated = hooks(heads)  # may run passes of the samples that a mean is of
             with finite_passes(model, batches[0][1]) if heads is NOTHING and len(batches) == 1 else nullcontext():
-                evaluation = evaluate(model, batches, hooks(heads), max_new_tokens, box_unit=box_unit)
+                evaluation = evaluate(model, batches, ablated, max_new_tokens, box_unit=box_unit)
             return evaluation.scores.masked_fill(~evaluation.parsed, torch.nan)
 
         with cached_vision(model.hf_model):

@@ -82,7 +82,10 @@ def free_memory(device: torch.device) -> int | None:
     """Bytes that are free on a device, as its driver or Linux says; None if nothing says so."""
     if device.type != "cpu":
         known = torch.accelerator.is_available() and device.type == str(torch.accelerator.current_accelerator())
-        return torch.accelerator.get_memory_info(device)[0] if known else None
+        try:
+            return torch.accelerator.get_memory_info(device)[0] if known else None
+        except RuntimeError:  # not every device has an allocator that counts
+            return None
     path = Path("/proc/meminfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

@@ -87,7 +87,7 @@ def test_the_papers_plan_runs_where_prompts_are_longer_than_what_it_keeps(
     assert "The paper has no numbers about this model." in text
     # As a model of the paper: of each part, what can be compared, or why nothing can.
     study_json = tmp_path / "study.json"
-    study_json.write_text(json.dumps(json.loads(study_json.read_text()) | {"model": "Qwen/Qwen3-VL-4B-Instruct"}))
+    write_summary(study_json, read_summary(study_json) | {"model": "Qwen/Qwen3-VL-4B-Instruct"})
     text = html.unescape(page(tmp_path).html())
     for part in ("scan", "mask", "key-tokens", "published"):
         assert f"{part}: the run is on few, many" in text or f"{part}: the paper prints nothing" in text
