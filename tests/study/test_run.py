@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 import corelens as cl
 from corelens import HookedMLLM, toy
+from corelens.experiments.run_folder import read_summary, write_summary
 from corelens.reports import write_report
 from corelens.reports.study import page, save
 from corelens.sparse import StreamingBlocks
@@ -46,7 +47,7 @@ def test_the_shipped_organism_holds_its_mass_in_few_heads_and_fetches_at_the_las
     # They look for the evidence at the last token, when the question has been read; before, whatever is asked.
     assert not measured["mass of the top heads, over that under the questions of other samples"].value > 1.5
     summary = save(study, tmp_path, {"data": "scenes"})
-    assert json.loads((tmp_path / "study.json").read_text()) == summary
+    assert read_summary(tmp_path / "study.json") == summary
     written = (tmp_path / "study.html").read_text()
     text = html.unescape(written)
     for finding in study.findings:
