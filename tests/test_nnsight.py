@@ -45,7 +45,7 @@ def logits_of(names: dict[str, Any], edit: Callable[[Tensor, Tensor], Tensor], i
 
 
 def outputs(names: dict[str, Any], run: Callable[[], object], number: int = 3) -> list[Tensor]:
-    """What a layer leaves in each pass."""
+    """Outputs of a layer, one for each pass, by PyTorch's own hook."""
     found: list[Tensor] = []
     handle = layer(names, number).register_forward_hook(lambda module, args, output: found.append(output))
     run()

@@ -1,4 +1,4 @@
-"""What TransformerLens's own unit tests ask of hooks and caches, in our words, of both models: ours and its bridge."""
+"""Hooks and caches, tested as TransformerLens tests its own, on HookedMLLM and on TransformerLens's bridge."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any

@@ -135,7 +135,7 @@ def test_queries_and_keys_are_theirs_as_they_meet(pair: Pair):
 
 
 def normed(pair: Pair, part: Literal["q", "k"], layer: int) -> Tensor:
-    """What their hook point holds, through the norm behind it and times the number that the model has there."""
+    """Queries or keys as corelens has them: those of TransformerLens's hook point, normed and scaled."""
     attention: Any = pair.model.blocks[layer].attn  # pyright: ignore[reportAttributeAccessIssue]
     norm = attention.hf_attention.norms.get(part, nn.Identity())
     factor = getattr(attention.hf_attention.module, "qk_scale_factor", 1) if part == "q" else 1

@@ -1,11 +1,12 @@
 """Control heads that could do harm: random heads that write as much as those that they stand for."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 
+from corelens.experiments.conditions import Condition
 from corelens.heads import Head, HeadSet
 from corelens.scores import HeadScores
 from corelens.sparse.plan import HeadPlan
@@ -75,14 +76,7 @@ def with_write_matched(
         write_norm: As for `write_matched_random`.
         seeds: As for `write_matched_random`.
     """
-    added: dict[str, Sequence[HeadSet]] = {}
-    for name, sets in conditions.items():
-        added[name] = sets
-        kind, _, dose = name.rpartition(" ")
-        if kind == "top":
-            with suppress(ValueError):
-                added[f"{MATCHED} {dose}"] = write_matched_random(sets[0], write_norm, seeds)
-    return added
+    return _with_controls(conditions, "top", lambda top: write_matched_random(top, write_norm, seeds))
 
 
 def with_write_matched_plans(
@@ -95,16 +89,25 @@ def with_write_matched_plans(
         write_norm: As for `write_matched_random`.
         seeds: As for `write_matched_random`.
     """
-    added: dict[str, Sequence[HeadPlan]] = {}
-    for name, draws in plans.items():
+
+    def controls(core: HeadPlan) -> list[HeadPlan]:
+        matched = write_matched_random(HeadSet(tuple(full_heads(core)), core.name), write_norm, seeds)
+        return [replace(core, rules=dict.fromkeys(heads, Full()), name=heads.name) for heads in matched]
+
+    return _with_controls(plans, "core", controls)
+
+
+def _with_controls(
+    conditions: Mapping[str, Sequence[Condition]], kind: str, controls: Callable[[Condition], list[Condition]]
+) -> dict[str, Sequence[Condition]]:
+    """Add controls after every condition of a kind, where there are any."""
+    added: dict[str, Sequence[Condition]] = {}
+    for name, draws in conditions.items():
         added[name] = draws
-        kind, _, budget = name.rpartition(" ")
-        if kind == "core":
+        of_kind, _, dose = name.rpartition(" ")
+        if of_kind == kind:
             with suppress(ValueError):
-                matched = write_matched_random(HeadSet(tuple(full_heads(draws[0])), draws[0].name), write_norm, seeds)
-                added[f"{MATCHED} {budget}"] = [
-                    replace(draws[0], rules=dict.fromkeys(heads, Full()), name=heads.name) for heads in matched
-                ]
+                added[f"{MATCHED} {dose}"] = controls(draws[0])
     return added
 
 

@@ -155,7 +155,7 @@ def _object(value: Any) -> Iterator[bytes]:
 
 
 def _code(function: Any) -> Iterator[bytes]:
-    """What a function does, since functions of one name may differ; those of corelens are known by its version."""
+    """Compiled code of a function, since functions of one name may differ; none of corelens's, which has a version."""
     code = getattr(function, "__code__", function)
     if not isinstance(code, CodeType) or getattr(function, "__module__", "").startswith("corelens."):
         return

@@ -93,7 +93,7 @@ class RunFolder:
         return _shard(table.read())
 
     def _identity(self, number: int) -> dict[str, Any]:
-        """What a shard says of itself."""
+        """Metadata of a shard: the run it belongs to, its number, and the place of its checksum."""
         return {"run": manifest_hash(self.manifest), "part": number, "checksum": BLANK}
 
     def write(self, number: int, shard: Shard) -> None:

@@ -242,7 +242,7 @@ HARMS: dict[str, Callable[[Path, Path], object]] = {
         parquet.read_table(run / "parts/00000.parquet"), run / "parts/00000.parquet"
     ),
 }
-"""What may happen to a run folder between two runs."""
+"""Damage to a run folder between two runs."""
 
 
 @pytest.mark.parametrize("harm", HARMS)
