@@ -168,7 +168,8 @@ def _code(function: Any) -> Iterator[bytes]:
 
 def _name(function: Any) -> bytes:
     """Name of a function, or of the class of another object that can be called."""
-    named = function if hasattr(function, "__qualname__") else type(function)
+    # Some objects, such as generators, have a name but no module.
+    named = function if hasattr(function, "__qualname__") and hasattr(function, "__module__") else type(function)
     return f"{named.__module__}.{named.__qualname__}".encode()
 
 

@@ -174,7 +174,9 @@ def test_functions_are_not_called_and_may_hold_themselves():
     def draw(again: bool = True) -> Image.Image:
         raise AssertionError("a picture was drawn") if again else draw()
 
-    for function in (draw, partial(draw, again=True), partial(Nameless(), 1)):
+    # An object that a function holds may have a name and no module, as a generator has.
+    held = (number for number in range(1))
+    for function in (draw, partial(draw, again=True), partial(Nameless(), 1), lambda: held):
         sample = replace(SAMPLE, images=(function,))
         assert samples_hash([("x", sample)]) == samples_hash([("x", replace(sample))])
 
