@@ -1,6 +1,7 @@
 from . import causal as causal
 from . import data as data
 from . import metrics as metrics
+from . import smol as smol
 from . import sparse as sparse
 from . import toy as toy
 from . import viz as viz

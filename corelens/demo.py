@@ -1,8 +1,8 @@
 """The whole argument on one page: find the heads of each task, ablate them in both tasks, and compare with controls.
 
-Scenes ask two things: a digit or a colour. Heads are found by the questions of one task, and ablated in both: what is
-needed for one task alone is no damage to the model in general. What a set costs is compared with what random heads cost
-that write as much.
+Two things are asked about the pictures, such as a digit or a colour. Heads are found by the questions of one task, and
+ablated in both: what is needed for one task alone is no damage to the model in general. What a set costs is compared
+with what random heads cost that write as much.
 """
 
 import json
@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from corelens import toy
 from corelens.data import Sample
 from corelens.experiments.ablation import run_ablation
 from corelens.experiments.conditions import BASELINE, low_to_high
@@ -24,21 +23,18 @@ from corelens.experiments.controls import MATCHED, WRITE_NORM, n_writing, write_
 from corelens.experiments.scan import scan_metrics
 from corelens.files import write_file
 from corelens.heads import HeadSet
-from corelens.hf.loading import SHIPPED
+from corelens.hf.loading import checkpoint_folder
 from corelens.model import HookedMLLM
 from corelens.reports import demo as report
 from corelens.reports.page import Page
 from corelens.scores import HeadScores
+from corelens.shipped import Questions, questions_for
 
 SCAN_SEED, TEST_SEED = 1, 2
-FRACTION = 0.1
 BATCH_SIZE = 100
 
 RANKED_BY = ("ram", "ram_last")
 """Metrics that rank heads: the paper's, by the question's tokens, and that of the last token of the prompt."""
-
-SCENE_TASKS = ("digit", "colour")
-"""Tasks of scenes: things that their questions ask for."""
 
 NOTHING_ABLATED = "nothing ablated"
 TOP, NEXT = "top", "next-ranked"
@@ -61,6 +57,11 @@ class Demo:
     """The same as a report."""
 
     @property
+    def header(self) -> list[str]:
+        """Column names of `rows`. `write`: heads of the set that write anything; the others change nothing."""
+        return _header(self.result)
+
+    @property
     def rows(self) -> list[list[str]]:
         """One row per condition: number of its heads that write anything, and accuracy by questions."""
         return _rows(self.result)
@@ -74,36 +75,41 @@ class Demo:
 
 def run_demo(
     name: str = "corelens/toy-worlds",
-    n_scanned: int = 200,
-    n_tested: int = 200,
-    n_texts: int = 100,
-    n_draws: int = 20,
+    n_scanned: int | None = None,
+    n_tested: int | None = None,
+    n_texts: int | None = None,
+    n_draws: int | None = None,
 ) -> Demo:
-    """Scan scenes by task, ablate the top heads of each task and their controls on other scenes, and report.
+    """Scan pictures by task, ablate the top heads of each task and their controls on other ones, and report.
 
     Heads are ranked by the paper's retrieval attention mass (`ram`), and beside it by that of the last token alone.
 
     Args:
         name: A model that comes with corelens, or the folder of one that `training.train` made.
-        n_scanned: Scenes whose scores rank the heads, of both tasks together.
-        n_tested: Other scenes, on which sets of heads are ablated.
+        n_scanned: Pictures whose scores rank the heads, of both tasks together. This and the other numbers are by
+            default as many as some minutes on two cores allow.
+        n_tested: Other pictures, on which sets of heads are ablated.
         n_texts: Questions of every text-only task, the control for "cannot answer".
         n_draws: Draws of write-matched heads for each set.
     """
     start = time.monotonic()
     model = HookedMLLM.from_pretrained(name)
-    scanned, tested = _by_task(n_scanned, SCAN_SEED), _by_task(n_tested, TEST_SEED)
+    questions = questions_for(name)
+    sizes, tasks = questions.sizes, questions.tasks
+    n_scanned, n_tested = n_scanned or sizes.scanned, n_tested or sizes.tested
+    n_texts, n_draws = n_texts or sizes.texts, n_draws or sizes.draws
+    scanned, tested = (_by_task(questions, n, seed) for n, seed in ((n_scanned, SCAN_SEED), (n_tested, TEST_SEED)))
     scores = scan_metrics(model, scanned, [*RANKED_BY, WRITE_NORM], batch_size=32)
-    conditions, missing = _conditions(scores, range(n_draws))
-    texts = {task: list(toy.texts(n_texts, TEST_SEED, task)) for task in toy.TEXT_TASKS}
+    conditions, missing = _conditions(scores, tasks, sizes.share, range(n_draws))
+    texts = {task: list(draw(n_texts, TEST_SEED)) for task, draw in questions.texts.items()}
     accuracies: Accuracies = {}
-    for questions, samples in {**tested, **texts}.items():
-        chosen = {name: sets for name, sets in conditions.items() if _is_tested(name, questions)}
-        longest = max(len(sample.answer.split()) for sample in samples)
-        ablated = run_ablation(model, {questions: samples}, chosen, batch_size=BATCH_SIZE, max_new_tokens=longest + 1)
-        accuracies[questions] = {
+    for asked, samples in {**tested, **texts}.items():
+        chosen = {name: sets for name, sets in conditions.items() if _is_tested(name, asked, tasks)}
+        longest = max(len(ids) for ids in model.tokenizer([sample.answer for sample in samples])["input_ids"])
+        ablated = run_ablation(model, {asked: samples}, chosen, batch_size=BATCH_SIZE, max_new_tokens=longest + 1)
+        accuracies[asked] = {
             NOTHING_ABLATED if condition == BASELINE else condition: [
-                round(accuracy, 4) for accuracy in ablated.accuracies(condition, questions)
+                round(accuracy, 4) for accuracy in ablated.accuracies(condition, asked)
             ]
             for condition in ablated.conditions
         }
@@ -111,20 +117,19 @@ def run_demo(
         "model": name,
         "about": _about(name),
         "choices": {
-            "data": "scenes of six handwritten digits, test split",
-            "heads ablated": f"{FRACTION:.0%} of all",
+            "data": questions.described,
+            "heads ablated": f"{sizes.share:.0%} of all",
             "ablation": "zero head output, in prefill and decoding",
             "answer": "greedy generation, exact match",
-            "scanned scenes": n_scanned,
-            "tested scenes": n_tested,
+            "scanned pictures": n_scanned,
+            "tested pictures": n_tested,
             "tested questions": {task: len(samples) for task, samples in tested.items()},
             "questions of each text task": n_texts,
             "write-matched draws of each set": n_draws,
         },
-        "seeds": {"scanned scenes": SCAN_SEED, "tested samples": TEST_SEED, "write-matched heads": [0, n_draws - 1]},
+        "seeds": {"scanned pictures": SCAN_SEED, "tested samples": TEST_SEED, "write-matched heads": [0, n_draws - 1]},
         "mean score": {
-            metric: {task: _mean_scores(scores[metric].for_dataset(task)) for task in SCENE_TASKS}
-            for metric in RANKED_BY
+            metric: {task: _mean_scores(scores[metric].for_dataset(task)) for task in tasks} for metric in RANKED_BY
         },
         "heads": {condition: [str(heads) for heads in draws] for condition, draws in conditions.items()},
         "heads that write": {
@@ -134,32 +139,33 @@ def run_demo(
         "no control": missing,
         "accuracy": accuracies,
         "expected": {
-            f"{task}, {metric}": expectations(accuracies, metric, task) for metric in RANKED_BY for task in SCENE_TASKS
+            f"{task}, {metric}": expectations(accuracies, metric, task, tasks) for metric in RANKED_BY for task in tasks
         },
         "versions": {p: version(p) for p in ("corelens", "torch", "transformers", "transformer-lens")}
         | {"python": platform.python_version()},
     }
-    page = report.page(result, HEADER, _rows(result), model, scores, scanned)
+    page = report.page(result, _header(result), _rows(result), model, scores, scanned)
     result["seconds"] = round(time.monotonic() - start, 1)
     return Demo(result, page)
 
 
-def expectations(accuracies: Accuracies, metric: str, task: str) -> dict[str, bool]:
+def expectations(accuracies: Accuracies, metric: str, task: str, tasks: Sequence[str]) -> dict[str, bool]:
     """Predictions of the claim for the heads of one task, and True for those that hold.
 
     Args:
         accuracies: Accuracy under every condition.
         metric: Metric that ranked the heads.
         task: Task whose questions they were found by.
+        tasks: Both tasks; all other questions need no picture.
     """
 
     def drop(questions: str, kind: str) -> float:
         by_condition = accuracies[questions]
         return float(np.mean(by_condition[NOTHING_ABLATED]) - np.mean(by_condition[condition(kind, task, metric)]))
 
-    (other,) = (other for other in SCENE_TASKS if other != task)
+    (other,) = (other for other in tasks if other != task)
     third = drop(task, TOP) / 3
-    text = float(np.mean([drop(questions, TOP) for questions in toy.TEXT_TASKS]))
+    text = float(np.mean([drop(questions, TOP) for questions in accuracies if questions not in tasks]))
     draws = accuracies[task].get(condition(MATCHED, task, metric), [])
     (top,) = accuracies[task][condition(TOP, task, metric)]
     return {
@@ -176,27 +182,25 @@ def condition(kind: str, task: str, metric: str) -> str:
     return f"{kind}, {task}, by {metric}"
 
 
-HEADER = ("ablated", "write", "digit", "colour", *toy.TEXT_TASKS)
-"""Column names of `Demo.rows`. `write`: heads of the set that write anything; the others change nothing."""
+def _by_task(questions: Questions, n: int, seed: int) -> dict[str, list[Sample]]:
+    """Questions about pictures by what they ask for."""
+    samples = list(questions.two_tasks(n, seed))
+    return {task: [sample for sample in samples if sample.about["task"] == task] for task in questions.tasks}
 
 
-def _by_task(n: int, seed: int) -> dict[str, list[Sample]]:
-    """Scenes by what their questions ask for."""
-    samples = list(toy.scenes(n, seed))
-    return {task: [sample for sample in samples if sample.about["task"] == task] for task in SCENE_TASKS}
-
-
-def _conditions(scores: Mapping[str, HeadScores], seeds: range) -> tuple[dict[str, list[HeadSet]], dict[str, str]]:
+def _conditions(
+    scores: Mapping[str, HeadScores], tasks: Sequence[str], share: float, seeds: range
+) -> tuple[dict[str, list[HeadSet]], dict[str, str]]:
     """Sets of heads by condition, and for those without write-matched controls the reason."""
     conditions: dict[str, list[HeadSet]] = {}
     missing: dict[str, str] = {}
     for metric in RANKED_BY:
-        for task in SCENE_TASKS:
+        for task in tasks:
             of_task = scores[metric].for_dataset(task)
-            top = of_task.top(FRACTION)
+            top = of_task.top(share)
             conditions |= {
                 condition(TOP, task, metric): [top],
-                condition(NEXT, task, metric): [of_task.next(FRACTION)],
+                condition(NEXT, task, metric): [of_task.next(share)],
             }
             name = condition(MATCHED, task, metric)
             try:
@@ -206,10 +210,14 @@ def _conditions(scores: Mapping[str, HeadScores], seeds: range) -> tuple[dict[st
     return conditions, missing
 
 
-def _is_tested(name: str, questions: str) -> bool:
+def _is_tested(name: str, questions: str, tasks: Sequence[str]) -> bool:
     """Draws are many, so that they are tested on their own task alone; text-only questions test the top heads."""
     kind, task, _ = name.split(", ")
-    return {TOP: True, NEXT: questions in SCENE_TASKS, MATCHED: questions == task}[kind]
+    return {TOP: True, NEXT: questions in tasks, MATCHED: questions == task}[kind]
+
+
+def _header(result: dict[str, Any]) -> list[str]:
+    return ["ablated", "write", *result["accuracy"]]
 
 
 def _rows(result: dict[str, Any]) -> list[list[str]]:
@@ -229,5 +237,5 @@ def _mean_scores(scores: HeadScores) -> dict[str, float]:
 
 def _about(name: str) -> str:
     """Description in the record of the model's training."""
-    record = SHIPPED.get(name, Path(name)) / "record.json"
+    record = Path(checkpoint_folder(name)) / "record.json"
     return json.loads(record.read_text())["about"] if record.is_file() else ""

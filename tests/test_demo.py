@@ -8,9 +8,10 @@ from typer.testing import CliRunner
 
 import corelens.demo
 from corelens.cli import app
-from corelens.demo import RANKED_BY, SCENE_TASKS, Demo, condition, expectations, run_demo
+from corelens.demo import RANKED_BY, Demo, condition, expectations, run_demo
 
-SIZES = dict(n_scanned=24, n_tested=24, n_texts=4, n_draws=3)
+SCENE_TASKS = ("digit", "colour")
+SIZES: dict[str, int] = dict(n_scanned=24, n_tested=24, n_texts=4, n_draws=3)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_expectations_are_read_off_the_numbers(
         "digit": {"nothing ablated": [1.0], top: [other]},
         **{task: {"nothing ablated": [1.0], top: [text]} for task in ("copy", "recall", "sum")},
     }
-    assert list(expectations(accuracies, "ram", "colour").values()) == held
+    assert list(expectations(accuracies, "ram", "colour", SCENE_TASKS).values()) == held
 
 
 def test_the_command_line(small: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

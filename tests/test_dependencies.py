@@ -21,6 +21,7 @@ CORE = ("model", "metrics", "interventions", "causal", "sparse", "data", "experi
 """Modules of corelens that import without any extra."""
 NOT_IMPORTED = {
     "httpx2": "Starlette's test client imports it",
+    "gguf": "transformers reads the language model of corelens/smol with it",
     "ipykernel": "Jupyter starts it",
     "ipywidgets": "tqdm's progress bars in notebooks",
     "nbformat": "plotly's figures in notebooks",

@@ -34,6 +34,8 @@ ORDER = [
     "causal",
     "experiments",
     "toy",
+    "smol",
+    "shipped",
     "viz",
     "explorer",
     "study",
@@ -54,6 +56,8 @@ SUBMODULES = {
 MAX_LINES = {"model.py": 430}
 """Modules that may be longer than 350 lines: HookedMLLM is one class."""
 IN_SEVERAL_MODULES = {
+    "pictures": "those of the toys' worlds, in toy, and of the English ones, in smol",
+    "SAMPLES": "the same",
     "page": "the page of each kind of run, in its module of reports; the explorer's, in its server",
     "CLAIM": "the claim of a module of the study",
     "RULE": "the rule of each claim, in its module of the study",

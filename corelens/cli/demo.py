@@ -18,9 +18,7 @@ def demo(
     ] = Path("corelens-demo"),
     model: Annotated[
         str,
-        typer.Option(
-            metavar="MODEL", help="A shipped model, such as corelens/toy-natural, or a folder of a trained one."
-        ),
+        typer.Option(metavar="MODEL", help="A shipped model, such as corelens/smol, or a folder of a trained one."),
     ] = "corelens/toy-worlds",
     as_json: options.AsJson = False,
 ) -> None:
@@ -28,11 +26,11 @@ def demo(
 
     The model is one that comes with corelens.
     """
-    from corelens.demo import HEADER, run_demo
+    from corelens.demo import run_demo
 
     try:
         finished = run_demo(model)
-    except (OSError, ValueError) as cause:
+    except (OSError, ValueError, ImportError) as cause:
         raise typer.BadParameter(str(cause), param_hint="--model") from cause
     finished.save(out)
     if as_json:
@@ -41,9 +39,11 @@ def demo(
     console = Console(highlight=False)
     console.print(f"\n[bold]{finished.result['model']}[/bold]  {finished.result['about']}")
     table = Table(
-        box=box.SIMPLE, title="Accuracy in percent, with 10 percent of all heads ablated", title_justify="left"
+        box=box.SIMPLE,
+        title=f"Accuracy in percent, with {finished.result['choices']['heads ablated']} heads ablated",
+        title_justify="left",
     )
-    for number, name in enumerate(HEADER):
+    for number, name in enumerate(finished.header):
         # On a narrow screen names wrap, and numbers stay whole.
         table.add_column(name, justify="right" if number else "left", no_wrap=number > 0)
     for row in finished.rows:

@@ -1,6 +1,5 @@
 """`corelens explore`."""
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,14 +71,11 @@ def _gallery(
     ranking: "HeadScores | None",
 ) -> "tuple[list[Sample], HeadScores | None, str]":
     """Samples of the gallery, scores that rank heads, and the code that makes both."""
-    from corelens import toy
     from corelens.data import Sample
     from corelens.experiments.scan import scan
-    from corelens.hf.loading import SHIPPED
+    from corelens.shipped import is_shipped, questions_for
 
-    draw, code = toy.scenes, "cl.toy.scenes({}, seed={})"
-    if name.startswith("corelens/toy-worlds"):
-        draw, code = partial(toy.mixtures, n_pictures=1), "cl.toy.mixtures({}, seed={}, n_pictures=1)"
+    draw, code = questions_for(name).pictures, questions_for(name).code
     lines = [f"model = cl.HookedMLLM.from_pretrained({name!r})"]
     samples: list[Sample] = []
     if scores is not None:
@@ -88,10 +84,10 @@ def _gallery(
         paths = tuple(map(str, images))
         samples = [Sample("asked", question, "", paths)]
         lines.append(f"samples = [cl.Sample('asked', {question!r}, '', {paths!r})]")
-    elif name in SHIPPED:
+    elif is_shipped(name):
         samples = list(draw(N_SCENES, 0))
         lines += [f"samples = list({code.format(N_SCENES, 0)})"]
-    if name in SHIPPED and ranking is None:
+    if is_shipped(name) and ranking is None:
         ranking = scan(model, draw(N_SCANNED, 1))
         lines += [f"scores = cl.scan(model, {code.format(N_SCANNED, 1)})"]
     return samples, ranking, "\n".join(dict.fromkeys(lines))

@@ -91,10 +91,10 @@ def _separate(arguments: Iterable[str]) -> list[str]:
 
 def _drawn() -> dict[str, Any]:
     """Functions that draw a number of samples, by name."""
-    from corelens import toy
+    from corelens import smol, toy
     from corelens.data import registry
 
-    return {**toy.SAMPLES, **registry.SYNTHETIC}
+    return {**toy.SAMPLES, **smol.SAMPLES, **registry.SYNTHETIC}
 
 
 def _samples(argument: str, seed: int, limit: int | None, evidence: bool) -> tuple[str, "Iterable[Sample]"]:
@@ -149,13 +149,13 @@ def _dose(text: str, option: str) -> float | int:
 
 def text_samples(model: str, limit: int | None) -> dict[str, "Iterable[Sample]"]:
     """Questions without pictures that the model can be expected to answer."""
-    from corelens import toy
     from corelens.data.synthetic.text import plain_text
     from corelens.hf.loading import checkpoint_folder
+    from corelens.shipped import questions_for
 
-    # The toys know few words, and have a record of their training.
+    # What was trained here knows few words or tasks, and has a record of its training.
     if (Path(checkpoint_folder(model)) / "record.json").is_file():
-        return {task: islice(toy.texts(N_TEXTS, 0, task), limit) for task in toy.TEXT_TASKS}
+        return {task: islice(draw(N_TEXTS, 0), limit) for task, draw in questions_for(model).texts.items()}
     return {"text": islice(plain_text(), limit)}
 
 

@@ -32,8 +32,8 @@ def page(
         header: Column names of the table of accuracies.
         rows: The table: one row per condition, after that of the unchanged model.
         model: The model.
-        scores: Scores that ranked the heads, by metric; the scenes of each task are a data set.
-        scanned: The scenes that they are from, by task.
+        scores: Scores that ranked the heads, by metric; those of each task are a data set.
+        scanned: The samples that they are from, by task.
     """
     first, *_ = result["mean score"]
     n = _n_heads(result)
@@ -44,7 +44,7 @@ def page(
     report.table(header, rows)
     fewest = min(result["choices"]["tested questions"].values())
     report.text(
-        f"Accuracy in percent. The columns {' and '.join(scanned)} are what a scene's question asks for; the others "
+        f"Accuracy in percent. The columns {' and '.join(scanned)} are what a picture's question asks for; the others "
         f"are questions without a picture and tell damage from blindness. Of {fewest} questions or more, a 95 % "
         f"interval of an accuracy reaches at most {98 / fewest**0.5:.0f} points to either side. Heads are named by the "
         "task whose questions found them and the metric that ranked them. The column write has the number of heads "
@@ -77,7 +77,7 @@ def page(
     for task, samples in scanned.items():
         report.figures(*_overlays(model, scores[first].for_dataset(task), samples, task), height=440)
     report.text(
-        "The box is the evidence; the maps show the mean attention of the question's tokens. Of the scanned scenes "
+        "The box is the evidence; the maps show the mean attention of the question's tokens. Of the scanned pictures "
         "each is the one on which its head has its median score: neither the best nor the worst example."
     )
     report.heading("Choices")

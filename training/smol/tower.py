@@ -1,0 +1,106 @@
+"""Labels and loss of the vision tower: every visual token must name what it covers, through a linear probe."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from corelens.data.synthetic.photographs import SHAPES
+from corelens.hf.smol import PATCH, SHUFFLE, SIDE
+from corelens.smol.emoji import EMOJI, FRAMES
+from corelens.smol.question import LabelledBox, QuestionedPicture
+from corelens.smol.worlds import ENGLISH_WORLDS
+from corelens.toy import digits
+from corelens.toy.bars import DAYS
+from corelens.toy.pages import COLUMNS, FIELDS, ITEMS
+from corelens.toy.scene import COLOURS, DIGITS
+
+WORDS = tuple(dict.fromkeys((*DIGITS, *COLOURS, *FRAMES, *SHAPES, *FIELDS, *ITEMS, *COLUMNS, *DAYS, *EMOJI)))
+PICTURES = {"emoji": 9, "digits": 2, "shapes": 3, "pages": 8, "bars": 4}
+N_CROWDED = 6
+"""Scenes of fourteen digits in a batch, beside `PICTURES`: handwriting takes long to learn."""
+EMBEDDING_SCALE = 1.4
+"""Factor of the mean embedding to which the connector is set at first; a trial of the recipe chose it."""
+
+
+def word_tokens(tokenizer: Any) -> list[list[int]]:
+    """Tokens of each of `WORDS`. A digit's has no space before it; other words follow one in most texts."""
+    return [tokenizer(word if word in DIGITS else f" {word}").input_ids for word in WORDS]
+
+
+def batch(rng: np.random.Generator) -> tuple[Float[Tensor, "picture 1 3 row column"], Float[Tensor, "token word"]]:
+    """Pixels, and for every visual token the words for what it covers, as shares that sum to one, or to zero."""
+    pictures = [ENGLISH_WORLDS[name](rng, "train") for name, n in PICTURES.items() for _ in range(n)]
+    pictures += [_crowded(rng) for _ in range(N_CROWDED)]
+    return pixels([item.picture for item in pictures]), torch.cat([token_words(item.labels) for item in pictures])
+
+
+def _crowded(rng: np.random.Generator) -> QuestionedPicture:
+    scene = digits.draw_scene(rng, 14, "train", distinct=False)
+    labels = tuple(LabelledBox((mark.name, str(mark.colour)), mark.box) for mark in scene.marks)
+    return QuestionedPicture(scene.image(), (), labels)
+
+
+def pixels(pictures: list[Any]) -> Float[Tensor, "picture 1 3 row column"]:
+    """Pixels from -1 to 1, as the processor gives them."""
+    array = np.stack([np.asarray(picture) for picture in pictures])
+    return (torch.from_numpy(array).permute(0, 3, 1, 2)[:, None].float() / 255 - 0.5) / 0.5
+
+
+def token_words(labels: tuple[LabelledBox, ...]) -> Float[Tensor, "token word"]:
+    """Words of every visual token, from the box that covers most of it: a third of the token or of the box at least."""
+    cell = PATCH * SHUFFLE
+    side = SIDE // cell
+    edges = np.arange(side) * cell
+    shares = torch.zeros(side, side, len(WORDS))
+    largest = np.zeros((side, side))
+    for label in labels:
+        box = label.box
+        width = np.clip(np.minimum(box.right, edges + cell) - np.maximum(box.left, edges), 0, None)
+        height = np.clip(np.minimum(box.bottom, edges + cell) - np.maximum(box.top, edges), 0, None)
+        overlap = height[:, None] * width[None]
+        threshold = min(cell * cell, (box.right - box.left) * (box.bottom - box.top)) / 3
+        is_covered = (overlap >= threshold) & (overlap > largest)
+        largest[is_covered] = overlap[is_covered]
+        row = torch.zeros(len(WORDS))
+        for word in label.words:
+            row[WORDS.index(word)] = 1 / len(label.words)
+        shares[torch.from_numpy(is_covered)] = row
+    return shares.flatten(0, 1)
+
+
+def shuffled_features(model: Any, pictures: Tensor) -> Float[Tensor, "token feature"]:
+    """What the connector reads: the tower's outputs, those of 2 x 2 patches side by side."""
+    hidden = model.model.vision_model(pixel_values=pictures[:, 0]).last_hidden_state
+    return model.model.connector.pixel_shuffle(hidden, SHUFFLE).flatten(0, 1)
+
+
+def loss(model: Any, probe: nn.Linear, pictures: Tensor, words: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Divergence of a linear probe from the labels, and the share of labelled tokens with all words on top."""
+    is_labelled = words.sum(-1) > 0
+    shares = words[is_labelled]
+    logits = probe(shuffled_features(model, pictures)[is_labelled])
+    divergence = (shares * (shares.clamp(min=1e-9).log() - logits.log_softmax(-1))).sum(-1).mean()
+    rank = logits.argsort(-1, descending=True).argsort(-1)
+    is_right = ((rank < (shares > 0).sum(-1, keepdim=True)) | (shares == 0)).all(-1)
+    return divergence, {"named": round(is_right.float().mean().item(), 4)}
+
+
+@torch.no_grad()
+def align_connector(model: Any, tokenizer: Any, seed: int, n_batches: int = 12) -> None:
+    """Set the connector to the least-squares map from features to the mean embedding of what a token covers.
+
+    The language model then reads an object's tokens as its words. Tokens without a label map to zero.
+    """
+    weight = model.get_input_embeddings().weight
+    rows = torch.stack([weight[ids].mean(0) for ids in word_tokens(tokenizer)])
+    gram, product = 0.0, 0.0
+    for index in range(n_batches):
+        pictures, words = batch(np.random.default_rng([seed, 2, index]))
+        features = shuffled_features(model, pictures).double()
+        gram = gram + features.T @ features
+        product = product + features.T @ (EMBEDDING_SCALE * words @ rows).double()
+    gram += 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    model.model.connector.modality_projection.proj.weight.copy_(torch.linalg.solve(gram, product).T)
