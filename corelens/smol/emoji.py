@@ -1,7 +1,7 @@
 """Emoji scenes: six framed things, each with a number beside it, in English that the language model knows.
 
-Two drawings of every emoji, Noto's and Fluent's, are for training; the third, Twemoji's, is for testing. The splits
-also share no arrangement, no font and no pair of a thing and its number. `emoji/LICENSES.md` names the artists.
+Four drawings of every emoji are for training; the fifth, Twemoji's, is for testing. The splits also share no
+arrangement, no font and no pair of a thing and its number. `emoji/LICENSES.md` names the artists.
 """
 
 from functools import cache
@@ -26,7 +26,7 @@ EMOJI = (
 )
 """Names of the things, in the order of the drawings."""
 
-VENDORS: dict[Split, tuple[str, ...]] = {"train": ("noto", "fluent"), "test": ("twemoji",)}
+VENDORS: dict[Split, tuple[str, ...]] = {"train": ("noto", "blob", "emojione", "fluent"), "test": ("twemoji",)}
 
 FRAMES = {name: COLOURS[name] for name in ("red", "orange", "yellow", "green", "blue", "purple")} | {
     "black": (20, 20, 20)
@@ -126,19 +126,28 @@ def _paint_thing(
     size: int,
     split: Split,
 ) -> None:
-    """Paint the frame, the light field in it and the emoji, mirrored half of the time in training."""
+    """Paint the frame, the light field in it and the emoji."""
     tint = tuple(int(np.clip(channel + rng.normal(0, 8), 0, 255)) for channel in colour)
     corners = (frame.left, frame.top, frame.right - 1, frame.bottom - 1)
     field = tuple(int(channel) for channel in rng.uniform(235, 256, 3))
     ImageDraw.Draw(picture).rectangle(corners, field, tint, width)
     vendors = VENDORS[split]
     glyph = Image.fromarray(drawings(vendors[rng.integers(len(vendors))])[name])
-    if split == "train" and rng.random() < 0.5:
-        glyph = glyph.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if split == "train":  # Few drawings must stand for all that others would make of the same thing.
+        glyph = _varied(rng, glyph)
     glyph = glyph.resize((size, size), Image.Resampling.BILINEAR)
     slack = _FRAME - 2 * width - size
     offset = [width + int(rng.integers(0, max(1, slack + 1))) for _ in range(2)]
     picture.paste(glyph, (int(frame.left) + offset[0], int(frame.top) + offset[1]), glyph)
+
+
+def _varied(rng: np.random.Generator, glyph: Image.Image) -> Image.Image:
+    """Mirror a drawing half of the time, turn it a little and change its tint."""
+    if rng.random() < 0.5:
+        glyph = glyph.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    array = np.asarray(glyph.rotate(rng.uniform(-12, 12), Image.Resampling.BILINEAR)).astype(np.float32)
+    array[..., :3] = array[..., :3] * rng.uniform(0.75, 1.25, 3) + rng.uniform(-15, 15)
+    return Image.fromarray(np.clip(array, 0, 255).astype(np.uint8))
 
 
 def _questions(things: dict[tuple[int, int], tuple[str, str, str, Box, Box]]) -> list[Question]:

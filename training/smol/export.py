@@ -80,7 +80,7 @@ def accuracies(model: HookedMLLM, n: int) -> dict[str, float]:
 
 def accuracy(model: HookedMLLM, samples: Any) -> float:
     """Share of right answers, by greedy generation."""
-    return round(evaluate(model, list(prepare_batches(model, list(samples), 20)), max_new_tokens=6).accuracy, 4)
+    return round(evaluate(model, list(prepare_batches(model, list(samples), 20, "lists")), max_new_tokens=6).accuracy, 4)
 
 
 def perplexity(model: HookedMLLM) -> float:

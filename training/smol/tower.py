@@ -18,8 +18,8 @@ from corelens.toy.pages import COLUMNS, FIELDS, ITEMS
 from corelens.toy.scene import COLOURS, DIGITS
 
 WORDS = tuple(dict.fromkeys((*DIGITS, *COLOURS, *FRAMES, *SHAPES, *FIELDS, *ITEMS, *COLUMNS, *DAYS, *EMOJI)))
-PICTURES = {"emoji": 9, "digits": 2, "shapes": 3, "pages": 8, "bars": 4}
-N_CROWDED = 6
+PICTURES = {"emoji": 9, "digits": 1, "shapes": 2, "pages": 8, "bars": 3}
+N_CROWDED = 9
 """Scenes of fourteen digits in a batch, beside `PICTURES`: handwriting takes long to learn."""
 EMBEDDING_SCALE = 1.4
 """Factor of the mean embedding to which the connector is set at first; a trial of the recipe chose it."""

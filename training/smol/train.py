@@ -29,9 +29,9 @@ def main(
     model, processor = model_and_processor(seed)
     tokenizer = processor.tokenizer
     model.requires_grad_(False)
-    train_tower(run, model, seed, 2_000)
+    train_tower(run, model, seed, 3_100)
     tower.align_connector(model, tokenizer, seed)
-    export(run, model, train_language(run, model, tokenizer, seed, 1_100))
+    export(run, model, train_language(run, model, tokenizer, seed, 900))
 
 
 def train_tower(run: Run, model: Any, seed: int, steps: int) -> None:
