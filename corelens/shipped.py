@@ -1,12 +1,14 @@
 """Questions for the models that come with corelens: each knows its own pictures and words."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from corelens import smol, toy
 from corelens.data.sample import Sample
-from corelens.hf.loading import SHIPPED, SMOL
+from corelens.hf.loading import checkpoint_folder
 
 Draw = Callable[[int, int], Iterable[Sample]]
 """Function from a number of samples and a seed to samples."""
@@ -76,12 +78,8 @@ _SMOL = Questions(
 
 
 def questions_for(name: str) -> Questions:
-    """Questions for a shipped model, or for one that `training` made: the toys' scenes."""
-    if name == SMOL:
+    """Questions for a shipped model, or for a folder of one that `training` made, whose record names them."""
+    record = Path(checkpoint_folder(name)) / "record.json"
+    if record.is_file() and json.loads(record.read_text()).get("questions") == "smol":
         return _SMOL
     return _WORLDS if name.startswith("corelens/toy-worlds") else _TOY
-
-
-def is_shipped(name: str) -> bool:
-    """True for the name of a model that comes with corelens."""
-    return name in SHIPPED or name == SMOL

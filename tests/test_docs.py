@@ -31,7 +31,7 @@ def test_code_of_a_page_runs_in_order(page: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_api_reference_lists_every_public_name():
     package = verified.ROOT / "corelens"
     modules = ["causal", "data", "data/scoring", "interventions", "metrics", "sparse"]
-    packages = {*modules, "toy", "viz"}
+    packages = {*modules, "smol", "toy", "viz"}
     public = [package / "__init__.pyi", *(package / module / "__init__.py" for module in modules)]
     names = {name for path in public for name in re.findall(r"import \w+ as (\w+)", path.read_text())}
     page = (verified.ROOT / "docs" / "api.md").read_text()

@@ -18,7 +18,7 @@ def demo(
     ] = Path("corelens-demo"),
     model: Annotated[
         str,
-        typer.Option(metavar="MODEL", help="A shipped model, such as corelens/smol, or a folder of a trained one."),
+        typer.Option(metavar="MODEL", help="A shipped model, as corelens/toy-natural, or a folder of a trained one."),
     ] = "corelens/toy-worlds",
     as_json: options.AsJson = False,
 ) -> None:

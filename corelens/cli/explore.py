@@ -73,7 +73,8 @@ def _gallery(
     """Samples of the gallery, scores that rank heads, and the code that makes both."""
     from corelens.data import Sample
     from corelens.experiments.scan import scan
-    from corelens.shipped import is_shipped, questions_for
+    from corelens.hf.loading import SHIPPED
+    from corelens.shipped import questions_for
 
     draw, code = questions_for(name).pictures, questions_for(name).code
     lines = [f"model = cl.HookedMLLM.from_pretrained({name!r})"]
@@ -84,10 +85,10 @@ def _gallery(
         paths = tuple(map(str, images))
         samples = [Sample("asked", question, "", paths)]
         lines.append(f"samples = [cl.Sample('asked', {question!r}, '', {paths!r})]")
-    elif is_shipped(name):
+    elif name in SHIPPED:
         samples = list(draw(N_SCENES, 0))
         lines += [f"samples = list({code.format(N_SCENES, 0)})"]
-    if is_shipped(name) and ranking is None:
+    if name in SHIPPED and ranking is None:
         ranking = scan(model, draw(N_SCANNED, 1))
         lines += [f"scores = cl.scan(model, {code.format(N_SCANNED, 1)})"]
     return samples, ranking, "\n".join(dict.fromkeys(lines))

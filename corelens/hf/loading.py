@@ -22,7 +22,7 @@ SHIPPED = {
 """Models that come with the package and need no network."""
 
 SMOL = "corelens/smol"
-"""A model of which a part comes with the package; the language model in it has a package of its own."""
+"""A model of which a part is to come with the package; the language model in it has a package of its own."""
 
 
 def checkpoint_folder(name_or_path: str) -> str:
@@ -30,14 +30,13 @@ def checkpoint_folder(name_or_path: str) -> str:
 
     Raises:
         FileNotFoundError: If there is no such shipped model, or a local path does not exist or holds no model.
-        ModuleNotFoundError: If it is `corelens/smol`, and its language model is not installed.
     """
     if name_or_path == SMOL:
         from corelens.hf.smol import joined_folder
 
         return str(joined_folder())
     if name_or_path.startswith("corelens/") and name_or_path not in SHIPPED and not Path(name_or_path).is_dir():
-        raise FileNotFoundError(f"there is no shipped model {name_or_path!r}; there are {', '.join((*SHIPPED, SMOL))}.")
+        raise FileNotFoundError(f"there is no shipped model {name_or_path!r}; there are {', '.join(SHIPPED)}.")
     path = str(SHIPPED.get(name_or_path, name_or_path))
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -48,7 +47,7 @@ def checkpoint_folder(name_or_path: str) -> str:
     if path.startswith((".", "/", "~")) or "/" not in path:
         raise FileNotFoundError(
             f"there is no model folder {path!r}. Models of the Hub are called owner/name; these come with corelens: "
-            f"{', '.join((*SHIPPED, SMOL))}."
+            f"{', '.join(SHIPPED)}."
         )
     return path
 

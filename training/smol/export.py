@@ -21,7 +21,7 @@ PAGE = Path(__file__).parents[2] / "README.md"
 """Plain text on which perplexities are measured; training reads another."""
 
 
-def export(run: Run, model: Any, updates: nn.ModuleDict, n: int = 200) -> None:
+def export(run: Run, model: Any, updates: nn.ModuleDict, n: int = 100) -> None:
     """Save what was trained, join it with the language model, and measure both.
 
     Args:
@@ -41,6 +41,7 @@ def export(run: Run, model: Any, updates: nn.ModuleDict, n: int = 200) -> None:
     save_file(trained, folder / "trained.safetensors")
     model.config.save_pretrained(folder)
     record: dict[str, Any] = {
+        "questions": "smol",
         "about": "SmolLM2-135M-Instruct with a vision tower, a connector and low-rank updates of its attention, "
         "trained on five kinds of pictures with no pressure on its heads.",
         "parameters": sum(tensor.numel() for tensor in trained.values()),
@@ -80,7 +81,9 @@ def accuracies(model: HookedMLLM, n: int) -> dict[str, float]:
 
 def accuracy(model: HookedMLLM, samples: Any) -> float:
     """Share of right answers, by greedy generation."""
-    return round(evaluate(model, list(prepare_batches(model, list(samples), 20, "lists")), max_new_tokens=6).accuracy, 4)
+    return round(
+        evaluate(model, list(prepare_batches(model, list(samples), 20, "lists")), max_new_tokens=6).accuracy, 4
+    )
 
 
 def perplexity(model: HookedMLLM) -> float:

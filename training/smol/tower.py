@@ -21,6 +21,8 @@ WORDS = tuple(dict.fromkeys((*DIGITS, *COLOURS, *FRAMES, *SHAPES, *FIELDS, *ITEM
 PICTURES = {"emoji": 9, "digits": 1, "shapes": 2, "pages": 8, "bars": 3}
 N_CROWDED = 9
 """Scenes of fourteen digits in a batch, beside `PICTURES`: handwriting takes long to learn."""
+SHARPNESS = 8.0
+"""Factor from coordinates of words to logits."""
 EMBEDDING_SCALE = 1.4
 """Factor of the mean embedding to which the connector is set at first; a trial of the recipe chose it."""
 
@@ -83,19 +85,51 @@ def loss(model: Any, probe: nn.Linear, pictures: Tensor, words: Tensor) -> tuple
     shares = words[is_labelled]
     logits = probe(shuffled_features(model, pictures)[is_labelled])
     divergence = (shares * (shares.clamp(min=1e-9).log() - logits.log_softmax(-1))).sum(-1).mean()
-    rank = logits.argsort(-1, descending=True).argsort(-1)
+    return divergence, {"named": _all_words_on_top(logits, shares)}
+
+
+def word_embeddings(model: Any, tokenizer: Any) -> Float[Tensor, "word d_model"]:
+    """Mean embedding of the tokens of each of `WORDS`."""
+    weight = model.get_input_embeddings().weight.detach()
+    return torch.stack([weight[ids].mean(0) for ids in word_tokens(tokenizer)])
+
+
+def landing_loss(
+    model: Any, rows: Float[Tensor, "word d_model"], pictures: Tensor, words: Tensor
+) -> tuple[Tensor, dict[str, float]]:
+    """Distance of the connector's outputs from the embeddings of what tokens cover, and the share that keep all words.
+
+    Embeddings of digits are alike, so that a small distance can lose which one it was. Outputs are therefore also
+    compared in the coordinates of words, where all words are as far from one another.
+    """
+    outputs = model.model.connector.modality_projection(shuffled_features(model, pictures)[None])[0]
+    is_labelled = words.sum(-1) > 0
+    shares = words[is_labelled]
+    target = EMBEDDING_SCALE * shares @ rows
+    coordinates = outputs[is_labelled] @ torch.linalg.pinv(rows)
+    logits = SHARPNESS * coordinates
+    named = (shares * (shares.clamp(min=1e-9).log() - logits.log_softmax(-1))).sum(-1).mean()
+    in_words = (coordinates - EMBEDDING_SCALE * shares).pow(2).sum(-1).mean()
+    size = target.pow(2).sum(-1).mean()
+    distance = (
+        (outputs[is_labelled] - target).pow(2).sum(-1).mean() + outputs[~is_labelled].pow(2).sum(-1).mean()
+    ) / size
+    return named + in_words + distance, {"named": _all_words_on_top(coordinates, shares)}
+
+
+def _all_words_on_top(scores: Tensor, shares: Tensor) -> float:
+    rank = scores.argsort(-1, descending=True).argsort(-1)
     is_right = ((rank < (shares > 0).sum(-1, keepdim=True)) | (shares == 0)).all(-1)
-    return divergence, {"named": round(is_right.float().mean().item(), 4)}
+    return round(is_right.float().mean().item(), 4)
 
 
 @torch.no_grad()
 def align_connector(model: Any, tokenizer: Any, seed: int, n_batches: int = 12) -> None:
     """Set the connector to the least-squares map from features to the mean embedding of what a token covers.
 
-    The language model then reads an object's tokens as its words. Tokens without a label map to zero.
+    Tokens without a label map to zero. `landing_loss` starts from here.
     """
-    weight = model.get_input_embeddings().weight
-    rows = torch.stack([weight[ids].mean(0) for ids in word_tokens(tokenizer)])
+    rows = word_embeddings(model, tokenizer)
     gram, product = 0.0, 0.0
     for index in range(n_batches):
         pictures, words = batch(np.random.default_rng([seed, 2, index]))

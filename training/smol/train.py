@@ -24,14 +24,14 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run is resumed.")],
     seed: int = 0,
 ) -> None:
-    """Train the vision tower, then connector and low-rank updates."""
+    """Train the vision tower, its connector, then the connector and low-rank updates on questions."""
     run = Run(out)
     model, processor = model_and_processor(seed)
     tokenizer = processor.tokenizer
     model.requires_grad_(False)
     train_tower(run, model, seed, 3_100)
-    tower.align_connector(model, tokenizer, seed)
-    export(run, model, train_language(run, model, tokenizer, seed, 900))
+    train_connector(run, model, tokenizer, seed, 220)
+    export(run, model, train_language(run, model, tokenizer, seed, 560))
 
 
 def train_tower(run: Run, model: Any, seed: int, steps: int) -> None:
@@ -54,6 +54,28 @@ def train_tower(run: Run, model: Any, seed: int, steps: int) -> None:
     modules.requires_grad_(False)
     save_file(modules.state_dict(), end)
     run.progress.reached["tower"] = {"steps": steps, "seconds": round(run.progress.seconds)}
+    run.save({})
+
+
+def train_connector(run: Run, model: Any, tokenizer: Any, seed: int, steps: int) -> None:
+    """Train tower and connector to land at the language model's embeddings, or load them if that was done."""
+    modules = nn.ModuleDict({"tower": model.model.vision_model, "connector": model.model.connector})
+    end = run.folder / "end-connector.safetensors"
+    if end.exists():
+        modules.load_state_dict(load_file(end))
+        return
+    tower.align_connector(model, tokenizer, seed)
+    run.begin("connector")
+    modules.requires_grad_(True)
+    rows = tower.word_embeddings(model, tokenizer)
+
+    def loss_at(step: int) -> tuple[Tensor, dict[str, Any]]:
+        return tower.landing_loss(model, rows, *tower.batch(np.random.default_rng([seed, 3, step])))
+
+    train_stage(run, modules, optimisers(modules, 2e-3), steps, loss_at)
+    modules.requires_grad_(False)
+    save_file(modules.state_dict(), end)
+    run.progress.reached["connector"] = {"steps": steps, "seconds": round(run.progress.seconds)}
     run.save({})
 
 

@@ -13,7 +13,16 @@ from corelens.smol.question import LabelledBox
 from corelens.tokens import Box
 from tests.helpers.tiny_language import load_tiny_language
 from training.smol import tower
-from training.smol.tower import EMBEDDING_SCALE, WORDS, align_connector, batch, shuffled_features, token_words
+from training.smol.tower import (
+    EMBEDDING_SCALE,
+    WORDS,
+    align_connector,
+    batch,
+    landing_loss,
+    shuffled_features,
+    token_words,
+    word_embeddings,
+)
 
 edge = st.integers(0, 120)
 some_words = st.lists(st.sampled_from(WORDS), min_size=1, max_size=3, unique=True)
@@ -67,3 +76,21 @@ def test_the_connector_is_set_to_the_least_squares_map(monkeypatch: pytest.Monke
     expected = torch.linalg.lstsq(padded, torch.cat([target, torch.zeros(features.shape[1], target.shape[1])])).solution
     found = model.model.connector.modality_projection.proj.weight.double().T
     torch.testing.assert_close(features @ found, features @ expected, atol=1e-4, rtol=1e-3)
+
+
+def test_outputs_at_the_embeddings_keep_all_words(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(training.smol.build, "load_language", load_tiny_language)
+    model, _ = training.smol.build.model_and_processor(0)
+    torch.manual_seed(0)
+    # The tiny language model has fewer dimensions than there are words.
+    rows = torch.randn(len(WORDS), 2 * len(WORDS))
+    pictures, words = batch(np.random.default_rng(0))
+    outputs = EMBEDDING_SCALE * words @ rows
+    monkeypatch.setattr(model.model.connector.modality_projection, "forward", lambda features: outputs[None])
+    with torch.no_grad():
+        best, shares = landing_loss(model, rows, pictures, words)
+        assert shares["named"] == 1.0
+        outputs = outputs + 0.3 * torch.randn_like(outputs)
+        worse, _ = landing_loss(model, rows, pictures, words)
+    assert worse > best
+    assert word_embeddings(model, training.smol.build.model_and_processor(0)[1].tokenizer).shape == (len(WORDS), 24)

@@ -1,6 +1,7 @@
 """A training of a few steps with a tiny language model, from the first batch to the model that ships."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.functional import cross_entropy
 import training.smol.build
 from corelens.hf import smol as checkpoint
 from corelens.model import HookedMLLM
+from corelens.shipped import questions_for
 from tests.helpers.tiny_language import load_tiny_language
 from training.run import Run
 from training.smol import chats, export, language, tower, train
@@ -27,19 +29,24 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chats, "TURNS", 2)
 
 
-def test_a_run_ends_with_a_checkpoint_that_answers_as_the_trained_model(tmp_path: Path):
+def test_a_run_ends_with_a_checkpoint_that_answers_as_the_trained_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     model, processor = training.smol.build.model_and_processor(0)
     model.requires_grad_(False)
     run = Run(tmp_path)
     before = model.model.text_model.layers[0].self_attn.q_proj.weight.clone()
     train.train_tower(run, model, 0, 2)
-    tower.align_connector(model, processor.tokenizer, 0, n_batches=1)
+    monkeypatch.setattr(tower, "align_connector", partial(tower.align_connector, n_batches=1))
+    train.train_connector(run, model, processor.tokenizer, 0, 2)
     updates = train.train_language(run, model, processor.tokenizer, 0, 3)
     assert torch.equal(model.model.text_model.layers[0].self_attn.q_proj.frozen[0].weight, before)
     export.export(run, model, updates, n=2)
     record = json.loads((tmp_path / "smol" / "record.json").read_text())
     assert record["stages"]["tower"]["steps"] == 2
+    assert record["stages"]["connector"]["steps"] == 2
     assert record["stages"]["language"]["steps"] == 3
+    assert questions_for(str(tmp_path / "joined")).tasks == ("number", "colour")
     assert {"emoji", "pages", "lists"} <= record["accuracy on unseen samples"].keys()
     assert record["perplexity of a page"]["before"] > 1
     joined = HookedMLLM.from_pretrained(str(tmp_path / "joined"))
@@ -53,6 +60,7 @@ def test_a_run_ends_with_a_checkpoint_that_answers_as_the_trained_model(tmp_path
     # A finished run trains nothing again.
     again, _ = training.smol.build.model_and_processor(0)
     train.train_tower(Run(tmp_path), again, 0, 2)
+    train.train_connector(Run(tmp_path), again, processor.tokenizer, 0, 2)
     for name, value in model.model.vision_model.state_dict().items():
         assert torch.equal(again.model.vision_model.state_dict()[name], value)
 
