@@ -13,7 +13,7 @@ def model_and_processor(seed: int) -> tuple[Any, Any]:
     """Build the model, its language model as it was published, and its processor."""
     language, weights, tokenizer = load_language()
     torch.manual_seed(seed)
-    config = Idefics3Config(
+    config: Any = Idefics3Config(
         text_config=language.to_dict() | {"vocab_size": language.vocab_size + len(ADDED_TOKENS)},
         vision_config={
             "hidden_size": 128,
@@ -26,8 +26,8 @@ def model_and_processor(seed: int) -> tuple[Any, Any]:
         image_token_id=language.vocab_size + ADDED_TOKENS.index(IMAGE),
         scale_factor=SHUFFLE,
         tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
     )
+    config.pad_token_id = tokenizer.pad_token_id
     model: Any = Idefics3ForConditionalGeneration(config)
     unknown = model.load_state_dict(joined_weights(weights, {}), strict=False).unexpected_keys
     assert not unknown, unknown

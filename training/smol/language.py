@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from training.smol.chats import Chats
+from training.smol.low_rank import LowRank
 
 
 def answer_loss(model: Any, chats: Chats) -> tuple[Tensor, Tensor]:
@@ -42,4 +43,5 @@ def plain_loss(model: Any, updates: nn.ModuleDict, ids: Tensor) -> Tensor:
 
 def _switch(updates: nn.ModuleDict, is_on: bool) -> None:
     for update in updates.values():
-        update.is_on = is_on  # pyright: ignore[reportAttributeAccessIssue]
+        assert isinstance(update, LowRank)
+        update.is_on = is_on

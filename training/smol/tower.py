@@ -130,11 +130,13 @@ def align_connector(model: Any, tokenizer: Any, seed: int, n_batches: int = 12) 
     Tokens without a label map to zero. `landing_loss` starts from here.
     """
     rows = word_embeddings(model, tokenizer)
-    gram, product = 0.0, 0.0
+    weight = model.model.connector.modality_projection.proj.weight
+    gram = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64)
+    product = torch.zeros(weight.shape[1], weight.shape[0], dtype=torch.float64)
     for index in range(n_batches):
         pictures, words = batch(np.random.default_rng([seed, 2, index]))
         features = shuffled_features(model, pictures).double()
-        gram = gram + features.T @ features
-        product = product + features.T @ (EMBEDDING_SCALE * words @ rows).double()
+        gram += features.T @ features
+        product += features.T @ (EMBEDDING_SCALE * words @ rows).double()
     gram += 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    model.model.connector.modality_projection.proj.weight.copy_(torch.linalg.solve(gram, product).T)
+    weight.copy_(torch.linalg.solve(gram, product).T)
