@@ -96,8 +96,10 @@ def run_demo(
     model = HookedMLLM.from_pretrained(name)
     questions = questions_for(name)
     sizes, tasks = questions.sizes, questions.tasks
-    n_scanned, n_tested = n_scanned or sizes.scanned, n_tested or sizes.tested
-    n_texts, n_draws = n_texts or sizes.texts, n_draws or sizes.draws
+    n_scanned = sizes.scanned if n_scanned is None else n_scanned
+    n_tested = sizes.tested if n_tested is None else n_tested
+    n_texts = sizes.texts if n_texts is None else n_texts
+    n_draws = sizes.draws if n_draws is None else n_draws
     scanned, tested = (_by_task(questions, n, seed) for n, seed in ((n_scanned, SCAN_SEED), (n_tested, TEST_SEED)))
     scores = scan_metrics(model, scanned, [*RANKED_BY, WRITE_NORM], batch_size=32)
     conditions, missing = _conditions(scores, tasks, sizes.share, range(n_draws))

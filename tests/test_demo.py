@@ -113,6 +113,11 @@ def test_the_command_line(small: Demo, tmp_path: Path, monkeypatch: pytest.Monke
     assert json.loads(run.output) == small.result
 
 
+def test_no_picture_is_not_as_many_as_usual():
+    with pytest.raises(ValueError, match="n=0"):
+        run_demo("corelens/toy-worlds-small", n_scanned=0)
+
+
 def test_mistakes_on_the_command_line(tmp_path: Path):
     (tmp_path / "file").write_text("")
     run = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "file")])

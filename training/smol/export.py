@@ -1,4 +1,4 @@
-"""Export of a run: what was trained, in float16, with the record of its training, its curves and its card."""
+"""Export of a run: what was trained, in float16, with the record of its training and its curves."""
 
 import json
 import platform

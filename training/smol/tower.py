@@ -74,7 +74,7 @@ def token_words(labels: tuple[LabelledBox, ...]) -> Float[Tensor, "token word"]:
 
 
 def shuffled_features(model: Any, pictures: Tensor) -> Float[Tensor, "token feature"]:
-    """What the connector reads: the tower's outputs, those of 2 x 2 patches side by side."""
+    """Outputs of the tower, those of 2 x 2 patches side by side, as the connector reads them."""
     hidden = model.model.vision_model(pixel_values=pictures[:, 0]).last_hidden_state
     return model.model.connector.pixel_shuffle(hidden, SHUFFLE).flatten(0, 1)
 

@@ -3,6 +3,7 @@
 An interrupted run resumes. Batch i of a stage depends on the seed, the stage and i alone.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,44 +40,24 @@ def train_tower(run: Run, model: Any, seed: int, steps: int) -> None:
     n_features = model.model.connector.modality_projection.proj.in_features
     probe = nn.Linear(n_features, len(tower.WORDS))
     modules = nn.ModuleDict({"tower": model.model.vision_model, "probe": probe})
-    end = run.folder / "end-tower.safetensors"
-    if end.exists():
-        modules.load_state_dict(load_file(end))
-        return
-    run.begin("tower")
-    modules.requires_grad_(True)
     model.model.vision_model.set_attn_implementation("sdpa")
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, Any]]:
         return tower.loss(model, probe, *tower.batch(np.random.default_rng([seed, 0, step])))
 
-    train_stage(run, modules, optimisers(modules, 8e-3), steps, loss_at)
-    modules.requires_grad_(False)
-    save_file(modules.state_dict(), end)
-    run.progress.reached["tower"] = {"steps": steps, "seconds": round(run.progress.seconds)}
-    run.save({})
+    train_or_load(run, "tower", modules, optimisers(modules, 8e-3), steps, loss_at)
 
 
 def train_connector(run: Run, model: Any, tokenizer: Any, seed: int, steps: int) -> None:
     """Train tower and connector to land at the language model's embeddings, or load them if that was done."""
     modules = nn.ModuleDict({"tower": model.model.vision_model, "connector": model.model.connector})
-    end = run.folder / "end-connector.safetensors"
-    if end.exists():
-        modules.load_state_dict(load_file(end))
-        return
     tower.align_connector(model, tokenizer, seed)
-    run.begin("connector")
-    modules.requires_grad_(True)
     rows = tower.word_embeddings(model, tokenizer)
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, Any]]:
         return tower.landing_loss(model, rows, *tower.batch(np.random.default_rng([seed, 3, step])))
 
-    train_stage(run, modules, optimisers(modules, 2e-3), steps, loss_at)
-    modules.requires_grad_(False)
-    save_file(modules.state_dict(), end)
-    run.progress.reached["connector"] = {"steps": steps, "seconds": round(run.progress.seconds)}
-    run.save({})
+    train_or_load(run, "connector", modules, optimisers(modules, 2e-3), steps, loss_at)
 
 
 def train_language(run: Run, model: Any, tokenizer: Any, seed: int, steps: int) -> nn.ModuleDict:
@@ -87,12 +68,6 @@ def train_language(run: Run, model: Any, tokenizer: Any, seed: int, steps: int) 
     """
     updates = add_updates(model.model.text_model)
     modules = nn.ModuleDict({"connector": model.model.connector, "updates": updates})
-    end = run.folder / "end-language.safetensors"
-    if end.exists():
-        modules.load_state_dict(load_file(end))
-        return updates
-    run.begin("language")
-    modules.requires_grad_(True)
     # On a CPU its backward pass is faster at these lengths.
     model.model.text_model.set_attn_implementation("eager")
 
@@ -115,11 +90,30 @@ def train_language(run: Run, model: Any, tokenizer: Any, seed: int, steps: int) 
         torch.optim.AdamW(updates.parameters(), lr=1e-3, weight_decay=0.01),
         torch.optim.AdamW(modules["connector"].parameters(), lr=5e-4, weight_decay=0.01),
     ]
-    train_stage(run, modules, rates, steps, loss_at)
-    save_file(modules.state_dict(), end)
-    run.progress.reached["language"] = {"steps": steps, "seconds": round(run.progress.seconds)}
-    run.save({})
+    train_or_load(run, "language", modules, rates, steps, loss_at)
     return updates
+
+
+def train_or_load(
+    run: Run,
+    name: str,
+    modules: nn.ModuleDict,
+    optimisers: Sequence[torch.optim.Optimizer],
+    steps: int,
+    loss_at: Callable[[int], tuple[Tensor, dict[str, Any]]],
+) -> None:
+    """Train the modules of a stage and save them, or load them if that was done; afterwards they are frozen."""
+    end = run.folder / f"end-{name}.safetensors"
+    if end.exists():
+        modules.load_state_dict(load_file(end))
+        return
+    run.begin(name)
+    modules.requires_grad_(True)
+    train_stage(run, modules, optimisers, steps, loss_at)
+    modules.requires_grad_(False)
+    save_file(modules.state_dict(), end)
+    run.progress.reached[name] = {"steps": steps, "seconds": round(run.progress.seconds)}
+    run.save({})
 
 
 def share(is_right: Tensor) -> float:
