@@ -41,6 +41,20 @@ def test_the_api_reference_lists_every_public_name():
     assert names - packages <= {name for _, name in listed}
 
 
+def test_results_are_the_same_whichever_test_ended_first(tmp_path: Path):
+    cases = [
+        '<testcase name="test_the_vision_tower[llava]"><properties><property name="tower" value="yes"/></properties>',
+        '<testcase name="test_heads_are_those_that_exist[llava]"><properties><property name="heads" value="own"/>'
+        "</properties>",
+    ]
+    texts = []
+    for order in (cases, cases[::-1]):
+        (tmp_path / "results.xml").write_text(f"<suite>{'</testcase>'.join(order)}</testcase></suite>")
+        texts.append(verified.serialized(verified.verified([tmp_path / "results.xml"])))
+    assert texts[0] == texts[1]
+    assert '"heads": "own"' in texts[0]
+
+
 def test_tables_of_the_docs_are_what_the_tests_showed():
     pages = verified.pages()
     assert sum(text.count("<!-- table: ") for text in pages.values()) == len(verified.tables())

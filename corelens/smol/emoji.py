@@ -1,6 +1,6 @@
 """Emoji scenes: six framed things, each with a number beside it, in English that the language model knows.
 
-Four drawings of every emoji are for training; the fifth, Twemoji's, is for testing. The splits also share no
+Up to eight drawings of every emoji are for training; the last, Twemoji's, is for testing. The splits also share no
 arrangement, no font and no pair of a thing and its number. `emoji/LICENSES.md` names the artists.
 """
 
@@ -26,7 +26,10 @@ EMOJI = (
 )
 """Names of the things, in the order of the drawings."""
 
-VENDORS: dict[Split, tuple[str, ...]] = {"train": ("noto", "blob", "emojione", "fluent"), "test": ("twemoji",)}
+VENDORS: dict[Split, tuple[str, ...]] = {
+    "train": ("noto", "blob", "emojione", "fluent", "fluent3d", "openmoji", "fxemoji", "streamline"),
+    "test": ("twemoji",),
+}
 
 FRAMES = {name: COLOURS[name] for name in ("red", "orange", "yellow", "green", "blue", "purple")} | {
     "black": (20, 20, 20)
@@ -40,9 +43,10 @@ N_THINGS = 6
 
 @cache
 def drawings(vendor: str) -> dict[str, UInt8[np.ndarray, "row column channel"]]:
-    """Drawings of one vendor, with transparency, by name."""
+    """Drawings of one vendor, with transparency, by name; two vendors did not draw everything."""
     sheet = np.asarray(Image.open(Path(__file__).parent / "emoji" / f"{vendor}.webp").convert("RGBA"))
-    return {name: sheet[:, index * _GLYPH : (index + 1) * _GLYPH] for index, name in enumerate(EMOJI)}
+    cells = {name: sheet[:, index * _GLYPH : (index + 1) * _GLYPH] for index, name in enumerate(EMOJI)}
+    return {name: cell for name, cell in cells.items() if cell[..., 3].any()}
 
 
 def draw(rng: np.random.Generator, split: Split) -> QuestionedPicture:
@@ -131,8 +135,8 @@ def _paint_thing(
     corners = (frame.left, frame.top, frame.right - 1, frame.bottom - 1)
     field = tuple(int(channel) for channel in rng.uniform(235, 256, 3))
     ImageDraw.Draw(picture).rectangle(corners, field, tint, width)
-    vendors = VENDORS[split]
-    glyph = Image.fromarray(drawings(vendors[rng.integers(len(vendors))])[name])
+    drawn = [drawings(vendor)[name] for vendor in VENDORS[split] if name in drawings(vendor)]
+    glyph = Image.fromarray(drawn[rng.integers(len(drawn))])
     if split == "train":  # Few drawings must stand for all that others would make of the same thing.
         glyph = _varied(rng, glyph)
     glyph = glyph.resize((size, size), Image.Resampling.BILINEAR)

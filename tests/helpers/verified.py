@@ -8,6 +8,7 @@ none), and the tables of docs/*.md. With --check it writes nothing, and exits wi
 
 import argparse
 import ast
+import difflib
 import inspect
 import json
 import sys
@@ -109,8 +110,10 @@ def verified(paths: list[Path]) -> dict[str, dict[str, Any]]:
 
 
 def serialized(results: dict[str, dict[str, Any]]) -> str:
-    """JSON with one line per model type."""
-    lines = [f"{json.dumps(model_type)}: {json.dumps(result)}" for model_type, result in results.items()]
+    """JSON with one line per model type. Keys are sorted, since tests end in another order in every run."""
+    lines = [
+        f"{json.dumps(model_type)}: {json.dumps(result, sort_keys=True)}" for model_type, result in results.items()
+    ]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
@@ -385,7 +388,8 @@ def main() -> None:
     arguments = parser.parse_args()
     text = serialized(verified(arguments.results))
     if arguments.check:
-        sys.exit("corelens/hf/verified.json is not what the tests show" if text != DATA.read_text() else None)
+        changes = list(difflib.unified_diff(DATA.read_text().splitlines(), text.splitlines(), "stated", "shown", n=0))
+        sys.exit("\n".join(["corelens/hf/verified.json is not what the tests show", *changes]) if changes else None)
     DATA.write_text(text)
     for path, page in pages().items():
         path.write_text(page)

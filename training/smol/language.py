@@ -18,10 +18,10 @@ def answer_loss(model: Any, chats: Chats) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             features = base.vision_model(pixel_values=chats.pixels[:, 0]).last_hidden_state
         is_image = (chats.ids == model.config.image_token_id)[..., None]
-        inputs = inputs.masked_scatter(is_image, base.connector(features))
+        inputs = inputs.masked_scatter(is_image, base.connector(features).to(inputs.dtype))
     hidden = base.text_model(inputs_embeds=inputs, attention_mask=chats.mask, use_cache=False).last_hidden_state
     # Logits over 49 thousand tokens, at the places before the answers only.
-    logits = model.lm_head(hidden[:, :-1][chats.is_target[:, 1:]])
+    logits = model.lm_head(hidden[:, :-1][chats.is_target[:, 1:]]).float()
     target = chats.ids[:, 1:][chats.is_target[:, 1:]]
     return cross_entropy(logits, target), logits.argmax(-1) == target
 
@@ -31,7 +31,7 @@ def plain_loss(model: Any, updates: nn.ModuleDict, ids: Tensor) -> Tensor:
 
     def log_probabilities() -> Tensor:
         hidden = model.model.text_model(input_ids=ids, use_cache=False).last_hidden_state
-        return model.lm_head(hidden[0]).log_softmax(-1)
+        return model.lm_head(hidden[0]).float().log_softmax(-1)
 
     with torch.no_grad():
         _switch(updates, False)

@@ -25,7 +25,10 @@ class LowRank(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """The frozen map and, unless it is switched off, the update."""
         outputs = self.frozen[0](inputs)
-        return outputs + UPDATE_SCALE * (inputs @ self.down.T) @ self.up.T if self.is_on else outputs
+        if not self.is_on:
+            return outputs
+        down, up = self.down.to(inputs.dtype), self.up.to(inputs.dtype)
+        return outputs + UPDATE_SCALE * (inputs @ down.T) @ up.T
 
 
 def add_updates(language: Any) -> nn.ModuleDict:
