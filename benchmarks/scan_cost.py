@@ -71,7 +71,7 @@ def scoring_inputs(length: int) -> ScoringInputs:
         view=nothing, overview=nothing > 0, row=nothing, column=nothing, box=torch.full((1, length, 4), torch.nan),
         seconds=torch.full((1, length, 2), torch.nan), sizes=((),),
     )  # fmt: skip
-    return ScoringInputs(tokens, evidence, {"last": queries}, nothing)
+    return ScoringInputs(tokens, evidence, {"question": queries, "last": queries}, nothing)
 
 
 @torch.no_grad()

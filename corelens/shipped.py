@@ -69,9 +69,9 @@ _WORLDS = Questions(
 _SMOL = Questions(
     pictures=partial(smol.pictures, "emoji"),
     code="cl.smol.pictures('emoji', {}, seed={})",
-    two_tasks=partial(smol.pictures, "emoji", tasks=("number", "colour")),
-    tasks=("number", "colour"),
-    described="scenes of six emoji, drawn by an artist whom the model never saw",
+    two_tasks=partial(smol.pictures, "digits"),
+    tasks=_TOY.tasks,
+    described="scenes of two to six handwritten digits, test split",
     texts={"list": smol.lists},
     sizes=DemoSizes(scanned=100, tested=60, texts=30, draws=5, share=0.05),
 )

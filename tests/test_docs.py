@@ -41,6 +41,13 @@ def test_the_api_reference_lists_every_public_name():
     assert names - packages <= {name for _, name in listed}
 
 
+@pytest.mark.parametrize(
+    "path", [path for path in verified.PAGES if path.stem != "changelog"], ids=lambda path: path.stem
+)
+def test_every_page_says_for_whom_it_is(path: Path):
+    assert re.search(r"^# .+\n\n\*?For [^\n]+\n\n", path.read_text())
+
+
 def test_results_are_the_same_whichever_test_ended_first(tmp_path: Path):
     cases = [
         '<testcase name="test_the_vision_tower[llava]"><properties><property name="tower" value="yes"/></properties>',

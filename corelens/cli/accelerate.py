@@ -132,12 +132,10 @@ def _warn_if_full(rule: "Streaming | StreamingBlocks", n_positions: int) -> None
         return
     shorter = streaming(n_positions)
     plan = "" if rule is in_tokens else "--plan corelens "
-    typer.echo(
-        f"Warning: under every plan, all heads attend to everything, and the table compares the model with itself: the "
-        f"first {in_tokens.sink} and last {in_tokens.window} tokens are all of the longest prompt, which has "
-        f"{n_positions}. Pass less, such as {plan}--sink {shorter.sink} --window {shorter.window}: windows take "
-        f"memory, full or not.",
-        err=True,
+    options.warn(
+        f"under every plan, all heads attend to everything, and the table compares the model with itself: the first "
+        f"{in_tokens.sink} and last {in_tokens.window} tokens are all of the longest prompt, which has {n_positions}. "
+        f"Pass less, such as {plan}--sink {shorter.sink} --window {shorter.window}: windows take memory, full or not."
     )
 
 

@@ -1,6 +1,7 @@
 """Options that several commands share, and the functions that read them."""
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -176,12 +177,44 @@ def resumable(out: Path, work: str) -> Iterator[None]:
 
     try:
         check_work(out, work)
-        yield
+        with _kept_warnings(out):
+            yield
     except (OSError, ValueError, TypeError, RuntimeError, ImportError) as cause:
         raise typer.BadParameter(str(cause)) from cause
     except KeyboardInterrupt:
         typer.echo(f"\nInterrupted. The same command resumes {out}.", err=True)
         raise typer.Exit(130) from None
+
+
+_WARNINGS: list[str] = []
+"""Warnings of the running command."""
+
+
+def warn(message: str) -> None:
+    """Print a warning, which the report of the run repeats."""
+    typer.echo(f"Warning: {message}", err=True)
+    _WARNINGS.append(message)
+
+
+@contextmanager
+def _kept_warnings(out: Path) -> Iterator[None]:
+    """Keep the warnings of a command in its folder, those of Python among them."""
+    from corelens.experiments.run_folder import add_warnings
+
+    show = warnings.showwarning
+
+    def keep(message: Any, *arguments: Any, **options: Any) -> None:
+        _WARNINGS.append(str(message))
+        show(message, *arguments, **options)
+
+    warnings.showwarning = keep
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
+        kept = list(_WARNINGS)
+        _WARNINGS.clear()
+        add_warnings(out, kept)
 
 
 def ranking(scores: Path, model: str | None = None, option: str = "--scores") -> "HeadScores":
@@ -198,10 +231,9 @@ def ranking(scores: Path, model: str | None = None, option: str = "--scores") ->
     except (OSError, ValueError) as cause:
         raise typer.BadParameter(str(cause), param_hint=option) from cause
     if model is not None and loaded_scores.model not in ("", model):
-        typer.echo(
-            f"Warning: {scores} ranks the heads of {loaded_scores.model!r}, and the model is {model!r}. "
-            f"{docs_link('other-scores')}",
-            err=True,
+        warn(
+            f"{scores} ranks the heads of {loaded_scores.model!r}, and the model is {model!r}. "
+            f"{docs_link('other-scores')}"
         )
     return loaded_scores
 
@@ -211,11 +243,10 @@ def warn_of_shared(ranking: "HeadScores", samples: Mapping[str, Sequence["Sample
     tested = [sample for dataset in samples.values() for sample in dataset]
     chose = {*ranking.samples, *ranking.groups}
     if shared := len({sample.id for sample in tested if chose & {sample.id, sample.group}}):
-        typer.echo(
-            f"Warning: {shared} of {len(tested)} samples also chose the heads, or others about the same picture, "
-            f"document or video did, and overestimate their effect. Test on other samples; of drawn data, "
-            "another --seed makes others.",
-            err=True,
+        warn(
+            f"{shared} of {len(tested)} samples also chose the heads, or others about the same picture, document or "
+            f"video did, and overestimate their effect. Test on other samples; of drawn data, another --seed makes "
+            f"others."
         )
 
 

@@ -51,6 +51,7 @@ def sweep(
     console.print(table)
     if (n := summary["with an effect"]) is not None:
         console.print(f"{n} of {len(swept.units)} {per}s have an effect, at a false discovery rate of {fdr:g}.")
+    console.print("A scan may rank heads otherwise: it measures where they attend, not what they are needed for.")
     options.print_skipped(console, swept.skipped, "sweep.json")
     files = ["sweep.safetensors", "sweep.json"] if per == "head" else ["sweep.json"]
     console.print(f"All {len(swept.units)}: {', '.join(str(out / name) for name in files)}\n")

@@ -24,6 +24,9 @@ from corelens.scores import HeadScores
 MANIFEST = "manifest.json"
 """Name of the file that says what a run stands for."""
 
+WARNINGS = "warnings.json"
+"""Name of the file with the warnings that the shell printed."""
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -238,6 +241,20 @@ def _run_of(path: Path) -> str | None:
     """Hash of the manifest that lies beside a file; None if there is none, as in the folder of a study."""
     is_beside = path.name != MANIFEST and (path.parent / MANIFEST).is_file()
     return manifest_hash(read_manifest(path.parent)) if is_beside else None
+
+
+def add_warnings(folder: Path, messages: Sequence[str]) -> None:
+    """Add to the warnings of a run, each once, for its report; a folder without a run gets none."""
+    if not any(folder.rglob(MANIFEST)):
+        return
+    kept = read_warnings(folder)
+    if new := [message for message in dict.fromkeys(messages) if message not in kept]:
+        write_summary(folder / WARNINGS, {"warnings": [*kept, *new]})
+
+
+def read_warnings(folder: Path) -> list[str]:
+    """Warnings of the commands that filled a folder."""
+    return read_summary(folder / WARNINGS, "warnings")["warnings"] if (folder / WARNINGS).is_file() else []
 
 
 def check_work(folder: Path, work: str) -> None:

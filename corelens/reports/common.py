@@ -1,9 +1,11 @@
 """Sections that all reports share."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from corelens.experiments.run_folder import RunFolder
+from corelens.errors import without_docs_link
+from corelens.experiments.run_folder import RunFolder, read_warnings
 from corelens.reports.page import Page
 
 _SHOWN_ELSEWHERE = {
@@ -33,9 +35,18 @@ def close(page: Page, run: RunFolder, skipped: Mapping[str, str], limits: str) -
         page.text(f"Skipped: {sample}: {reason}")
     if len(skipped) > 5:
         page.text(f"And {len(skipped) - 5} more.")
+    add_limits(page, run.folder, limits)
+    return page
+
+
+def add_limits(page: Page, folder: Path, limits: str) -> None:
+    """Append the warnings of the commands that filled a folder, and the limits of the work."""
+    if kept := read_warnings(folder):
+        page.heading("Warnings")
+        for warning in kept:
+            page.text(without_docs_link(warning))
     page.heading("Limits")
     page.text(limits)
-    return page
 
 
 def identity(manifest: Mapping[str, Any]) -> dict[str, str]:

@@ -19,7 +19,7 @@ from corelens.experiments.run_folder import RunFolder, read_summary, write_summa
 from corelens.files import write_file
 from corelens.heads import HeadSet
 from corelens.metrics import stable_heads
-from corelens.reports.common import identity
+from corelens.reports.common import add_limits, identity
 from corelens.reports.page import Page
 from corelens.scores import HeadScores
 from corelens.study.acceleration import speed_up
@@ -127,12 +127,13 @@ def page(folder: Path) -> Page:
         "samples. CoRe heads are the top 5 % of all heads, chosen on every other sample and tested on the rest. The "
         "plans whose speed is measured are corelens's own, which store less for heads that do not attend to everything."
     )
-    report.heading("Limits")
-    report.text(
+    add_limits(
+        report,
+        folder,
         "One model and the data sets named above. Intervals are 95 % bootstrap intervals over samples, and over heads "
         "where these are drawn by chance, not over models or training runs, and of speed the slowest and fastest "
         "round; neither the verdicts nor the numbers of each are corrected for being several. Untrained models "
-        f"have the same configuration and other weights each. Samples left out: {len(summary['skipped'])}."
+        f"have the same configuration and other weights each. Samples left out: {len(summary['skipped'])}.",
     )
     return report
 

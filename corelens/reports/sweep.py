@@ -35,10 +35,14 @@ def page(run: RunFolder) -> Page:
         scores = HeadScores.load(file)
         report.figures(head_map(scores, scores.top()), score_curve(scores, scores.top()))
     return close(
-        report, run, summary["skipped"],
-        f"Each {per} is ablated by itself: where several do the same work, the loss of one costs little, and small "
-        f"drops do not show that none of them is needed. Intervals are over samples, and hold for all {len(units):,} "
-        f"{per}s at once, since the table shows those that cost most on these samples. The number of {per}s with an "
-        f"effect is by paired t-tests over samples and the procedure of Benjamini and Hochberg: of so many, that share "
-        f"is expected to have none.",
-    )  # fmt: skip
+        report,
+        run,
+        summary["skipped"],
+        f"A sweep measures what ablating costs, a scan where heads attend, and the two need not agree: a head that "
+        f"attends to the evidence may have others beside it that do the same, and one that attends elsewhere may be "
+        f"what these depend on. Each {per} is ablated by itself: where several do the same work, the loss of one costs "
+        f"little, and small drops do not show that none of them is needed. Intervals are over samples, and hold for "
+        f"all {len(units):,} {per}s at once, since the table shows those that cost most on these samples. The number "
+        f"of {per}s with an effect is by paired t-tests over samples and the procedure of Benjamini and Hochberg: of "
+        f"so many, that share is expected to have none.",
+    )

@@ -17,13 +17,19 @@ layout, and in emoji scenes no pair of a thing and its number.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
+import torch
+from transformers import Idefics3Config, Idefics3ForConditionalGeneration
 
 from corelens.data.readers.base import Samples
 from corelens.data.sample import Evidence, Sample
 from corelens.data.synthetic.drawing import drawn_samples
 from corelens.errors import check_choice
+from corelens.hf.smol import SHIPPED_PARTS, joined_weights, processor
+from corelens.hf.smollm2 import load_language
+from corelens.model import HookedMLLM
 from corelens.smol.texts import draw_list
 from corelens.smol.worlds import ENGLISH_WORLDS as ENGLISH_WORLDS
 from corelens.toy.scene import Split
@@ -85,6 +91,20 @@ def lists(n: int, seed: int) -> Samples:
         )
 
     return drawn_samples("smol-lists", n, seed, sample)
+
+
+def untrained() -> HookedMLLM:
+    """Load `corelens/smol` as it was before its training: the language model as published, and a random vision tower.
+
+    Raises:
+        ModuleNotFoundError: If the language model is not installed.
+    """
+    _, weights, tokenizer = load_language()
+    torch.manual_seed(0)
+    model: Any = Idefics3ForConditionalGeneration(Idefics3Config.from_pretrained(SHIPPED_PARTS))
+    model.load_state_dict(joined_weights(weights, {}), strict=False)
+    model.tie_weights()
+    return HookedMLLM(model.eval(), processor(tokenizer))
 
 
 SAMPLES: dict[str, Callable[[int, int], Samples]] = {

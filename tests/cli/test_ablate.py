@@ -12,6 +12,7 @@ from torch.testing import assert_close
 import corelens as cl
 from corelens import HookedMLLM, toy
 from corelens.experiments.controls import write_matched_random
+from corelens.reports import write_report
 from tests.helpers.cli import invoke_on_toy, json_of, text_of
 
 N_DRAWS = 10
@@ -121,6 +122,7 @@ def test_heads_tested_on_the_samples_that_chose_them_are_warned_of(ranking: Path
     arguments = ("ablate", "--data", "scenes=1", "--limit", "1", "--top", "1", "--seed", sample_id.split("-")[2])
     ran = text_of(invoke_on_toy(*arguments, "--out", tmp_path / "run", "--scores", ranking))
     assert "Warning: 1 of 1 samples also chose the heads" in ran
+    assert "<h2>Warnings</h2>" in Path(write_report(tmp_path / "run")).read_text()
     # So do others about the same picture.
     scores = cl.HeadScores.load(ranking)
     numbers = tuple(map(str, range(len(scores.samples))))

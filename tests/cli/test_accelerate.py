@@ -89,6 +89,7 @@ def test_the_published_plan_is_full_attention_on_short_prompts_and_says_so(tmp_p
         assert (plan["full heads"], plan["stored cache"], plan["kept attention"]) == (round(n / 96, 4), 1, 1)
         assert summary["data"]["scenes"]["conditions"][name]["change"] == 0
     page = (tmp_path / "run/acceleration.html").read_text()
+    assert "the first 512 and last 4096 tokens are all of the longest prompt" in page  # as the shell warned
     assert "every plan is full attention, and the table compares the model with itself" in page
     assert "streaming in the prompt (first 4 and last 32 blocks of 128)" in page
     assert "5.2 percent of heads and 100.0 percent of the cache" in page

@@ -13,9 +13,9 @@ from corelens.smol.texts import draw_list
 from corelens.smol.worlds import ENGLISH_WORLDS
 from training.smol.tower import pixels
 
-TURNS = 8
-N_PICTURES, N_LISTS = 2, 1
-WORLD_SHARES = {"emoji": 0.35, "digits": 0.2, "shapes": 0.1, "pages": 0.25, "bars": 0.1}
+TURNS, LIST_TURNS = 4, 8
+N_PICTURES, N_LISTS = 4, 1
+WORLD_SHARES = {"emoji": 0.35, "digits": 0.12, "shapes": 0.13, "pages": 0.2, "bars": 0.2}
 N_PLAIN = 96
 """Tokens of plain text in a batch."""
 
@@ -49,7 +49,9 @@ def list_chats(tokenizer: Any, rng: np.random.Generator) -> Chats:
     chats = []
     for _ in range(N_LISTS):
         text, questions = draw_list(rng)
-        turns = [(questions[index].text, questions[index].answer) for index in rng.permutation(len(questions))[:TURNS]]
+        turns = [
+            (questions[index].text, questions[index].answer) for index in rng.permutation(len(questions))[:LIST_TURNS]
+        ]
         chats.append(chat_parts(turns, f"{text}\n"))
     return _padded(tokenizer, chats, None)
 

@@ -1,5 +1,7 @@
 """Labels and loss of the vision tower: every visual token must name what it covers, through a linear probe."""
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,10 @@ from corelens.toy.pages import COLUMNS, FIELDS, ITEMS
 from corelens.toy.scene import COLOURS, DIGITS
 
 WORDS = tuple(dict.fromkeys((*DIGITS, *COLOURS, *FRAMES, *SHAPES, *FIELDS, *ITEMS, *COLUMNS, *DAYS, *EMOJI)))
-PICTURES = {"emoji": 9, "digits": 1, "shapes": 2, "pages": 8, "bars": 3}
-N_CROWDED = 9
-"""Scenes of fourteen digits in a batch, beside `PICTURES`: handwriting takes long to learn."""
+PICTURES = {"emoji": 9, "digits": 1, "shapes": 2, "pages": 8, "bars": 3, "crowded": 9}
+"""Pictures in a batch. Handwriting takes long to learn, so that there are scenes of fourteen digits."""
+LATER_PICTURES = {"emoji": 5, "shapes": 4, "pages": 4, "bars": 4, "crowded": 2}
+"""The same while the decoder learns: fewer, and of what the tower knows less well by then."""
 SHARPNESS = 8.0
 """Factor from coordinates of words to logits."""
 EMBEDDING_SCALE = 1.4
@@ -68,10 +71,12 @@ def word_tokens(tokenizer: Any) -> list[list[int]]:
     return [tokenizer(word if word in DIGITS else f" {word}").input_ids for word in WORDS]
 
 
-def batch(rng: np.random.Generator) -> tuple[Float[Tensor, "picture 1 3 row column"], Float[Tensor, "token word"]]:
+def batch(
+    rng: np.random.Generator, counts: Mapping[str, int]
+) -> tuple[Float[Tensor, "picture 1 3 row column"], Float[Tensor, "token word"]]:
     """Pixels, and for every visual token the words for what it covers, as shares that sum to one, or to zero."""
-    pictures = [ENGLISH_WORLDS[name](rng, "train") for name, n in PICTURES.items() for _ in range(n)]
-    pictures += [_crowded(rng) for _ in range(N_CROWDED)]
+    draw = {name: partial(world, split="train") for name, world in ENGLISH_WORLDS.items()} | {"crowded": _crowded}
+    pictures = [draw[name](rng) for name, n in counts.items() for _ in range(n)]
     return pixels([item.picture for item in pictures]), torch.cat([token_words(item.labels) for item in pictures])
 
 
@@ -170,7 +175,7 @@ def align_connector(model: Any, tokenizer: Any, seed: int, n_batches: int = 12) 
     gram = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64)
     product = torch.zeros(weight.shape[1], weight.shape[0], dtype=torch.float64)
     for index in range(n_batches):
-        pictures, words = batch(np.random.default_rng([seed, 2, index]))
+        pictures, words = batch(np.random.default_rng([seed, 2, index]), PICTURES)
         features = shuffled_features(model, pictures).double()
         gram += features.T @ features
         product += features.T @ (EMBEDDING_SCALE * words @ rows).double()

@@ -44,7 +44,7 @@ def train_tower(run: Run, model: Any, seed: int, steps: int) -> None:
     model.model.vision_model.set_attn_implementation("sdpa")
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, Any]]:
-        return tower.loss(model, probe, *tower.batch(np.random.default_rng([seed, 0, step])))
+        return tower.loss(model, probe, *tower.batch(np.random.default_rng([seed, 0, step]), tower.PICTURES))
 
     train_or_load(run, "tower", modules, optimisers(modules, 8e-3), steps, loss_at)
 
@@ -56,13 +56,15 @@ def train_connector(run: Run, model: Any, tokenizer: Any, seed: int, steps: int)
     rows = tower.word_embeddings(model, tokenizer)
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, Any]]:
-        return tower.landing_loss(model, rows, *tower.batch(np.random.default_rng([seed, 3, step])))
+        return tower.landing_loss(model, rows, *tower.batch(np.random.default_rng([seed, 3, step]), tower.PICTURES))
 
     train_or_load(run, "connector", modules, optimisers(modules, 2e-3), steps, loss_at)
 
 
 def train_language(run: Run, model: Any, tokenizer: Any, seed: int, steps: int) -> nn.ModuleDict:
-    """Train connector and low-rank updates on answers, beside plain text on which nothing may change.
+    """Train low-rank updates on answers, beside plain text on which nothing may change.
+
+    Tower and connector go on learning to land at the embeddings.
 
     Returns:
         The updates.
@@ -72,7 +74,9 @@ def train_language(run: Run, model: Any, tokenizer: Any, seed: int, steps: int) 
     for parameter in model.model.text_model.parameters():
         parameter.data = parameter.data.bfloat16()
     updates = add_updates(model.model.text_model)
-    modules = nn.ModuleDict({"connector": model.model.connector, "updates": updates})
+    sees = nn.ModuleDict({"tower": model.model.vision_model, "connector": model.model.connector})
+    modules = nn.ModuleDict({**sees, "updates": updates})
+    rows = tower.word_embeddings(model, tokenizer).float()
     # On a CPU its backward pass is faster at these lengths.
     model.model.text_model.set_attn_implementation("eager")
 
@@ -86,15 +90,15 @@ def train_language(run: Run, model: Any, tokenizer: Any, seed: int, steps: int) 
         if step % 2:
             read, is_right = language.answer_loss(model, chats.list_chats(tokenizer, rng))
             last["text"], loss = share(is_right), loss + 0.5 * read
-        elif step % 6 == 0:
+        else:
             plain = language.plain_loss(model, updates, chats.plain_tokens(tokenizer, rng))
-            last["plain"], loss = round(plain.item(), 4), loss + plain
-        return loss, shares | last
+            last["plain"], loss = round(plain.item(), 4), loss + 2 * plain
+        labelled = tower.batch(np.random.default_rng([seed, 4, step]), tower.LATER_PICTURES)
+        landing, named = tower.landing_loss(model, rows, *labelled)
+        return loss + landing, shares | last | named
 
-    rates = [
-        torch.optim.AdamW(updates.parameters(), lr=1e-3, weight_decay=0.01),
-        torch.optim.AdamW(modules["connector"].parameters(), lr=5e-4, weight_decay=0.01),
-    ]
+    # The connector's weights are small: at a rate of the updates' it forgets within 50 steps where to land.
+    rates = [torch.optim.AdamW(updates.parameters(), lr=1e-3, weight_decay=0.01), *optimisers(sees, 5e-4)]
     train_or_load(run, "language", modules, rates, steps, loss_at)
     return updates
 

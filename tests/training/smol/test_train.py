@@ -25,7 +25,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (checkpoint, training.smol.build):
         monkeypatch.setattr(module, "load_language", load_tiny_language)
     monkeypatch.setattr(tower, "PICTURES", {"emoji": 1, "bars": 1})
-    monkeypatch.setattr(tower, "N_CROWDED", 1)
+    monkeypatch.setattr(tower, "LATER_PICTURES", {"emoji": 1})
     monkeypatch.setattr(chats, "TURNS", 2)
 
 
