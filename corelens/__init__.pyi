@@ -10,6 +10,7 @@ from .causal import attribution_patch as attribution_patch
 from .causal import evaluate as evaluate
 from .causal import grad_drop as grad_drop
 from .causal import integrated_gradients as integrated_gradients
+from .causal import qk_attribution as qk_attribution
 from .causal.answers import append_answers as append_answers
 from .data import Evidence as Evidence
 from .data import Sample as Sample

@@ -12,4 +12,6 @@ from corelens.causal.evaluate import evaluate as evaluate
 from corelens.causal.grad_drop import grad_drop as grad_drop
 from corelens.causal.integrated_gradients import integrated_gradients as integrated_gradients
 from corelens.causal.paired import PairedDifference as PairedDifference
+from corelens.causal.qk_attribution import QKAttribution as QKAttribution
+from corelens.causal.qk_attribution import qk_attribution as qk_attribution
 from corelens.causal.session import Session as Session
