@@ -14,4 +14,9 @@ from corelens.causal.integrated_gradients import integrated_gradients as integra
 from corelens.causal.paired import PairedDifference as PairedDifference
 from corelens.causal.qk_attribution import QKAttribution as QKAttribution
 from corelens.causal.qk_attribution import qk_attribution as qk_attribution
+from corelens.causal.routes import HeadRoutes as HeadRoutes
+from corelens.causal.routes import key_routes as key_routes
+from corelens.causal.routes import ov_by_route as ov_by_route
+from corelens.causal.self_repair import SelfRepair as SelfRepair
+from corelens.causal.self_repair import self_repair as self_repair
 from corelens.causal.session import Session as Session
