@@ -191,9 +191,9 @@ class _Places:
         """The head's query and its keys, less the mean of those that they are compared with."""
         key_head = head.head // (call.query.shape[1] // call.key.shape[1])
         all_keys = call.key[0, key_head].float()
-        keys = all_keys[self.keys]
+        keys = all_keys[self.keys.to(all_keys.device)]
         return call.query[0, head.head, self.query].float(), (
-            keys if self.against is None else keys - all_keys[self.against].mean(0)
+            keys if self.against is None else keys - all_keys[self.against.to(all_keys.device)].mean(0)
         )
 
 

@@ -112,7 +112,7 @@ def _parts_of_layer(model: HookedMLLM, cache: Activations, layer: DecoderLayer) 
         yield from _attention_parts(model, cache, layer)
         yield f"L{number} MLP", at["mlp_out"]
         rest = at["resid_post"] - at["resid_pre"] - at["attn_out"] - at["mlp_out"]
-        if rest.norm() > TOLERANCE * at["resid_post"].norm():
+        if rest.norm() > _tolerance(cache[hook_name(number, "resid_post")]) * at["resid_post"].norm():
             yield f"L{number} other", rest
     elif "resid_mid" in at:
         yield f"L{number} {_mixer_of(layer)}", at["resid_mid"] - at["resid_pre"]

@@ -138,7 +138,7 @@ def steering_curve(
             for kind, draws in conditions.items()
         }
 
-    groups = tuple(own.group or own.id for own, _ in pairs)
+    groups = tuple(own.group for own, _ in pairs)
     return SteeringCurve(tuple(strengths), stacked(0), stacked(1), plain_target, plain_own, groups)
 
 

@@ -69,7 +69,9 @@ def scene_pairs(n: int, seed: int, n_things: int = 6, split: Split = "test") -> 
             question, answer = digits.WORLD.question(asks_value, thing.key, thing.value)
             evidence = (Evidence(thing.box),)
             sample_id = f"{pair_id}-{name}"
-            return Sample(sample_id, question, answer, (scene.image(),), evidence, scoring="exact", group=pair_id)
+            return Sample(
+                sample_id, question, answer, (scene.image(),), evidence, scoring="exact", about={"group": pair_id}
+            )
 
         return about("own", scene.things[first]), about("target", scene.things[second])
 
