@@ -1,13 +1,13 @@
 """How often heads that are pushed to another digit make it the answer, by strength, beside heads that write as much.
 
 On pairs of questions about two digits of a scene (`toy.scene_pairs`): the first is asked while a number is added to the
-attention logits of the heads, from the question on, towards the box of the second. Heads are the top 5 by retrieval
+attention logits of the heads, from the question on, towards the box of the second. Heads are the top ones by retrieval
 attention mass from the last prompt token (`ram_last`), measured on other scenes; the controls are draws of other heads
 that write as much there (`write_matched_random`).
 
 No time is measured. The last line is JSON, and the numbers carry over to other machines.
 
-    python benchmarks/steering.py [--pairs 40] [--draws 3]
+    python benchmarks/steering.py [--heads 5] [--pairs 40] [--draws 3]
 """
 
 import argparse
@@ -18,27 +18,27 @@ from transformers.utils import logging
 from corelens import HeadSet, HookedMLLM, scan_metrics, steering_curve, toy
 from corelens.experiments.controls import write_matched_random
 
-N_HEADS = 5
 STRENGTHS = (1, 2, 4, 8)
 WRITE_NORM = "write_norm"
 """Length of what a head writes at the last prompt token, which ranks the heads, too."""
 
 
-def conditions(model: HookedMLLM, n: int, n_draws: int) -> dict[str, list[HeadSet]]:
+def conditions(model: HookedMLLM, n_heads: int, n_draws: int) -> dict[str, list[HeadSet]]:
     """The top heads, and draws of others that write as much."""
-    scores = scan_metrics(model, list(toy.scenes(n, 1)), ("ram_last", WRITE_NORM))
-    top = scores["ram_last"].top(N_HEADS)
+    scores = scan_metrics(model, list(toy.scenes(40, 1)), ("ram_last", WRITE_NORM))
+    top = scores["ram_last"].top(n_heads)
     return {"top": [top], "write-matched": write_matched_random(top, scores[WRITE_NORM], range(n_draws))}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--heads", type=int, default=5)
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--draws", type=int, default=3)
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     model = HookedMLLM.from_pretrained("corelens/toy-worlds")
-    sets = conditions(model, 40, arguments.draws)
+    sets = conditions(model, arguments.heads, arguments.draws)
     pairs = list(toy.scene_pairs(arguments.pairs, 2))
     curve = steering_curve(model, pairs, sets, STRENGTHS, batch_size=40, max_new_tokens=3)
     for row in curve.table():

@@ -58,7 +58,7 @@ class HeadList(BaseModel):
     """Number of heads of the layer with most."""
     metric: str = Field(min_length=1)
     definition: str = Field(min_length=1)
-    """What the score is, and its source."""
+    """The score in words, and its source."""
     choices: dict[str, Any] = {}
     """Query tokens, evidence rule and whatever else shaped the scores."""
     aggregation: str = "mean"

@@ -13,7 +13,7 @@ from corelens.model import HookedMLLM
 
 @dataclass(frozen=True, eq=False)
 class LogitDirection:
-    """What a vector in the residual stream, at the position that predicts the answer, adds to its logit."""
+    """A linear map from the residual stream, where it predicts the answer, to the answer's logit."""
 
     vector: Float[Tensor, "sample d_model"]
     """A part of the stream times it is the part's contribution to the logit."""

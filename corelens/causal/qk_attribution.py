@@ -9,7 +9,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from corelens.causal.stream_parts import Part, names_of_parts, stream_parts
+from corelens.causal.stream_parts import StreamPart, names_of_parts, stream_parts
 from corelens.errors import optional_import
 from corelens.heads import Head, as_head
 from corelens.hf.layers import AttentionModule
@@ -229,7 +229,7 @@ def _input_norm(
     return None
 
 
-def _as_read(norm: NormWeights | None, resid_pre: Tensor, parts: Iterable[Part]) -> Iterator[Part]:
+def _as_read(norm: NormWeights | None, resid_pre: Tensor, parts: Iterable[StreamPart]) -> Iterator[StreamPart]:
     """Parts of the stream as attention reads them, and the bias of the norm before it."""
     if norm is None:
         yield from parts

@@ -27,7 +27,7 @@ from corelens.model import HookedMLLM
 Activations = ActivationCache | Mapping[str, Tensor]
 """Activations of a pass by hook name."""
 
-Part = tuple[str, Float[Tensor, "batch position d_model"]]
+StreamPart = tuple[str, Float[Tensor, "batch position d_model"]]
 """Name of a part, and what it wrote at each position."""
 
 TOLERANCE = 1e-4
@@ -51,7 +51,7 @@ def names_of_parts(model: HookedMLLM, before_layer: int) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def stream_parts(model: HookedMLLM, cache: Activations, before_layer: int) -> Iterator[Part]:
+def stream_parts(model: HookedMLLM, cache: Activations, before_layer: int) -> Iterator[StreamPart]:
     """Divide the residual stream that enters a layer into what each part of the layers below wrote.
 
     Norms behind W_O, which some models have, are held at their scale: a head's part is what it adds to the stream in
@@ -95,7 +95,7 @@ def _end(model: HookedMLLM, before_layer: int) -> str:
     return hook_name(before_layer - 1, "resid_post")
 
 
-def _parts(model: HookedMLLM, cache: Activations, before_layer: int) -> Iterator[Part]:
+def _parts(model: HookedMLLM, cache: Activations, before_layer: int) -> Iterator[StreamPart]:
     yield "embedding", cache[hook_name(0, "resid_pre")].float()
     for layer in model.hf_layers[:before_layer]:
         yield from _parts_of_layer(model, cache, layer)
@@ -105,7 +105,7 @@ def _parts(model: HookedMLLM, cache: Activations, before_layer: int) -> Iterator
             yield f"after L{layer.layer}", entering.float() - after.float()
 
 
-def _parts_of_layer(model: HookedMLLM, cache: Activations, layer: DecoderLayer) -> Iterator[Part]:
+def _parts_of_layer(model: HookedMLLM, cache: Activations, layer: DecoderLayer) -> Iterator[StreamPart]:
     number = layer.layer
     at = {point: cache[hook_name(number, point)].float() for point in STREAM_POINTS if point in layer.points}
     if {"attn_out", "mlp_out"} <= at.keys():
@@ -125,7 +125,7 @@ def _mixer_of(layer: DecoderLayer) -> str:
     return "attention" if layer.attentions else "mixer"
 
 
-def _attention_parts(model: HookedMLLM, cache: Activations, layer: DecoderLayer) -> Iterator[Part]:
+def _attention_parts(model: HookedMLLM, cache: Activations, layer: DecoderLayer) -> Iterator[StreamPart]:
     """What each head of a layer writes, and the bias; all of attention as one part if these do not add up to it."""
     number, written = layer.layer, cache[hook_name(layer.layer, "attn_out")].float()
     heads = head_writes(model, cache, layer)
@@ -144,7 +144,7 @@ def _attention_parts(model: HookedMLLM, cache: Activations, layer: DecoderLayer)
 def head_writes(
     model: HookedMLLM, cache: Activations, layer: DecoderLayer
 ) -> tuple[Float[Tensor, "batch position head d_model"], Float[Tensor, "*batch_position d_model"]] | None:
-    """What each head of a layer adds to the stream, and what its biases add; None if they are not known."""
+    """Compute what each head of a layer adds to the stream, and what its biases add; None if they are not known."""
     # Any: pyright sees no attributes of a module.
     attn: Any = model.blocks[layer.layer].attn
     try:

@@ -55,7 +55,7 @@ _ROUTES: dict[int, Route] = {}
 
 @runtime_checkable
 class Tap(Protocol):
-    """What a routed attention module calls in place of attention."""
+    """The function that a routed attention module calls in place of attention."""
 
     def attend(self, call: AttentionCall) -> Float[Tensor, "batch query head d_head"]:
         """Head outputs of a call."""
