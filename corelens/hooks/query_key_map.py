@@ -23,7 +23,7 @@ from corelens.hooks.attention import AttentionCall
 from corelens.hooks.connect import attention_function_names
 from corelens.hooks.root import HookedLayers
 from corelens.hooks.taps import route_attention
-from corelens.hooks.threads import in_this_thread
+from corelens.hooks.threads import in_this_thread, lock_of
 
 
 @dataclass
@@ -133,8 +133,8 @@ class QueryKeyMap:
     def __call__(self, stream: Float[Tensor, "batch position d_model"]) -> AttentionCall:
         """Attention's arguments if the module reads another stream of the same positions."""
         with ExitStack() as stack:
-            # No hook waits: this takes the lock, and lets the module be called by itself.
-            stack.enter_context(self._model.connected({"inputs_embeds": stream}))
+            # Hooks of the user acted in the pass that was recorded, and do not act again.
+            stack.enter_context(lock_of(self._model.hf_model))
             names = attention_function_names(self._model.hf_model, [self._attention])
             stack.enter_context(route_attention({self._attention.module: _StopAtAttention()}, names))
             for norm, held in self._norms.items():

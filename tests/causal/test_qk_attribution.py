@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from corelens import Head, HookedMLLM, qk_attribution, toy
+from corelens import Head, HookedMLLM, ablate, qk_attribution, toy
 from tests.helpers import tiny
 from tests.helpers.prompts import QUESTION, family_model, random_picture, two_prompts
 
@@ -180,6 +180,17 @@ def test_the_table_has_the_largest_pairs_by_name(toy_model: HookedMLLM):
     assert {row["key"] for row in rows} <= names
     assert all(row["query"].endswith(f" at {words[-1]!r}") for row in rows)
     assert found.to_frame(5).to_dict("records") == rows
+
+
+def test_under_an_intervention_it_is_of_the_pass_with_it(toy_model: HookedMLLM):
+    inputs = toy_model.prepare(next(toy.scenes(1, seed=1)).images[0], "what digit is red ?")
+    plain = qk_attribution(toy_model, inputs, Head(2, 10), "last", inputs.tokens.image)
+    with toy_model.hooks(fwd_hooks=ablate([Head(0, 12)], positions="last")):
+        found = qk_attribution(toy_model, inputs, Head(2, 10), "last", inputs.tokens.image)
+    part = found.query_parts.index("L0H12")
+    assert not found.values[part].any()
+    assert plain.values[part].any()
+    assert_close(found.values.sum((0, 2)), found.scores, atol=1e-4, rtol=1e-4)
 
 
 def test_bfloat16_has_a_part_for_its_rounding():
