@@ -10,6 +10,10 @@ from .causal import attribution_patch as attribution_patch
 from .causal import evaluate as evaluate
 from .causal import grad_drop as grad_drop
 from .causal import integrated_gradients as integrated_gradients
+from .causal import key_routes as key_routes
+from .causal import ov_by_route as ov_by_route
+from .causal import qk_attribution as qk_attribution
+from .causal import self_repair as self_repair
 from .causal.answers import append_answers as append_answers
 from .data import Evidence as Evidence
 from .data import Sample as Sample
@@ -22,6 +26,8 @@ from .experiments.scan import scan as scan
 from .experiments.scan import scan_metrics as scan_metrics
 from .experiments.sparse_eval import SparseResults as SparseResults
 from .experiments.sparse_eval import run_sparse_eval as run_sparse_eval
+from .experiments.steering import SteeringCurve as SteeringCurve
+from .experiments.steering import steering_curve as steering_curve
 from .experiments.sweep import Sweep as Sweep
 from .experiments.sweep import run_sweep as run_sweep
 from .experiments.sweep import sweep as sweep
@@ -35,6 +41,7 @@ from .interventions import ReferenceActivations as ReferenceActivations
 from .interventions import ablate as ablate
 from .interventions import attention_knockout as attention_knockout
 from .interventions import bias_attention as bias_attention
+from .interventions import cut_route as cut_route
 from .interventions import mask_keys as mask_keys
 from .interventions import mean_activations as mean_activations
 from .interventions import patch as patch

@@ -1,17 +1,19 @@
-"""Head scores in other formats: Parquet tables, and the head lists that papers publish."""
+"""Head scores in other formats: Parquet tables, published head lists, and lists that say what they are."""
 
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from einops import repeat
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from corelens.errors import optional_import
 from corelens.files import parse_json, write_file
@@ -20,6 +22,130 @@ from corelens.scores import HeadScores
 
 MOST_HEADS = 1_000_000
 """Most heads of the model that a list without a model may be of: the largest have some 20,000."""
+
+
+FORMAT = "corelens head list 1"
+"""Mark and version of a file that holds a `HeadList`."""
+
+
+class ListedHead(BaseModel):
+    """A head of a `HeadList`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    head: str = Field(pattern=r"^L[0-9]{1,6}H[0-9]{1,6}$")
+    score: float = Field(allow_inf_nan=False)
+    low: float | None = None
+    """Bounds of an interval that holds for all heads of the model at once; None where there is none."""
+    high: float | None = None
+
+
+class HeadList(BaseModel):
+    """Heads of a model, best first, with what others need to use and to question the list.
+
+    As a file it is JSON; `HeadList.model_json_schema()` is its schema, which docs/head-list.schema.json holds.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["corelens head list 1"] = FORMAT
+    model: str = Field(min_length=1)
+    """Name or path of the model."""
+    revision: str = ""
+    """Commit of its weights, if known."""
+    n_layers: int = Field(gt=0)
+    n_heads: int = Field(gt=0)
+    """Number of heads of the layer with most."""
+    metric: str = Field(min_length=1)
+    definition: str = Field(min_length=1)
+    """The score in words, and its source."""
+    choices: dict[str, Any] = {}
+    """Query tokens, evidence rule and whatever else shaped the scores."""
+    aggregation: str = "mean"
+    datasets: tuple[str, ...] = Field(min_length=1)
+    n_samples: int = Field(gt=0)
+    seed: int | None = None
+    """Seed by which the samples were drawn; None if they were not drawn."""
+    interval: str = ""
+    """Method of the intervals; empty if there are none."""
+    versions: dict[str, str]
+    """Versions of the packages that measured."""
+    heads: tuple[ListedHead, ...] = Field(min_length=1)
+
+    @classmethod
+    def of(
+        cls, scores: HeadScores, heads: HeadSet, definition: str, datasets: Sequence[str], **provenance: Any
+    ) -> "HeadList":
+        """Describe some heads of scores.
+
+        Args:
+            scores: The scores.
+            heads: The heads, best first, such as `scores.top(10)`.
+            definition: What the score is, and its source.
+            datasets: Names of the data sets of the samples.
+            provenance: `seed` and `revision`, if known.
+
+        Raises:
+            ValueError: If a head has no score, or the scores name no model.
+        """
+        if not scores.model:
+            raise ValueError("these scores name no model, and a list is of one: replace(scores, model=...).")
+        if missing := [str(head) for head in heads if head not in scores.ranked()]:
+            raise ValueError(f"{missing[0]} has no {scores.metric}, so that it cannot be listed.")
+        low, high = scores.interval
+        _, n_layers, n_heads = scores.values.shape
+        return cls(
+            model=scores.model,
+            n_layers=n_layers,
+            n_heads=n_heads,
+            metric=scores.metric,
+            definition=definition,
+            choices=scores.choices,
+            aggregation=scores.aggregation,
+            datasets=tuple(datasets),
+            n_samples=len(scores.samples),
+            interval="" if low.isnan().all() else "95 %, bootstrap over samples, for all heads at once",
+            versions={package: version(package) for package in ("corelens", "torch", "transformers")},
+            heads=tuple(
+                ListedHead(
+                    head=str(head), score=float(scores.per_head[head]), low=_known(low[head]), high=_known(high[head])
+                )
+                for head in heads
+            ),
+            **provenance,
+        )
+
+    def head_set(self) -> HeadSet:
+        """The heads in order."""
+        name = f"{len(self.heads)} heads of {self.model} by {self.metric}"
+        return HeadSet(tuple(Head.parse(row.head) for row in self.heads), name)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the list as JSON."""
+        write_file(path, self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> "HeadList":
+        """Read a list that `save` wrote, or others of that form.
+
+        Raises:
+            ValueError: If the file holds something else; names the first field that is wrong.
+            OSError: If it cannot be read.
+        """
+        try:
+            found = cls.model_validate_json(Path(path).read_bytes())
+            found.head_set()  # an error if a head is there twice
+        except ValidationError as cause:
+            first, *_ = cause.errors()
+            place = ".".join(map(str, first["loc"])) or "the file"
+            raise ValueError(f"{path} does not hold a head list: {place}: {first['msg']}.") from cause
+        except ValueError as cause:
+            raise ValueError(f"{path} does not hold a head list: {cause}") from cause
+        return found
+
+
+def _known(number: torch.Tensor) -> float | None:
+    return None if number.isnan() else float(number)
 
 
 def to_parquet(scores: Sequence[HeadScores], path: str | PathLike[str]) -> None:
@@ -83,7 +209,8 @@ def load_published(path: str | PathLike[str], layers: int, heads: int) -> HeadSc
 
     With scores: `{"head_score_list": [["21-10", 0.5], ...]}`, or that list alone (MMRetHeads, arXiv 2605.27243);
     `{"21-10": [0.4, 0.6], ...}`, a score for each trial, or one (retrieval heads, arXiv 2404.15574; SparseMM, arXiv
-    2506.05344). Without, best first: `["L21H10", ...]`, `[[21, 10], ...]`, and what `HeadSet.save` writes.
+    2506.05344); a `HeadList`. Without, best first: `["L21H10", ...]`, `[[21, 10], ...]`, and what `HeadSet.save`
+    writes.
 
     Args:
         path: A JSON file. Layers and heads count from zero.
@@ -133,6 +260,8 @@ def _read(path: Path) -> dict[Head, float] | HeadSet:
     """Heads of a list with their scores, or a head set if it has none."""
     try:
         saved = parse_json(path.read_bytes(), _with_unique_keys)
+        if isinstance(saved, dict) and saved.get("format") == FORMAT:
+            return {Head.parse(row.head): row.score for row in HeadList.load(path).heads}
         if isinstance(saved, dict) and "heads" in saved:
             return _head_set(saved["heads"], saved.get("name"))
         rows = saved.get("head_score_list", list(saved.items())) if isinstance(saved, dict) else saved

@@ -8,7 +8,20 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from corelens import Head, HeadSet, HookedMLLM, ablate, attention_knockout, mean_activations
+from corelens import (
+    Head,
+    HeadSet,
+    HookedMLLM,
+    ablate,
+    append_answers,
+    attention_knockout,
+    cut_route,
+    key_routes,
+    mean_activations,
+    ov_by_route,
+    qk_attribution,
+    self_repair,
+)
 from corelens.experiments.ablation import run_ablation
 from corelens.experiments.key_tokens import scan_key_tokens
 from corelens.experiments.scan import scan_metrics
@@ -44,6 +57,13 @@ def scanned(model: HookedMLLM, inputs: Any) -> Any:
     return [scores.values.nan_to_num() for scores in scan_metrics(model, samples(2), metrics).values()]
 
 
+def why(model: HookedMLLM, inputs: Any) -> Any:
+    answered = append_answers(model, inputs, ["seven"])
+    why_it_looks = qk_attribution(model, inputs, Head(1, 0), "last", "image", against="question").values
+    routes = ov_by_route(model, answered, HEADS, key_routes(answered.tokens)).values
+    return why_it_looks, routes, self_repair(model, answered, ablate(HEADS)).changes
+
+
 OPERATIONS: dict[str, Callable[[HookedMLLM, Any], Any]] = {
     "forward": lambda model, inputs: model(inputs),
     "rows": rows,
@@ -54,6 +74,8 @@ OPERATIONS: dict[str, Callable[[HookedMLLM, Any], Any]] = {
         ablate(HEADS, "mean", reference=mean_activations(model, samples(2))), model, inputs
     ),
     "knockout": partial(under, attention_knockout(HEADS, "last", "image")),
+    "cut route": partial(under, cut_route(HEADS, "last", "image")),
+    "why": why,
     "scan": scanned,
     "key tokens": lambda model, inputs: scan_key_tokens(model, samples(2), {"top": [HEADS]}).ratios.values,
     "sweep": lambda model, inputs: run_sweep(model, samples(1)).values,

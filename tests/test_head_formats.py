@@ -10,8 +10,8 @@ import torch
 from torch import nan
 from torch.testing import assert_close
 
-from corelens import HeadScores
-from corelens.head_formats import load_head_score_list, load_published, save_head_score_list, to_parquet
+from corelens import HeadScores, HeadSet
+from corelens.head_formats import HeadList, load_head_score_list, load_published, save_head_score_list, to_parquet
 
 
 @pytest.fixture
@@ -68,3 +68,45 @@ def test_malformed_lists_are_one_error_that_names_the_file(what: str, tmp_path: 
     for read in (load_head_score_list, lambda path: load_published(path, 32, 32)):
         with pytest.raises(ValueError, match=r"published\.json"):
             read(path)
+
+
+def test_a_head_list_says_where_it_comes_from_and_survives(scores: HeadScores, tmp_path: Path):
+    path = tmp_path / "heads.json"
+    listed = HeadList.of(scores, scores.top(3), "mass of the last token", ["scenes"], seed=7)
+    listed.save(path)
+    assert HeadList.load(path) == listed
+    assert listed.head_set().heads == scores.top(3).heads
+    saved = json.loads(path.read_text())
+    assert saved["heads"][0] == {
+        "head": "L0H0", "score": 96.0, "low": float(scores.interval[0][0, 0]), "high": float(scores.interval[1][0, 0]),
+    }  # fmt: skip
+    assert (saved["model"], saved["n_samples"], saved["seed"], saved["choices"]) == ("tiny", 2, 7, {"queries": "last"})
+    assert saved["versions"].keys() == {"corelens", "torch", "transformers"}
+    published = load_published(path, 6, 16)
+    assert isinstance(published, HeadScores)
+    assert published.ranked() == scores.ranked()[:3]
+
+
+def test_a_head_list_that_is_not_one_is_refused_by_field(scores: HeadScores, tmp_path: Path):
+    path = tmp_path / "heads.json"
+    HeadList.of(scores, scores.top(2), "mass", ["scenes"]).save(path)
+    saved = json.loads(path.read_text())
+    for change, message in (
+        ({"format": "corelens head list 9"}, "format: "),
+        ({"heads": [{"head": "4-2", "score": 1}]}, r"heads\.0\.head: "),
+        ({"heads": saved["heads"] * 2}, "appears more than once"),
+        ({"model": ""}, "model: "),
+        ({"licence": "MIT"}, "licence: "),
+    ):
+        path.write_text(json.dumps(saved | change))
+        with pytest.raises(ValueError, match=f"does not hold a head list: .*{message}"):
+            HeadList.load(path)
+    with pytest.raises(ValueError, match="L9H9 has no mass"):
+        HeadList.of(scores, HeadSet.parse("L9H9"), "mass", ["scenes"])
+    with pytest.raises(ValueError, match="name no model"):
+        HeadList.of(replace(scores, model=""), scores.top(1), "mass", ["scenes"])
+
+
+def test_the_schema_in_the_docs_is_that_of_the_code():
+    schema = Path(__file__).parent.parent / "docs/head-list.schema.json"
+    assert json.loads(schema.read_text()) == HeadList.model_json_schema()

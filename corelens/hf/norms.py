@@ -29,6 +29,15 @@ class NormWeights:
             inputs = inputs - inputs.mean(-1, keepdim=True)
         return (inputs.square().mean(-1, keepdim=True) + self.epsilon).sqrt()
 
+    def at_scale(
+        self, inputs: Float[Tensor, "*rest width"], scale: Float[Tensor, "*rest_of_scale 1"]
+    ) -> Float[Tensor, "*rest width"]:
+        """Apply the norm without its bias, dividing by a scale that is given: a linear map, in float32."""
+        inputs = inputs.float()
+        if self.centred:
+            inputs = inputs - inputs.mean(-1, keepdim=True)
+        return inputs / scale * self.gain
+
 
 @torch.no_grad()
 def norm_weights(norm: nn.Module, width: int, dtype: torch.dtype, name: str) -> NormWeights:

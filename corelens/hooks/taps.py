@@ -10,12 +10,12 @@ While a pass is hooked, attention modules call `_hooked_attention` instead of sd
 The lower path runs only for the rows of requested queries, in float32.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import get_ident
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -51,6 +51,15 @@ class Route(NamedTuple):
 
 _ROUTES: dict[int, Route] = {}
 """Hooked passes that are running, by the id of each configuration."""
+
+
+@runtime_checkable
+class Tap(Protocol):
+    """The function that a routed attention module calls in place of attention."""
+
+    def attend(self, call: AttentionCall) -> Float[Tensor, "batch query head d_head"]:
+        """Head outputs of a call."""
+        ...
 
 
 @dataclass
@@ -161,13 +170,11 @@ class HookedAttentionCall:
 
 
 @contextmanager
-def route_attention(
-    taps: dict[nn.Module, HookedAttentionCall], names: list[tuple[PreTrainedConfig, str]]
-) -> Iterator[None]:
+def route_attention(taps: Mapping[nn.Module, Tap], names: list[tuple[PreTrainedConfig, str]]) -> Iterator[None]:
     """Route the attention of some modules through their hook points until the block ends.
 
     Args:
-        taps: Hook points by attention module.
+        taps: What each attention module calls, such as its hook points.
         names: Configurations of these modules, and the function's name there: `NAME` or `PACKED`.
 
     Raises:
@@ -230,7 +237,7 @@ def _hooked_attention(
         # Such modules mask keys by booleans only for functions named "sdpa"; rows without a key differ in every bit.
         attention_mask = attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0
     call = AttentionCall(module, query, key, value, attention_mask, scaling, kwargs)
-    tap: HookedAttentionCall | None = module.__dict__.get("_corelens_tap")
+    tap: Tap | None = module.__dict__.get("_corelens_tap")
     # Any: pyright sees no attributes of a module.
     hf_module: Any = module
     route = _ROUTES.get(id(hf_module.config))

@@ -4,6 +4,7 @@ from corelens.interventions.ablation import ablate as ablate
 from corelens.interventions.ablation import zeroed_weights as zeroed_weights
 from corelens.interventions.attention import attention_knockout as attention_knockout
 from corelens.interventions.attention import bias_attention as bias_attention
+from corelens.interventions.attention import cut_route as cut_route
 from corelens.interventions.attention import mask_keys as mask_keys
 from corelens.interventions.attention import scale_attention as scale_attention
 from corelens.interventions.patching import patch as patch

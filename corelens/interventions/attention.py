@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -101,6 +101,62 @@ def bias_attention(
     return hooks
 
 
+def cut_route(heads: Iterable[Head], queries: Positions | None, keys: Positions, *, phase: Phase = "both") -> FwdHooks:
+    """Take out of what heads write at some queries what they read from some keys.
+
+    Attention to these keys becomes zero after the softmax, and that to the other keys stays as it is: what the head
+    reads from them is left alone, and its rows sum to less than one. `attention_knockout` acts before the softmax, and
+    gives their share to the other keys.
+
+    Args:
+        heads: The heads.
+        queries: As for `attention_knockout`.
+        keys: As for `attention_knockout`.
+        phase: As for `attention_knockout`.
+
+    Source:
+        corelens's own; it removes the terms by which `ov_by_route` divides a head's output.
+    """
+    where = PositionSelector(queries, phase)
+    return [
+        (
+            hook_name(layer, "attn.pattern"),
+            RouteCut(tuple(Head(layer, number) for number in numbers), where, keys),
+        )
+        for layer, numbers in HeadSet(tuple(heads)).by_layer().items()
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class RouteCut:
+    """Sets attention to some keys to zero behind the softmax; a hook for patterns."""
+
+    heads: tuple[Head, ...]
+    where: PositionSelector
+    keys: Positions = field(repr=False)
+
+    def check(self, state: PassState) -> None:
+        """Raise a ValueError if a pass in this state cannot act at these queries, or does not have these keys."""
+        self.where.check(state)
+        state.check_keys(self.heads[0].layer)
+        state.mask(self.keys, "keys")
+
+    def __call__(self, pattern: Float[Tensor, "batch head row key"], hook: Any) -> Tensor:
+        keys = _chosen_keys(hook.ctx["state"], self.keys, pattern)
+        numbers = [number for _, number in self.heads]
+        cut = pattern.clone()
+        cut[:, numbers] = pattern[:, numbers].masked_fill(keys, 0)
+        return cut
+
+
+def _chosen_keys(
+    state: PassState, keys: Positions, rows: Float[Tensor, "batch head row key"]
+) -> Bool[Tensor, "batch 1 1 key"]:
+    """Mask of the chosen keys of some rows; generated keys are never chosen."""
+    mask = repeat_per_row(state.mask(keys, "keys"), rows)
+    return pad(mask, (0, rows.shape[-1] - mask.shape[-1]))[:, None, None]
+
+
 @dataclass(frozen=True, eq=False)
 class AttentionBias:
     """Adds a number to attention logits toward some keys; a hook for them."""
@@ -117,10 +173,7 @@ class AttentionBias:
         state.mask(self.keys, "keys")
 
     def __call__(self, scores: Float[Tensor, "batch head row key"], hook: Any) -> Tensor:
-        state: PassState = hook.ctx["state"]
-        keys = repeat_per_row(state.mask(self.keys, "keys"), scores)
-        # Generated keys are never chosen.
-        keys = pad(keys, (0, scores.shape[-1] - keys.shape[-1]))[:, None, None]
+        keys = _chosen_keys(hook.ctx["state"], self.keys, scores)
         numbers = [number for _, number in self.heads]
         old = scores[:, numbers]
         new = torch.where(keys & (old > MASKED_LOGIT), old + self.bias, old)

@@ -23,7 +23,7 @@ from corelens.data.synthetic.drawing import check_draw
 from corelens.errors import check_choice
 from corelens.toy import bars, digits, pages, shapes
 from corelens.toy.haystacks import Haystack, Needle, draw_haystack, draw_mixture
-from corelens.toy.scene import Split
+from corelens.toy.scene import Split, Thing
 from corelens.toy.texts import TEXT_TASKS as TEXT_TASKS
 from corelens.toy.texts import draw_text_question
 
@@ -46,6 +46,37 @@ def scenes(n: int, seed: int, n_things: int = 6, split: Split = "test") -> Itera
         return Haystack((scene,), tuple(Needle(0, digits.WORLD, thing) for thing in scene.things))
 
     return _haystack_samples(f"scene-{split}", n, seed, draw)
+
+
+def scene_pairs(n: int, seed: int, n_things: int = 6, split: Split = "test") -> Iterator[tuple[Sample, Sample]]:
+    """Draw `n` scenes of digits with two questions of one kind each, about two digits: for `steering_curve`.
+
+    Args:
+        n: Number of pairs.
+        seed: Seed of all random draws; pair i depends on it and i alone.
+        n_things: Number of digits in a scene, 2 to 8.
+        split: Split of the handwritten digits and photograph regions.
+    """
+    if n_things < 2:
+        raise ValueError(f"n_things={n_things} is less than two, and the questions of a pair are about two digits.")
+
+    def pair(pair_id: str, rng: np.random.Generator) -> tuple[Sample, Sample]:
+        scene = digits.draw_scene(rng, n_things, split)
+        first, second = rng.choice(len(scene.things), 2, replace=False).tolist()
+        asks_value = rng.random() < 0.5
+
+        def about(name: str, thing: Thing) -> Sample:
+            question, answer = digits.WORLD.question(asks_value, thing.key, thing.value)
+            evidence = (Evidence(thing.box),)
+            sample_id = f"{pair_id}-{name}"
+            return Sample(
+                sample_id, question, answer, (scene.image(),), evidence, scoring="exact", about={"group": pair_id}
+            )
+
+        return about("own", scene.things[first]), about("target", scene.things[second])
+
+    check_draw(n, seed)
+    return (pair(f"pair-{split}-{seed}-{index}", np.random.default_rng([seed, index])) for index in range(n))
 
 
 def pictures(world: str, n: int, seed: int, split: Split = "test") -> Iterator[Sample]:

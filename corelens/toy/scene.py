@@ -92,7 +92,11 @@ class World:
 
     def ask(self, rng: np.random.Generator, key: str, value: str) -> tuple[str, str]:
         """Return a question about a key or its value, and its answer. Keys of two words are never the answer."""
-        if " " in key or rng.random() < 0.5:
+        return self.question(" " in key or rng.random() < 0.5, key, value)
+
+    def question(self, asks_value: bool, key: str, value: str) -> tuple[str, str]:
+        """Return the question about a key's value, or about a value's key, and its answer."""
+        if asks_value:
             return self.value_question.format(key=key), value
         return self.key_question.format(value=value), key
 
