@@ -81,6 +81,12 @@ class PreparedPrompt:
         """Positions whose attention can be shown: the question, and the end of the prompt."""
         return self.inputs.tokens.from_question[0].nonzero()[:, 0].tolist()
 
+    def usable_metric(self, state: ExplorerState) -> str:
+        """Name of the state's metric; without the evidence that it needs, of one that needs none."""
+        if state.metric not in NEED_EVIDENCE or self.evidence(state) is not None:
+            return state.metric
+        return "visual_share" if self.views else "entropy"
+
     def query_mask(self, state: ExplorerState) -> Bool[Tensor, "1 position"]:
         """Mask of the one token whose attention is shown."""
         last = self.inputs.tokens.last
@@ -229,10 +235,8 @@ class ExplorerPasses:
         log_probs = AnswerLogProbs.of(logits, answered, 0 if prompt.prefix is None else prompt.prefix.length)
         return float(log_prob(log_probs, log_probs).exp()), log_probs.log_probs[0, 0].exp().cpu()
 
-    def head_values(self, prompt: PreparedPrompt, state: ExplorerState) -> Float[Tensor, "layer head"] | None:
-        """Return the values that colour the heads; None if the metric needs evidence and there is none."""
-        if state.metric in NEED_EVIDENCE and prompt.evidence(state) is None:
-            return None
+    def head_values(self, prompt: PreparedPrompt, state: ExplorerState) -> Float[Tensor, "layer head"]:
+        """Return the values that colour the heads, by the state's metric."""
         key = ("heads", state.metric, state.token, state.evidence, state.shown_changes)
         return prompt.cached(key, lambda: self._compute_head_values(prompt, state))
 

@@ -115,7 +115,6 @@ class Explorer:
             # The picture shows the attention of one token, at first the last one.
             shown = replace(state, metric="ram_last") if sample.evidence else state
             values = self._passes.head_values(prompt, shown)
-            assert values is not None  # its evidence is known, or not needed
         best = int(values.nan_to_num(-torch.inf).argmax())
         return replace(state, heads=(Head(*divmod(best, values.shape[1])),))
 
@@ -166,18 +165,25 @@ class Explorer:
         if len(state.heads) > MAX_MAPS:
             raise ValueError(f"{len(state.heads)} heads are chosen; the attention of {MAX_MAPS} is shown at most.")
         plain, changed = self._passes.plain_answer(prompt), self._passes.answer(prompt, state)
-        values, evidence = self._passes.head_values(prompt, state), prompt.evidence(state)
+        coloured = replace(state, metric=prompt.usable_metric(state))
+        values, evidence = self._passes.head_values(prompt, coloured), prompt.evidence(state)
         rows = self._passes.attention_rows(prompt, state)
         return {
             "state": state.json(),
             "prompt": self.prompts.key(state),
-            "note": "Mark the evidence in the picture, or colour heads by another metric." if values is None else "",
-            "map": None if values is None else _rounded(values),
+            "metric": coloured.metric,
+            "unmarked": ""
+            if coloured == state
+            else (
+                f"No evidence is marked for this question, so heads are not coloured by "
+                f"“{NEED_EVIDENCE[state.metric]}” but by “{NEED_NO_EVIDENCE[coloured.metric]}”."
+            ),
+            "map": _rounded(values),
             "maps": [self._map_json(prompt, head, row, evidence) for head, row in rows.items()],
             "before": self._answer_json(plain),
             "after": self._answer_json(changed),
             "alternatives": self._alternatives(plain, changed),
-            "code": export_code(self.setup_code, state, prompt.sample, prompt.file_names, MAX_ANSWER_TOKENS),
+            "code": export_code(self.setup_code, coloured, prompt.sample, prompt.file_names, MAX_ANSWER_TOKENS),
         }
 
     def _map_json(self, prompt: PreparedPrompt, head: Head, row: Tensor, evidence: Tensor | None) -> dict[str, Any]:

@@ -217,6 +217,27 @@ def test_marked_evidence_is_what_heads_are_coloured_by(page: Page):
     expect(page.locator(".map .readout")).not_to_contain_text("L2H4 · 0.9")
 
 
+def test_a_question_of_ones_own_colours_the_heads_and_a_button_marks_the_evidence(page: Page):
+    def colours() -> set[str]:
+        return set(page.eval_on_selector_all("[data-head]", "cells => cells.map(cell => cell.style.background)"))
+
+    page.fill("input[type=text]", "which digit is red ?")
+    page.keyboard.press("Enter")
+    settled(page)
+    assert len(colours()) > 9
+    assert "" not in colours()
+    expect(page.locator(".map .note")).to_contain_text("No evidence is marked")
+    expect(page.locator(".map select")).to_have_value("visual_share")
+    page.select_option(".map select", "ram")
+    expect(page.locator(".map select")).to_have_value("visual_share")
+    page.click("text=Mark the evidence")
+    expect(page.locator(".pictures .readout")).to_contain_text("Drag over the part of the picture")
+    drag(page, (2, 38), (30, 62))
+    expect(page.locator(".map .note")).to_be_hidden()
+    expect(page.locator(".map select")).to_have_value("ram")
+    assert len(colours()) > 9
+
+
 def test_a_token_a_metric_and_an_order_can_be_chosen(page: Page):
     page.click(".tokens >> text=colour")
     settled(page)
@@ -271,7 +292,6 @@ def test_a_picture_and_a_question_of_the_user_are_shown(page: Page, tmp_path: Pa
     expect(page.locator(".tokens button").first).to_have_text("which")
     shape = drawn(page).shape
     assert abs(shape[1] / shape[0] - 160 / 96) < 0.02
-    expect(page.locator(".map .note")).to_contain_text("Mark the evidence")
     expect(page.locator(".prompt .note")).to_be_hidden()
     page.fill("input[type=text]", "what is on the sofa ?")
     page.keyboard.press("Enter")

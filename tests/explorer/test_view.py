@@ -14,6 +14,7 @@ from PIL import Image
 import corelens as cl
 from corelens import HeadScores, HookedMLLM, Sample, toy
 from corelens.explorer import Explorer
+from corelens.explorer.compute import NEED_EVIDENCE, NEED_NO_EVIDENCE
 from corelens.explorer.state import ExplorerState
 from corelens.explorer.view import MAX_MAPS, _rounded
 from corelens.inputs.prepare import PreparedInputs
@@ -170,15 +171,28 @@ def test_marked_evidence_colours_the_heads(
     toy_model: HookedMLLM, explorer: Explorer, first: ExplorerState, inputs: PreparedInputs
 ):
     state = replace(first, question="which digit is red ?")
-    view = explorer.view(state)
-    assert view["map"] is None
-    assert view["note"] == "Mark the evidence in the picture, or colour heads by another metric."
     box = cl.Box(16, 16, 32, 32)
     marked = explorer.view(replace(state, evidence=(cl.Evidence(box),)))
     other_inputs = toy_model.prepare(list(explorer.samples[first.sample].images), "which digit is red ?")
     _, cache = toy_model.run_with_cache(other_inputs, queries=other_inputs.tokens.question)
     in_box = other_inputs.tokens.in_box(box)[0]
     assert np.allclose(marked["map"][2], cache["pattern", 2][0][..., in_box].sum(-1).mean(-1), **CLOSE)
+
+
+def test_without_evidence_heads_are_coloured_by_a_metric_that_needs_none(explorer: Explorer, first: ExplorerState):
+    state = replace(first, question="which digit is red ?")
+    for needing in NEED_EVIDENCE:
+        view = explorer.view(replace(state, metric=needing))
+        assert view["map"] == explorer.view(replace(state, metric="visual_share"))["map"]
+        assert view["metric"] == "visual_share"
+        assert f"“{NEED_EVIDENCE[needing]}” but by “{NEED_NO_EVIDENCE['visual_share']}”" in view["unmarked"]
+        assert '"visual_share"' in view["code"]
+    assert view["state"]["metric"] == needing  # so that marking the evidence is enough
+    for marked in (first, replace(state, evidence=(cl.Evidence(cl.Box(0, 0, 9, 9)),))):
+        assert (explorer.view(marked)["metric"], explorer.view(marked)["unmarked"]) == (first.metric, "")
+    without_pictures = explorer.view(ExplorerState(question="which digit is red ?", metric="ram"))
+    assert without_pictures["metric"] == "entropy"
+    assert np.array(without_pictures["map"]).max() > 0
 
 
 def test_a_note_and_a_warning_name_unknown_words(explorer: Explorer, first: ExplorerState):

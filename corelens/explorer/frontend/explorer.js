@@ -40,6 +40,12 @@ function render({ model, el }) {
       alert.textContent = error;
       alert.hidden = !error;
     },
+    use(tool) {
+      ui.tool = tool;
+      draw();
+      pictures.scrollIntoView({ block: "nearest" });
+      pictures.querySelector("canvas").focus({ preventScroll: true });
+    },
     toggleAblated(name) {
       const { ablated } = ui.state;
       ui.change({ ablated: ablated.includes(name) ? without(ablated, name) : [...ablated, name] });

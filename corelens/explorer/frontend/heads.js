@@ -28,10 +28,12 @@ const markColour = (share) => (share > 0.6 ? "#10131a" : "#ffffff");
 
 function headsSection(ui) {
   const { about } = ui;
-  const metric = make("select", { "aria-label": "Coloured by", onchange: () => ui.change({ metric: metric.value }) },
+  const choose = () => (metric.value === ui.state.metric ? draw() : ui.change({ metric: metric.value }));
+  const metric = make("select", { "aria-label": "Coloured by", onchange: choose },
     ...Object.entries(about.metrics).map(([value, label]) => make("option", { value }, label)));
   const bar = make("div", { className: "bar" });
-  const note = make("p", { className: "note" });
+  const note = make("p", { className: "note", role: "status" });
+  const markEvidence = button("Mark the evidence", () => ui.use("evidence"));
   const grid = make("div", {
     className: "heads", role: "grid", "aria-label": "Attention heads", "aria-multiselectable": "true",
   });
@@ -82,7 +84,8 @@ function headsSection(ui) {
 
   function draw() {
     const clicks = { show: "Show", ablate: "Ablate" }, orders = { layer: "By layer", score: "Highest first" };
-    metric.value = ui.state.metric;
+    const { metric: chosen } = ui.state;
+    metric.value = ui.view.state?.metric === chosen ? ui.view.metric ?? chosen : chosen; // what colours the heads
     refill(bar, make("label", {}, "coloured by ", metric),
       choice("Order", orders, ui.state.order, (order) => ui.change({ order })),
       choice("What a click on a head does", clicks, ui.clicking, (clicking) => { ui.clicking = clicking; ui.draw(); }));
@@ -90,8 +93,8 @@ function headsSection(ui) {
     layOut(list);
     active = cells.has(active) ? active : ui.state.heads[0] ?? list[0].name;
     list.forEach((head, rank) => drawCell(head, rank, list, scale));
-    note.textContent = ui.view.note ?? "";
-    note.hidden = !note.textContent;
+    note.hidden = !ui.view.unmarked;
+    refill(note, `${ui.view.unmarked ?? ""} `, ui.prompt?.panels.some(({ grids }) => grids.length) ? markEvidence : null);
     const ramp = span("ramp");
     ramp.style.background = `linear-gradient(90deg, ${CIVIDIS.map((rgb) => css(rgb)).join()})`;
     const keys = { focus: "shown", ...(about.core.length ? { core: "CoRe head" } : {}), ablated: "ablated" };

@@ -1,5 +1,10 @@
 // The pictures of a prompt: large under the head in focus, small under the others.
 
+const TOOL_HINTS = {
+  evidence: "Drag over the part of the picture that holds the answer, or click a patch.",
+  "knock out": "Drag over a part of the picture to hide it from the heads, or click a patch; again to open it.",
+};
+
 function picturesSection(ui) {
   const large = make("div", { className: "panels" });
   const small = make("div", { className: "others" });
@@ -20,6 +25,7 @@ function picturesSection(ui) {
       const where = `row ${cell.row}, column ${cell.column} · pixels ${left} to ${right}, ${top} to ${bottom}`;
       return `${where} · attention ${number(value)}`;
     }
+    if (TOOL_HINTS[ui.tool]) return TOOL_HINTS[ui.tool];
     const evidence = focus.on_evidence === null ? "" : `${percent(focus.on_evidence)} on the evidence, `;
     const brightness = focus.cells.length ? `; brightest ${number(maxAttention(focus))}` : `. ${ui.prompt.no_boxes}`;
     return `${focus.head}: ${evidence}${percent(focus.on_pictures)} of its attention on pictures${brightness}`;
