@@ -53,6 +53,13 @@ NEED_NO_EVIDENCE: dict[str, str] = {
 }
 """Metrics that colour heads anywhere; `effect` zeroes every head by itself, without the changes of the state."""
 
+UNITS: dict[str, str] = {
+    **dict.fromkeys(("ram", "ram_last", "visual_share"), "% of this head's attention"),
+    "vera": "% of this head's attention on pictures",
+    **dict.fromkeys(("entropy", "effect"), "nats"),
+}
+"""Units of metrics that have one."""
+
 
 @dataclass(eq=False)
 class PreparedPrompt:

@@ -14,6 +14,7 @@ from corelens.explorer.compute import (
     MAX_ANSWER_TOKENS,
     NEED_EVIDENCE,
     NEED_NO_EVIDENCE,
+    UNITS,
     Answer,
     ExplorerPasses,
     PreparedPrompt,
@@ -29,11 +30,23 @@ from corelens.model import HookedMLLM
 from corelens.scores import HeadScores
 from corelens.tokens import Role
 from corelens.viz.panels import PIXELS, View, data_url, flatten_panels
+from corelens.viz.style import ABLATED, ACCENT, DARK, HEAT, LIGHT
 
 MAX_MAPS = 6
 """Most heads whose attention is shown at a time."""
 
 N_ALTERNATIVES = 5
+COLOURS = {
+    "attention": HEAT,
+    "core": ACCENT,
+    "ablated": ABLATED,
+    "heads": {
+        theme: {kind: template.layout.colorscale[kind] for kind in ("sequential", "diverging")}
+        for theme, template in (("light", LIGHT), ("dark", DARK))
+    },
+}
+"""Colours of the figures: the page shows the same things in the same ones."""
+
 VIEW_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, ImportError, OSError, RuntimeError)
 """Errors of a state that cannot be shown: mistakes are ValueErrors; others are a model's own, or a lack of memory."""
 
@@ -95,6 +108,8 @@ class Explorer:
             "model": self.model.cfg.model_name,
             "n_heads": n_heads,
             "metrics": metrics,
+            "units": UNITS,
+            "colours": COLOURS,
             "core": [str(head) for head in self.core],
             "core_name": "" if self.scores is None else self.scores.top().name,
             "gallery": [self._thumbnail(sample) for sample in self.samples.values()],

@@ -9,6 +9,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
@@ -19,10 +20,12 @@ import torch
 import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from plotly.colors import hex_to_rgb
 
 from corelens import HeadScores, HookedMLLM, toy
 from corelens.explorer import Explorer
 from corelens.explorer.server import create_app
+from corelens.viz.style import ABLATED, ACCENT, DARK, HEAT, LIGHT
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
@@ -138,14 +141,74 @@ def test_choosing_a_head_changes_the_map(page: Page, explorer: Explorer):
     assert page.locator(".others figure").count() == 1
 
 
-def test_attended_patches_are_lit_and_others_are_dark(page: Page, explorer: Explorer):
-    picture = np.asarray(explorer.samples["scene-test-0-0"].images[0].resize((8, 8), Image.Resampling.BOX), float)
-    pixels = np.asarray(Image.fromarray(drawn(page).astype(np.uint8)).resize((8, 8), Image.Resampling.BOX), float)
+def overlay(page: Page, explorer: Explorer) -> np.ndarray:
+    """Change of every patch's mean colour by what is drawn over the picture, of 0 to 255, [row column]."""
+    picture = explorer.samples["scene-test-0-0"].images[0]
+    patches = [
+        np.asarray(image.resize((8, 8), Image.Resampling.BOX), float)
+        for image in (picture, Image.fromarray(drawn(page).astype(np.uint8)))
+    ]
+    return np.abs(patches[1] - patches[0]).mean(-1)
+
+
+def test_attended_patches_are_lit_and_the_others_look_as_they_are(page: Page, explorer: Explorer):
     (attention,) = explorer.view(explorer.first())["maps"]
     cells = np.array(attention["cells"]).reshape(8, 8)
-    brighter = (pixels - picture).sum(-1)
-    assert brighter[cells == cells.max()].mean() > 20
-    assert brighter[cells < 0.01].mean() < 0
+    changed = overlay(page, explorer)
+    assert changed[cells == cells.max()].min() > 40
+    assert changed[cells < 0.001].max() < 12
+
+
+def test_a_head_that_looks_elsewhere_lights_up_on_its_own_scale_alone(page: Page, explorer: Explorer):
+    positions = [token["position"] for token in explorer.prompt(explorer.first())["tokens"][:-1]]
+    states = [replace(explorer.first(), metric="visual_share", token=position) for position in positions]
+    shares = np.array([explorer.view(one)["map"] for one in states])
+    token, layer, head = np.unravel_index(np.argmin(shares), shares.shape)
+    page.click(f".tokens [data-position='{positions[token]}']")
+    page.click(f"[data-head=L{layer}H{head}]")
+    settled(page)
+    assert shares[token, layer, head] < 0.03
+    expect(page.locator(".pictures .legend")).to_contain_text("100 % of a head's attention, on one patch")
+    assert overlay(page, explorer).max() < 20
+    page.click("text=Own scale")
+    expect(page.locator(".pictures .legend")).to_contain_text("colours of heads cannot be compared")
+    assert overlay(page, explorer).max() > 40
+
+
+def test_the_colours_are_those_of_the_figures(page: Page):
+    page.click("text=Ablate CoRe heads")
+    settled(page)
+    for heads, theme in (("light", LIGHT), ("dark", DARK)):
+        page.emulate_media(color_scheme=heads)
+        _, _, (_, highest) = theme.layout.colorscale.sequential
+        colours = page.eval_on_selector_all(
+            "[data-head]", "cells => cells.map(c => getComputedStyle(c).backgroundColor)"
+        )
+        assert "rgb({}, {}, {})".format(*hex_to_rgb(highest)) in colours
+    ring = page.evaluate("getComputedStyle(document.querySelector('.heads .core'), '::before').borderTopColor")
+    assert ring == "rgb({}, {}, {})".format(*hex_to_rgb(ACCENT))
+    line = page.evaluate("getComputedStyle(document.querySelector('.answer.after')).borderLeftColor")
+    assert line == "rgb({}, {}, {})".format(*hex_to_rgb(ABLATED))
+    ramp = page.evaluate("getComputedStyle(document.querySelector('.pictures .ramp')).backgroundImage")
+    assert HEAT[-1][1].replace(",", ", ") in ramp
+
+
+def test_a_head_is_found_by_its_name_and_columns_are_numbered(page: Page):
+    for head, number in enumerate(page.locator(".numbers .layer").all()):
+        assert number.inner_text() == str(head)
+        places = [place.bounding_box() for place in (number, page.locator(f"[data-head=L0H{head}]"))]
+        below, above = [place for place in places if place]
+        assert abs(below["x"] + below["width"] / 2 - above["x"] - above["width"] / 2) < 1
+        assert below["y"] > above["y"]
+    box = page.locator(".named input")
+    box.fill("l3h14, L2H4")
+    box.press("Enter")
+    settled(page)
+    assert state(page)["heads"] == ["L3H14", "L2H4"]
+    box.fill("L9H9")
+    box.press("Enter")
+    assert "L9H9 is no head of this model" in box.evaluate("input => input.validationMessage")
+    assert state(page)["heads"] == ["L3H14", "L2H4"]
 
 
 def test_values_are_shown_under_the_pointer(page: Page, explorer: Explorer):
@@ -154,11 +217,11 @@ def test_values_are_shown_under_the_pointer(page: Page, explorer: Explorer):
     (attention_map,) = explorer.view(explorer.first())["maps"]
     expect(page.locator(".pictures .readout")).to_contain_text("row 3, column 6 · pixels 96 to 112, 48 to 64")
     expect(page.locator(".pictures .readout")).to_contain_text(
-        f"attention {attention_map['cells'][3 * 8 + 6]:.3g}"[:14]
+        f"{100 * attention_map['cells'][3 * 8 + 6]:.0f} % of {attention_map['head']}'s attention"
     )
     page.hover("[data-head=L2H4]")
     value = explorer.view(explorer.first())["map"][2][4]
-    expect(page.locator(".map .readout")).to_contain_text(f"L2H4 · {value:.3g}"[:12])
+    expect(page.locator(".map .readout")).to_contain_text(f"L2H4 · {100 * value:.2g} % of this head's attention")
     expect(page.locator(".map .readout")).to_contain_text("CoRe head")
 
 
@@ -214,7 +277,7 @@ def test_marked_evidence_is_what_heads_are_coloured_by(page: Page):
     (region,) = state(page)["evidence"]
     assert np.allclose(region["box"], [2, 2, 30, 30], atol=1)
     page.hover("[data-head=L2H4]")
-    expect(page.locator(".map .readout")).not_to_contain_text("L2H4 · 0.9")
+    expect(page.locator(".map .readout")).not_to_contain_text("L2H4 · 9")
 
 
 def test_a_question_of_ones_own_colours_the_heads_and_a_button_marks_the_evidence(page: Page):

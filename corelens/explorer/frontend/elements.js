@@ -25,7 +25,7 @@ function refill(parent, ...children) {
   parent.replaceChildren(...children.filter((child) => child !== null));
   if (index < 0) return;
   const controls = [...parent.querySelectorAll("button, input, select")];
-  (controls.find((control) => control.textContent === focused.textContent) ?? controls[index])?.focus();
+  (controls.find((control) => control === focused) ?? controls.find((control) => control.textContent === focused.textContent) ?? controls[index])?.focus();
 }
 
 /** Buttons of which one is pressed. */

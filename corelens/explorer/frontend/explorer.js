@@ -9,7 +9,8 @@ function render({ model, el }) {
     model, about,
     tool: "read", // applied by a click on a picture
     clicking: "show", // applied by a click on a head
-    strength: 0.75, // of the overlay
+    strength: 1, // of the overlay
+    ownScale: false, // of every map
     files: {}, // uploaded pictures
     images: new Map(), // decoded, by address
     past: [], future: [],
@@ -67,6 +68,8 @@ function render({ model, el }) {
       make("div", { className: "column" }, question, pictures),
       make("div", { className: "column" }, heads, answers, changes)),
     code);
+  for (const mark of ["core", "ablated"]) root.style.setProperty(`--${mark}`, about.colours[mark]);
+  root.style.setProperty("--attention", colour(about.colours.attention, 1, 9)); // opaque
   root.classList.toggle("still", Boolean(model.get("still")));
   root.setAttribute("data-lm-suppress-shortcuts", "true"); // Jupyter's, which would delete the cell on "d d"
   root.addEventListener("keydown", (event) => {

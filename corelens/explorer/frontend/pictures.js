@@ -10,6 +10,7 @@ function picturesSection(ui) {
   const small = make("div", { className: "others" });
   const bar = make("div", { className: "bar" });
   const readout = make("p", { className: "readout", "aria-live": "polite" });
+  const scale = make("div", { className: "legend" });
   const pointer = { panel: null, at: null, drag: null };
   let canvases = []; // { canvas, panel: its number, map: its number }
   let drawnLayout = { large: "", small: "" };
@@ -23,12 +24,12 @@ function picturesSection(ui) {
       const [left, top, right, bottom] = cell.box.map(Math.round);
       const value = focus.cells[cellOffsets(ui.prompt.panels)[ui.prompt.panels.indexOf(pointer.panel)] + cell.index];
       const where = `row ${cell.row}, column ${cell.column} · pixels ${left} to ${right}, ${top} to ${bottom}`;
-      return `${where} · attention ${number(value)}`;
+      return `${where} · ${share(value)} of ${focus.head}'s attention`;
     }
     if (TOOL_HINTS[ui.tool]) return TOOL_HINTS[ui.tool];
-    const evidence = focus.on_evidence === null ? "" : `${percent(focus.on_evidence)} on the evidence, `;
-    const brightness = focus.cells.length ? `; brightest ${number(maxAttention(focus))}` : `. ${ui.prompt.no_boxes}`;
-    return `${focus.head}: ${evidence}${percent(focus.on_pictures)} of its attention on pictures${brightness}`;
+    const evidence = focus.on_evidence === null ? "" : `, ${share(focus.on_evidence)} on the evidence`;
+    const most = focus.cells.length ? `; at most ${share(maxAttention(focus))} on one patch` : `. ${ui.prompt.no_boxes}`;
+    return `${focus.head}: ${share(focus.on_pictures)} of this head's attention is on the picture${evidence}${most}`;
   }
 
   function repaint() {
@@ -48,8 +49,21 @@ function picturesSection(ui) {
       const context = canvas.getContext("2d");
       context.scale(ratio, ratio);
       const marks = { ...regionMarks(ui), cursor };
-      paint(context, width, panel, image, ui.view.maps[map], offsets[index], marks, ui.strength);
+      paint(ui, context, width, panel, image, ui.view.maps[map], offsets[index], marks);
     }
+  }
+
+  /** The scale of colours: one for all heads, unless a switch says otherwise. */
+  function drawScale() {
+    const [focus] = ui.view.maps ?? [];
+    const top = topOfScale(ui, focus);
+    const ramp = span("ramp");
+    const stops = Array.from({ length: 9 }, (_, index) => colour(ui.about.colours.attention, index / 8, ui.strength));
+    ramp.style.background = `linear-gradient(90deg, ${stops.join()})`;
+    const says = ui.ownScale ? `: ${focus?.head ?? "each head"}'s highest; colours of heads cannot be compared`
+      : " of a head's attention, on one patch";
+    refill(scale, choice("Scale of colours", { one: "One scale", own: "Own scale" }, ui.ownScale ? "own" : "one",
+      (scale) => { ui.ownScale = scale === "own"; ui.draw(); }), "0", ramp, `${share(top)}${says}`);
   }
 
   /** Makes canvases where others are needed; those that stay keep the focus. */
@@ -81,7 +95,7 @@ function picturesSection(ui) {
         button(make("span", { className: "row" }, ...panels.map((_, panel) => canvasOf(panel, index + 1))),
           () => ui.change({ heads: [map.head, ...without(ui.state.heads, map.head)] }),
           { title: `Bring ${map.head} to the front`, "aria-label": `Bring ${map.head} to the front` }),
-        make("figcaption", {}, `${map.head}, to ${number(maxAttention(map))}`))));
+        make("figcaption", {}, `${map.head}: ${share(map.on_pictures)}`))));
     }
     const head = ui.view.maps[0]?.head ?? "no head";
     for (const { canvas, panel } of canvases) {
@@ -95,7 +109,7 @@ function picturesSection(ui) {
     const phases = { before: "Before", after: "With changes" };
     const strength = make("input", {
       type: "range", min: 0, max: 1, step: 0.05, value: ui.strength,
-      oninput: () => { ui.strength = Number(strength.value); repaint(); },
+      oninput: () => { ui.strength = Number(strength.value); drawScale(); repaint(); },
     });
     refill(bar,
       choice("What a click on the picture does", tools, ui.tool, (tool) => { ui.tool = tool; ui.draw(); }),
@@ -108,8 +122,9 @@ function picturesSection(ui) {
       large.replaceChildren();
       small.replaceChildren();
     }
+    drawScale();
     repaint();
   }
   new ResizeObserver(repaint).observe(large);
-  return { element: make("section", { className: "pictures" }, bar, large, readout, small), draw };
+  return { element: make("section", { className: "pictures" }, bar, large, scale, readout, small), draw };
 }
