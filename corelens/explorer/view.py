@@ -10,19 +10,11 @@ from torch import Tensor
 
 from corelens.data import Sample
 from corelens.explorer.code_export import DEFAULT_SETUP, export_code
-from corelens.explorer.compute import (
-    MAX_ANSWER_TOKENS,
-    NEED_EVIDENCE,
-    NEED_NO_EVIDENCE,
-    UNITS,
-    Answer,
-    ExplorerPasses,
-    PreparedPrompt,
-    PromptCache,
-    cancellable,
-)
+from corelens.explorer.compute import MAX_ANSWER_TOKENS, Answer, ExplorerPasses, Query, cancellable
+from corelens.explorer.prompts import NEED_EVIDENCE, NEED_NO_EVIDENCE, UNITS, PreparedPrompt, PromptCache
 from corelens.explorer.state import ExplorerState
 from corelens.explorer.uploads import MAX_BYTES
+from corelens.explorer.wall import wall_json
 from corelens.heads import Head
 from corelens.inputs.media import load_picture
 from corelens.inputs.prepare import unknown_words
@@ -32,7 +24,7 @@ from corelens.tokens import Role
 from corelens.viz.panels import PIXELS, View, data_url, flatten_panels
 from corelens.viz.style import ABLATED, ACCENT, DARK, HEAT, LIGHT
 
-MAX_MAPS = 6
+MAX_MAPS = 16
 """Most heads whose attention is shown at a time."""
 
 N_ALTERNATIVES = 5
@@ -41,7 +33,7 @@ COLOURS = {
     "core": ACCENT,
     "ablated": ABLATED,
     "heads": {
-        theme: {kind: template.layout.colorscale[kind] for kind in ("sequential", "diverging")}
+        theme: {kind: [*map(list, template.layout.colorscale[kind])] for kind in ("sequential", "diverging")}
         for theme, template in (("light", LIGHT), ("dark", DARK))
     },
 }
@@ -181,8 +173,10 @@ class Explorer:
             raise ValueError(f"{len(state.heads)} heads are chosen; the attention of {MAX_MAPS} is shown at most.")
         plain, changed = self._passes.plain_answer(prompt), self._passes.answer(prompt, state)
         coloured = replace(state, metric=prompt.usable_metric(state))
-        values, evidence = self._passes.head_values(prompt, coloured), prompt.evidence(state)
+        values, query = self._passes.head_values(prompt, coloured), self._passes.query(prompt, state)
         rows = self._passes.attention_rows(prompt, state)
+        evidence = prompt.evidence(state, query.inputs.tokens)
+        is_of_answer = query.position >= prompt.inputs["input_ids"].shape[1]
         return {
             "state": state.json(),
             "prompt": self.prompts.key(state),
@@ -193,16 +187,29 @@ class Explorer:
                 f"No evidence is marked for this question, so heads are not coloured by "
                 f"“{NEED_EVIDENCE[state.metric]}” but by “{NEED_NO_EVIDENCE[coloured.metric]}”."
             ),
+            "hidden": coloured.metric in NEED_EVIDENCE and self._passes.hides_evidence(prompt, state),
+            "without_core": _rounded(self._passes.without(prompt, self.core)) if self.core else None,
             "map": _rounded(values),
-            "maps": [self._map_json(prompt, head, row, evidence) for head, row in rows.items()],
-            "before": self._answer_json(plain),
-            "after": self._answer_json(changed),
+            "query": query.position,
+            "maps": [self._map_json(prompt, query, head, row, evidence) for head, row in rows.items()],
+            "wall": self._wall(prompt, state, query) if state.wall else None,
+            "before": self._answer_json(prompt, plain),
+            "after": self._answer_json(prompt, changed),
             "alternatives": self._alternatives(plain, changed),
-            "code": export_code(self.setup_code, coloured, prompt.sample, prompt.file_names, MAX_ANSWER_TOKENS),
+            "code": export_code(
+                self.setup_code,
+                replace(coloured, token=None if state.token is None else query.position),
+                prompt.sample,
+                prompt.file_names,
+                MAX_ANSWER_TOKENS,
+                is_of_answer,
+            ),
         }
 
-    def _map_json(self, prompt: PreparedPrompt, head: Head, row: Tensor, evidence: Tensor | None) -> dict[str, Any]:
-        tokens = prompt.inputs.tokens.to("cpu")
+    def _map_json(
+        self, prompt: PreparedPrompt, query: Query, head: Head, row: Tensor, evidence: Tensor | None
+    ) -> dict[str, Any]:
+        tokens = query.inputs.tokens.to("cpu")
         return {
             "head": str(head),
             "cells": _rounded(flatten_panels(tokens, prompt.views, row)),
@@ -211,12 +218,24 @@ class Explorer:
             "on_evidence": None if evidence is None else _rounded((row * evidence[0].to(row)).sum()),
         }
 
-    def _answer_json(self, answer: Answer) -> dict[str, Any]:
+    def _wall(self, prompt: PreparedPrompt, state: ExplorerState, query: Query) -> dict[str, Any]:
+        def compute() -> dict[str, Any]:
+            rows = self._passes.rows_of(self.model.heads, prompt, state)
+            return wall_json(query.inputs.tokens.to("cpu"), prompt.views, rows)
+
+        return prompt.cached(("wall", state.token, state.shown_changes), compute)
+
+    def _answer_json(self, prompt: PreparedPrompt, answer: Answer) -> dict[str, Any]:
+        """The answer, and its tokens with the positions that predicted them."""
+        before = prompt.inputs["input_ids"].shape[1] - 1
         is_cut = len(answer.ids) == MAX_ANSWER_TOKENS
         return {
             "text": self._decode(answer.ids) + " …" * is_cut,
             "probability": _rounded(answer.probability),
             "of_plain": _rounded(answer.plain_probability),
+            "tokens": [
+                {"text": self._decode([token]), "position": before + number} for number, token in enumerate(answer.ids)
+            ],
         }
 
     def _alternatives(self, plain: Answer, changed: Answer) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 // The view as one picture to save.
 
 function figure(ui) {
-  const { panels, question, tokens } = ui.prompt;
+  const { panels, question } = ui.prompt;
   const [focus] = ui.view.maps;
   const left = 40, right = 690, top = 96, side = 560;
   const columns = Math.ceil(Math.sqrt(panels.length)), panelSide = side / columns;
@@ -20,8 +20,8 @@ function figure(ui) {
   context.fillStyle = "#ffffff";
   context.fillRect(0, 0, 1400, height);
   write(question, left, 44, 22);
-  const queryToken = tokens.find(({ position }) => position === ui.state.token) ?? tokens.at(-1);
-  const scaleSays = `strongest colour: ${share(topOfScale(ui, focus))} of ${ui.ownScale ? "its" : "a head's"} attention`;
+  const queryToken = queryTokenOf(ui);
+  const scaleSays = `strongest colour: ${share(topOfScale(ui, focus))} of its attention`;
   write(focus ? `${focus.head}, from “${queryToken.text.trim()}”; ${scaleSays}` : "", left, 76);
   write(ui.about.metrics[ui.view.metric], right, 76);
   const offsets = cellOffsets(panels);
@@ -32,7 +32,9 @@ function figure(ui) {
     paint(ui, context, panelSide - 6, panel, image, focus, offsets[index], regionMarks(ui));
     context.restore();
   });
-  const list = rankedHeads(ui), scale = scaleOf(ui, list), { heads, core, ablated } = ui.about.colours;
+  const list = rankedHeads(ui), scale = scaleOf(ui, list);
+  const { heads, core, ablated } = ui.about.colours;
+  const stops = heads.light[scale.kind];
   const mark = (stroke, trace) => {
     for (const [style, thickness] of [["#ffffff", size / 5], [stroke, size / 12]]) { // visible on all values
       context.strokeStyle = style;
@@ -47,7 +49,7 @@ function figure(ui) {
     const marks = headMarks(ui, name);
     if (!head) write(`L${layer}`, x - 10, y + size / 2 + 4, 12, "right");
     if (!layer) write(String(head), x + inner / 2, y + size + 10, 11, "center");
-    context.fillStyle = value === null ? "#e6e9ee" : colour(heads.light[scale.low < 0 ? "diverging" : "sequential"], scale.place(value));
+    context.fillStyle = value === null ? "#e6e9ee" : colour(stops, scale.place(value));
     context.fillRect(x, y, inner, inner);
     if (marks.core) mark(core, () => context.arc(x + inner / 2, y + inner / 2, inner / 3.4, 0, 2 * Math.PI));
     for (const [from, to] of marks.ablated ? [[0.2, 0.8], [0.8, 0.2]] : []) {

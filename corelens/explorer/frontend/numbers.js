@@ -10,7 +10,8 @@ function colour(stops, place, strength = 1) {
   const inside = Math.min(Math.max(place, 0), 1);
   const next = Math.max(stops.findIndex(([stop]) => stop >= inside), 1);
   const [[start, low], [end, high]] = [stops[next - 1], stops[next]].map(([stop, text]) => [stop, parsed(text)]);
-  const [red, green, blue, alpha] = low.map((value, index) => value + (high[index] - value) * (inside - start) / (end - start));
+  const between = (inside - start) / (end - start);
+  const [red, green, blue, alpha] = low.map((value, index) => value + (high[index] - value) * between);
   return `rgba(${[red, green, blue].map(Math.round).join()},${+(alpha * strength).toFixed(3)})`;
 }
 

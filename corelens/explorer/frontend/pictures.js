@@ -1,5 +1,9 @@
 // The pictures of a prompt: large under the head in focus, small under the others.
 
+const SCALES = {
+  one: ["One scale", "The same colour is the same share of attention, for all heads and questions"],
+  own: ["Own scale", "The strongest colour is the head's own highest attention, however little that is"],
+};
 const TOOL_HINTS = {
   evidence: "Drag over the part of the picture that holds the answer, or click a patch.",
   "knock out": "Drag over a part of the picture to hide it from the heads, or click a patch; again to open it.",
@@ -28,8 +32,8 @@ function picturesSection(ui) {
     }
     if (TOOL_HINTS[ui.tool]) return TOOL_HINTS[ui.tool];
     const evidence = focus.on_evidence === null ? "" : `, ${share(focus.on_evidence)} on the evidence`;
-    const most = focus.cells.length ? `; at most ${share(maxAttention(focus))} on one patch` : `. ${ui.prompt.no_boxes}`;
-    return `${focus.head}: ${share(focus.on_pictures)} of this head's attention is on the picture${evidence}${most}`;
+    const most = focus.cells.length ? `; at most ${share(maxAttention(focus))} on a patch` : `. ${ui.prompt.no_boxes}`;
+    return `${focus.head}: ${share(focus.on_pictures)} of this head's attention is on pictures${evidence}${most}`;
   }
 
   function repaint() {
@@ -62,7 +66,7 @@ function picturesSection(ui) {
     ramp.style.background = `linear-gradient(90deg, ${stops.join()})`;
     const says = ui.ownScale ? `: ${focus?.head ?? "each head"}'s highest; colours of heads cannot be compared`
       : " of a head's attention, on one patch";
-    refill(scale, choice("Scale of colours", { one: "One scale", own: "Own scale" }, ui.ownScale ? "own" : "one",
+    refill(scale, choice("Scale of colours", SCALES, ui.ownScale ? "own" : "one",
       (scale) => { ui.ownScale = scale === "own"; ui.draw(); }), "0", ramp, `${share(top)}${says}`);
   }
 
@@ -104,11 +108,21 @@ function picturesSection(ui) {
     }
   }
 
+  const element = make("section", { className: "pictures" }, bar, large, scale, readout, small);
+
   function draw() {
-    const tools = { read: "Read", evidence: "Mark evidence", "knock out": "Knock out" };
-    const phases = { before: "Before", after: "With changes" };
+    element.classList.toggle("using", ui.tool !== "read");
+    const tools = {
+      read: ["Read", "A click changes nothing; point at a patch to read its attention"],
+      evidence: ["Mark evidence", "Drag over the part that holds the answer"],
+      "knock out": ["Knock out", "Drag over a part to hide it from the heads"],
+    };
+    const phases = {
+      before: ["Before", "Heads and picture without the changes"],
+      after: ["With changes", "Heads and picture with the changes"],
+    };
     const strength = make("input", {
-      type: "range", min: 0, max: 1, step: 0.05, value: ui.strength,
+      type: "range", min: 0, max: 1, step: 0.05, value: ui.strength, title: "How strongly attention covers the picture",
       oninput: () => { ui.strength = Number(strength.value); drawScale(); repaint(); },
     });
     refill(bar,
@@ -125,6 +139,9 @@ function picturesSection(ui) {
     drawScale();
     repaint();
   }
-  new ResizeObserver(repaint).observe(large);
-  return { element: make("section", { className: "pictures" }, bar, large, scale, readout, small), draw };
+  new ResizeObserver(() => {
+    element.style.setProperty("--above", `${large.offsetTop}px`); // of a narrow page, which keeps the rest in view
+    repaint();
+  }).observe(large);
+  return { element, draw };
 }
