@@ -13,7 +13,12 @@ DEFAULT_SETUP = "# `model`, `samples` and `scores` are the arguments of cl.explo
 
 
 def export_code(
-    setup_code: str, state: ExplorerState, sample: Sample, file_names: Sequence[str], max_answer_tokens: int
+    setup_code: str,
+    state: ExplorerState,
+    sample: Sample,
+    file_names: Sequence[str],
+    max_answer_tokens: int,
+    is_of_answer: bool,
 ) -> str:
     """Write code that computes `values` of all heads, `rows` of attention, and the answers `before` and `after`.
 
@@ -23,6 +28,7 @@ def export_code(
         sample: The sample of the prompt.
         file_names: Names of uploaded pictures.
         max_answer_tokens: Most tokens of an answer.
+        is_of_answer: True if the token of the state is one of the answer, not of the prompt.
     """
     videos = ", list(sample.videos)" if sample.videos else ""
     return f"""\
@@ -40,7 +46,6 @@ from corelens.metrics import PRESETS
 {_sample(state, sample, file_names)}
 inputs = model.prepare(list(sample.images), sample.chat{videos})
 tokens = inputs.tokens
-{_query(state)}
 
 
 def changes(tokens):
@@ -61,11 +66,13 @@ def answer(changes):
 
 before, after = answer(lambda tokens: []), answer(changes)
 
+{_query(state, is_of_answer)}
+
 # The values that colour the heads, [layer head], and the attention of the chosen heads, [position].
 hooks = {"changes(tokens)" if state.moment == "after" else "[]  # before the changes"}
 {_values(state, sample)}
 with torch.no_grad(), model.hooks(fwd_hooks=hooks):
-    _, cache = model.run_with_cache(inputs, queries=query, names_filter=model.attn_names("pattern"))
+    _, cache = model.run_with_cache(shown, queries=query, names_filter=model.attn_names("pattern"))
 rows = {{head: cache["pattern", head.layer][0, head.head, 0] for head in {_heads(state.heads)}}}
 
 for ids, probability, _ in (before, after):
@@ -87,12 +94,17 @@ def _sample(state: ExplorerState, sample: Sample, file_names: Sequence[str]) -> 
     return code
 
 
-def _query(state: ExplorerState) -> str:
+def _query(state: ExplorerState, is_of_answer: bool) -> str:
+    comment = "# The token whose attention is shown."
     if state.token is None:
-        return "query = tokens.last  # the token whose attention is shown"
-    return (
-        f"query = torch.zeros_like(tokens.last)  # the token whose attention is shown\nquery[0, {state.token}] = True"
-    )
+        return f"{comment}\nshown, query = inputs, tokens.last"
+    answered = f"cl.append_answers(model, inputs, {'after' if state.moment == 'after' else 'before'}[0])"
+    return f"""\
+{comment}
+shown = {answered if is_of_answer else "inputs"}
+tokens = shown.tokens
+query = torch.zeros_like(tokens.last)
+query[0, {state.token}] = True"""
 
 
 def _changes(state: ExplorerState) -> str:
@@ -125,7 +137,7 @@ evidence = {evidence}
 no_answer = torch.full_like(tokens.role, -1)
 scoring = ScoringInputs(tokens, evidence, {queries}, no_answer)
 with model.hooks(fwd_hooks=hooks):
-    values = score_heads(model, inputs, scoring, [{metric}])["{state.metric}"][0]"""
+    values = score_heads(model, shown, scoring, [{metric}])["{state.metric}"][0]"""
 
 
 def _heads(heads: Iterable[Head]) -> str:

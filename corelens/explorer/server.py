@@ -49,6 +49,12 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+OTHER_RUN = (
+    "This address is not of the corelens that runs now: a link ends with its run. Open the address that "
+    "`corelens explore` printed last; to share a view, save it as a page."
+)
+"""Response to an address without the token."""
+
 CLIENT_GONE = Response(status_code=499)
 """Response to a browser that has closed the connection."""
 
@@ -137,7 +143,7 @@ class Guard:
         if origin is not None and origin != f"http://{headers.get('host')}":
             return await PlainTextResponse("requests from other sites are rejected", 403)(scope, receive, send)
         if not secrets.compare_digest(scope["path"].lstrip("/").partition("/")[0].encode(), self.token.encode()):
-            return await PlainTextResponse("the address needs the token that was printed", 403)(scope, receive, send)
+            return await PlainTextResponse(OTHER_RUN, 403)(scope, receive, send)
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -103,6 +103,9 @@ class ExplorerState:
     moment: Moment = "after"
     """Phase that heads and maps show: with these changes, or before them."""
 
+    wall: bool = False
+    """True for thumbnails of all heads' attention in the place of their values."""
+
     @property
     def changes(self) -> tuple[Any, ...]:
         """Key of the interventions; equal for states whose interventions are equal."""

@@ -10,18 +10,11 @@ from torch import Tensor
 
 from corelens.data import Sample
 from corelens.explorer.code_export import DEFAULT_SETUP, export_code
-from corelens.explorer.compute import (
-    MAX_ANSWER_TOKENS,
-    NEED_EVIDENCE,
-    NEED_NO_EVIDENCE,
-    Answer,
-    ExplorerPasses,
-    PreparedPrompt,
-    PromptCache,
-    cancellable,
-)
+from corelens.explorer.compute import MAX_ANSWER_TOKENS, Answer, ExplorerPasses, Query, cancellable
+from corelens.explorer.prompts import NEED_EVIDENCE, NEED_NO_EVIDENCE, UNITS, PreparedPrompt, PromptCache
 from corelens.explorer.state import ExplorerState
 from corelens.explorer.uploads import MAX_BYTES
+from corelens.explorer.wall import wall_json
 from corelens.heads import Head
 from corelens.inputs.media import load_picture
 from corelens.inputs.prepare import unknown_words
@@ -29,11 +22,23 @@ from corelens.model import HookedMLLM
 from corelens.scores import HeadScores
 from corelens.tokens import Role
 from corelens.viz.panels import PIXELS, View, data_url, flatten_panels
+from corelens.viz.style import ABLATED, ACCENT, DARK, HEAT, LIGHT
 
-MAX_MAPS = 6
+MAX_MAPS = 16
 """Most heads whose attention is shown at a time."""
 
 N_ALTERNATIVES = 5
+COLOURS = {
+    "attention": HEAT,
+    "core": ACCENT,
+    "ablated": ABLATED,
+    "heads": {
+        theme: {kind: [*map(list, template.layout.colorscale[kind])] for kind in ("sequential", "diverging")}
+        for theme, template in (("light", LIGHT), ("dark", DARK))
+    },
+}
+"""Colours of the figures: the page shows the same things in the same ones."""
+
 VIEW_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, ImportError, OSError, RuntimeError)
 """Errors of a state that cannot be shown: mistakes are ValueErrors; others are a model's own, or a lack of memory."""
 
@@ -95,6 +100,8 @@ class Explorer:
             "model": self.model.cfg.model_name,
             "n_heads": n_heads,
             "metrics": metrics,
+            "units": UNITS,
+            "colours": COLOURS,
             "core": [str(head) for head in self.core],
             "core_name": "" if self.scores is None else self.scores.top().name,
             "gallery": [self._thumbnail(sample) for sample in self.samples.values()],
@@ -115,7 +122,6 @@ class Explorer:
             # The picture shows the attention of one token, at first the last one.
             shown = replace(state, metric="ram_last") if sample.evidence else state
             values = self._passes.head_values(prompt, shown)
-            assert values is not None  # its evidence is known, or not needed
         best = int(values.nan_to_num(-torch.inf).argmax())
         return replace(state, heads=(Head(*divmod(best, values.shape[1])),))
 
@@ -166,22 +172,44 @@ class Explorer:
         if len(state.heads) > MAX_MAPS:
             raise ValueError(f"{len(state.heads)} heads are chosen; the attention of {MAX_MAPS} is shown at most.")
         plain, changed = self._passes.plain_answer(prompt), self._passes.answer(prompt, state)
-        values, evidence = self._passes.head_values(prompt, state), prompt.evidence(state)
+        coloured = replace(state, metric=prompt.usable_metric(state))
+        values, query = self._passes.head_values(prompt, coloured), self._passes.query(prompt, state)
         rows = self._passes.attention_rows(prompt, state)
+        evidence = prompt.evidence(state, query.inputs.tokens)
+        is_of_answer = query.position >= prompt.inputs["input_ids"].shape[1]
         return {
             "state": state.json(),
             "prompt": self.prompts.key(state),
-            "note": "Mark the evidence in the picture, or colour heads by another metric." if values is None else "",
-            "map": None if values is None else _rounded(values),
-            "maps": [self._map_json(prompt, head, row, evidence) for head, row in rows.items()],
-            "before": self._answer_json(plain),
-            "after": self._answer_json(changed),
+            "metric": coloured.metric,
+            "unmarked": ""
+            if coloured == state
+            else (
+                f"No evidence is marked for this question, so heads are not coloured by "
+                f"“{NEED_EVIDENCE[state.metric]}” but by “{NEED_NO_EVIDENCE[coloured.metric]}”."
+            ),
+            "hidden": coloured.metric in NEED_EVIDENCE and self._passes.hides_evidence(prompt, state),
+            "without_core": _rounded(self._passes.without(prompt, self.core)) if self.core else None,
+            "map": _rounded(values),
+            "query": query.position,
+            "maps": [self._map_json(prompt, query, head, row, evidence) for head, row in rows.items()],
+            "wall": self._wall(prompt, state, query) if state.wall else None,
+            "before": self._answer_json(prompt, plain),
+            "after": self._answer_json(prompt, changed),
             "alternatives": self._alternatives(plain, changed),
-            "code": export_code(self.setup_code, state, prompt.sample, prompt.file_names, MAX_ANSWER_TOKENS),
+            "code": export_code(
+                self.setup_code,
+                replace(coloured, token=None if state.token is None else query.position),
+                prompt.sample,
+                prompt.file_names,
+                MAX_ANSWER_TOKENS,
+                is_of_answer,
+            ),
         }
 
-    def _map_json(self, prompt: PreparedPrompt, head: Head, row: Tensor, evidence: Tensor | None) -> dict[str, Any]:
-        tokens = prompt.inputs.tokens.to("cpu")
+    def _map_json(
+        self, prompt: PreparedPrompt, query: Query, head: Head, row: Tensor, evidence: Tensor | None
+    ) -> dict[str, Any]:
+        tokens = query.inputs.tokens.to("cpu")
         return {
             "head": str(head),
             "cells": _rounded(flatten_panels(tokens, prompt.views, row)),
@@ -190,12 +218,24 @@ class Explorer:
             "on_evidence": None if evidence is None else _rounded((row * evidence[0].to(row)).sum()),
         }
 
-    def _answer_json(self, answer: Answer) -> dict[str, Any]:
+    def _wall(self, prompt: PreparedPrompt, state: ExplorerState, query: Query) -> dict[str, Any]:
+        def compute() -> dict[str, Any]:
+            rows = self._passes.rows_of(self.model.heads, prompt, state)
+            return wall_json(query.inputs.tokens.to("cpu"), prompt.views, rows)
+
+        return prompt.cached(("wall", state.token, state.shown_changes), compute)
+
+    def _answer_json(self, prompt: PreparedPrompt, answer: Answer) -> dict[str, Any]:
+        """The answer, and its tokens with the positions that predicted them."""
+        before = prompt.inputs["input_ids"].shape[1] - 1
         is_cut = len(answer.ids) == MAX_ANSWER_TOKENS
         return {
             "text": self._decode(answer.ids) + " …" * is_cut,
             "probability": _rounded(answer.probability),
             "of_plain": _rounded(answer.plain_probability),
+            "tokens": [
+                {"text": self._decode([token]), "position": before + number} for number, token in enumerate(answer.ids)
+            ],
         }
 
     def _alternatives(self, plain: Answer, changed: Answer) -> list[dict[str, Any]]:

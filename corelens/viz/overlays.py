@@ -15,10 +15,7 @@ from corelens.data import Evidence
 from corelens.inputs.media import Picture, Video, load_picture
 from corelens.tokens import Box, TokenMap
 from corelens.viz.panels import PIXELS, Grid, data_url, media_views
-from corelens.viz.style import apply_style, colour_bar
-
-HEAT = [[0, "rgba(255,214,10,0)"], [0.25, "rgba(255,190,11,0.45)"], [1, "rgba(255,0,84,0.8)"]]
-"""Clear where there is no attention, so that the picture shows through."""
+from corelens.viz.style import HEAT, apply_style, colour_bar
 
 
 def attention_over_picture(

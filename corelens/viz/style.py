@@ -16,7 +16,13 @@ BLUE, VERMILION, GREEN, PINK, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#c
 """Colours that colour-blind readers can tell apart (Okabe and Ito 2008)."""
 
 ACCENT, QUIET = VERMILION, "#9aa5b1"
-"""Highlighted marks and all others; both are visible on white and on dark."""
+"""Chosen heads, such as CoRe heads, and all others; both are visible on white and on dark."""
+
+ABLATED = PINK
+"""Ablated heads, and what the model answers without them."""
+
+HEAT = [[0, "rgba(255,214,10,0)"], [0.25, "rgba(255,190,11,0.45)"], [1, "rgba(255,0,84,0.8)"]]
+"""Attention over pictures: clear where there is none, so that the picture shows through."""
 
 
 def _template(ink: str, paper: str, grid: str, low: str, middle: str, high: str) -> go.layout.Template:

@@ -1,4 +1,4 @@
-"""Passes of the explorer: cancellation, the cache of uploads, and scores behind a prefix."""
+"""Passes of the explorer: cancellation, and scores behind a prefix."""
 
 from dataclasses import replace
 
@@ -10,18 +10,10 @@ from corelens import HookedMLLM, Sample
 from corelens.experiments.head_metrics import score_heads
 from corelens.experiments.layer_scores import ScoringInputs
 from corelens.explorer import Explorer
-from corelens.explorer.compute import MAX_UPLOADS, Cancelled
+from corelens.explorer.compute import Cancelled
 from corelens.metrics import PRESETS
 from corelens.tokens import Role
 from tests.helpers import tiny
-from tests.helpers.explorer import png
-
-
-def test_only_the_last_uploads_are_kept(toy_model: HookedMLLM):
-    explorer = Explorer(toy_model)
-    for number in range(MAX_UPLOADS + 1):
-        explorer.prompts.add_picture(str(number), "a.png", png(4, 4))
-    assert list(explorer.prompts.uploads) == [str(number) for number in range(1, MAX_UPLOADS + 1)]
 
 
 def test_a_cancelled_view_stops_between_layers(toy_model: HookedMLLM, scenes: list[Sample]):

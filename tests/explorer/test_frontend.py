@@ -3,12 +3,15 @@
 Needs chromium (Debian: apt install chromium), which pip cannot install; .ci/run does.
 """
 
+import base64
 import io
 import json
+import re
 import shutil
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
@@ -19,10 +22,13 @@ import torch
 import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from plotly.colors import hex_to_rgb
 
-from corelens import HeadScores, HookedMLLM, toy
+from corelens import Head, HeadScores, HookedMLLM, toy
 from corelens.explorer import Explorer
 from corelens.explorer.server import create_app
+from corelens.explorer.view import MAX_MAPS
+from corelens.viz.style import ABLATED, ACCENT, DARK, HEAT, LIGHT
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
@@ -68,6 +74,7 @@ def browser() -> Iterator[Browser]:
 def opened(browser: Browser, address: str) -> Page:
     page = browser.new_page(viewport={"width": 1300, "height": 1000})
     page.set_default_timeout(60_000)
+    page.context.add_cookies([{"name": "corelens-tour", "value": "seen", "url": address}])
     page.errors = []  # pyright: ignore
     page.on("pageerror", lambda error: page.errors.append(str(error)))  # pyright: ignore
     page.on("console", lambda entry: page.errors.append(entry.text) if entry.type == "error" else None)  # pyright: ignore
@@ -138,14 +145,74 @@ def test_choosing_a_head_changes_the_map(page: Page, explorer: Explorer):
     assert page.locator(".others figure").count() == 1
 
 
-def test_attended_patches_are_lit_and_others_are_dark(page: Page, explorer: Explorer):
-    picture = np.asarray(explorer.samples["scene-test-0-0"].images[0].resize((8, 8), Image.Resampling.BOX), float)
-    pixels = np.asarray(Image.fromarray(drawn(page).astype(np.uint8)).resize((8, 8), Image.Resampling.BOX), float)
+def overlay(page: Page, explorer: Explorer) -> np.ndarray:
+    """Change of every patch's mean colour by what is drawn over the picture, of 0 to 255, [row column]."""
+    picture = explorer.samples["scene-test-0-0"].images[0]
+    patches = [
+        np.asarray(image.resize((8, 8), Image.Resampling.BOX), float)
+        for image in (picture, Image.fromarray(drawn(page).astype(np.uint8)))
+    ]
+    return np.abs(patches[1] - patches[0]).mean(-1)
+
+
+def test_attended_patches_are_lit_and_the_others_look_as_they_are(page: Page, explorer: Explorer):
     (attention,) = explorer.view(explorer.first())["maps"]
     cells = np.array(attention["cells"]).reshape(8, 8)
-    brighter = (pixels - picture).sum(-1)
-    assert brighter[cells == cells.max()].mean() > 20
-    assert brighter[cells < 0.01].mean() < 0
+    changed = overlay(page, explorer)
+    assert changed[cells == cells.max()].min() > 40
+    assert changed[cells < 0.001].max() < 12
+
+
+def test_a_head_that_looks_elsewhere_lights_up_on_its_own_scale_alone(page: Page, explorer: Explorer):
+    positions = [token["position"] for token in explorer.prompt(explorer.first())["tokens"][:-1]]
+    states = [replace(explorer.first(), metric="visual_share", token=position) for position in positions]
+    shares = np.array([explorer.view(one)["map"] for one in states])
+    token, layer, head = np.unravel_index(np.argmin(shares), shares.shape)
+    page.click(f".tokens [data-position='{positions[token]}']")
+    page.click(f"[data-head=L{layer}H{head}]")
+    settled(page)
+    assert shares[token, layer, head] < 0.03
+    expect(page.locator(".pictures .legend")).to_contain_text("100 % of a head's attention, on one patch")
+    assert overlay(page, explorer).max() < 20
+    page.click("text=Own scale")
+    expect(page.locator(".pictures .legend")).to_contain_text("colours of heads cannot be compared")
+    assert overlay(page, explorer).max() > 40
+
+
+def test_the_colours_are_those_of_the_figures(page: Page):
+    page.click("text=Ablate CoRe heads")
+    settled(page)
+    for heads, theme in (("light", LIGHT), ("dark", DARK)):
+        page.emulate_media(color_scheme=heads)
+        _, _, (_, highest) = theme.layout.colorscale.sequential
+        colours = page.eval_on_selector_all(
+            "[data-head]", "cells => cells.map(c => getComputedStyle(c).backgroundColor)"
+        )
+        assert "rgb({}, {}, {})".format(*hex_to_rgb(highest)) in colours
+    ring = page.evaluate("getComputedStyle(document.querySelector('.heads .core'), '::before').borderTopColor")
+    assert ring == "rgb({}, {}, {})".format(*hex_to_rgb(ACCENT))
+    line = page.evaluate("getComputedStyle(document.querySelector('.answer.after')).borderLeftColor")
+    assert line == "rgb({}, {}, {})".format(*hex_to_rgb(ABLATED))
+    ramp = page.evaluate("getComputedStyle(document.querySelector('.pictures .ramp')).backgroundImage")
+    assert HEAT[-1][1].replace(",", ", ") in ramp
+
+
+def test_a_head_is_found_by_its_name_and_columns_are_numbered(page: Page):
+    for head, number in enumerate(page.locator(".numbers .layer").all()):
+        assert number.inner_text() == str(head)
+        places = [place.bounding_box() for place in (number, page.locator(f"[data-head=L0H{head}]"))]
+        below, above = [place for place in places if place]
+        assert abs(below["x"] + below["width"] / 2 - above["x"] - above["width"] / 2) < 1
+        assert below["y"] > above["y"]
+    box = page.locator(".named input")
+    box.fill("l3h14, L2H4")
+    box.press("Enter")
+    settled(page)
+    assert state(page)["heads"] == ["L3H14", "L2H4"]
+    box.fill("L9H9")
+    box.press("Enter")
+    assert "L9H9 is no head of this model" in box.evaluate("input => input.validationMessage")
+    assert state(page)["heads"] == ["L3H14", "L2H4"]
 
 
 def test_values_are_shown_under_the_pointer(page: Page, explorer: Explorer):
@@ -154,11 +221,11 @@ def test_values_are_shown_under_the_pointer(page: Page, explorer: Explorer):
     (attention_map,) = explorer.view(explorer.first())["maps"]
     expect(page.locator(".pictures .readout")).to_contain_text("row 3, column 6 · pixels 96 to 112, 48 to 64")
     expect(page.locator(".pictures .readout")).to_contain_text(
-        f"attention {attention_map['cells'][3 * 8 + 6]:.3g}"[:14]
+        f"{100 * attention_map['cells'][3 * 8 + 6]:.0f} % of {attention_map['head']}'s attention"
     )
     page.hover("[data-head=L2H4]")
     value = explorer.view(explorer.first())["map"][2][4]
-    expect(page.locator(".map .readout")).to_contain_text(f"L2H4 · {value:.3g}"[:12])
+    expect(page.locator(".map .readout")).to_contain_text(f"L2H4 · {100 * value:.2g} % of this head's attention")
     expect(page.locator(".map .readout")).to_contain_text("CoRe head")
 
 
@@ -214,7 +281,72 @@ def test_marked_evidence_is_what_heads_are_coloured_by(page: Page):
     (region,) = state(page)["evidence"]
     assert np.allclose(region["box"], [2, 2, 30, 30], atol=1)
     page.hover("[data-head=L2H4]")
-    expect(page.locator(".map .readout")).not_to_contain_text("L2H4 · 0.9")
+    expect(page.locator(".map .readout")).not_to_contain_text("L2H4 · 9")
+
+
+def test_a_question_of_ones_own_colours_the_heads_and_a_button_marks_the_evidence(page: Page):
+    def colours() -> set[str]:
+        return set(page.eval_on_selector_all("[data-head]", "cells => cells.map(cell => cell.style.background)"))
+
+    page.fill("input[type=text]", "which digit is red ?")
+    page.keyboard.press("Enter")
+    settled(page)
+    assert len(colours()) > 9
+    assert "" not in colours()
+    expect(page.locator(".map [role=status]")).to_contain_text("No evidence is marked")
+    expect(page.locator(".map select")).to_have_value("visual_share")
+    page.select_option(".map select", "ram")
+    expect(page.locator(".map select")).to_have_value("visual_share")
+    page.click("text=Mark the evidence")
+    expect(page.locator(".pictures .readout")).to_contain_text("Drag over the part of the picture")
+    drag(page, (2, 38), (30, 62))
+    expect(page.locator(".map [role=status]")).not_to_contain_text("No evidence is marked")
+    expect(page.locator(".map select")).to_have_value("ram")
+    assert len(colours()) > 9
+
+
+def test_the_wall_shows_what_every_head_looks_at(page: Page, explorer: Explorer):
+    page.click("[data-value=wall]")
+    settled(page)
+    assert state(page)["wall"]
+    assert page.locator("[data-head] canvas").count() == 96
+    picture = np.asarray(explorer.samples["scene-test-0-0"].images[0].resize((8, 8), Image.Resampling.BOX), float)
+    for head in ("L2H4", "L0H3"):
+        url = page.locator(f"[data-head={head}] canvas").evaluate("canvas => canvas.toDataURL()")
+        thumbnail = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGB")
+        changed = np.abs(np.asarray(thumbnail.resize((8, 8), Image.Resampling.BOX), float) - picture).mean(-1)
+        (attention,) = explorer.view(replace(explorer.first(), heads=(Head.parse(head),)))["maps"]
+        cells = np.array(attention["cells"]).reshape(8, 8)
+        assert np.corrcoef(changed.flatten(), np.sqrt(cells).flatten())[0, 1] > 0.8
+    page.click("[data-head=L0H3]")
+    settled(page)
+    assert state(page)["heads"] == ["L0H3"]
+    page.click("[data-value=values]")
+    settled(page)
+    assert page.locator("[data-head] canvas").count() == 0
+
+
+def test_a_token_of_the_answer_can_be_clicked(page: Page, explorer: Explorer, monkeypatch: pytest.MonkeyPatch):
+    ids = explorer.model.processor.tokenizer.convert_tokens_to_ids(["green", "red", "blue"])
+    monkeypatch.setattr("corelens.explorer.compute.greedy_answers", lambda *args, **kwargs: [ids])  # the toy says one
+    explorer.prompts.prepared.clear()
+    page.reload()
+    settled(page)
+    tokens = page.locator(".answer.before .tokens button")
+    expect(tokens).to_have_text(["green", "red", "blue"])
+    expect(tokens.nth(0)).to_have_attribute("aria-pressed", "true")
+    before = drawn(page)
+    tokens.nth(2).click()
+    settled(page)
+    n = explorer.prompt(explorer.first())["tokens"][-1]["position"] + 1
+    assert state(page)["token"] == n + 1
+    expect(tokens.nth(2)).to_have_attribute("aria-pressed", "true")
+    assert page.locator(".prompt .tokens [aria-pressed=true]").count() == 0
+    assert np.abs(drawn(page) - before).mean() > 0.1
+    tokens.nth(0).click()
+    settled(page)
+    assert state(page)["token"] is None
+    explorer.prompts.prepared.clear()
 
 
 def test_a_token_a_metric_and_an_order_can_be_chosen(page: Page):
@@ -257,6 +389,69 @@ def test_everything_can_be_done_by_keyboard(page: Page):
     assert state(page)["regions"] == []
 
 
+def test_every_control_says_what_it_does(page: Page):
+    page.click("text=Ablate CoRe heads")
+    settled(page)
+    drag(page, (92, 50), (124, 80), shift=True)
+    page.click("[data-head=L0H3]", modifiers=["Control"])
+    settled(page)
+    controls = page.locator(".corelens :is(button, select, input:not([type=file]), summary):not([data-head])")
+    assert controls.count() > 50
+    assert [control.inner_text() for control in controls.all() if not control.get_attribute("title")] == []
+
+
+def test_words_are_explained_where_they_stand(page: Page):
+    glossary = (Path(__file__).parents[2] / "docs" / "glossary.md").read_text()
+    page.keyboard.press("?")
+    expect(page.locator(".help")).to_be_visible()
+    expect(page.locator(".help ol li")).to_have_count(5)
+    expect(page.locator(".help tbody tr")).to_have_count(7)
+    for place in page.locator(".help .word").all():
+        place.hover()
+        expect(page.locator(".tip")).to_be_visible()
+        assert re.search(rf"\*\*[^*]*{place.get_attribute('data-word')}", glossary, re.IGNORECASE)
+    page.keyboard.press("Escape")
+    expect(page.locator(".help")).to_be_hidden()
+    page.focus(".legend [data-word='CoRe heads']")
+    expect(page.locator(".tip")).to_contain_text("scored highest")
+    page.fill("input[type=text]", "")
+    page.keyboard.type("what ?")
+    expect(page.locator(".help")).to_be_hidden()
+
+
+def test_the_first_visit_is_a_tour_of_four_steps(browser: Browser, address: str):
+    context = browser.new_context(viewport={"width": 1300, "height": 1000})
+    for is_first in (True, False):
+        page = context.new_page()
+        page.goto(address)
+        settled(page)
+        toured = []
+        while page.locator(".tour").is_visible():
+            card = page.locator(".tour").bounding_box()
+            assert card
+            assert card["y"] + card["height"] <= 1000  # in the window, wherever the page is scrolled to
+            toured.append(page.locator(".toured").get_attribute("class"))
+            page.click(".tour button >> nth=0")
+        assert [one.split()[0] for one in toured if one] == ["prompt", "map", "pictures", "changes"] * is_first
+        assert page.locator(".toured").count() == 0
+    context.close()
+
+
+def test_heads_that_do_nothing_and_hidden_evidence_are_named(
+    page: Page, explorer: Explorer, monkeypatch: pytest.MonkeyPatch
+):
+    notes = page.locator(".map [role=status]")
+    expect(notes).to_be_empty()
+    drag(page, (92, 50), (127, 80), shift=True)
+    expect(notes).to_contain_text("The evidence is hidden from all heads")
+    expect(page.locator(".map .legend")).to_contain_text("all heads: 0")
+    page.click("[data-value=before]")
+    expect(notes).to_be_empty()
+    monkeypatch.setattr(explorer, "core", (Head(5, 0),))  # without which the answer stays
+    page.click("[data-head=L0H3]")
+    expect(notes).to_contain_text("The heads with a ring do nothing for this answer")
+
+
 def test_a_picture_and_a_question_of_the_user_are_shown(page: Page, tmp_path: Path):
     Image.new("RGB", (160, 96), "red").save(tmp_path / "mine.png")
     page.set_input_files("input[type=file]", tmp_path / "mine.png")
@@ -271,7 +466,6 @@ def test_a_picture_and_a_question_of_the_user_are_shown(page: Page, tmp_path: Pa
     expect(page.locator(".tokens button").first).to_have_text("which")
     shape = drawn(page).shape
     assert abs(shape[1] / shape[0] - 160 / 96) < 0.02
-    expect(page.locator(".map .note")).to_contain_text("Mark the evidence")
     expect(page.locator(".prompt .note")).to_be_hidden()
     page.fill("input[type=text]", "what is on the sofa ?")
     page.keyboard.press("Enter")
@@ -370,9 +564,79 @@ def test_figures_code_and_pages_are_saved(page: Page, browser: Browser, tmp_path
     offline.context.close()
 
 
-def test_nothing_is_wider_than_a_narrow_page(page: Page):
+def test_nothing_is_wider_than_a_narrow_page_and_everything_can_be_hit(page: Page):
     page.set_viewport_size({"width": 380, "height": 800})
+    page.click("text=Ablate CoRe heads")
+    settled(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 380
+    sizes = page.eval_on_selector_all(
+        ".corelens :is(button, select, input, summary)",
+        "all => all.filter(one => one.checkVisibility())"
+        ".map(one => [one.outerHTML, one.offsetWidth, one.offsetHeight])",
+    )
+    assert len(sizes) > 96
+    assert [html for html, width, height in sizes if min(width, height) < 24] == []
+
+
+def test_picture_and_answer_stay_in_view_on_a_narrow_page(page: Page):
+    page.set_viewport_size({"width": 380, "height": 800})
+    for place in (".heads", ".map .readout"):
+        page.locator(place).scroll_into_view_if_needed()
+        for kept in (".panels canvas", ".answer.before strong"):
+            box = page.locator(kept).bounding_box()
+            assert box
+            assert box["y"] >= 0
+            assert box["y"] + box["height"] <= 800
+    page.click("[data-head=L0H3]")
+    settled(page)
+    assert state(page)["heads"] == ["L0H3"]
+
+
+def test_many_heads_scroll_and_none_vanishes_unsaid(page: Page, explorer: Explorer):
+    page.click("[data-value=add]")
+    shown = 1
+    for head in range(16):
+        page.click(f"[data-head=L5H{head}]")
+        shown += shown < MAX_MAPS
+        page.wait_for_function(f"() => document.querySelectorAll('.heads .shown').length === {shown}")
+    expect(page.locator(".notice")).to_contain_text("At most 16 heads are shown at a time")
+    settled(page)
+    assert state(page)["heads"][-1] == str(explorer.first().heads[0])
+    assert page.locator(".others figure").count() == MAX_MAPS - 1
+    assert page.locator(".others").evaluate("others => others.scrollWidth > others.clientWidth")
+
+
+def test_fingers_draw_with_a_tool_and_scroll_without(page: Page):
+    canvas = page.locator(".panels canvas").first
+    assert canvas.evaluate("canvas => getComputedStyle(canvas).touchAction") == "pan-y"
+    page.click("[data-value='knock out']")
+    assert canvas.evaluate("canvas => getComputedStyle(canvas).touchAction") == "none"
+    drag(page, (92, 50), (124, 80))
+    assert len(state(page)["regions"]) == 1
+
+
+def test_a_link_says_how_long_it_lives_and_a_page_is_offered_when_it_has_died(
+    browser: Browser, address: str, tmp_path: Path
+):
+    page = opened(browser, address)
+    page.context.grant_permissions(["clipboard-write"])
+    page.click("text=Copy link")
+    expect(page.locator(".notice")).to_contain_text("until corelens ends")
+    page.route("**/view", lambda route: route.abort())  # what a process that ended looks like
+    page.click("[data-head=L0H3]")
+    expect(page.locator(".error")).to_contain_text("it has ended")
+    with page.expect_download() as download:
+        page.click(".error >> text=Save page")
+    assert "<!doctype html>" in download.value.path().read_text()
+    page.unroute("**/view")
+    page.click("[data-head=L0H4]")
+    settled(page)
+    expect(page.locator(".error")).to_be_hidden()
+    other = page.goto(address.replace("/token/", "/token-of-another-run/"))
+    assert other
+    assert other.status == 403
+    assert "a link ends with its run" in page.content()
+    page.context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -16,7 +16,7 @@ def test_a_state_is_its_json():
     region = cl.Evidence(cl.Box(1, 2, 3, 4), 0, (0.5, 1.0))
     state = ExplorerState(
         "a", ("b",), "why ?", (region,), (cl.Head(1, 2),), 7, "entropy", "score", (cl.Head(3, 4), cl.Head(0, 1)),
-        "mean", (region, cl.Evidence()), "chosen", "before",
+        "mean", (region, cl.Evidence()), "chosen", "before", True,
     )  # fmt: skip
     assert ExplorerState.parse(json.loads(json.dumps(state.json()))) == state
     assert ExplorerState.parse(ExplorerState().json()) == ExplorerState()

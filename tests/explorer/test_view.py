@@ -14,6 +14,7 @@ from PIL import Image
 import corelens as cl
 from corelens import HeadScores, HookedMLLM, Sample, toy
 from corelens.explorer import Explorer
+from corelens.explorer.prompts import NEED_EVIDENCE, NEED_NO_EVIDENCE
 from corelens.explorer.state import ExplorerState
 from corelens.explorer.view import MAX_MAPS, _rounded
 from corelens.inputs.prepare import PreparedInputs
@@ -36,6 +37,43 @@ def test_the_map_is_the_attention_of_the_chosen_head_and_token(
     assert np.isclose(attention_map["on_evidence"], float(row[evidence[0]].sum()), **CLOSE)
     texts = [token["position"] for token in explorer.prompt(first)["tokens"]]
     assert np.allclose(attention_map["tokens"], row[texts], **CLOSE)
+
+
+def test_a_token_of_the_answer_shows_what_heads_looked_at_when_the_next_was_produced(
+    toy_model: HookedMLLM,
+    explorer: Explorer,
+    first: ExplorerState,
+    inputs: PreparedInputs,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    ids = toy_model.processor.tokenizer.convert_tokens_to_ids(["green", "red", "blue", "?"])
+    for module in ("corelens.explorer.compute", "corelens.causal.answers"):  # the toy answers by one word
+        monkeypatch.setattr(f"{module}.greedy_answers", lambda *args, **kwargs: [ids])
+    explorer.prompts.prepared.clear()
+    n = inputs["input_ids"].shape[1]
+    view = explorer.view(first)
+    assert [token["position"] for token in view["before"]["tokens"]] == [n - 1, n, n + 1, n + 2]
+    assert view["query"] == n - 1
+    for number in (1, 2, 3):
+        state = replace(first, token=n - 1 + number, metric="visual_share")
+        shown = explorer.view(state)
+        assert shown["query"] == n - 1 + number
+        so_far = cl.append_answers(toy_model, inputs, [ids[:number]])  # all that generation has then
+        _, cache = toy_model.run_with_cache(so_far)
+        row = cache["pattern", first.heads[0].layer][0, first.heads[0].head, -1]
+        assert np.allclose(shown["maps"][0]["cells"], so_far.tokens.grid(row).flatten(), **CLOSE)
+        on_pictures = cache["pattern", 2][0, :, -1, so_far.tokens.visual[0]].sum(-1)
+        assert np.allclose(shown["map"][2], on_pictures, **CLOSE)
+        namespace: dict[str, Any] = {"model": toy_model, "samples": explorer.samples.values()}
+        exec(compile(shown["code"], "view.py", "exec"), namespace)
+        assert np.allclose(shown["map"], namespace["values"], **CLOSE)
+        (code_row,) = namespace["rows"].values()
+        assert np.allclose(code_row[: len(row)], row, **CLOSE)
+    # Other changes may make the answer shorter.
+    assert explorer.view(replace(first, token=n + 9))["query"] == n + 2
+    with pytest.raises(ValueError, match=f"position {n + 16} has no attention to show"):
+        explorer.view(replace(first, token=n + 16))
+    explorer.prompts.prepared.clear()
 
 
 def test_heads_are_coloured_by_the_scores_of_a_scan(
@@ -91,6 +129,28 @@ def test_ablation_is_that_of_run_with_hooks(
     # One token answers here, so that the plain answer's probability is that of its token.
     answer = tokenizer.convert_tokens_to_ids(view["before"]["text"])
     assert np.isclose(view["after"]["of_plain"], float(changed[answer]), **CLOSE)
+
+
+def test_the_answer_without_the_marked_heads_is_that_of_ablating_them(explorer: Explorer, first: ExplorerState):
+    view = explorer.view(replace(first, ablated=explorer.core))
+    assert explorer.view(first)["without_core"] == view["without_core"] == view["after"]["of_plain"]
+
+
+def test_evidence_that_no_head_can_attend_to_is_reported(explorer: Explorer, first: ExplorerState):
+    box = explorer.samples[first.sample].evidence[0].box
+    assert box
+    hidden = replace(first, regions=(cl.Evidence(box),))
+    half = replace(first, regions=(cl.Evidence(cl.Box(box.left, box.top, box.left + 1, box.top + 1)),))
+    assert explorer.view(hidden)["hidden"]
+    assert not np.array(explorer.view(hidden)["map"]).any()
+    for other in (
+        first,
+        half,
+        replace(hidden, blind="chosen"),
+        replace(hidden, moment="before"),
+        replace(hidden, metric="entropy"),
+    ):
+        assert not explorer.view(other)["hidden"]
 
 
 @pytest.mark.parametrize("blind", ["all", "chosen"])
@@ -170,15 +230,28 @@ def test_marked_evidence_colours_the_heads(
     toy_model: HookedMLLM, explorer: Explorer, first: ExplorerState, inputs: PreparedInputs
 ):
     state = replace(first, question="which digit is red ?")
-    view = explorer.view(state)
-    assert view["map"] is None
-    assert view["note"] == "Mark the evidence in the picture, or colour heads by another metric."
     box = cl.Box(16, 16, 32, 32)
     marked = explorer.view(replace(state, evidence=(cl.Evidence(box),)))
     other_inputs = toy_model.prepare(list(explorer.samples[first.sample].images), "which digit is red ?")
     _, cache = toy_model.run_with_cache(other_inputs, queries=other_inputs.tokens.question)
     in_box = other_inputs.tokens.in_box(box)[0]
     assert np.allclose(marked["map"][2], cache["pattern", 2][0][..., in_box].sum(-1).mean(-1), **CLOSE)
+
+
+def test_without_evidence_heads_are_coloured_by_a_metric_that_needs_none(explorer: Explorer, first: ExplorerState):
+    state = replace(first, question="which digit is red ?")
+    for needing in NEED_EVIDENCE:
+        view = explorer.view(replace(state, metric=needing))
+        assert view["map"] == explorer.view(replace(state, metric="visual_share"))["map"]
+        assert view["metric"] == "visual_share"
+        assert f"“{NEED_EVIDENCE[needing]}” but by “{NEED_NO_EVIDENCE['visual_share']}”" in view["unmarked"]
+        assert '"visual_share"' in view["code"]
+    assert view["state"]["metric"] == needing  # so that marking the evidence is enough
+    for marked in (first, replace(state, evidence=(cl.Evidence(cl.Box(0, 0, 9, 9)),))):
+        assert (explorer.view(marked)["metric"], explorer.view(marked)["unmarked"]) == (first.metric, "")
+    without_pictures = explorer.view(ExplorerState(question="which digit is red ?", metric="ram"))
+    assert without_pictures["metric"] == "entropy"
+    assert np.array(without_pictures["map"]).max() > 0
 
 
 def test_a_note_and_a_warning_name_unknown_words(explorer: Explorer, first: ExplorerState):
@@ -198,7 +271,7 @@ def test_a_state_without_a_question_shows_a_note(explorer: Explorer):
     [
         ({"heads": (cl.Head(9, 0),)}, "L9H0 does not exist"),
         ({"ablated": (cl.Head(0, 99),)}, "L0H99 does not exist"),
-        ({"heads": tuple(cl.Head(0, head) for head in range(7))}, "7 heads are chosen"),
+        ({"heads": tuple(cl.Head(head % 6, head // 6) for head in range(17))}, "17 heads are chosen"),
         ({"token": 3}, "position 3 has no attention to show; choose one of the question or after it, "),
         ({"metric": "nonsense"}, "no metric 'nonsense' to colour heads by; choose one of ram, "),
         ({"regions": (cl.Evidence(cl.Box(0, 0, 999, 5)),)}, "is not a region of picture 0"),
@@ -232,4 +305,4 @@ def test_messages_of_a_large_model_stay_small():
     """32 layers of 32 heads and 4,096 visual tokens, with as many maps as are shown at a time."""
     heads = _rounded(torch.rand(32, 32))
     cells = _rounded(torch.rand(MAX_MAPS, 4096).softmax(-1))
-    assert len(json.dumps([heads, cells])) < 400_000
+    assert len(json.dumps([heads, cells])) < 900_000

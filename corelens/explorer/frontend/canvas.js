@@ -28,8 +28,14 @@ function cellAt(panel, x, y) {
   return null;
 }
 
-/** Draws a picture with attention over it: dark where there is none, lit where there is most, never opaque. */
-function paint(context, width, panel, image, map, start, marks, strength) {
+/** The attention that gets the strongest colour: all of a head's, or, on its own scale, its highest. */
+const topOfScale = (ui, map) => (ui.ownScale ? maxAttention(map) : 1);
+
+/** The place of attention on the scale of colours: a root, since a head has many patches to share its attention. */
+const brightness = (attention, top) => Math.sqrt(attention / top);
+
+/** Draws a picture with attention over it: clear where there is none, and never opaque. */
+function paint(ui, context, width, panel, image, map, start, marks) {
   const scale = width / panel.width;
   const onCanvas = (box) => {
     const wholePanel = [0, 0, panel.width, panel.height];
@@ -38,16 +44,13 @@ function paint(context, width, panel, image, map, start, marks, strength) {
   };
   context.imageSmoothingEnabled = image.naturalWidth >= width;
   context.drawImage(image, 0, 0, width, panel.height * scale);
-  const highest = maxAttention(map);
+  const top = topOfScale(ui, map);
   let index = start;
   for (const { x, y } of map ? panel.grids : []) {
     for (let row = 0; row + 1 < y.length; row++) {
       for (let column = 0; column + 1 < x.length; column++) {
-        const share = map.cells[index++] / highest;
-        for (const [rgb, alpha] of [[[0, 0, 0], 0.65 * (1 - share)], [CIVIDIS.at(-1), 0.6 * share]]) {
-          context.fillStyle = css(rgb, strength * alpha);
-          context.fillRect(...onCanvas([x[column], y[row], x[column + 1], y[row + 1]]));
-        }
+        context.fillStyle = colour(ui.about.colours.attention, brightness(map.cells[index++], top), ui.strength);
+        context.fillRect(...onCanvas([x[column], y[row], x[column + 1], y[row + 1]]));
       }
     }
   }

@@ -25,14 +25,15 @@ function refill(parent, ...children) {
   parent.replaceChildren(...children.filter((child) => child !== null));
   if (index < 0) return;
   const controls = [...parent.querySelectorAll("button, input, select")];
-  (controls.find((control) => control.textContent === focused.textContent) ?? controls[index])?.focus();
+  const hasSameLabel = (control) => control.textContent === focused.textContent;
+  (controls.includes(focused) ? focused : controls.find(hasSameLabel) ?? controls[index])?.focus();
 }
 
-/** Buttons of which one is pressed. */
+/** Buttons of which one is pressed; `options` are values with their label and what it does. */
 function choice(name, options, chosen, choose) {
   return make("span", { className: "choice", role: "group", "aria-label": name },
-    ...Object.entries(options).map(([value, label]) =>
-      button(label, () => choose(value), { "aria-pressed": String(value === chosen), "data-value": value })));
+    ...Object.entries(options).map(([value, [label, title]]) =>
+      button(label, () => choose(value), { title, "aria-pressed": String(value === chosen), "data-value": value })));
 }
 
 async function copyText(text, copyButton) {

@@ -9,7 +9,8 @@ function render({ model, el }) {
     model, about,
     tool: "read", // applied by a click on a picture
     clicking: "show", // applied by a click on a head
-    strength: 0.75, // of the overlay
+    strength: 1, // of the overlay
+    ownScale: false, // of every map
     files: {}, // uploaded pictures
     images: new Map(), // decoded, by address
     past: [], future: [],
@@ -27,6 +28,7 @@ function render({ model, el }) {
     put(state) {
       const keys = state.pictures.filter((key) => ui.files[key]);
       if (keys.length) model.set("uploads", Object.fromEntries(keys.map((key) => [key, ui.files[key]])));
+      ui.notify("");
       model.set("state", state);
       root.setAttribute("aria-busy", "true");
       model.save_changes();
@@ -36,9 +38,21 @@ function render({ model, el }) {
       to.push(ui.state);
       ui.put(from.pop());
     },
-    showError(error) {
-      alert.textContent = error;
+    showError(error, ...controls) {
+      refill(alert, error, " ", ...controls);
       alert.hidden = !error;
+    },
+    /** Says something until the next choice. */
+    notify(text, ...controls) {
+      refill(notice, text, " ", ...controls);
+      notice.hidden = !text;
+    },
+    savePage: () => save("corelens.html", stillPage(ui), "text/html"),
+    use(tool) {
+      ui.tool = tool;
+      draw();
+      pictures.scrollIntoView({ block: "nearest" });
+      pictures.querySelector("canvas").focus({ preventScroll: true });
     },
     toggleAblated(name) {
       const { ablated } = ui.state;
@@ -48,7 +62,8 @@ function render({ model, el }) {
       const shown = ui.state.heads;
       if (!add) ui.change({ heads: [name] });
       else if (shown.includes(name)) ui.change({ heads: without(shown, name) });
-      else ui.change({ heads: [name, ...shown].slice(0, about.most_maps) });
+      else if (shown.length < about.most_maps) ui.change({ heads: [name, ...shown] });
+      else ui.notify(`At most ${about.most_maps} heads are shown at a time; take one away first.`);
     },
     draw,
   };
@@ -56,15 +71,25 @@ function render({ model, el }) {
     changesSection, codeSection].map((section) => section(ui));
   const [header, gallery, question, pictures, heads, answers, changes, code] = sections.map(({ element }) => element);
   const alert = make("p", { className: "error", role: "alert", hidden: true });
-  const root = make("div", { className: "corelens", tabIndex: -1 }, header, alert, gallery,
+  const notice = make("p", { className: "note notice", role: "status", hidden: true });
+  const root = make("div", { className: "corelens", tabIndex: -1 }, header, alert, notice, gallery,
     make("div", { className: "columns" },
       make("div", { className: "column" }, question, pictures),
       make("div", { className: "column" }, heads, answers, changes)),
     code);
+  for (const mark of ["core", "ablated"]) root.style.setProperty(`--${mark}`, about.colours[mark]);
+  root.style.setProperty("--attention", colour(about.colours.attention, 1, 9)); // opaque
   root.classList.toggle("still", Boolean(model.get("still")));
+  const openHelp = (event) => {
+    if (event.key !== "?" || event.target.matches("input, select") || model.get("still")) return;
+    event.preventDefault();
+    ui.help.showModal();
+  };
+  if (model.get("linked")) document.addEventListener("keydown", openHelp); // a page of its own
   root.setAttribute("data-lm-suppress-shortcuts", "true"); // Jupyter's, which would delete the cell on "d d"
   root.addEventListener("keydown", (event) => {
     event.stopPropagation();
+    openHelp(event);
     if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z" && event.target.tagName !== "INPUT") {
       event.preventDefault();
       if (event.shiftKey) ui.step(ui.future, ui.past);
@@ -72,6 +97,15 @@ function render({ model, el }) {
     }
   });
   acceptDrops(root, ui);
+  explainWords(root);
+  const { card, start, seen } = tour([
+    [question, "Ask about the picture. Below are the words that the model reads: choose the one that heads look from."],
+    [heads, "Every cell is an attention head, coloured by the measure above. Click one, or type its name."],
+    [pictures, "Here is where that head looks, as shares of all its attention. The white box holds the answer."],
+    [changes, "Take heads away, or hide parts of the picture: the answer above shows what is lost."],
+  ]);
+  ui.help = helpDialog(start);
+  root.append(ui.help, card);
   el.replaceChildren(root);
 
   function settled() {
@@ -79,7 +113,7 @@ function render({ model, el }) {
     draw();
   }
   function draw() {
-    ui.showError(model.get("error"));
+    ui.showError(model.get("error"), model.get("ended") ? savePageButton(ui) : null);
     // Prompt and view arrive one after the other.
     ui.current = Boolean(ui.prompt) && ui.view.prompt === ui.prompt.key;
     for (const section of sections) section.draw();
@@ -87,6 +121,7 @@ function render({ model, el }) {
   const listeners = { "change:state": draw, "change:view": settled, "change:error": settled };
   for (const [event, listener] of Object.entries(listeners)) model.on(event, listener);
   draw();
+  if (model.get("linked") && !seen()) start();
   return () => {
     for (const [event, listener] of Object.entries(listeners)) model.off(event, listener);
   };

@@ -1,7 +1,7 @@
 // The view as one picture to save.
 
 function figure(ui) {
-  const { panels, question, tokens } = ui.prompt;
+  const { panels, question } = ui.prompt;
   const [focus] = ui.view.maps;
   const left = 40, right = 690, top = 96, side = 560;
   const columns = Math.ceil(Math.sqrt(panels.length)), panelSide = side / columns;
@@ -20,42 +20,52 @@ function figure(ui) {
   context.fillStyle = "#ffffff";
   context.fillRect(0, 0, 1400, height);
   write(question, left, 44, 22);
-  const queryToken = tokens.find(({ position }) => position === ui.state.token) ?? tokens.at(-1);
-  const highest = number(maxAttention(focus));
-  write(focus ? `${focus.head}, from “${queryToken.text.trim()}”; brightest ${highest}` : "", left, 76);
-  write(ui.about.metrics[ui.state.metric], right, 76);
+  const queryToken = queryTokenOf(ui);
+  const scaleSays = `strongest colour: ${share(topOfScale(ui, focus))} of its attention`;
+  write(focus ? `${focus.head}, from “${queryToken.text.trim()}”; ${scaleSays}` : "", left, 76);
+  write(ui.about.metrics[ui.view.metric], right, 76);
   const offsets = cellOffsets(panels);
   panels.forEach((panel, index) => {
     context.save();
     context.translate(left + (index % columns) * panelSide, top + Math.floor(index / columns) * tallest);
     const image = loadedImage(ui, panel.src);
-    paint(context, panelSide - 6, panel, image, focus, offsets[index], regionMarks(ui), ui.strength);
+    paint(ui, context, panelSide - 6, panel, image, focus, offsets[index], regionMarks(ui));
     context.restore();
   });
-  const list = rankedHeads(ui), scale = scaleOf(list);
+  const list = rankedHeads(ui), scale = scaleOf(ui, list);
+  const { heads, core, ablated } = ui.about.colours;
+  const stops = heads.light[scale.kind];
+  const mark = (stroke, trace) => {
+    for (const [style, thickness] of [["#ffffff", size / 5], [stroke, size / 12]]) { // visible on all values
+      context.strokeStyle = style;
+      context.lineWidth = thickness;
+      context.beginPath();
+      trace();
+      context.stroke();
+    }
+  };
   for (const { name, layer, head, value } of list) {
     const x = right + head * size, y = top + (rows - 1 - layer) * size, inner = size - 2;
-    const share = scale.share(value), marks = headMarks(ui, name);
+    const marks = headMarks(ui, name);
     if (!head) write(`L${layer}`, x - 10, y + size / 2 + 4, 12, "right");
-    context.fillStyle = value === null ? "#e6e9ee" : css(colour(share));
+    if (!layer) write(String(head), x + inner / 2, y + size + 10, 11, "center");
+    context.fillStyle = value === null ? "#e6e9ee" : colour(stops, scale.place(value));
     context.fillRect(x, y, inner, inner);
-    context.strokeStyle = markColour(value === null ? 1 : share);
-    context.lineWidth = size / 18;
-    context.beginPath();
-    if (marks.core) context.arc(x + inner / 2, y + inner / 2, inner / 4, 0, 2 * Math.PI);
-    for (const [from, to] of marks.ablated ? [[0.15, 0.85], [0.85, 0.15]] : []) {
-      context.moveTo(x + inner * from, y + inner * 0.15);
-      context.lineTo(x + inner * to, y + inner * 0.85);
+    if (marks.core) mark(core, () => context.arc(x + inner / 2, y + inner / 2, inner / 3.4, 0, 2 * Math.PI));
+    for (const [from, to] of marks.ablated ? [[0.2, 0.8], [0.8, 0.2]] : []) {
+      mark(ablated, () => {
+        context.moveTo(x + inner * from, y + inner * 0.2);
+        context.lineTo(x + inner * to, y + inner * 0.8);
+      });
     }
-    context.stroke();
-    if (marks.shown) outline(context, [x, y, inner, inner], "#ff9d5c", []);
+    if (marks.shown) outline(context, [x, y, inner, inner], "#1f2430", []);
   }
   const bottom = top + rows * size;
   const changes = [ui.state.ablated.length ? `${ui.state.ablated.join(", ")} ablated (${ui.state.how})` : "",
     ui.state.regions.length ? `regions hidden: ${ui.state.regions.length}` : ""].filter(Boolean).join("; ");
   const { before, after } = ui.view;
   const key = "outlined: shown; ring: CoRe head; cross: ablated";
-  write(`${number(scale.low)} to ${number(scale.high)}; ${key}`, right, bottom + 24, 13);
+  write(`${number(scale.low)} to ${scale.write(scale.highest)}; ${key}`, right, bottom + 36, 13);
   write(`answer: ${before.text} (${percent(before.probability)})`, right, bottom + 70, 20);
   if (changes) write(`with changes: ${after.text} (${percent(after.probability)})`, right, bottom + 100, 20);
   write(changes, right, bottom + 124, 13);

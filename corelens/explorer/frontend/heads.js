@@ -1,5 +1,8 @@
 // All heads of the model, coloured by a metric.
 
+/** The loss of the answer's probability below which heads count as doing nothing for it. */
+const IDLE = 0.05;
+
 /** Every head with its value, highest first; heads without a value last. */
 function rankedHeads(ui) {
   const list = ui.about.n_heads.flatMap((count, layer) => Array.from({ length: count }, (_, head) =>
@@ -8,11 +11,18 @@ function rankedHeads(ui) {
   return list.sort((a, b) => sortKey(b) - sortKey(a) || a.layer - b.layer || a.head - b.head);
 }
 
-/** Values as shares of the colours, one end of which is zero unless values lie on both sides of it. */
-function scaleOf(list) {
-  const values = list.map(({ value }) => value).filter((value) => value !== null);
-  const [low, high] = [Math.min(0, ...values), Math.max(1e-9, ...values)];
-  return { low, high, share: (value) => (value - low) / (high - low) };
+/** The scale of values: from zero up, or around zero if some are negative. `highest` is 0 if all are. */
+function scaleOf(ui, list) {
+  const values = list.map(({ value }) => value ?? 0);
+  const highest = Math.max(...values.map(Math.abs)), low = Math.min(...values) < 0 ? -highest : 0;
+  const kind = low < 0 ? "diverging" : "sequential";
+  const unit = ui.about.units[ui.view.metric];
+  const theme = (name, place) => colour(ui.about.colours.heads[name][kind], place);
+  const background = (place) => `light-dark(${theme("light", place)}, ${theme("dark", place)})`;
+  return {
+    highest, low, kind, background, write: (value) => measured(value, unit),
+    place: (value) => (value - low) / (highest - low || 1),
+  };
 }
 
 /** Marks of a head beside its value. */
@@ -23,15 +33,28 @@ function headMarks(ui, name) {
   };
 }
 
-/** The colour of marks, which have to be visible on dark blue and on yellow. */
-const markColour = (share) => (share > 0.6 ? "#10131a" : "#ffffff");
-
 function headsSection(ui) {
   const { about } = ui;
-  const metric = make("select", { "aria-label": "Coloured by", onchange: () => ui.change({ metric: metric.value }) },
-    ...Object.entries(about.metrics).map(([value, label]) => make("option", { value }, label)));
+  const choose = () => (metric.value === ui.state.metric ? draw() : ui.change({ metric: metric.value }));
+  const metric = make("select", {
+    "aria-label": "Coloured by", title: "The measure that colours the heads", onchange: choose,
+  }, ...Object.entries(about.metrics).map(([value, label]) => make("option", { value }, label)));
   const bar = make("div", { className: "bar" });
-  const note = make("p", { className: "note" });
+  const named = make("input", {
+    type: "text", placeholder: "L3H14", size: 8, "aria-label": "Heads to show",
+    title: "Type the heads to show, such as L3H14", oninput: () => named.setCustomValidity(""),
+  });
+  const goTo = make("form", { className: "named", onsubmit(event) {
+    event.preventDefault();
+    const names = named.value.toUpperCase().split(/[\s,]+/).filter(Boolean);
+    const unknown = names.find((name) => !cells.has(name));
+    named.setCustomValidity(unknown ? `${unknown} is no head of this model; write layer and head as in L3H14.` : "");
+    if (named.reportValidity() && names.length) ui.change({ heads: [...new Set(names)].slice(0, about.most_maps) });
+  } }, named, make("button", { type: "submit", title: "Show the heads that are typed here" }, "Go"));
+  const notes = make("div", { role: "status" });
+  const markEvidence = button("Mark the evidence", () => ui.use("evidence"), {
+    title: "Then drag over the part of the picture that holds the answer",
+  });
   const grid = make("div", {
     className: "heads", role: "grid", "aria-label": "Attention heads", "aria-multiselectable": "true",
   });
@@ -56,6 +79,8 @@ function headsSection(ui) {
     const focused = headOf(grid.getRootNode().activeElement);
     cells.clear();
     grid.style.setProperty("--heads", widest);
+    const step = widest > 24 ? 4 : 1;
+    const numbers = Array.from({ length: widest }, (_, head) => span("layer", head % step ? "" : String(head)));
     grid.replaceChildren(...rows.filter((row) => row.length).map((row, index) => {
       const label = isRanked ? `${index * widest + 1}` : `L${row[0].layer}`;
       const title = make("span", { className: "layer", role: "rowheader" }, label);
@@ -63,42 +88,77 @@ function headsSection(ui) {
         cells.set(name, make("button", { type: "button", role: "gridcell", tabIndex: -1, "data-head": name }));
         return cells.get(name);
       }));
-    }));
+    }), isRanked ? "" : make("div", { className: "row numbers", "aria-hidden": "true" }, span(""), ...numbers));
     cells.get(focused)?.focus();
   }
 
-  function drawCell({ name, value }, rank, list, scale) {
+  function drawCell({ name, value }, rank, list, scale, wall) {
     const cell = cells.get(name), marks = headMarks(ui, name);
-    cell.style.background = value === null ? "" : css(colour(scale.share(value)));
-    cell.style.setProperty("--mark", value === null ? "" : markColour(scale.share(value)));
+    if (!wall) cell.replaceChildren();
+    else {
+      if (!cell.firstChild) cell.append(make("canvas"));
+      paintThumbnail(ui, cell.firstChild, wall, name);
+    }
+    cell.style.background = value === null || wall ? "" : scale.background(scale.place(value));
     cell.className = Object.keys(marks).filter((mark) => marks[mark]).join(" ");
     cell.tabIndex = name === active ? 0 : -1;
     cell.setAttribute("aria-selected", String(marks.shown));
     const rankOf = `rank ${rank + 1} of ${list.length}`;
     const facts = { [rankOf]: value !== null, "CoRe head": marks.core, ablated: marks.ablated };
-    cell.dataset.readout = [name, number(value), ...Object.keys(facts).filter((fact) => facts[fact])].join(" · ");
+    cell.dataset.readout = [name, scale.write(value), ...Object.keys(facts).filter((fact) => facts[fact])].join(" · ");
     cell.setAttribute("aria-label", cell.dataset.readout);
   }
 
   function draw() {
-    const clicks = { show: "Show", ablate: "Ablate" }, orders = { layer: "By layer", score: "Highest first" };
-    metric.value = ui.state.metric;
+    const clicks = {
+      show: ["Show", "A click on a head shows its attention"],
+      add: ["Add", "A click on a head shows its attention beside the others (Ctrl-click)"],
+      ablate: ["Ablate", "A click on a head ablates it (Alt-click)"],
+    };
+    const cellsShow = {
+      values: ["Values", "Every cell has the colour of its value"],
+      wall: ["Pictures", "Every cell shows where its head looks, all heads at once"],
+    };
+    const orders = {
+      layer: ["By layer", "Every row is a layer, the last on top"],
+      score: ["Highest first", "Heads in the order of their values"],
+    };
+    const { metric: chosen } = ui.state;
+    metric.value = ui.view.state?.metric === chosen ? ui.view.metric ?? chosen : chosen; // what colours the heads
     refill(bar, make("label", {}, "coloured by ", metric),
       choice("Order", orders, ui.state.order, (order) => ui.change({ order })),
-      choice("What a click on a head does", clicks, ui.clicking, (clicking) => { ui.clicking = clicking; ui.draw(); }));
-    const list = rankedHeads(ui), scale = scaleOf(list);
+      choice("Cells", cellsShow, ui.state.wall ? "wall" : "values", (shown) => ui.change({ wall: shown === "wall" })),
+      choice("What a click on a head does", clicks, ui.clicking, (clicking) => { ui.clicking = clicking; ui.draw(); }),
+      goTo);
+    const list = rankedHeads(ui), scale = scaleOf(ui, list);
     layOut(list);
     active = cells.has(active) ? active : ui.state.heads[0] ?? list[0].name;
-    list.forEach((head, rank) => drawCell(head, rank, list, scale));
-    note.textContent = ui.view.note ?? "";
-    note.hidden = !note.textContent;
+    const wall = wallOf(ui);
+    grid.classList.toggle("wall", Boolean(wall));
+    list.forEach((head, rank) => drawCell(head, rank, list, scale, wall));
+    refill(notes, ...currentNotes());
     const ramp = span("ramp");
-    ramp.style.background = `linear-gradient(90deg, ${CIVIDIS.map((rgb) => css(rgb)).join()})`;
-    const keys = { focus: "shown", ...(about.core.length ? { core: "CoRe head" } : {}), ablated: "ablated" };
-    legend.replaceChildren(...(ui.view.map ? [number(scale.low), ramp, number(scale.high)] : []),
+    ramp.style.background = `linear-gradient(90deg, ${[0, 0.25, 0.5, 0.75, 1].map(scale.background).join()})`;
+    const legendOf = ({ low, highest, write }) => (highest ? [number(low), ramp, write(highest)] : ["all heads: 0"]);
+    const core = about.core.length ? { core: word("CoRe heads", "CoRe head") } : {};
+    const keys = { focus: "shown", ...core, ablated: word("ablation", "ablated") };
+    legend.replaceChildren(...(ui.view.map ? legendOf(scale) : []),
       ...Object.entries(keys).map(([mark, label]) => span("key", make("i", { className: mark }), label)));
     legend.title = about.core_name && `CoRe heads: ${about.core_name}`;
     showReadout(active);
+  }
+
+  /** Notes on what the colours do not say by themselves. */
+  function currentNotes() {
+    const { unmarked, hidden, before, without_core: withoutCore } = ui.view;
+    const note = (...content) => make("p", { className: "note" }, ...content);
+    const isIdle = withoutCore !== null && before && before.probability - withoutCore < IDLE;
+    return [
+      unmarked ? note(unmarked, " ", ui.prompt?.panels.some(({ grids }) => grids.length) ? markEvidence : "") : null,
+      hidden ? note("The evidence is hidden from all heads, so none attends to it; see “Before”.") : null,
+      isIdle ? note("The heads with a ring do nothing for this answer: with all of them ablated, ",
+        `“${before.text}” has ${percent(withoutCore)} instead of ${percent(before.probability)}.`) : null,
+    ];
   }
 
   const headOf = (element) => element?.closest?.("[data-head]")?.dataset.head;
@@ -108,7 +168,7 @@ function headsSection(ui) {
     if (!name || ui.model.get("still")) return;
     active = name;
     if (ui.clicking === "ablate" || event.altKey) ui.toggleAblated(name);
-    else ui.showHead(name, event.ctrlKey || event.metaKey || event.shiftKey);
+    else ui.showHead(name, ui.clicking === "add" || event.ctrlKey || event.metaKey || event.shiftKey);
   });
   for (const name of ["pointerover", "focusin"]) {
     grid.addEventListener(name, (event) => headOf(event.target) && showReadout(headOf(event.target)));
@@ -120,7 +180,7 @@ function headsSection(ui) {
     if (event.key === "a") ui.toggleAblated(name);
     else if (event.key === "+") ui.showHead(name, true);
     else if (event.key in ARROWS) {
-      const rows = [...grid.children].map((row) => [...row.querySelectorAll("button")]);
+      const rows = [...grid.querySelectorAll("[role=row]")].map((row) => [...row.querySelectorAll("button")]);
       const y = rows.findIndex((row) => row.includes(cells.get(name))), x = rows[y].indexOf(cells.get(name));
       const [dx, dy] = ARROWS[event.key];
       const row = rows[y + dy] ?? rows[y];
@@ -132,5 +192,5 @@ function headsSection(ui) {
     } else return;
     event.preventDefault();
   });
-  return { element: make("section", { className: "map" }, bar, note, grid, legend, readout), draw };
+  return { element: make("section", { className: "map" }, bar, notes, grid, legend, readout), draw };
 }

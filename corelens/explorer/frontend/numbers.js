@@ -1,22 +1,38 @@
 // Numbers as colours and as text.
 
-const CIVIDIS = [
-  "#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838",
-].map((hex) => [1, 3, 5].map((start) => parseInt(hex.slice(start, start + 2), 16)));
+/** A colour of CSS as red, green, blue and opacity. */
+const parsed = (text) => text.startsWith("#")
+  ? [...[1, 3, 5].map((start) => parseInt(text.slice(start, start + 2), 16)), 1]
+  : text.match(/[\d.]+/g).map(Number);
 
-/** A colour between 0 and 1: dark blue to yellow, even in lightness, also for eyes that mix red and green. */
-function colour(share) {
-  const place = Math.min(Math.max(share, 0), 1) * (CIVIDIS.length - 1);
-  const [low, high] = [CIVIDIS[Math.floor(place)], CIVIDIS[Math.ceil(place)]];
-  return low.map((value, index) => Math.round(value + (high[index] - value) * (place - Math.floor(place))));
+/** The colour at a place from 0 to 1 between stops, [place, colour]. */
+function colour(stops, place, strength = 1) {
+  const inside = Math.min(Math.max(place, 0), 1);
+  const next = Math.max(stops.findIndex(([stop]) => stop >= inside), 1);
+  const [[start, low], [end, high]] = [stops[next - 1], stops[next]].map(([stop, text]) => [stop, parsed(text)]);
+  const between = (inside - start) / (end - start);
+  const [red, green, blue, alpha] = low.map((value, index) => value + (high[index] - value) * between);
+  return `rgba(${[red, green, blue].map(Math.round).join()},${+(alpha * strength).toFixed(3)})`;
 }
 
-const css = (rgb, alpha = 1) => `rgba(${rgb.join(",")},${alpha})`;
 const same = (first, second) => JSON.stringify(first) === JSON.stringify(second);
 const without = (list, item) => list.filter((element) => !same(element, item));
 
 function percent(probability) {
   return probability >= 0.0005 ? `${(100 * probability).toFixed(1)} %` : "< 0.1 %";
+}
+
+/** A share of attention, to two digits. */
+function share(value) {
+  const percent = 100 * value;
+  if (percent === 0 || percent >= 10) return `${Number(percent.toFixed(percent > 99 ? 1 : 0))} %`;
+  return percent < 0.01 ? "< 0.01 %" : `${percent.toPrecision(2)} %`;
+}
+
+/** A value of a metric with its unit. */
+function measured(value, unit = "") {
+  if (value !== null && unit.startsWith("%")) return share(value) + unit.slice(1);
+  return value === null ? number(value) : `${number(value)} ${unit}`.trim();
 }
 
 function number(value) {

@@ -5,6 +5,7 @@
 import explorer from "./explorer.js";
 
 const LINK = "#view=";
+const ENDED = "corelens does not answer: it has ended, and this link with it. What was shown last can still be saved.";
 
 function stateOfLink() {
   if (!location.hash.startsWith(LINK)) return null;
@@ -50,9 +51,12 @@ async function start() {
       if (!content.error) Object.keys(uploads).forEach((key) => sent.add(key));
       if ("prompt" in content) put("prompt", content.prompt);
       if (content.view) put("view", content.view);
+      values.ended = false;
       put("error", content.error ?? "");
     } catch (cause) {
-      if (cause.name !== "AbortError") put("error", "corelens does not answer: is it still running?");
+      if (cause.name === "AbortError") return;
+      values.ended = true;
+      put("error", ENDED);
     }
   }
 

@@ -1,10 +1,20 @@
 // The pictures of a prompt: large under the head in focus, small under the others.
 
+const SCALES = {
+  one: ["One scale", "The same colour is the same share of attention, for all heads and questions"],
+  own: ["Own scale", "The strongest colour is the head's own highest attention, however little that is"],
+};
+const TOOL_HINTS = {
+  evidence: "Drag over the part of the picture that holds the answer, or click a patch.",
+  "knock out": "Drag over a part of the picture to hide it from the heads, or click a patch; again to open it.",
+};
+
 function picturesSection(ui) {
   const large = make("div", { className: "panels" });
   const small = make("div", { className: "others" });
   const bar = make("div", { className: "bar" });
   const readout = make("p", { className: "readout", "aria-live": "polite" });
+  const scale = make("div", { className: "legend" });
   const pointer = { panel: null, at: null, drag: null };
   let canvases = []; // { canvas, panel: its number, map: its number }
   let drawnLayout = { large: "", small: "" };
@@ -18,11 +28,12 @@ function picturesSection(ui) {
       const [left, top, right, bottom] = cell.box.map(Math.round);
       const value = focus.cells[cellOffsets(ui.prompt.panels)[ui.prompt.panels.indexOf(pointer.panel)] + cell.index];
       const where = `row ${cell.row}, column ${cell.column} · pixels ${left} to ${right}, ${top} to ${bottom}`;
-      return `${where} · attention ${number(value)}`;
+      return `${where} · ${share(value)} of ${focus.head}'s attention`;
     }
-    const evidence = focus.on_evidence === null ? "" : `${percent(focus.on_evidence)} on the evidence, `;
-    const brightness = focus.cells.length ? `; brightest ${number(maxAttention(focus))}` : `. ${ui.prompt.no_boxes}`;
-    return `${focus.head}: ${evidence}${percent(focus.on_pictures)} of its attention on pictures${brightness}`;
+    if (TOOL_HINTS[ui.tool]) return TOOL_HINTS[ui.tool];
+    const evidence = focus.on_evidence === null ? "" : `, ${share(focus.on_evidence)} on the evidence`;
+    const most = focus.cells.length ? `; at most ${share(maxAttention(focus))} on a patch` : `. ${ui.prompt.no_boxes}`;
+    return `${focus.head}: ${share(focus.on_pictures)} of this head's attention is on pictures${evidence}${most}`;
   }
 
   function repaint() {
@@ -42,8 +53,21 @@ function picturesSection(ui) {
       const context = canvas.getContext("2d");
       context.scale(ratio, ratio);
       const marks = { ...regionMarks(ui), cursor };
-      paint(context, width, panel, image, ui.view.maps[map], offsets[index], marks, ui.strength);
+      paint(ui, context, width, panel, image, ui.view.maps[map], offsets[index], marks);
     }
+  }
+
+  /** The scale of colours: one for all heads, unless a switch says otherwise. */
+  function drawScale() {
+    const [focus] = ui.view.maps ?? [];
+    const top = topOfScale(ui, focus);
+    const ramp = span("ramp");
+    const stops = Array.from({ length: 9 }, (_, index) => colour(ui.about.colours.attention, index / 8, ui.strength));
+    ramp.style.background = `linear-gradient(90deg, ${stops.join()})`;
+    const says = ui.ownScale ? `: ${focus?.head ?? "each head"}'s highest; colours of heads cannot be compared`
+      : " of a head's attention, on one patch";
+    refill(scale, choice("Scale of colours", SCALES, ui.ownScale ? "own" : "one",
+      (scale) => { ui.ownScale = scale === "own"; ui.draw(); }), "0", ramp, `${share(top)}${says}`);
   }
 
   /** Makes canvases where others are needed; those that stay keep the focus. */
@@ -75,7 +99,7 @@ function picturesSection(ui) {
         button(make("span", { className: "row" }, ...panels.map((_, panel) => canvasOf(panel, index + 1))),
           () => ui.change({ heads: [map.head, ...without(ui.state.heads, map.head)] }),
           { title: `Bring ${map.head} to the front`, "aria-label": `Bring ${map.head} to the front` }),
-        make("figcaption", {}, `${map.head}, to ${number(maxAttention(map))}`))));
+        make("figcaption", {}, `${map.head}: ${share(map.on_pictures)}`))));
     }
     const head = ui.view.maps[0]?.head ?? "no head";
     for (const { canvas, panel } of canvases) {
@@ -84,12 +108,22 @@ function picturesSection(ui) {
     }
   }
 
+  const element = make("section", { className: "pictures" }, bar, large, scale, readout, small);
+
   function draw() {
-    const tools = { read: "Read", evidence: "Mark evidence", "knock out": "Knock out" };
-    const phases = { before: "Before", after: "With changes" };
+    element.classList.toggle("using", ui.tool !== "read");
+    const tools = {
+      read: ["Read", "A click changes nothing; point at a patch to read its attention"],
+      evidence: ["Mark evidence", "Drag over the part that holds the answer"],
+      "knock out": ["Knock out", "Drag over a part to hide it from the heads"],
+    };
+    const phases = {
+      before: ["Before", "Heads and picture without the changes"],
+      after: ["With changes", "Heads and picture with the changes"],
+    };
     const strength = make("input", {
-      type: "range", min: 0, max: 1, step: 0.05, value: ui.strength,
-      oninput: () => { ui.strength = Number(strength.value); repaint(); },
+      type: "range", min: 0, max: 1, step: 0.05, value: ui.strength, title: "How strongly attention covers the picture",
+      oninput: () => { ui.strength = Number(strength.value); drawScale(); repaint(); },
     });
     refill(bar,
       choice("What a click on the picture does", tools, ui.tool, (tool) => { ui.tool = tool; ui.draw(); }),
@@ -102,8 +136,12 @@ function picturesSection(ui) {
       large.replaceChildren();
       small.replaceChildren();
     }
+    drawScale();
     repaint();
   }
-  new ResizeObserver(repaint).observe(large);
-  return { element: make("section", { className: "pictures" }, bar, large, readout, small), draw };
+  new ResizeObserver(() => {
+    element.style.setProperty("--above", `${large.offsetTop}px`); // of a narrow page, which keeps the rest in view
+    repaint();
+  }).observe(large);
+  return { element, draw };
 }

@@ -5,7 +5,9 @@ function gallerySection(ui) {
     ui.change({ sample, pictures: [], question: null, evidence: null, regions: [], token: null });
   const items = ui.about.gallery.map(({ id, question, src }) => button(
     src ? make("img", { src, alt: question }) : question, () => choose(id), { title: question, "data-sample": id }));
-  const upload = button("Your picture", () => ui.pick(), { className: "own" });
+  const upload = button("Your picture", () => ui.pick(), {
+    className: "own", title: "Ask about pictures of your own; they can also be dropped here",
+  });
   const element = make("nav", { className: "gallery", "aria-label": "Samples" }, ...items, upload);
   return {
     element,
@@ -21,6 +23,7 @@ function gallerySection(ui) {
 function questionSection(ui) {
   const input = make("input", {
     type: "text", placeholder: "Ask about the picture", "aria-label": "Question", maxLength: 2000,
+    title: "A question about the picture",
   });
   const note = make("p", { className: "note", role: "status" });
   const tokens = make("div", { className: "tokens", role: "group", "aria-label": "Query token" });
@@ -31,7 +34,7 @@ function questionSection(ui) {
       const question = sample && input.value === sample.question ? null : input.value;
       ui.change({ question, token: null, evidence: null });
     },
-  }, input, make("button", { type: "submit" }, "Ask"));
+  }, input, make("button", { type: "submit", title: "Answer this question" }, "Ask"));
   let shownQuestion = null;
 
   function draw() {
@@ -42,7 +45,7 @@ function questionSection(ui) {
     if (!ui.current) return;
     const [focus] = ui.view.maps;
     const last = ui.prompt.tokens.at(-1).position;
-    const query = ui.state.token ?? last;
+    const { query } = ui.view;
     refill(tokens, span("quiet", "attention from"), ...ui.prompt.tokens.map((token, index) => {
       const value = focus?.tokens[index] ?? 0;
       const attention = focus ? `; ${focus.head} puts ${number(value)} of its attention on it` : "";
