@@ -86,7 +86,7 @@ def top_heads(scores: Float[Tensor, "layer head"], n: int) -> HeadSet:
 
 def compare(n: int, n_draws: int) -> dict[str, Any]:
     """Rank the heads of both models by everything, compare the rankings, and zero every top set."""
-    before = {f"{role}, before training": of for role, of in repeated_token_scores(smol.untrained()).items()}
+    before = {f"{role}, before training": of for role, of in repeated_token_scores(smol.before_training()).items()}
     model = HookedMLLM.from_pretrained("corelens/smol")
     after = {f"{role}, after training": of for role, of in repeated_token_scores(model).items()}
     tasks = ("digit", "colour")

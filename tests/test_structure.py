@@ -76,6 +76,7 @@ IN_SEVERAL_MODULES = {
 }
 """Public names that more than one module defines, and why; and every command is named like what it runs."""
 WITHOUT_MODULE = {
+    "hf/test_smol_weights.py": "the weights that ship",
     "test_benchmarks.py": "benchmarks/",
     "test_dependencies.py": "pyproject.toml",
     "test_devices.py": "every public operation on a simulated device",

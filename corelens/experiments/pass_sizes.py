@@ -36,7 +36,7 @@ N_ABLATED = 30
 
 @dataclass(frozen=True)
 class PassSize:
-    """What a pass would hold."""
+    """Size of a pass that is not run."""
 
     peak_bytes: int
     """Bytes alive at once at most, beyond the weights."""
@@ -102,8 +102,9 @@ class FakeTensors(TorchDispatchMode):
 
 
 def _places(index: Tensor | None) -> tuple[Tensor | None, ...]:
-    is_mask = index is not None and index.dtype == torch.bool and not isinstance(index, FakeTensor)
-    return index.nonzero(as_tuple=True) if is_mask else (index,)
+    if index is None or index.dtype != torch.bool or isinstance(index, FakeTensor):
+        return (index,)
+    return index.nonzero(as_tuple=True)
 
 
 def pass_sizes(config: PreTrainedConfig, n_positions: int) -> dict[str, PassSize]:

@@ -28,13 +28,14 @@ MAX_MAPS = 16
 """Most heads whose attention is shown at a time."""
 
 N_ALTERNATIVES = 5
+_TEMPLATES: dict[str, Any] = {"light": LIGHT, "dark": DARK}
 COLOURS = {
     "attention": HEAT,
     "core": ACCENT,
     "ablated": ABLATED,
     "heads": {
         theme: {kind: [*map(list, template.layout.colorscale[kind])] for kind in ("sequential", "diverging")}
-        for theme, template in (("light", LIGHT), ("dark", DARK))
+        for theme, template in _TEMPLATES.items()
     },
 }
 """Colours of the figures: the page shows the same things in the same ones."""

@@ -93,7 +93,7 @@ def lists(n: int, seed: int) -> Samples:
     return drawn_samples("smol-lists", n, seed, sample)
 
 
-def untrained() -> HookedMLLM:
+def before_training() -> HookedMLLM:
     """Load `corelens/smol` as it was before its training: the language model as published, and a random vision tower.
 
     Raises:

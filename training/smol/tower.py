@@ -1,7 +1,6 @@
 """Labels and loss of the vision tower: every visual token must name what it covers, through a linear probe."""
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from corelens.smol.worlds import ENGLISH_WORLDS
 from corelens.toy import digits
 from corelens.toy.bars import DAYS
 from corelens.toy.pages import COLUMNS, FIELDS, ITEMS
-from corelens.toy.scene import COLOURS, DIGITS
+from corelens.toy.scene import COLOURS, DIGITS, Split
 
 WORDS = tuple(dict.fromkeys((*DIGITS, *COLOURS, *FRAMES, *SHAPES, *FIELDS, *ITEMS, *COLUMNS, *DAYS, *EMOJI)))
 PICTURES = {"emoji": 9, "digits": 1, "shapes": 2, "pages": 8, "bars": 3, "crowded": 9}
@@ -75,13 +74,13 @@ def batch(
     rng: np.random.Generator, counts: Mapping[str, int]
 ) -> tuple[Float[Tensor, "picture 1 3 row column"], Float[Tensor, "token word"]]:
     """Pixels, and for every visual token the words for what it covers, as shares that sum to one, or to zero."""
-    draw = {name: partial(world, split="train") for name, world in ENGLISH_WORLDS.items()} | {"crowded": _crowded}
-    pictures = [draw[name](rng) for name, n in counts.items() for _ in range(n)]
+    worlds = {**ENGLISH_WORLDS, "crowded": _crowded}
+    pictures = [worlds[name](rng, "train") for name, n in counts.items() for _ in range(n)]
     return pixels([item.picture for item in pictures]), torch.cat([token_words(item.labels) for item in pictures])
 
 
-def _crowded(rng: np.random.Generator) -> QuestionedPicture:
-    scene = digits.draw_scene(rng, 14, "train", distinct=False)
+def _crowded(rng: np.random.Generator, split: Split) -> QuestionedPicture:
+    scene = digits.draw_scene(rng, 14, split, distinct=False)
     labels = tuple(LabelledBox((mark.name, str(mark.colour)), mark.box) for mark in scene.marks)
     return QuestionedPicture(scene.image(), (), labels)
 

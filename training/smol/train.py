@@ -31,8 +31,8 @@ def main(
     tokenizer = processor.tokenizer
     model.requires_grad_(False)
     train_tower(run, model, seed, 1_600)
-    train_connector(run, model, tokenizer, seed, 220)
-    export(run, model, train_language(run, model, tokenizer, seed, 560))
+    train_connector(run, model, tokenizer, seed, 1_000)
+    export(run, model, train_language(run, model, tokenizer, seed, 1_200))
 
 
 def train_tower(run: Run, model: Any, seed: int, steps: int) -> None:

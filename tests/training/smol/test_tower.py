@@ -15,6 +15,7 @@ from tests.helpers.tiny_language import load_tiny_language
 from training.smol import tower
 from training.smol.tower import (
     EMBEDDING_SCALE,
+    PICTURES,
     WORDS,
     align_connector,
     batch,
@@ -53,7 +54,7 @@ def test_a_token_is_called_by_the_box_that_covers_most_of_it(drawn: list[Any]):
 
 
 def test_every_word_of_the_pictures_has_a_label():
-    pictures, words = batch(np.random.default_rng(0))
+    pictures, words = batch(np.random.default_rng(0), PICTURES)
     assert pictures.shape == (32, 1, 3, 128, 128)
     assert words.shape == (32 * 64, len(WORDS))
     assert pictures.min() >= -1
@@ -65,7 +66,7 @@ def test_the_connector_is_set_to_the_least_squares_map(monkeypatch: pytest.Monke
     monkeypatch.setattr(training.smol.build, "load_language", load_tiny_language)
     model, processor = training.smol.build.model_and_processor(0)
     align_connector(model, processor.tokenizer, seed=3, n_batches=1)
-    pictures, words = batch(np.random.default_rng([3, 2, 0]))
+    pictures, words = batch(np.random.default_rng([3, 2, 0]), PICTURES)
     weight: Any = model.get_input_embeddings().weight.detach()
     rows = torch.stack([weight[ids].mean(0) for ids in tower.word_tokens(processor.tokenizer)])
     with torch.no_grad():
@@ -84,7 +85,7 @@ def test_outputs_at_the_embeddings_keep_all_words(monkeypatch: pytest.MonkeyPatc
     torch.manual_seed(0)
     # The tiny language model has fewer dimensions than there are words.
     rows = torch.randn(len(WORDS), 2 * len(WORDS))
-    pictures, words = batch(np.random.default_rng(0))
+    pictures, words = batch(np.random.default_rng(0), PICTURES)
     outputs = EMBEDDING_SCALE * words @ rows
     monkeypatch.setattr(model.model.connector.modality_projection, "forward", lambda features: outputs[None])
     with torch.no_grad():

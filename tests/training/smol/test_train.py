@@ -39,14 +39,15 @@ def test_a_run_ends_with_a_checkpoint_that_answers_as_the_trained_model(
     train.train_tower(run, model, 0, 2)
     monkeypatch.setattr(tower, "align_connector", partial(tower.align_connector, n_batches=1))
     train.train_connector(run, model, processor.tokenizer, 0, 2)
+    tower_before = {name: value.clone() for name, value in model.model.vision_model.state_dict().items()}
     updates = train.train_language(run, model, processor.tokenizer, 0, 3)
-    assert torch.equal(model.model.text_model.layers[0].self_attn.q_proj.frozen[0].weight, before)
+    assert torch.equal(model.model.text_model.layers[0].self_attn.q_proj.frozen[0].weight, before.bfloat16())
     export.export(run, model, updates, n=2)
     record = json.loads((tmp_path / "smol" / "record.json").read_text())
     assert record["stages"]["tower"]["steps"] == 2
     assert record["stages"]["connector"]["steps"] == 2
     assert record["stages"]["language"]["steps"] == 3
-    assert questions_for(str(tmp_path / "joined")).tasks == ("number", "colour")
+    assert questions_for(str(tmp_path / "joined")).tasks == ("digit", "colour")
     assert {"emoji", "pages", "lists"} <= record["accuracy on unseen samples"].keys()
     assert record["perplexity of a page"]["before"] > 1
     joined = HookedMLLM.from_pretrained(str(tmp_path / "joined"))
@@ -54,14 +55,14 @@ def test_a_run_ends_with_a_checkpoint_that_answers_as_the_trained_model(
     with torch.no_grad():
         trained, _ = language.answer_loss(model, batch)
         merged, _ = language.answer_loss(joined.hf_model, batch)
-    # Float16 of what ships.
-    torch.testing.assert_close(merged, trained, atol=2e-3, rtol=0)
+    # Float16 of what ships, and bfloat16 of the frozen weights while training.
+    torch.testing.assert_close(merged, trained, atol=2e-2, rtol=0)
     assert all(value.dtype is torch.float16 for value in load_file(tmp_path / "smol" / "trained.safetensors").values())
     # A finished run trains nothing again.
     again, _ = training.smol.build.model_and_processor(0)
     train.train_tower(Run(tmp_path), again, 0, 2)
     train.train_connector(Run(tmp_path), again, processor.tokenizer, 0, 2)
-    for name, value in model.model.vision_model.state_dict().items():
+    for name, value in tower_before.items():
         assert torch.equal(again.model.vision_model.state_dict()[name], value)
 
 
