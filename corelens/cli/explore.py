@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from corelens.scores import HeadScores
 
 N_SCENES, N_SCANNED = 12, 60
-"""For a toy: pictures of the gallery, and others whose scan ranks its heads."""
+"""For a shipped model: pictures of the gallery, and others whose scan ranks its heads."""
 
 GALLERY_SEED = 46
 """Seed of the gallery, chosen for its first scene: it is bright, and the toy's answer needs the marked heads."""
@@ -76,10 +76,11 @@ def _gallery(
     """Samples of the gallery, scores that rank heads, and the code that makes both."""
     from corelens.data import Sample
     from corelens.experiments.scan import scan
-    from corelens.hf.loading import SHIPPED
+    from corelens.hf.loading import SHIPPED, SMOL
     from corelens.shipped import questions_for
 
     draw, code = questions_for(name).pictures, questions_for(name).code
+    is_shipped = name in (*SHIPPED, SMOL)
     lines = [f"model = cl.HookedMLLM.from_pretrained({name!r})"]
     samples: list[Sample] = []
     if scores is not None:
@@ -88,10 +89,10 @@ def _gallery(
         paths = tuple(map(str, images))
         samples = [Sample("asked", question, "", paths)]
         lines.append(f"samples = [cl.Sample('asked', {question!r}, '', {paths!r})]")
-    elif name in SHIPPED:
+    elif is_shipped:
         samples = list(draw(N_SCENES, GALLERY_SEED))
         lines += [f"samples = list({code.format(N_SCENES, GALLERY_SEED)})"]
-    if name in SHIPPED and ranking is None:
+    if is_shipped and ranking is None:
         ranking = scan(model, draw(N_SCANNED, 1))
         lines += [f"scores = cl.scan(model, {code.format(N_SCANNED, 1)})"]
     return samples, ranking, "\n".join(dict.fromkeys(lines))

@@ -80,15 +80,17 @@ class FakeTensors(TorchDispatchMode):
             args = (args[0], [place for index in args[1] for place in _places(index)], *args[2:])
         with self.fake:
             outputs = func(*args, **kwargs)
+        # Views of weights, as their transposes, are nothing new.
+        before = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, FakeTensor)}
         for output in tree_leaves(outputs):
             if isinstance(output, FakeTensor):
-                self._count(output)
+                self._count(output, before)
         return outputs
 
-    def _count(self, tensor: FakeTensor) -> None:
+    def _count(self, tensor: FakeTensor, before: set[int]) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._alive:
+        if key in self._alive or key in before:
             return
         self._alive[key] = storage.nbytes()
         self._bytes += storage.nbytes()

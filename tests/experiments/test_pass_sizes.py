@@ -11,6 +11,7 @@ from transformers import AutoConfig
 from corelens.experiments.pass_sizes import FakeTensors, pass_sizes
 from tests.helpers import tiny
 from tests.helpers.cli import invoke, text_of
+from tests.helpers.verified import configs
 
 N = 20_000
 
@@ -61,6 +62,15 @@ def test_neither_a_scan_nor_an_ablation_makes_whole_patterns(family: str):
     rows = 4 * 32 * N * config.get_text_config().num_attention_heads
     assert sizes["scan"].peak_bytes < sizes["plain"].peak_bytes + 4 * rows
     assert sizes["ablate"].peak_bytes < 1.5 * sizes["plain"].peak_bytes
+
+
+@pytest.mark.parametrize("model", list(configs()), ids=lambda model: model[0])
+def test_at_the_papers_sizes_a_scan_takes_no_more_than_the_pass(model: Any):
+    _, _, config, _ = model
+    sizes = pass_sizes(config, 32_768)
+    for size in sizes.values():
+        assert size.peak_bytes <= 1.1 * sizes["plain"].peak_bytes
+        assert torch.Size(size.largest).numel() < 32_768**2
 
 
 def test_the_command_says_what_a_prompt_would_need():

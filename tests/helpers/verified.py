@@ -25,6 +25,7 @@ from transformers import AutoModelForImageTextToText, InternVLConfig, LlavaOnevi
 
 from corelens.data import Sample
 from corelens.experiments.ablation import PUBLISHED_DOSES, dose_conditions
+from corelens.experiments.pass_sizes import pass_sizes
 from corelens.experiments.throughput import MIN_DRAWS
 from corelens.hf.support import TestedType, tested_types
 from corelens.inputs.token_geometry import SEGMENTS, VIDEO_SEGMENTS
@@ -147,6 +148,7 @@ def tables() -> dict[str, list[list[Any]]]:
         "computed": list(_computed()),
         "published": list(_published()),
         "reproduction": list(_reproduction()),
+        "full-size": list(_full_size()),
         "claims": [["claim", "rule"], *([finding["claim"], finding["rule"]] for finding in studies()[0]["findings"])],
         "verdicts": list(_verdicts()),
         "effects": list(_measurements()),
@@ -318,6 +320,17 @@ def _reproduction() -> Iterator[list[str]]:
             f"{memory / 1e9:.0f} GB, {-(-memory // 64e9):.0f} H100" for memory in (max(memories[:-1]), memories[-1])
         ]
         yield [name, *times, *needed]
+
+
+def _full_size() -> Iterator[list[str]]:
+    """Sizes of passes over 128K tokens by the paper's models."""
+    yield ["model", "activations of the plain pass", "of a scan", "of an ablation", "largest tensor"]
+    for name, _, config, _ in configs():
+        sizes = pass_sizes(config, 131_072)
+        plain = sizes["plain"].peak_bytes
+        ratios = [f"{sizes[work].peak_bytes / plain:.2f}x" for work in ("scan", "ablate")]
+        largest = max((size.largest for size in sizes.values()), key=lambda shape: torch.Size(shape).numel())
+        yield [name, f"{plain / 1e9:.1f} GB", *ratios, " x ".join(f"{length:,}" for length in largest)]
 
 
 def _duration(hours: float) -> str:

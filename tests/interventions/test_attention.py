@@ -187,16 +187,18 @@ def test_a_cut_route_is_what_the_head_reads_from_the_keys_and_nothing_else(famil
     model, inputs = HookedMLLM(tiny.build(family)), tiny.batch(family)
     queries, keys = some_positions(inputs)
     _, cache = model.run_with_cache(inputs)
-    z, values, pattern = (cache[point, 1] for point in ("z", "v", "pattern"))
+    # A layer that sees these keys: those of Gemma 3 before it have windows that end after them.
+    layer = model.cfg.n_layers - 1
+    z, values, pattern = (cache[point, layer] for point in ("z", "v", "pattern"))
     expected = z.clone()
     group = z.shape[2] // values.shape[2]
     for sample, query in queries.nonzero().tolist():
         for key in keys[sample].nonzero().flatten().tolist():
             expected[sample, query, 1] -= pattern[sample, 1, query, key] * values[sample, key, 1 // group]
-    with model.hooks(fwd_hooks=cut_route([Head(1, 1)], queries, keys)):
-        _, cut = model.run_with_cache(inputs, names_filter="blocks.1.attn.hook_z")
-    assert_close(cut["z", 1], expected, atol=2e-5, rtol=1e-4)
+    with model.hooks(fwd_hooks=cut_route([Head(layer, 1)], queries, keys)):
+        _, cut = model.run_with_cache(inputs, names_filter=f"blocks.{layer}.attn.hook_z")
+    assert_close(cut["z", layer], expected, atol=2e-5, rtol=1e-4)
     assert not torch.allclose(z, expected, atol=1e-3)
     assert cut_route([], queries, keys) == []
     with pytest.raises(ValueError, match="keys has shape"):
-        model.run_with_hooks(inputs, fwd_hooks=cut_route([Head(1, 1)], None, keys[:, 1:]))
+        model.run_with_hooks(inputs, fwd_hooks=cut_route([Head(layer, 1)], None, keys[:, 1:]))
