@@ -36,7 +36,7 @@ def checkpoint_folder(name_or_path: str) -> str:
 
         return str(joined_folder())
     if name_or_path.startswith("corelens/") and name_or_path not in SHIPPED and not Path(name_or_path).is_dir():
-        raise FileNotFoundError(f"there is no shipped model {name_or_path!r}; there are {', '.join(SHIPPED)}.")
+        raise FileNotFoundError(f"there is no shipped model {name_or_path!r}; there are {', '.join([*SHIPPED, SMOL])}.")
     path = str(SHIPPED.get(name_or_path, name_or_path))
     folder = Path(path).expanduser()
     if folder.is_dir():

@@ -50,15 +50,9 @@ def joined_folder() -> Path:
     """Folder of the joined checkpoint in Hugging Face's cache, written when it is first asked for.
 
     Raises:
-        FileNotFoundError: If this version of corelens comes without the trained parts.
         ModuleNotFoundError: If the language model is not installed.
         OSError: If its file is another one, or the cache cannot be written.
     """
-    if not (SHIPPED_PARTS / "trained.safetensors").is_file():
-        raise FileNotFoundError(
-            "corelens/smol does not come with this version: its training is not finished. In a clone of the repository "
-            "python -m training.smol.train --out RUN trains one, and RUN/joined loads as any other folder."
-        )
     language = language_file()
     digest = hashlib.sha256()
     for file in sorted(path for path in SHIPPED_PARTS.iterdir() if path.suffix in (".json", ".safetensors")):

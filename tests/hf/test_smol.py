@@ -118,12 +118,6 @@ def test_an_interrupted_join_leaves_nothing(shipped: Path, tmp_path: Path, monke
     assert not list((tmp_path / "cache" / "corelens").iterdir())
 
 
-def test_a_version_without_the_trained_parts_says_how_to_make_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(checkpoint, "SHIPPED_PARTS", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"does not come with this version.*training\.smol\.train --out RUN"):
-        HookedMLLM.from_pretrained("corelens/smol")
-
-
 class TestWithoutTheLanguageModel:
     @pytest.fixture(autouse=True)
     def _fresh(self, shipped: Path, monkeypatch: pytest.MonkeyPatch):
