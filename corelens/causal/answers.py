@@ -111,6 +111,20 @@ def answer_ids(processor: Any, answer: str) -> list[int]:
     return ids(text)
 
 
+def appended_answers(inputs: PreparedInputs) -> Bool[Tensor, "sample position"]:
+    """Mask of the tokens of appended answers.
+
+    Raises:
+        ValueError: If a prompt has no answer.
+    """
+    answer = inputs.tokens.answer
+    if not answer.any(-1).all():
+        raise ValueError(
+            "these prompts have no expected answers: add them with append_answers(model, inputs, answers)."
+        )
+    return answer
+
+
 @dataclass(frozen=True, eq=False)
 class AnswerLogProbs:
     """Log-probabilities of a model at the tokens of the expected answer."""
@@ -138,11 +152,7 @@ class AnswerLogProbs:
         Raises:
             ValueError: If a prompt has no answer.
         """
-        answer = inputs.tokens.answer
-        if not answer.any(-1).all():
-            raise ValueError(
-                "these prompts have no expected answers: add them with append_answers(model, inputs, answers)."
-            )
+        answer = appended_answers(inputs)
         rows = QueryRows.of(answer)
         sample = torch.arange(len(answer), device=answer.device)[:, None]
         answer_logits = logits[sample, (rows.position - 1 - first).clamp(min=0)]

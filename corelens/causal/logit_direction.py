@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from corelens.causal.answers import appended_answers
 from corelens.hf.norms import NormWeights
 from corelens.inputs.prepare import PreparedInputs
 from corelens.model import HookedMLLM
@@ -67,11 +68,7 @@ def first_answer_tokens(inputs: PreparedInputs) -> Int[Tensor, "sample"]:
     Raises:
         ValueError: If a prompt has no answer.
     """
-    answer = inputs.tokens.answer
-    if not answer.any(-1).all():
-        raise ValueError(
-            "these prompts have no expected answers: add them with append_answers(model, inputs, answers)."
-        )
+    answer = appended_answers(inputs)
     return inputs["input_ids"].gather(1, answer.to(torch.uint8).argmax(-1, keepdim=True))[:, 0]
 
 

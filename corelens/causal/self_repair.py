@@ -125,7 +125,7 @@ def _check_known(heads: HeadSet, known: list[Head]) -> None:
 def _parts_at_last(
     model: HookedMLLM, inputs: PreparedInputs, fwd_hooks: FwdHooks
 ) -> tuple[dict[str, Float[Tensor, "sample d_model"]], Float[Tensor, "sample position d_model"]]:
-    """What each part writes at the prompt's last position, and the stream behind the last layer."""
+    """Output of each part at the prompt's last position, and the stream behind the last layer."""
     n_layers = len(model.hf_layers)
     names = names_of_parts(model, n_layers)
     with model.hooks(fwd_hooks=fwd_hooks):

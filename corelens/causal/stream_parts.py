@@ -126,7 +126,7 @@ def _mixer_of(layer: DecoderLayer) -> str:
 
 
 def _attention_parts(model: HookedMLLM, cache: Activations, layer: DecoderLayer) -> Iterator[StreamPart]:
-    """What each head of a layer writes, and the bias; all of attention as one part if these do not add up to it."""
+    """Outputs of each head of a layer, and the bias; all of attention as one part if these do not add up to it."""
     number, written = layer.layer, cache[hook_name(layer.layer, "attn_out")].float()
     heads = head_writes(model, cache, layer)
     if heads is not None:

@@ -128,12 +128,17 @@ def cut_route(heads: Iterable[Head], queries: Positions | None, keys: Positions,
 
 
 @dataclass(frozen=True, eq=False)
-class RouteCut:
-    """Sets attention to some keys to zero behind the softmax; a hook for patterns."""
+class _Edges:
+    """Edges from some queries of one layer's heads to some keys, on which a hook acts."""
 
     heads: tuple[Head, ...]
     where: PositionSelector
     keys: Positions = field(repr=False)
+
+    @property
+    def numbers(self) -> list[int]:
+        """Numbers of the heads in their layer."""
+        return [number for _, number in self.heads]
 
     def check(self, state: PassState) -> None:
         """Raise a ValueError if a pass in this state cannot act at these queries, or does not have these keys."""
@@ -141,41 +146,32 @@ class RouteCut:
         state.check_keys(self.heads[0].layer)
         state.mask(self.keys, "keys")
 
-    def __call__(self, pattern: Float[Tensor, "batch head row key"], hook: Any) -> Tensor:
-        keys = _chosen_keys(hook.ctx["state"], self.keys, pattern)
-        numbers = [number for _, number in self.heads]
-        cut = pattern.clone()
-        cut[:, numbers] = pattern[:, numbers].masked_fill(keys, 0)
-        return cut
-
-
-def _chosen_keys(
-    state: PassState, keys: Positions, rows: Float[Tensor, "batch head row key"]
-) -> Bool[Tensor, "batch 1 1 key"]:
-    """Mask of the chosen keys of some rows; generated keys are never chosen."""
-    mask = repeat_per_row(state.mask(keys, "keys"), rows)
-    return pad(mask, (0, rows.shape[-1] - mask.shape[-1]))[:, None, None]
+    def chosen_keys(self, state: PassState, rows: Float[Tensor, "batch head row key"]) -> Bool[Tensor, "batch 1 1 key"]:
+        """Mask of the keys of some rows; generated keys are never chosen."""
+        mask = repeat_per_row(state.mask(self.keys, "keys"), rows)
+        return pad(mask, (0, rows.shape[-1] - mask.shape[-1]))[:, None, None]
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionBias:
+class RouteCut(_Edges):
+    """Sets attention to some keys to zero behind the softmax; a hook for patterns."""
+
+    def __call__(self, pattern: Float[Tensor, "batch head row key"], hook: Any) -> Tensor:
+        keys = self.chosen_keys(hook.ctx["state"], pattern)
+        cut = pattern.clone()
+        cut[:, self.numbers] = pattern[:, self.numbers].masked_fill(keys, 0)
+        return cut
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionBias(_Edges):
     """Adds a number to attention logits toward some keys; a hook for them."""
 
-    heads: tuple[Head, ...]
-    where: PositionSelector
-    keys: Positions = field(repr=False)
     bias: float
 
-    def check(self, state: PassState) -> None:
-        """Raise a ValueError if a pass in this state cannot act at these queries, or does not have these keys."""
-        self.where.check(state)
-        state.check_keys(self.heads[0].layer)
-        state.mask(self.keys, "keys")
-
     def __call__(self, scores: Float[Tensor, "batch head row key"], hook: Any) -> Tensor:
-        keys = _chosen_keys(hook.ctx["state"], self.keys, scores)
-        numbers = [number for _, number in self.heads]
-        old = scores[:, numbers]
+        keys = self.chosen_keys(hook.ctx["state"], scores)
+        old = scores[:, self.numbers]
         new = torch.where(keys & (old > MASKED_LOGIT), old + self.bias, old)
         without_keys = (old > MASKED_LOGIT).any(-1) & ~(new > MASKED_LOGIT).any(-1)
         if without_keys.any():
@@ -185,7 +181,7 @@ class AttentionBias:
                 f"that its queries may attend to."
             )
         scores = scores.clone()
-        scores[:, numbers] = new
+        scores[:, self.numbers] = new
         return scores
 
 

@@ -84,5 +84,7 @@ def test_the_command_says_what_a_prompt_would_need():
 def test_mistakes():
     with pytest.raises(ValueError, match="n_positions=40 leaves no room"):
         pass_sizes(AutoConfig.for_model("llava"), 40)
+    with pytest.raises(ValueError, match="of udop is not known without weights and pictures"):
+        pass_sizes(tiny.build("udop").config, N)
     assert "give the model" in text_of(invoke("models", "--context", 100))
     assert "n_positions=40 leaves no room" in text_of(invoke("models", "corelens/toy", "--context", 40))
