@@ -31,6 +31,7 @@ import torch
 from transformers import AutoConfig, LlavaForConditionalGeneration
 
 from corelens.heads import Head, HeadSet
+from corelens.hf.versions import CACHE
 from corelens.scores import HeadScores
 from corelens.sparse import HeadPlan, apply, published, resolve
 from corelens.sparse.cost_model import DENSE, Device, dimensions, prefill_seconds
@@ -96,7 +97,7 @@ def latency(model: Any, ids: torch.Tensor, plan: HeadPlan | None, repetitions: i
 
             def prefill() -> None:
                 cache = None if active is None else active.cache(ids.shape[1])
-                model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                model(ids, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
 
             times = [seconds(prefill, ids.device) for _ in range(WARM_UPS + repetitions)]
         return mean(times[WARM_UPS:])

@@ -25,6 +25,7 @@ import torch
 from transformers import AutoConfig, DynamicCache, LlavaForConditionalGeneration
 
 from corelens.heads import Head
+from corelens.hf.versions import CACHE
 from corelens.sparse import Full, HeadPlan, apply, hybrid, resolve
 from corelens.sparse.cost_model import DENSE, decode_seconds, dimensions, prefill_seconds, rates
 
@@ -50,10 +51,10 @@ def time_generation(model: Any, ids: torch.Tensor, plan: HeadPlan | None) -> tup
     with nullcontext() if plan is None else apply(model, plan, force=True) as active:
         cache = DynamicCache(config=model.config) if active is None else active.cache(n + TOKENS)
         start = synchronized_time(ids.device)
-        model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(ids, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
         prefilled = synchronized_time(ids.device)
         for _ in range(TOKENS):
-            model(ids[:, :1], past_key_values=cache, use_cache=True)
+            model(ids[:, :1], **{CACHE: cache}, use_cache=True)
         end = synchronized_time(ids.device)
     stock_bytes = (layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     n_bytes = sum(stock_bytes) if active is None else cache.nbytes

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from corelens.heads import HeadSet
+from corelens.hf.versions import CACHE
 from corelens.sparse import Full, HeadPlan, StreamingBlocks
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks/prefill_latency.py"
@@ -26,7 +27,7 @@ def test_prefill_is_timed_by_the_papers_protocol_and_running_out_of_memory_is_lo
     passes: list[tuple[int, bool]] = []
 
     def forward(model: Any, args: Any, kwargs: Any) -> None:
-        planned = kwargs["past_key_values"] is not None
+        planned = kwargs[CACHE] is not None
         passes.append((args[0].shape[1], planned))
         if args[0].shape[1] == 96 and not planned:
             raise torch.OutOfMemoryError("CUDA out of memory")

@@ -53,7 +53,13 @@ def model_fingerprint(model: HookedMLLM, whole: bool) -> dict[str, Any]:
         )
     processor, config = model.processor, model.hf_model.config
     autocast = [torch.is_autocast_enabled(kind) and str(torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
-    settings = [config.to_dict(), model.hf_model.generation_config, autocast, torch.get_float32_matmul_precision()]
+    settings = [
+        config.to_dict(),
+        *_adapters(model),
+        model.hf_model.generation_config,
+        autocast,
+        torch.get_float32_matmul_precision(),
+    ]
     return fingerprint | {
         "weights": _weights_hash(model),
         "settings": _json_hash([settings, config.get_text_config()._attn_implementation]),
@@ -197,12 +203,32 @@ def _weights_hash(model: HookedMLLM) -> str:
     """Hash of every weight, which tells models of one name apart."""
     digest = hashlib.sha256()
     # Buffers count where they are saved with the weights, such as what quantised layers hold.
-    for weight in model.state_dict().values():
+    for path, weight in model.state_dict().items():
         if not isinstance(weight, torch.Tensor):  # of a layer's own kind
             digest.update(repr(weight).encode())
-        elif not weight.is_meta:  # offloaded: its numbers are elsewhere
-            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            continue
+        weight = _offloaded(model, path) if weight.is_meta else weight.detach().cpu()
+        digest.update(weight.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def _offloaded(model: HookedMLLM, path: str) -> torch.Tensor:
+    """Weight that accelerate keeps in memory or on disk until its module runs."""
+    from accelerate.utils import align_module_device
+
+    module_path, _, name = path.rpartition(".")
+    module = model.hf_model.get_submodule(module_path)
+    with align_module_device(module, torch.device("cpu")):
+        return getattr(module, name).detach().clone()
+
+
+def _adapters(model: HookedMLLM) -> list[list[Any]]:
+    """Modules that PEFT adapts, each with its adapters that act, and their scales: no weight tells these."""
+    return [
+        [path, module.active_adapters, module.disable_adapters, module.scaling]
+        for path, module in model.hf_model.named_modules()
+        if isinstance(getattr(module, "disable_adapters", None), bool)
+    ]
 
 
 def _json_hash(value: Any) -> str:

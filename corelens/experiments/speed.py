@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from corelens.hf.versions import CACHE
 from corelens.model import HookedMLLM
 from corelens.progress import nested_progress
 from corelens.sparse.apply import apply
@@ -84,7 +85,7 @@ class Clock(StoppingCriteria):
 def _generate(model: HookedMLLM, inputs: Mapping[str, Any], n: int, clock: Clock) -> Any:
     """Generate exactly n tokens, and return the cache."""
     settings: dict[str, Any] = dict(max_new_tokens=n, min_new_tokens=n, do_sample=False, return_dict_in_generate=True)
-    return model.generate(inputs, stopping_criteria=StoppingCriteriaList([clock]), **settings).past_key_values
+    return model.generate(inputs, stopping_criteria=StoppingCriteriaList([clock]), **settings)[CACHE]
 
 
 def _now(model: HookedMLLM) -> float:

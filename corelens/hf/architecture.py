@@ -37,6 +37,9 @@ _CONNECTORS = re.compile("qformer|perceiver|project|audio", re.IGNORECASE)
 _OF_MEDIA = re.compile("vision|visual|image|audio|protein")
 """Words in paths and class names: of vision towers, connectors to the decoder, and encoders."""
 
+_NUMBER = re.compile(r"\.(\d+)\.")
+"""Number of a layer in the path of a module within it."""
+
 HEAD_WIDTHS = ("v_head_dim", "head_dim", "attention_head_size", "key_value_proj_dim")
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "groups")
 """Attributes of attention modules with width and number of heads, in order of preference."""
@@ -46,7 +49,8 @@ def decoder_layers(hf_model: PreTrainedModel) -> list[DecoderLayer]:
     """Find the decoder layers of a model, first layer first.
 
     Raises:
-        TypeError: If the model takes no pictures, or its decoder computes attention on its own; names the class.
+        TypeError: If the model takes no pictures, or its decoder computes attention on its own, or runs layers in a
+            loop; names the class.
     """
     name, config = type(hf_model).__name__, hf_model.config
     takes_pictures = (
@@ -73,6 +77,12 @@ def decoder_layers(hf_model: PreTrainedModel) -> list[DecoderLayer]:
             f"{name} is not supported: its text attention ({', '.join(classes) or 'none found'}) does not call "
             f"transformers' attention functions but computes attention on its own, so its heads cannot be hooked. "
             f"{docs_link('own-attention')}"
+        )
+    if outside := [path for path in attention_modules if not _NUMBER.search(path)]:
+        raise TypeError(
+            f"{name} is not supported: {', '.join(outside)} are attention between passes through the same layers. A "
+            f"head of layers that run in a loop has several patterns in one pass, and corelens has one hook point for "
+            f"each head. {docs_link('loops')}"
         )
     # Encoder-decoders keep both in what transformers calls the decoder.
     attention_modules = {p: m for p, m in attention_modules.items() if "decoder." in p} or attention_modules
@@ -123,7 +133,7 @@ def vision_layers(hf_model: PreTrainedModel, layers: list[DecoderLayer]) -> tupl
         if tower is hf_model:
             return {}, f"{type(hf_model).__name__} has no vision tower that transformers knows of."
         return {}, f"its vision tower, {type(tower).__name__}, does not call transformers' attention functions."
-    numbers = [int(number[1]) for path in modules if (number := re.search(r"\.(\d+)\.", path))]
+    numbers = [int(number[1]) for path in modules if (number := _NUMBER.search(path))]
     if len(set(numbers)) < len(modules):
         # Stages and twin attentions count from zero more than once.
         numbers = list(range(len(modules)))
@@ -222,6 +232,11 @@ RESIDUAL_FORMS: dict[tuple[str, ...], dict[str, tuple[str, Literal["input in pla
         "resid_mid": ("ffn_norm", "input in place"),
         "mlp_out": ("feed_forward", "output"),
     },
+    ("attention_layernorm", "mixer", "feedforward_layernorm", "mlp"): {
+        "attn_out": ("mixer", "output"),
+        "resid_mid": ("feedforward_layernorm", "input in place"),
+        "mlp_out": ("mlp", "output"),
+    },
     # Norms on both sides of attention and MLP: the second one's output is what is added.
     (
         "input_layernorm", "mixer", "post_attention_layernorm",
@@ -280,5 +295,5 @@ def _calls_attention_function(module: nn.Module) -> bool:
 
 def _numbered(path: str) -> tuple[str, int, str]:
     """Path of the list that holds a module, its number there, and the rest of the path: `layers`, 3, `self_attn`."""
-    list_path, number, rest = re.split(r"\.(\d+)\.", path, maxsplit=1)
+    list_path, number, rest = _NUMBER.split(path, maxsplit=1)
     return list_path, int(number), rest

@@ -13,6 +13,7 @@ from transformers.utils.generic import TransformersKwargs
 
 from corelens.errors import check_choice, docs_link
 from corelens.hf.module_outputs import StopForward, allow_stopping
+from corelens.hf.versions import CACHE
 
 ReturnType = Literal["auto", "logits", "loss", "both"] | None
 """Output of a pass: TransformerLens's choices, and `auto`, the loss if `labels` are given and else the logits."""
@@ -89,7 +90,7 @@ def argument_names(hf_model: PreTrainedModel) -> frozenset[str]:
     models = [module for module in hf_model.modules() if isinstance(module, PreTrainedModel)]
     parameters = [parameter for model in models for parameter in inspect.signature(model.forward).parameters.values()]
     named = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    return frozenset(named | TransformersKwargs.__annotations__.keys() | {"use_cache"})
+    return frozenset(named | TransformersKwargs.__annotations__.keys() | {"use_cache", "past_key_values"})
 
 
 def check_arguments(arguments: Mapping[str, Any], names: Collection[str]) -> None:
@@ -122,7 +123,8 @@ def check_return_type(return_type: object) -> None:
 
 def check_prefix_arguments(arguments: Mapping[str, Any], return_type: ReturnType) -> None:
     """Raise a ValueError if a pass after a prefix would ignore one of its arguments."""
-    given = [name for name in ("labels", "position_ids", "past_key_values") if arguments.get(name) is not None]
+    names = ("labels", "position_ids", "cache", "past_key_values")
+    given = [name for name in names if arguments.get(name) is not None]
     if return_type in ("loss", "both"):
         given.append(f"return_type={return_type!r}")
     if given:
@@ -181,7 +183,7 @@ def _next_token_loss(logits: Float[Tensor, "batch position vocabulary"], argumen
     if tokens is None or "decoder_input_ids" in arguments or tokens.shape != logits.shape[:2]:
         raise ValueError(
             "return_type='loss' needs input_ids, and a logit for each of them: give labels, or leave out "
-            "inputs_embeds, past_key_values and logits_to_keep."
+            f"inputs_embeds, {CACHE} and logits_to_keep."
         )
     mask = None if mask is None else mask.bool().to(logits.device)
     return lm_cross_entropy_loss(logits, tokens.to(logits.device), mask)

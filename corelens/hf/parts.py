@@ -121,8 +121,8 @@ def dense_mlp(layer: int, block: nn.Module) -> tuple[MLPModule | None, str]:
 
 
 INPUT_NORMS: dict[Literal["ln1", "ln2"], tuple[str, ...]] = {
-    "ln1": ("input_layernorm", "operator_norm"),
-    "ln2": ("pre_feedforward_layernorm", "post_attention_layernorm", "ffn_norm"),
+    "ln1": ("input_layernorm", "operator_norm", "attention_layernorm"),
+    "ln2": ("pre_feedforward_layernorm", "post_attention_layernorm", "ffn_norm", "feedforward_layernorm"),
 }
 """Names of the norms of what attention and MLP read from the residual stream, by TransformerLens's names."""
 

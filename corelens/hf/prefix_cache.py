@@ -20,6 +20,7 @@ from corelens.hf.module_outputs import (
     replay_outputs,
     vision_towers,
 )
+from corelens.hf.versions import CACHE
 from corelens.tokens import TokenMap
 
 
@@ -105,7 +106,7 @@ class PrefixCache:
             (_discarding_layer if _grows_by_copy(layer) else _repeated)(layer, self.n_samples, times)
             for layer in cache.layers
         ]
-        return _tail(self._without_media(inputs), self.length, times) | {"past_key_values": cache}
+        return _tail(self._without_media(inputs), self.length, times) | {CACHE: cache}
 
     def generate_inputs(self, inputs: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of `generate` that continue from the prefix."""
@@ -118,7 +119,7 @@ class PrefixCache:
         times = max(settings.get(name) or getattr(config, name, None) or 1 for name in names)
         cache = copy.copy(self.cache)
         cache.layers = [_repeated(layer, self.n_samples, times) for layer in cache.layers]
-        return arguments | {"past_key_values": cache}
+        return arguments | {CACHE: cache}
 
     def _without_media(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs whose media are in the cache; with position ids, since these depend on media."""
@@ -229,7 +230,7 @@ def _cache(hf_model: PreTrainedModel, stack: nn.Module, inputs: Mapping[str, Any
     """Keys and values of a pass that ends before the logits."""
 
     def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        raise StopForward(output.past_key_values)
+        raise StopForward(output[CACHE])
 
     return allow_stopping(hf_model, stack.register_forward_hook(stop), {**inputs, "use_cache": True})
 

@@ -168,7 +168,7 @@ def tested_types() -> list[TestedType]:
 def _tested_type(name: str, results: dict[str, Any]) -> TestedType:
     passed, reasons = results["passed"], results["not made"]
     n_passed = len(set(CHECKS) & set(passed))
-    caveats = ["its text attention does not call transformers' attention functions"] if "refused" in passed else []
+    caveats = [results["refused"]] if "refused" in passed else []
     for reason in dict.fromkeys(reasons.values()):
         caveats.append(f"no {', no '.join(check for check in reasons if reasons[check] == reason)}: {reason}")
     if name in KNOWN_BUGS:

@@ -25,6 +25,7 @@ from corelens.errors import docs_link
 from corelens.hf.architecture import decoder_configs
 from corelens.hf.layers import AttentionModule, DecoderLayer
 from corelens.hf.prefix_cache import PrefixCache
+from corelens.hf.versions import given_cache
 from corelens.hf.wrapped_modules import WrappedModules
 from corelens.hooks.points import HookedAttention, HookedBlock, HookedVision, hook_input
 from corelens.hooks.positions import Intervention, PassState, batch_shape
@@ -50,7 +51,7 @@ def begin_pass(
     n_samples, n_prompt = batch_shape(tensors)
     if hf_model.config.is_encoder_decoder and "decoder_input_ids" not in tensors:
         n_prompt = 1
-    past = tensors.get("past_key_values")
+    past = given_cache(tensors)
     n_cached = 0 if past is None else int(past.get_seq_length())
     if prefix is not None:
         prefix.check(hf_model, tensors)
@@ -141,7 +142,7 @@ def track_positions(stack: nn.Module, state: PassState) -> RemovableHandle:
         arguments |= arguments.get("kwargs", {})
         names = ("inputs_embeds", "input_ids", "decoder_input_ids", "hidden_states")
         sequence = next(arguments[name] for name in names if arguments.get(name) is not None)
-        cache = arguments.get("past_key_values")
+        cache = given_cache(arguments)
         state.n_computed = sequence.shape[1]
         state.n_cached = 0 if cache is None else int(cache.get_seq_length())
         state.preallocated = isinstance(getattr(cache, "self_attention_cache", cache), StaticCache)

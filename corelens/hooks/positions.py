@@ -10,6 +10,7 @@ from torch import Tensor
 
 from corelens.errors import check_choice, docs_link
 from corelens.heads import Head
+from corelens.hf.versions import given_cache
 from corelens.tokens import TokenMap
 
 Phase = Literal["prefill", "decode", "both"]
@@ -159,7 +160,7 @@ def batch_shape(tensors: Mapping[str, Any]) -> tuple[int, int]:
     sequence = next((tensors[name] for name in names if tensors.get(name) is not None), None)
     if sequence is None:
         raise ValueError("the inputs hold neither `input_ids` nor `inputs_embeds`.")
-    past, mask = tensors.get("past_key_values"), tensors.get("attention_mask")
+    past, mask = given_cache(tensors), tensors.get("attention_mask")
     n_cached = 0 if past is None else int(past.get_seq_length())
     if n_cached and mask is not None and "decoder_input_ids" not in tensors:
         # Ids are those after the cache in passes, and may be all of them in `generate`; the mask is always whole.

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import Cache
 
 from corelens.hf.layers import AttentionModule
 from corelens.hf.module_outputs import StopForward
@@ -43,9 +44,7 @@ class ModuleCall:
         """Call the module with another stream, and without a cache of keys."""
         assert self.bound is not None
         first, *_ = self.bound.arguments
-        others = {
-            name: None if name.startswith("past_key_value") else value for name, value in self.bound.arguments.items()
-        }
+        others = {name: None if isinstance(value, Cache) else value for name, value in self.bound.arguments.items()}
         bound = inspect.BoundArguments(self.bound.signature, {**others, first: stream})  # pyright: ignore
         module(*bound.args, **bound.kwargs)
 

@@ -10,12 +10,20 @@ import plotly.graph_objects as go
 import torch
 
 from corelens.data.published import published_model
+from corelens.errors import docs_link
 from corelens.experiments.ablation import KINDS, dose_curve
 from corelens.experiments.conditions import BASELINE, ConditionResults, read_conditions
 from corelens.experiments.controls import MATCHED
 from corelens.experiments.key_tokens import KeyTokens, read_key_tokens
 from corelens.experiments.published_comparison import compare_with_published
-from corelens.experiments.run_folder import RunFolder, read_summary, write_summary
+from corelens.experiments.run_folder import (
+    MANIFEST,
+    RunFolder,
+    manifest_hash,
+    read_manifest,
+    read_summary,
+    write_summary,
+)
 from corelens.files import write_file
 from corelens.heads import HeadSet
 from corelens.metrics import stable_heads
@@ -68,6 +76,7 @@ def save(study: Study, folder: Path, choices: Mapping[str, Any]) -> dict[str, An
         "text-only": list(dict.fromkeys(study.text_ablations.datasets)) if study.text_ablations else [],
         "choices": dict(choices) | study.scores["ram"].choices,
         "skipped": dict(study.scores["ram"].skipped) | dict(study.ablations.skipped),
+        "runs": _runs(folder),
         "run": {name: manifest[name] for name in ("model", "revision", "weights", "dtype", "heads", "versions")},
     }
     write_summary(folder / "study.json", summary)
@@ -75,14 +84,24 @@ def save(study: Study, folder: Path, choices: Mapping[str, Any]) -> dict[str, An
     return summary
 
 
+def _runs(folder: Path) -> dict[str, str]:
+    """Hash of the manifest of every run in the folder of a study."""
+    return {run.parent.name: manifest_hash(read_manifest(run.parent)) for run in sorted(folder.glob(f"*/{MANIFEST}"))}
+
+
 def page(folder: Path) -> Page:
     """Build the report from the folder of a study.
 
     Raises:
-        ValueError: If a part of the study is missing or unfinished.
+        ValueError: If a part of the study is missing or unfinished, or is not the one that the findings are of.
     """
-    keys = ("model", "findings", "times as fast", "compared with", "choices", "run", "skipped", "tasks")
+    keys = ("model", "findings", "times as fast", "compared with", "choices", "run", "runs", "skipped", "tasks")
     summary = read_summary(folder / "study.json", *keys)
+    if differing := [name for name, run in _runs(folder).items() if summary["runs"].get(name) != run]:
+        raise ValueError(
+            f"{folder / 'study.json'} is not of the run in {differing[0]}: run the study into this folder again, which "
+            f"takes what is finished from it. {docs_link('damaged')}"
+        )
     findings = summary["findings"]
     counts = Counter(finding["verdict"] for finding in findings)
     report = Page(

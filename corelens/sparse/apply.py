@@ -13,6 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 
 from corelens.errors import docs_link
 from corelens.hf.architecture import decoder_configs
+from corelens.hf.versions import CACHE, given_cache
 from corelens.hooks.taps import NAME, PACKED, SPARSE, attention_implementation
 from corelens.hooks.threads import lock_of
 from corelens.model import HookedMLLM
@@ -80,7 +81,7 @@ class ActivePlan:
     tokens: PassTokens = field(default_factory=PassTokens)
 
     def cache(self, reserved: int = 0, static: bool = False) -> HeadSparseCache:
-        """Return an empty cache, for conversations of several turns: `generate(past_key_values=cache)`.
+        """Return an empty cache, for conversations of several turns: `generate(cache=cache)`.
 
         Args:
             reserved: Number of positions allocated from the beginning; more positions cost copies.
@@ -91,7 +92,7 @@ class ActivePlan:
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Call Hugging Face's `generate` of the model, with a cache that fits the plan."""
         settings = kwargs.get("generation_config") or (args[1:2] or [None])[0] or self.model.generation_config
-        cache: Any = kwargs.get("past_key_values")
+        cache: Any = given_cache(kwargs)
         if rewinding := next((n for n in REWINDING_ARGUMENTS if kwargs.get(n) or getattr(settings, n, None)), None):
             raise ValueError(
                 f"{rewinding} rolls tokens back, and heads that keep a window have overwritten the earlier ones."
@@ -101,7 +102,7 @@ class ActivePlan:
                 f"cache_implementation={implementation!r}: a plan brings its own cache, dynamic or static."
             )
         if cache is not None and not (isinstance(cache, HeadSparseCache) and cache.plans == self.plan.layers):
-            raise ValueError("past_key_values was not made for this plan: take the cache() that apply gives, or none.")
+            raise ValueError("this cache was not made for the plan: take the cache() that apply gives, or none.")
         prompt = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else kwargs.get("inputs_embeds")))
         n_prompt = 0 if prompt is None else prompt.shape[1]
         n_new = kwargs.get("max_new_tokens", settings.max_new_tokens)
@@ -113,7 +114,7 @@ class ActivePlan:
         if cache is None and kwargs.get("use_cache", settings.use_cache) is not False:
             # Checkpoints may name a cache of their own.
             cache = self.cache(max_length or 0, implementation == "static")
-            kwargs |= {"past_key_values": cache, "cache_implementation": None}
+            kwargs |= {CACHE: cache, "cache_implementation": None}
         self.tokens.n_prompt = n_prompt
         try:
             # Hugging Face types generate for a mixin.
@@ -159,7 +160,7 @@ def _track_text(active: ActivePlan) -> Any:
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None:
             raise ValueError("a plan that keeps text needs input_ids, and this pass has none.")
-        cache = kwargs.get("past_key_values")
+        cache = given_cache(kwargs)
         first = 0 if cache is None else cache.get_seq_length()
         # Outside of generate, single tokens are taken for generated ones.
         in_prompt = ids.shape[1] > 1 if active.tokens.n_prompt is None else first < active.tokens.n_prompt

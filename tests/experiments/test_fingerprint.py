@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from PIL import Image
 from tokenizers.normalizers import Lowercase
 
@@ -64,6 +65,24 @@ def pytorch_hook(model: HookedMLLM) -> Iterator[None]:
     handle.remove()
 
 
+@contextmanager
+def other_adapter(model: HookedMLLM) -> Iterator[None]:
+    """As PEFT's layers say which of their adapters act."""
+    adapted = model.hf_model.get_decoder().layers[0].self_attn.q_proj
+    adapted.active_adapters, adapted.disable_adapters, adapted.scaling = ["a"], False, {"a": 1.0, "b": 1.0}
+    yield
+    del adapted.active_adapters, adapted.disable_adapters, adapted.scaling
+
+
+@contextmanager
+def changed_while_offloaded(model: HookedMLLM) -> Iterator[None]:
+    layer = model.hf_model.get_decoder().layers[1]
+    with torch.no_grad():
+        layer.mlp.down_proj.weight[3].neg_()
+    cpu_offload(layer, torch.device("cpu"))
+    yield
+
+
 MODELS: dict[str, tuple[Change, str]] = {
     "most of a matrix": (most_of_a_matrix, "weights was"),
     "a head without output": (lambda model: zeroed_weights(model, [Head(0, 1)]), "weights was"),
@@ -71,6 +90,8 @@ MODELS: dict[str, tuple[Change, str]] = {
     "the size of pictures": (pictures_size, "processor was"),
     "the chat template": (chat_template, "chat template was"),
     "merges of the tokenizer": (another_normalizer, "processor was"),
+    "adapters": (other_adapter, "settings was"),
+    "an offloaded matrix": (changed_while_offloaded, "weights was"),
     "autocast": (lambda model: torch.autocast("cpu", torch.bfloat16), "settings was"),
     "hooks of PyTorch": (pytorch_hook, "hooks act on the model"),
     "hooks": (lambda model: model.hooks(fwd_hooks=ablate([Head(0, 1)])), "hooks act on the model"),
@@ -85,6 +106,12 @@ def test_a_folder_refuses_the_run_of_a_changed_model(model: HookedMLLM, change: 
     apply, message = MODELS[change]
     with apply(model), pytest.raises(ValueError, match=rf"another run.*{message}|{message}.*another run"):
         scan(model, samples(2), out=tmp_path / "run")
+
+
+def test_a_folder_takes_the_same_model_wherever_its_weights_are(model: HookedMLLM, tmp_path: Path):
+    first = scan(model, samples(2), out=tmp_path / "run")
+    cpu_offload(model.hf_model.get_decoder().layers[1], torch.device("cpu"))
+    assert torch.equal(scan(model, samples(2), out=tmp_path / "run").values, first.values)
 
 
 def returning(picture: Image.Image) -> Callable[[], Image.Image]:

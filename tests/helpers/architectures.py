@@ -402,6 +402,27 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "mistral3": pixtral(dict(model_type="mistral")),
     "lighton_ocr": pixtral(dict(model_type="qwen3"), image_token_id=IMAGE),
+    "hy_v4_vl": replace(
+        flat(
+            MLA
+            | INDEXER
+            | EXPERTS
+            | dict(
+                q_lora_rank=16,
+                n_routed_experts=4,
+                mlp_layer_types=["dense", "sparse", "dense"],
+                layer_types=["indexed_attention"] * 3,
+                indexer_types=["full", "shared", "full"],
+                hc_mult=2,
+                rope_parameters=ROPE | dict(mrope_section=[2, 1, 1]),
+            ),
+            dict(out_hidden_size=64, max_image_size=64),
+            16,
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+        ),
+        visual=8,  # every row of three ends with a newline
+    ),
     "mistral_large4": pixtral(
         MLA
         | INDEXER
@@ -483,6 +504,35 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "blip": Architecture(
         dict(text_config=TEXT | dict(encoder_hidden_size=32, sep_token_id=2), vision_config=VISION), ()
+    ),
+    "apertus1p5": Architecture(
+        dict(
+            text_config=TEXT | dict(vocab_size=520),
+            vision_config=dict(
+                codebook_size=10,
+                embed_dim=8,
+                latent_channels=32,
+                base_channels=32,
+                channel_multiplier=[1, 1, 2],
+                num_res_blocks=1,
+                attn_resolutions=[2],
+                resolution=16,
+            ),
+            audio_config=dict(
+                model_type="wavtokenizer_encoder",
+                num_filters=4,
+                hidden_size=16,
+                codebook_dim=16,
+                codebook_size=8,
+            ),
+            image_token_id=IMAGE,
+            audio_token_id=AUDIO,
+            image_token_offset=410,
+            audio_token_offset=420,
+        ),
+        8,
+        (2, 3, 16, 8),
+        dict(image_sizes=[[16, 8]] * 2),
     ),
     "chameleon": Architecture(
         TEXT
@@ -854,6 +904,24 @@ ARCHITECTURES: dict[str, Architecture] = {
         dict(
             text_config=INKLING_TEXT,
             vision_config=VISION | dict(posemb_grid_size=8, projection_hidden_dim=48, text_hidden_size=64),
+            image_token_id=IMAGE,
+        ),
+        6,
+        (2 * 6, 28, 28, 3),
+        dict(image_grid_thw=[[1, 2, 3]] * 2),
+    ),
+    "inkling2_loop": Architecture(
+        dict(
+            text_config=INKLING_TEXT
+            | dict(
+                n_layers_per_attn_res_block=1,
+                loop_layer_index_start=1,
+                loop_layer_index_end=3,
+                loop_num_passes=2,
+                loop_gate_rank=8,
+            ),
+            vision_config=VISION
+            | dict(model_type="inkling2_vision", posemb_grid_size=8, projection_hidden_dim=48, text_hidden_size=64),
             image_token_id=IMAGE,
         ),
         6,

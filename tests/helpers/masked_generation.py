@@ -12,6 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 
 from corelens.heads import Head, HeadSet
+from corelens.hf.versions import CACHE
 from corelens.hooks.attention import AttentionCall
 from corelens.sparse import Full, HeadPlan, Off, Streaming, StreamingBlocks, apply
 from corelens.sparse.resolve import resolve
@@ -40,7 +41,7 @@ def generate(model: Any, inputs: dict[str, Tensor], **settings: Any) -> tuple[Te
     copies = {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
     torch.manual_seed(0)
     output = model.generate(**copies, **settings, output_logits=True, return_dict_in_generate=True)
-    return output.sequences, torch.stack(output.logits, 1), output.past_key_values
+    return output.sequences, torch.stack(output.logits, 1), output[CACHE]
 
 
 def assert_same_generation(model: PreTrainedModel, plan: HeadPlan, inputs: dict[str, Tensor], **settings: Any) -> None:

@@ -22,8 +22,11 @@ CLASSES = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES | {"phi4_multimodal": "Phi4
 FAMILIES = ("qwen3_vl", "qwen2_5_vl", "llava", "gemma3", "internvl")
 """The families that are checked in depth."""
 
-ARCHITECTURES = tuple(_ARCHITECTURES)
-"""All that can be built: every image-text-to-text architecture of transformers, and some variants."""
+ARCHITECTURES = tuple(name for name, built in _ARCHITECTURES.items() if (built.model_type or name) in CLASSES)
+"""All that can be built: every image-text-to-text architecture of the installed transformers, and some variants."""
+
+NOT_HOOKED = ("blip", "git", "inkling2_loop")
+"""Those that cannot be wrapped."""
 
 TYPES_REFUSED = {
     "dots3_note", "exaone4_5", "hyperclovax_vision_v2", "kimi_k25", "lfm3_vl", "minimax_m3_vl", "muse_glimmer",

@@ -71,7 +71,7 @@ CHECKS = {
     "test_changing_pixels_of_a_token_changes_its_feature_most[": "picture",
     "test_changing_pixels_of_a_token_changes_its_embedding_most[": "picture",
     "test_changing_pixels_of_a_token_in_its_frame_changes_its_feature_most[": "video",
-    "test_text_attention_that_is_not_dispatched_is_refused_by_name[": "refused",
+    "test_architectures_that_cannot_be_hooked_are_refused_by_name[": "refused",
 }
 
 

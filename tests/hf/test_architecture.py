@@ -12,7 +12,13 @@ from torch.testing import assert_close
 from corelens import Head, HookedMLLM, ablate
 from tests.helpers import tiny
 
-REFUSED = ("git", "blip")
+OWN_ATTENTION = "its text attention does not call transformers' attention functions"
+LOOP = "its layers run in a loop, so that a head has several patterns in one pass"
+REFUSED = {name: LOOP if "loop" in name else OWN_ATTENTION for name in tiny.NOT_HOOKED if name in tiny.ARCHITECTURES}
+MESSAGES = {
+    OWN_ATTENTION: r"is not supported: its text attention \(.*(Git|BlipText)SelfAttention.*\)",
+    LOOP: r"is not supported: final_input, message_input are attention between",
+}
 """Their text attention is not dispatched, so they cannot be wrapped."""
 
 WARNED = ("phi4_multimodal", "minimax_m3_vl")
@@ -353,7 +359,7 @@ def test_edits_of_the_residual_stream_act(model: Any, plain: dict[str, Tensor]):
 WITHOUT_VISION_HEADS = {
     "gemma3n": "timm", "fast_vlm": "timm", "perception_lm": "timm",
     "got_ocr2": "SAM", "pp_chart2table": "SAM", "pp_formulanet": "SAM", "kosmos-2.5": "own code",
-    "chameleon": "VQ codes", "emu3": "VQ codes", "inkling_mm_model": "an MLP",
+    "apertus1p5": "VQ codes", "chameleon": "VQ codes", "emu3": "VQ codes", "inkling_mm_model": "an MLP",
     "fuyu": "none", "gemma4_unified": "none", "udop": "none", "mistral4": "text only", "evolla": "proteins",
 }  # fmt: skip
 
@@ -392,8 +398,9 @@ def test_the_vision_tower(name: str, model: Any, plain: dict[str, Tensor], recor
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_text_attention_that_is_not_dispatched_is_refused_by_name(name: str):
-    with pytest.raises(TypeError, match=r"is not supported: its text attention \(.*(Git|BlipText)SelfAttention.*\)"):
+def test_architectures_that_cannot_be_hooked_are_refused_by_name(name: str, record_property: Record):
+    record_property("refused", REFUSED[name])
+    with pytest.raises(TypeError, match=MESSAGES[REFUSED[name]]):
         wrap(tiny.build(name))
 
 

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from transformers import DynamicCache
 
 from corelens import HookedMLLM
+from corelens.hf.versions import CACHE
 from tests.helpers import tiny
 
 POINTS = ("attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_z",
@@ -47,10 +48,10 @@ def test_an_edit_in_place_acts_like_one_that_replaces_and_reaches_nothing_else(p
     embeds: Any = model.hf_model.get_input_embeddings()(text.pop("input_ids") % 300)
     before = embeds.clone()
     caches = [DynamicCache(config=model.hf_model.config.get_text_config()) for _ in range(2)]
-    model(**text, inputs_embeds=embeds, past_key_values=caches[0], use_cache=True)
+    model(**text, inputs_embeds=embeds, **{CACHE: caches[0]}, use_cache=True)
     if point in ("attn.hook_k", "attn.hook_v"):
         hooks = [(name, in_place)]
-        model.run_with_hooks(**text, inputs_embeds=embeds, past_key_values=caches[1], use_cache=True, fwd_hooks=hooks)
+        model.run_with_hooks(**text, inputs_embeds=embeds, **{CACHE: caches[1]}, use_cache=True, fwd_hooks=hooks)
         plain, hooked = (cache.layers[0] for cache in caches)
         assert torch.equal(plain.keys, hooked.keys)  # pyright: ignore
         assert torch.equal(plain.values, hooked.values)  # pyright: ignore

@@ -13,7 +13,7 @@ from corelens.hf.layers import AttentionModule
 from tests.helpers import tiny
 
 NOT_BY_HEAD = {
-    "a latent that heads share": ("glm5_next", "mistral_large4", "mistral4", "kimi_k25", "dots3_note"),
+    "a latent that heads share": ("glm5_next", "mistral_large4", "mistral4", "kimi_k25", "dots3_note", "hy_v4_vl"),
     "convolutions": ("inkling2", "inkling_mm_model"),
     "keys and values of another layer": ("gemma4", "gemma4_unified", "gemma3n"),
     "values that are the keys": ("diffusion_gemma",),
@@ -49,7 +49,7 @@ def behind_norm(attention: AttentionModule, part: Any, vectors: Tensor) -> Tenso
 
 
 @pytest.mark.filterwarnings("ignore:transformers runs the vision encoder", "ignore:the indexer of minimax")
-@pytest.mark.parametrize("name", [name for name in tiny.ARCHITECTURES if name not in ("blip", "git")])
+@pytest.mark.parametrize("name", [name for name in tiny.ARCHITECTURES if name not in tiny.NOT_HOOKED])
 def test_heads_and_neurons_read_and_write_by_these_weights(name: str):
     model = HookedMLLM(tiny.build(name))
     blocks = [block for block in model.hf_layers if "attn" in block.attentions]

@@ -18,6 +18,7 @@ from corelens import (
     resample_activations,
     zeroed_weights,
 )
+from corelens.hf.versions import CACHE
 from corelens.hooks.positions import Phase, PositionName
 from tests.helpers import processors, tiny
 from tests.helpers.prompts import sample_prompts
@@ -190,7 +191,7 @@ def test_a_cache_made_without_the_intervention(model: HookedMLLM):
     last_inputs = all_inputs | {"input_ids": next_token, "position_ids": torch.full((1, 1), n)}
 
     def cached() -> dict[str, Any]:
-        return {"past_key_values": model.hf_model(**inputs, use_cache=True).past_key_values}
+        return {CACHE: model.hf_model(**inputs, use_cache=True)[CACHE]}
 
     settings: dict[str, Any] = dict(max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True)
     late = torch.arange(n + 1)[None] == n

@@ -12,6 +12,7 @@ from transformers import DynamicCache
 import corelens as cl
 from corelens import HookedMLLM, toy
 from corelens.heads import Head
+from corelens.hf.versions import CACHE
 from corelens.sparse import Full, HeadPlan, apply, hybrid
 from corelens.sparse.cache import HeadSparseCache
 from tests.helpers.masked_generation import SINK, WINDOW, core_heads, generate, random_texts
@@ -36,10 +37,10 @@ def test_a_conversation_goes_on_from_its_cache(name: str):
     inputs = generation_inputs(name, batch(name, padded=False))
     with apply(model, plan, force=True) as active:
         cache = active.cache()
-        first, _, _ = generate(model, inputs, past_key_values=cache)
+        first, _, _ = generate(model, inputs, **{CACHE: cache})
         ids = torch.cat([first, turn], 1)
         longer = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        tokens, logits, _ = generate(model, longer, past_key_values=cache)
+        tokens, logits, _ = generate(model, longer, **{CACHE: cache})
         types = {n: torch.nn.functional.pad(v, (0, 14)) for n, v in inputs.items() if n.endswith("type_ids")}
         expected_tokens, expected_logits, _ = generate(model, inputs | longer | types)
     assert_close(tokens, expected_tokens, rtol=0, atol=0)
@@ -76,19 +77,19 @@ def test_right_padding_assisted_decoding_and_other_caches_raise_errors():
             "assistant_model rolls tokens back": dict(assistant_model=build("llava")),
             "prompt_lookup_num_tokens rolls tokens back": dict(prompt_lookup_num_tokens=2),
             "cache_implementation='quantized'": dict(cache_implementation="quantized"),
-            "past_key_values was not made for this plan": dict(past_key_values=DynamicCache()),
+            "cache was not made for the plan": {CACHE: DynamicCache()},
         }.items():
             with pytest.raises(ValueError, match=message):
                 model.generate(**inputs, **settings)
         with pytest.raises(ValueError, match="padding on the left"), torch.no_grad():
             model(**right)
         with pytest.raises(ValueError, match="static cache with room for 4 positions cannot hold 12"):
-            model.generate(**inputs, past_key_values=active.cache(4, static=True), max_new_tokens=1)
+            model.generate(**inputs, **{CACHE: active.cache(4, static=True)}, max_new_tokens=1)
         with pytest.raises(RuntimeError, match="for inference"):
             model(**inputs)
         other = active.cache()
     with apply(model, hybrid([], SINK, WINDOW)), pytest.raises(ValueError, match="not made for this plan"):
-        model.generate(**inputs, past_key_values=other)
+        model.generate(**inputs, **{CACHE: other})
 
 
 def test_plans_and_hooks_exclude_each_other():

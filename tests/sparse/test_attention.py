@@ -11,6 +11,7 @@ from transformers import DynamicCache
 import corelens as cl
 from corelens import HookedMLLM
 from corelens.heads import HeadSet
+from corelens.hf.versions import CACHE
 from corelens.sparse import Full, HeadPlan, Off, StreamingBlocks, TopBlocks, apply, hybrid
 from corelens.sparse.plan import Granularity
 from tests.helpers.masked_generation import (
@@ -247,16 +248,16 @@ def test_heads_that_stream_blocks_decode_as_the_model_does(name: str):
     model, inputs = build(name), random_texts(26, padding=3)
     with torch.no_grad(), apply(model, block_plan(model), force=True) as active:
         cache = active.cache()
-        model(**inputs, past_key_values=cache)
+        model(**inputs, **{CACHE: cache})
         assert cache.nbytes == 2 * active.plan.full_cache_bytes(26)
         stock = DynamicCache(config=model.config)
         for layer, cached in enumerate(cache.layers):
             stock.update(*(tensor[:, :, :26].clone() for tensor in cached.full_cache), layer)
         step = {"attention_mask": torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)}
         step |= {"input_ids": inputs["input_ids"][:, :1]}
-        logits = model(**step, past_key_values=cache).logits
+        logits = model(**step, **{CACHE: cache}).logits
     with torch.no_grad():
-        assert_close(logits, model(**step, past_key_values=stock).logits, rtol=1e-4, atol=1e-4)
+        assert_close(logits, model(**step, **{CACHE: stock}).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_boolean_masks_are_followed_and_additive_masks_are_an_error():

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 import corelens as cl
 from corelens import HookedMLLM, toy
-from corelens.experiments.run_folder import read_summary, write_summary
+from corelens.experiments.run_folder import MANIFEST, read_manifest, read_summary, write_summary
 from corelens.reports import write_report
 from corelens.reports.study import page, save
 from corelens.sparse import StreamingBlocks
@@ -66,6 +66,9 @@ def test_the_shipped_organism_holds_its_mass_in_few_heads_and_fetches_at_the_las
     assert [finding.to_json() for finding in resumed.findings] == [finding.to_json() for finding in study.findings]
     unchanged = [path for path, modified in modification_times.items() if path.stat().st_mtime_ns == modified]
     assert len(unchanged) == len(modification_times) - 1
+    write_summary(tmp_path / "scan" / MANIFEST, read_manifest(tmp_path / "scan") | {"samples sha256": "of others"})
+    with pytest.raises(ValueError, match=r"study\.json is not of the run in scan"):
+        page(tmp_path)
 
 
 @pytest.mark.usefixtures("few_draws")
