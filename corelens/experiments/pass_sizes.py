@@ -2,12 +2,13 @@
 
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -20,6 +21,7 @@ from corelens.experiments.passes import run_pattern_hooks
 from corelens.interventions import ablate
 from corelens.metrics import PRESETS
 from corelens.model import HookedMLLM
+from corelens.sparse import apply, published
 from corelens.tokens import Role, TokenMap
 
 N_QUERIES = 32
@@ -105,7 +107,7 @@ def _places(index: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def pass_sizes(config: PreTrainedConfig, n_positions: int) -> dict[str, PassSize]:
-    """Sizes of passes over a prompt, in bfloat16: the plain one, a scan's and an ablation's.
+    """Sizes of passes over a prompt, in bfloat16: the plain one, a scan's, an ablation's and one under a plan.
 
     The model is built of fake tensors, and its decoder runs on token ids; the vision tower is not part of it. Neither
     logits but the last position's nor a cache are kept, as in a scan.
@@ -116,7 +118,9 @@ def pass_sizes(config: PreTrainedConfig, n_positions: int) -> dict[str, PassSize
 
     Returns:
         By the name of the pass: `plain`; `scan` by the paper's two metrics, `ram` and `vision_heads`, of 32 tokens of
-        the question; `ablate` of 30 heads, zeroed.
+        the question; `ablate` of 30 heads, zeroed; `plan` of the paper's head-sparse plan, every other head full, in
+        the first two layers, since none keeps anything and a plan's blocks take long. A model that cannot
+        follow a plan has no `plan`.
 
     Raises:
         ValueError: If the prompt is shorter than the question, or the model's code needs values or a picture.
@@ -137,13 +141,25 @@ def pass_sizes(config: PreTrainedConfig, n_positions: int) -> dict[str, PassSize
             "scan": partial(score_heads, model, inputs, scoring, [PRESETS["ram"], "vision_heads"]),
             "ablate": partial(run_pattern_hooks, model, inputs, zeroed, scoring.every_query),
         }
-        return {name: mode.measure(run) for name, run in passes.items()}
+        sizes = {name: mode.measure(run) for name, run in passes.items()}
+        with suppress(ValueError):  # of a plan that does not fit the model
+            sizes["plan"] = mode.measure(partial(_run_first_layers_by_plan, model, inputs, scoring.every_query))
+        return sizes
     except Exception as cause:
         # The model's own code runs without values and without a picture, and may fail in any way.
         reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
         raise ValueError(
             f"the size of a pass of {config.model_type} is not known without weights and pictures ({reason})."
         ) from cause
+
+
+def _run_first_layers_by_plan(model: HookedMLLM, inputs: dict[str, Tensor], queries: Tensor) -> None:
+    last = model.hf_layers[min(model.heads[0].layer + 1, model.cfg.n_layers - 1)]
+    for module in last.stack.modules():
+        if isinstance(module, nn.ModuleList) and last.block in module:
+            del module[last.layer + 1 :]
+    with apply(model, published([head for head in model.heads if head.layer <= last.layer][::2])):
+        run_pattern_hooks(model, inputs, [], queries)
 
 
 def _scoring_inputs(n_positions: int) -> ScoringInputs:

@@ -68,6 +68,7 @@ def test_neither_a_scan_nor_an_ablation_makes_whole_patterns(family: str):
 def test_at_the_papers_sizes_a_scan_takes_no_more_than_the_pass(model: Any):
     _, _, config, _ = model
     sizes = pass_sizes(config, 32_768)
+    assert list(sizes) == ["plain", "scan", "ablate", "plan"]
     for size in sizes.values():
         assert size.peak_bytes <= 1.1 * sizes["plain"].peak_bytes
         assert torch.Size(size.largest).numel() < 32_768**2

@@ -324,11 +324,11 @@ def _reproduction() -> Iterator[list[str]]:
 
 def _full_size() -> Iterator[list[str]]:
     """Sizes of passes over 128K tokens by the paper's models."""
-    yield ["model", "activations of the plain pass", "of a scan", "of an ablation", "largest tensor"]
+    yield ["model", "activations of the plain pass", "of a scan", "of an ablation", "of the plan", "largest tensor"]
     for name, _, config, _ in configs():
         sizes = pass_sizes(config, 131_072)
         plain = sizes["plain"].peak_bytes
-        ratios = [f"{sizes[work].peak_bytes / plain:.2f}x" for work in ("scan", "ablate")]
+        ratios = [f"{sizes[work].peak_bytes / plain:.2f}x" for work in ("scan", "ablate", "plan")]
         largest = max((size.largest for size in sizes.values()), key=lambda shape: torch.Size(shape).numel())
         yield [name, f"{plain / 1e9:.1f} GB", *ratios, " x ".join(f"{length:,}" for length in largest)]
 
