@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils import logging
 
 from corelens import HookedMLLM
@@ -95,8 +95,8 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[int, ...], int]] = {
 MODES = ("plain", "wrapped")
 
 
-def pass_functions(family: str) -> dict[str, Callable[[], Tensor]]:
-    """Functions without arguments that run one pass in each mode and return its logits."""
+def random_model(family: str) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    """A model of random weights, and a prompt with one picture."""
     torch.manual_seed(0)
     settings, pixels, n_visual = FAMILIES[family]
     config = AutoConfig.for_model(family, **settings)
@@ -108,6 +108,12 @@ def pass_functions(family: str) -> dict[str, Callable[[], Tensor]]:
         inputs |= {"image_grid_thw": torch.tensor([[1, 32, 32]]), "mm_token_type_ids": (ids == IMAGE).long()}
     if family == "gemma3":
         inputs["token_type_ids"] = (ids == IMAGE).long()
+    return hf_model, inputs
+
+
+def pass_functions(family: str) -> dict[str, Callable[[], Tensor]]:
+    """Functions without arguments that run one pass in each mode and return its logits."""
+    hf_model, inputs = random_model(family)
     model = HookedMLLM(hf_model)
     functions = {"plain": lambda: hf_model(**inputs).logits, "wrapped": lambda: model(inputs)}
     return {mode: torch.no_grad()(function) for mode, function in functions.items()}
