@@ -15,7 +15,7 @@ from corelens import viz
 from corelens.cli.explain import error_sections
 from corelens.errors import EXPLAIN, docs_link
 from corelens.inputs import token_geometry
-from tests.helpers import verified
+from tests.helpers import attacks, verified
 
 PAGES = [path for path in (verified.ROOT / "README.md", *verified.PAGES) if "```python" in path.read_text()]
 
@@ -60,6 +60,22 @@ def test_results_are_the_same_whichever_test_ended_first(tmp_path: Path):
         texts.append(verified.serialized(verified.verified([tmp_path / "results.xml"])))
     assert texts[0] == texts[1]
     assert '"heads": "own"' in texts[0]
+
+
+def test_attacks_are_tests_that_exist_and_each_that_passed_counts_once(tmp_path: Path):
+    tests = "".join(path.read_text() for path in (verified.ROOT / "tests").rglob("test_*.py"))
+    for attack in attacks.ATTACKS:
+        assert all(f"def {name}(" in tests for name in attack.tests)
+    flips, killed = attacks.ATTACKS[0].tests[0], attacks.ATTACKS[4].tests[0]
+    tries = '<properties><property name="tries" value="316"/></properties>'
+    results = tmp_path / "results.xml"
+    results.write_text(
+        f'<suite><testcase classname="a" name="{flips}[a part]">{tries}</testcase>'
+        f'<testcase classname="a" name="{flips}[scores]">{tries}<failure/></testcase>'
+        f'<testcase classname="a" name="{killed}"/><testcase classname="a" name="another"/></suite>'
+    )
+    made = list(attacks.counts([results, results]).values())
+    assert made == [316, 0, 0, 0, 1, *[0] * (len(attacks.ATTACKS) - 5)]
 
 
 def test_tables_of_the_docs_are_what_the_tests_showed():

@@ -51,16 +51,19 @@ STORED = {"a part": part, "a manifest": manifest, "a summary": summary, "scores"
 
 
 @pytest.mark.parametrize("what", STORED)
-def test_every_flipped_bit_and_every_cut_is_refused_by_name(what: str, tmp_path: Path):
+def test_flipped_bits_and_cuts_are_refused_by_name(
+    what: str, tmp_path: Path, record_property: Callable[[str, object], None]
+):
     path, read = STORED[what](tmp_path)
     whole = path.read_bytes()
     read()
-    step = max(len(whole) // 300, 1)
+    places = [len(whole) * part // 300 for part in range(300)]
     harmed = [
-        *(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :] for at in range(0, len(whole), step)),
-        *(whole[:length] for length in range(0, len(whole), 20 * step)),
+        *(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :] for at in places),
+        *(whole[:length] for length in places[::20]),
         whole.replace(b"sha256:", b"sha512:"),
     ]
+    record_property("tries", len(harmed))
     for content in harmed:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=path.name if what != "a manifest" else r"manifest\.json|no run"):

@@ -121,7 +121,15 @@ def low_to_high(values: Sequence[float | int], digits: int = 0) -> str:
 
 
 def check_scoring(samples: DatasetSamples, box_unit: BoxUnit | None) -> None:
-    """Raise a ValueError if the answer to some sample cannot be scored."""
-    for _, sample in samples:
-        if sample.scoring != "box" or box_unit is None:  # scoring a box reads its picture
-            score(sample, "")
+    """Raise a ValueError if no answer to a data set can be scored; a run skips single ones when their turn comes."""
+    errors: dict[str, list[ValueError | None]] = {}
+    for dataset, sample in samples:
+        try:
+            if sample.scoring != "box" or box_unit is None:  # scoring a box reads its picture
+                score(sample, "")
+            errors.setdefault(dataset, []).append(None)
+        except ValueError as cause:
+            errors.setdefault(dataset, []).append(cause)
+    for of_dataset in errors.values():
+        if all(of_dataset):
+            raise next(cause for cause in of_dataset if cause)

@@ -9,9 +9,10 @@ that a run that is killed loses no more than the shards it was working on, and r
                                 |                                           v
     Shard.concatenate  <--  RunFolder.write  <--  evaluate_shard  <--  {name: (batch, *units)}
 
-A batch that runs out of memory is halved and so are all after it; a batch with an unusable sample (`SampleError`) is
-halved until the sample is alone, and this is recorded as skipped. All other errors end the run. `map` decides where
-shards are evaluated: in this process, or on a Ray cluster (`corelens.experiments.ray`).
+A batch that runs out of memory is halved and so are all after it; a batch that raises another error is halved until
+the sample that raises it is alone, and this is recorded as skipped. An error that no sample of a shard survives is not
+a sample's, and ends the run. `map` decides where shards are evaluated: in this process, or on a Ray cluster
+(`corelens.experiments.ray`).
 
 See `run_folder` for the files, and `scan` for the simplest experiment.
 """
@@ -54,6 +55,10 @@ ShardMap = Callable[[Callable[[DatasetSamples], Shard], Mapping[int, DatasetSamp
 
 class SampleError(ValueError):
     """An error of a sample itself: a picture that cannot be read, evidence outside it, no answer."""
+
+
+OF_NO_SAMPLE = (MemoryError, ImportError, torch.AcceleratorError)
+"""Errors that no sample is to blame for: a lack of memory or of a package, and a device that has failed."""
 
 
 def run_resumable(
@@ -101,7 +106,8 @@ def run_resumable(
         shards = {number: shard for number in shard_samples if folder and (shard := folder.read(number))}
         missing = {number: batch for number, batch in shard_samples.items() if number not in shards}
         n_finished = len(samples) - sum(len(batch) for batch in missing.values())
-        function = partial(evaluate_shard, evaluate=evaluate, batch_size=batch_size)
+        whole = len(shard_samples) == 1
+        function = partial(evaluate_shard, evaluate=evaluate, batch_size=batch_size, whole=whole)
         with progress(len(samples), work, "sample", n_finished) as advance:
             for number, shard in (map or map_locally)(function, missing):
                 if folder:
@@ -121,19 +127,24 @@ def map_locally(
         yield number, function(samples)
 
 
-def evaluate_shard(samples: DatasetSamples, evaluate: Evaluate, batch_size: int) -> Shard:
+def evaluate_shard(samples: DatasetSamples, evaluate: Evaluate, batch_size: int, whole: bool = True) -> Shard:
     """Evaluate the samples of one shard, in batches that shrink when memory runs out.
 
     Args:
         samples: The samples.
         evaluate: Evaluates one batch.
         batch_size: Most samples of a batch.
+        whole: True if the run has no other shard. Then an error of its only sample is raised, too.
+
+    Raises:
+        Exception: What `evaluate` raises, if no sample survives it.
     """
     # Prompts of similar length share a batch, which keeps padding short.
     order = sorted(range(len(samples)), key=lambda index: prompt_length(samples[index][1]))
     batches = split(order, batch_size)
     values: dict[int, dict[str, Tensor]] = {}
     skipped: dict[str, str] = {}
+    unexpected: dict[str, Exception] = {}
     while batches:
         batch = batches.pop(0)
         half = -(-len(batch) // 2)
@@ -143,15 +154,25 @@ def evaluate_shard(samples: DatasetSamples, evaluate: Evaluate, batch_size: int)
             if len(batch) == 1:
                 raise
             batches = split(sum(batches, batch), half)
-        except SampleError as error:
-            # Halves, to find which sample it is.
+        except OF_NO_SAMPLE:
+            raise
+        except Exception as error:
+            sample = samples[batch[0]][1].id
             if len(batch) > 1:
+                # Halves, to find which sample it is.
                 batches[:0] = split(batch, half)
+            elif isinstance(error, SampleError):
+                skipped[sample] = str(error)
             else:
-                skipped[samples[batch[0]][1].id] = str(error)
+                unexpected[sample] = error
+                # Two are enough to see that it is not the sample's.
+                batches = batches if values or len(unexpected) < 2 else []
         else:
             for row, index in enumerate(batch):
                 values[index] = {name: tensor[row].flatten() for name, tensor in results.items()}
+    if unexpected and not values and (whole or len(samples) > 1):
+        raise next(iter(unexpected.values()))
+    skipped |= {sample: _reason(error) for sample, error in unexpected.items()}
     evaluated = sorted(values)
     names = values[evaluated[0]] if evaluated else ()
     return Shard(
@@ -199,17 +220,19 @@ def flatten_datasets(samples: SampleSets) -> DatasetSamples:
 def sample_errors() -> Iterator[None]:
     """Re-raise errors as `SampleError`, so that the sample is skipped and the run continues.
 
-    Whatever they are, since pictures come from functions and files of others; but for a lack of memory, which smaller
-    batches may have enough of, and of packages, which no sample has.
+    Whatever they are, since pictures come from functions and files of others; but for those of no sample.
     """
     try:
         yield
-    except (SampleError, torch.OutOfMemoryError, MemoryError, ImportError):
+    except (SampleError, torch.OutOfMemoryError, *OF_NO_SAMPLE):
         raise
-    except (ValueError, OSError) as cause:
-        raise SampleError(str(cause)) from cause
     except Exception as cause:
-        raise SampleError(f"{type(cause).__name__}: {cause}") from cause
+        raise SampleError(_reason(cause)) from cause
+
+
+def _reason(error: Exception) -> str:
+    """Text of an error; with its kind, if it is one whose text may not explain itself."""
+    return str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
 
 
 def prepare_samples(model: HookedMLLM, samples: Sequence[Sample]) -> PreparedInputs:

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,40 @@ def test_what_no_sample_is_to_blame_for_ends_a_scan(toy_model: HookedMLLM):
     for error in (ImportError("x"), torch.OutOfMemoryError("x")):
         with pytest.raises(type(error)):
             scan(toy_model, [replace(sample, images=(fails(error),))])
+
+
+@contextmanager
+def failing_on(model: HookedMLLM, fails: Callable[[int], bool]) -> Iterator[list[int]]:
+    """Make the model's own code fail on prompts of some lengths; yields the numbers of prompts of its passes."""
+    passes: list[int] = []
+
+    def fail(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        passes.append(len(kwargs["inputs_embeds"]))
+        if fails(kwargs["inputs_embeds"].shape[1]):
+            raise IndexError("index out of range in self")
+
+    handle = model.hf_model.get_decoder().register_forward_pre_hook(fail, with_kwargs=True)
+    yield passes
+    handle.remove()
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_samples_on_which_the_models_own_code_fails_are_left_out(name: str):
+    model, good = HookedMLLM.from_pretrained("corelens/toy"), list(toy.scenes(3, seed=0))
+    long = replace(good[1], id="long", question="which " * 200 + good[1].question)
+    with failing_on(model, lambda n: n > 200), pytest.warns(UserWarning, match="1 of 4 samples cannot be measured"):
+        results = EXPERIMENTS[name](model, [good[0], long, *good[1:]], None)
+    assert results.skipped == {"long": "IndexError: index out of range in self"}
+    assert results.samples == tuple(sample.id for sample in good)
+
+
+@pytest.mark.parametrize("n", [1, 2, 40])
+def test_an_error_that_no_sample_survives_ends_the_scan_at_once(n: int, tmp_path: Path):
+    model = HookedMLLM.from_pretrained("corelens/toy")
+    with failing_on(model, lambda n: True) as passes, pytest.raises(IndexError, match="out of range in self"):
+        scan(model, list(toy.scenes(n, seed=0)), batch_size=8)
+    # One batch in halves, until two samples have failed alone.
+    assert len(passes) <= 5
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

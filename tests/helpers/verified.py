@@ -3,7 +3,8 @@
     pytest --junitxml=results.xml && python -m tests.helpers.verified results.xml
 
 writes corelens/hf/verified.json from any number of such files (a check passed if it passed in one of them and failed in
-none), and the tables of docs/*.md. With --check it writes nothing, and exits with 1 if verified.json would change.
+none), tests/attacks.json, and the tables of docs/*.md. With --check it writes nothing, and exits with 1 if one of the
+two would change.
 """
 
 import argparse
@@ -45,11 +46,12 @@ from corelens.sparse.cost_model import (
 from corelens.sparse.rules import StreamingBlocks
 from corelens.study.acceleration import PUBLISHED_COUNTS
 from corelens.study.budget import FULL, planned_work
-from tests.helpers import nnsight, transformerlens
+from tests.helpers import attacks, nnsight, transformerlens
 from tests.helpers.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "corelens" / "hf" / "verified.json"
+COUNTS = ROOT / "tests" / "attacks.json"
 PAGES = sorted(ROOT.glob("docs/*.md"))
 KEPT = {
     "2B": (20, 30, 50, 100),
@@ -121,6 +123,7 @@ def serialized(results: dict[str, dict[str, Any]]) -> str:
 @cache
 def tables() -> dict[str, list[list[Any]]]:
     """Tables of the docs by name, header first."""
+    made: dict[str, int] = json.loads(COUNTS.read_text())
     known, titles = tested_types(), [field.name.replace("_", " ") for field in fields(TestedType)]
     functions = sorted({*SEGMENTS.values(), *VIDEO_SEGMENTS.values()}, key=lambda function: function.__name__)
     users = [
@@ -149,6 +152,10 @@ def tables() -> dict[str, list[list[Any]]]:
         "published": list(_published()),
         "reproduction": list(_reproduction()),
         "full-size": list(_full_size()),
+        "attacks": [
+            ["what was tried", "times", "what comes of it"],
+            *([attack.tried, f"{made[attack.tried]:,}", attack.outcome] for attack in attacks.ATTACKS),
+        ],
         "claims": [["claim", "rule"], *([finding["claim"], finding["rule"]] for finding in studies()[0]["findings"])],
         "verdicts": list(_verdicts()),
         "effects": list(_measurements()),
@@ -399,11 +406,19 @@ def main() -> None:
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    text = serialized(verified(arguments.results))
+    shown = {
+        DATA: serialized(verified(arguments.results)),
+        COUNTS: json.dumps(attacks.counts(arguments.results), indent=1) + "\n",
+    }
     if arguments.check:
-        changes = list(difflib.unified_diff(DATA.read_text().splitlines(), text.splitlines(), "stated", "shown", n=0))
-        sys.exit("\n".join(["corelens/hf/verified.json is not what the tests show", *changes]) if changes else None)
-    DATA.write_text(text)
+        changes = [
+            line
+            for path, text in shown.items()
+            for line in difflib.unified_diff(path.read_text().splitlines(), text.splitlines(), path.name, "shown", n=0)
+        ]
+        sys.exit("\n".join(["what is stated is not what the tests show", *changes]) if changes else None)
+    for path, text in shown.items():
+        path.write_text(text)
     for path, page in pages().items():
         path.write_text(page)
 
