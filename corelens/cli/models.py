@@ -18,7 +18,12 @@ def models(
     ] = None,
     context: Annotated[
         int | None,
-        typer.Option(min=1, metavar="POSITIONS", help="Also report what passes over so long a prompt would hold."),
+        typer.Option(
+            min=1,
+            max=100_000_000,
+            metavar="POSITIONS",
+            help="Also report what passes over so long a prompt would hold.",
+        ),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:

@@ -54,6 +54,9 @@ DeviceOption = Annotated[str, typer.Option(metavar="DEVICE", help="Such as cuda:
 AsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, no table.")]
 
 
+MOST_DRAWN = 1_000_000
+"""Most samples that are drawn: more would be a slip of the hand, and end in a lack of memory."""
+
 N_TEXTS = 100
 """Questions of each text task of the shipped models."""
 
@@ -107,10 +110,10 @@ def _samples(argument: str, seed: int, limit: int | None, evidence: bool) -> tup
     try:
         place, *settings = where.split(",")
         if draw := _drawn().get(name):
-            if settings or not (place.isdecimal() and int(place)):
+            if settings or not (place.isdecimal() and 0 < int(place) <= MOST_DRAWN):
                 raise ValueError(
-                    f"{argument}: {name} needs a number of samples, as in {name}=200; data of your own need another "
-                    f"name."
+                    f"{argument}: {name} needs a number of samples up to {MOST_DRAWN:,}, as in {name}=200; data of "
+                    f"your own need another name."
                 )
             return name, islice(draw(int(place), seed), limit)
         if name not in registry.READERS and not Path(place).expanduser().exists():
