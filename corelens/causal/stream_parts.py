@@ -107,7 +107,8 @@ def _parts(model: HookedMLLM, cache: Activations, before_layer: int) -> Iterator
 
 def _parts_of_layer(model: HookedMLLM, cache: Activations, layer: DecoderLayer) -> Iterator[StreamPart]:
     number = layer.layer
-    at = {point: cache[hook_name(number, point)].float() for point in STREAM_POINTS if point in layer.points}
+    device = cache[hook_name(number, "resid_post")].device  # what enters may come from another layer's
+    at = {p: cache[hook_name(number, p)].float().to(device) for p in STREAM_POINTS if p in layer.points}
     if {"attn_out", "mlp_out"} <= at.keys():
         yield from _attention_parts(model, cache, layer)
         yield f"L{number} MLP", at["mlp_out"]

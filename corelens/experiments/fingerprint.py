@@ -219,7 +219,7 @@ def _offloaded(model: HookedMLLM, path: str) -> torch.Tensor:
     module_path, _, name = path.rpartition(".")
     module = model.hf_model.get_submodule(module_path)
     with align_module_device(module, torch.device("cpu")):
-        return getattr(module, name).detach().clone()
+        return getattr(module, name).detach().cpu().clone()
 
 
 def _adapters(model: HookedMLLM) -> list[list[Any]]:

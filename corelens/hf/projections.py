@@ -81,7 +81,8 @@ def effective_map(
         bias = module(torch.zeros(1, d_in, device=device, dtype=dtype))
         weight = (module(torch.eye(d_in, device=device, dtype=dtype)) - bias).T
         expected, output = probe.float() @ weight.float().T + bias.float(), module(probe).float()
-    error = float((output - expected).norm() / output.norm())
+    # Where all is zero, nothing is off.
+    error = float((output - expected).norm() / output.norm().clamp(min=torch.finfo(torch.float32).tiny))
     if not error < min(LARGEST_ERROR, torch.finfo(dtype).eps ** 0.5):
         raise ValueError(
             f"{name} ({type(module).__name__}) has no matrix: it does not multiply what it reads by one (off by "

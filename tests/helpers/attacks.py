@@ -155,9 +155,9 @@ ATTACKS = (
         ),
     ),
     Attack(
-        "every operation on a device that does not mix with the CPU, by kind of token geometry",
+        "every operation on a device that does not mix with the CPU, on two, and with offloaded weights",
         "runs where the model is, to the same values",
-        ("test_every_operation_runs_where_the_model_is",),
+        ("test_every_operation_runs_where_the_model_is", "test_gradients_run_where_the_model_is"),
     ),
 )
 

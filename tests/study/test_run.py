@@ -19,6 +19,7 @@ from corelens.sparse import StreamingBlocks
 from corelens.study import run_study
 from corelens.study.acceleration import published_counts
 from corelens.study.run import every_other, untrained
+from tests.helpers.simulated_device import simulated_device, to_device
 from tests.helpers.studies import SMALL_BUDGET, head_scores, study_samples
 
 
@@ -69,6 +70,17 @@ def test_the_shipped_organism_holds_its_mass_in_few_heads_and_fetches_at_the_las
     write_summary(tmp_path / "scan" / MANIFEST, read_manifest(tmp_path / "scan") | {"samples sha256": "of others"})
     with pytest.raises(ValueError, match=r"study\.json is not of the run in scan"):
         page(tmp_path)
+
+
+@pytest.mark.nightly
+@pytest.mark.usefixtures("few_draws")
+def test_the_study_runs_where_the_model_is(toy_model: HookedMLLM, tmp_path: Path):
+    expected = run_study(toy_model, *study_samples(4), tmp_path / "cpu", SMALL_BUDGET, max_new_tokens=2)
+    model = HookedMLLM.from_pretrained("corelens/toy")
+    with simulated_device():
+        model = HookedMLLM(to_device(model.hf_model), model.processor)
+        found = run_study(model, *study_samples(4), tmp_path / "there", SMALL_BUDGET, max_new_tokens=2)
+    assert [finding.verdict for finding in found.findings[:5]] == [finding.verdict for finding in expected.findings[:5]]
 
 
 @pytest.mark.usefixtures("few_draws")
