@@ -149,7 +149,8 @@ def evaluate_shard(samples: DatasetSamples, evaluate: Evaluate, batch_size: int,
         batch = batches.pop(0)
         half = -(-len(batch) // 2)
         try:
-            results = evaluate([samples[index][1] for index in batch])
+            # Results are kept on the host, wherever the model is.
+            results = {name: tensor.cpu() for name, tensor in evaluate([samples[i][1] for i in batch]).items()}
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise

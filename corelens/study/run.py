@@ -251,8 +251,8 @@ def untrained(model: HookedMLLM, seed: int) -> HookedMLLM:
 
     It takes as much memory as the model, in addition, on the same devices; while it is built, on the host.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # of the host
         config = copy.deepcopy(model.hf_model.config)
         # Any: its own annotations do not say that models have a device.
         hf_model: Any = type(model.hf_model)._from_config(config, dtype=model.hf_model.dtype)

@@ -126,8 +126,8 @@ def test_weights_on_the_meta_device_are_no_matrix():
 
 def test_a_projection_of_zeros_that_is_elsewhere_is_a_matrix_of_zeros():
     hf_model = tiny.build("llava")
-    attention = hf_model.get_decoder().layers[1].self_attn
-    nn.init.zeros_(attention.o_proj.weight)
-    offloaded(attention)
-    w_o: Any = HookedMLLM(hf_model).blocks[1].attn
-    assert not w_o.W_O.any()
+    module = hf_model.get_decoder().layers[1].self_attn
+    nn.init.zeros_(module.o_proj.weight)
+    offloaded(module)
+    attention: Any = HookedMLLM(hf_model).blocks[1].attn
+    assert not attention.W_O.any()
