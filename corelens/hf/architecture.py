@@ -11,6 +11,7 @@ A new architecture needs a line here only if its residual stream has a new form 
 themselves are in `corelens.hooks.points`.
 """
 
+import inspect
 import re
 from typing import Any, Literal
 
@@ -69,7 +70,7 @@ def decoder_layers(hf_model: PreTrainedModel) -> list[DecoderLayer]:
     attention_modules = {
         path: module
         for path, module in decoder.named_modules()
-        if _calls_attention_function(module) and not _OF_MEDIA.search(path)
+        if _calls_attention_function(module) and _takes_mask(module) and not _OF_MEDIA.search(path)
     }
     if not attention_modules:
         classes = sorted({type(m).__name__ for m in decoder.modules() if "Attention" in type(m).__name__})
@@ -78,11 +79,10 @@ def decoder_layers(hf_model: PreTrainedModel) -> list[DecoderLayer]:
             f"transformers' attention functions but computes attention on its own, so its heads cannot be hooked. "
             f"{docs_link('own-attention')}"
         )
-    if outside := [path for path in attention_modules if not _NUMBER.search(path)]:
+    if (n_times := getattr(config.get_text_config(decoder=True), "loop_num_passes", 1)) > 1:
         raise TypeError(
-            f"{name} is not supported: {', '.join(outside)} are attention between passes through the same layers. A "
-            f"head of layers that run in a loop has several patterns in one pass, and corelens has one hook point for "
-            f"each head. {docs_link('loops')}"
+            f"{name} is not supported: it runs some of its layers {n_times} times in one pass. A head of such a layer "
+            f"has as many patterns, and corelens has one hook point for each head. {docs_link('loops')}"
         )
     # Encoder-decoders keep both in what transformers calls the decoder.
     attention_modules = {p: m for p, m in attention_modules.items() if "decoder." in p} or attention_modules
@@ -171,7 +171,7 @@ def attention_module(module: nn.Module, parent: nn.Module, crossing: bool = Fals
     if not count and d_in and (width := _first_number(module, HEAD_WIDTHS)):
         count = d_in // width
     n_heads = count or hf_module.config.num_attention_heads
-    gated = bool(norms) or "sigmoid" in names
+    gated = bool(norms) or "sigmoid" in (*names, *names_in_forward(owner or module))
     rows, no_rows = head_rows(module, n_heads, gated)
     return AttentionModule(
         module=module,
@@ -190,6 +190,11 @@ def attention_module(module: nn.Module, parent: nn.Module, crossing: bool = Fals
 
 def _w_o_place(module: nn.Module, parent: nn.Module, parts_after: dict[str, nn.Module]) -> tuple[nn.Module | None, str]:
     """Module that holds the projection of head outputs, and its name there."""
+    # A gate and the projection behind it, as one module (Inkling 2).
+    for part in parts_after.values():
+        names = names_in_forward(part)
+        if "sigmoid" in names and (inner := [name for name in names if widths(part._modules.get(name))]):
+            return part, inner[-1]
     output: nn.Module | None = getattr(parent, "output", None)
     if direct := [name for name, part in parts_after.items() if widths(part)]:
         return module, direct[-1]
@@ -291,6 +296,11 @@ def _calls_attention_function(module: nn.Module) -> bool:
     names = names_in_forward(module)
     # The second name: Kosmos-2.5's vision tower looks the function up in a way that never finds one.
     return "ALL_ATTENTION_FUNCTIONS" in names and "get_interface" in names
+
+
+def _takes_mask(module: nn.Module) -> bool:
+    """True of attention to tokens; Inkling 2 also attends from a position to its own stream after earlier layers."""
+    return any("mask" in name for name in inspect.signature(module.forward).parameters)
 
 
 def _numbered(path: str) -> tuple[str, int, str]:

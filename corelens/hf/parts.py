@@ -36,7 +36,7 @@ def head_rows(module: nn.Module, n_heads: int, gated: bool) -> tuple[dict[Part, 
     before, _, _ = ".".join((*names_in_forward(module), "")).partition("ALL_ATTENTION_FUNCTIONS.")
     mixed = [
         part
-        for part, child in module.named_children()
+        for part, child in module.named_modules()
         if re.search("conv|clip", type(child).__name__, re.IGNORECASE)
         or (part in before.split(".") and part not in HEAD_NORMS and "norm" in type(child).__name__.lower())
     ]

@@ -10,6 +10,7 @@ While a pass is hooked, attention modules call `_hooked_attention` instead of sd
 The lower path runs only for the rows of requested queries, in float32.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -248,6 +249,10 @@ def _hooked_attention(
                 f"{route.implementation!r}: call it through corelens, which waits. {docs_link('raw-call')}"
             )
         tap = None
+    if tap is None and attention_mask is None and route is not None and route.implementation == "eager":
+        # No attention to tokens (Inkling 2): of a layer to its own stream after earlier ones, by the model's own code.
+        eager = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+        return eager(module, query, key, value, None, scaling, **kwargs)[0], None
     return call.head_outputs() if tap is None else tap.attend(call), None
 
 

@@ -17,7 +17,7 @@ LOOP = "its layers run in a loop, so that a head has several patterns in one pas
 REFUSED = {name: LOOP if "loop" in name else OWN_ATTENTION for name in tiny.NOT_HOOKED if name in tiny.ARCHITECTURES}
 MESSAGES = {
     OWN_ATTENTION: r"is not supported: its text attention \(.*(Git|BlipText)SelfAttention.*\)",
-    LOOP: r"is not supported: final_input, message_input are attention between",
+    LOOP: "is not supported: it runs some of its layers 2 times in one pass",
 }
 """Their text attention is not dispatched, so they cannot be wrapped."""
 

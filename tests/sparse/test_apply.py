@@ -88,7 +88,7 @@ def test_right_padding_assisted_decoding_and_other_caches_raise_errors():
         with pytest.raises(RuntimeError, match="for inference"):
             model(**inputs)
         other = active.cache()
-    with apply(model, hybrid([], SINK, WINDOW)), pytest.raises(ValueError, match="not made for this plan"):
+    with apply(model, hybrid([], SINK, WINDOW)), pytest.raises(ValueError, match="not made for the plan"):
         model.generate(**inputs, **{CACHE: other})
 
 

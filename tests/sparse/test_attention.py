@@ -28,6 +28,7 @@ from tests.helpers.tiny import ARCHITECTURES, IMAGE, NO_GENERATION, VIDEO, batch
 UNSUPPORTED = {
     "blip": "cannot be hooked",
     "git": "cannot be hooked",
+    "inkling2_loop": "runs some of its layers",
     "idefics": "attends to an encoder",
     "internvl_gpt_oss": "passes `s_aux`",
     "paligemma2": "passes `softcap`",
@@ -42,6 +43,7 @@ UNSUPPORTED = {
     "idefics2": "nothing to plan",
     "dots3_note": "nothing to plan",
     "inkling2": "nothing to plan",
+    "hy_v4_vl": "nothing to plan",
     "inkling_mm_model": "nothing to plan",
     "gemma3n": "nothing to plan",
     "gemma4": "nothing to plan",
