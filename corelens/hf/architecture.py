@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from corelens.errors import docs_link
 from corelens.hf.layers import AttentionModule, DecoderLayer, HookLocation
-from corelens.hf.parts import dense_mlp, expert_router, head_norms, head_rows, input_norms, names_in_forward
+from corelens.hf.parts import dense_mlp, experts_module, head_norms, head_rows, input_norms, names_in_forward
 from corelens.hf.projections import inner_widths, widths
 
 KNOWN_BUGS = {
@@ -208,7 +208,7 @@ def _decoder_layer(
     mlp, no_mlp = dense_mlp(layer, block)
     norms, no_norms = input_norms(block, points)
     missing |= no_norms | ({"mlp": no_mlp} if no_mlp else {})
-    return DecoderLayer(layer, stack, block, attentions, points, missing, mlp, expert_router(block), norms)
+    return DecoderLayer(layer, stack, block, attentions, points, missing, mlp, experts_module(block), norms)
 
 
 RESIDUAL_FORMS: dict[tuple[str, ...], dict[str, tuple[str, Literal["input in place", "output"]]]] = {
