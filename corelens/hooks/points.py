@@ -31,7 +31,7 @@ from corelens.hooks.experts import HookedExperts
 from corelens.hooks.positions import PassState
 from corelens.hooks.refused import REFUSED_POINTS
 from corelens.hooks.sublayers import HookedMLP, HookedNorm
-from corelens.hooks.taps import HookedAttentionCall, call_hook, call_hook_on_copy
+from corelens.hooks.taps import HookedAttentionCall, call_hook, call_hook_by_token, call_hook_on_copy
 from corelens.hooks.threads import in_this_thread
 from corelens.hooks.weights import AttentionWeights
 
@@ -283,7 +283,7 @@ def _hook_input_in_place(point: HookPoint, module: nn.Module) -> RemovableHandle
 def _hook_output(point: HookPoint, module: nn.Module) -> RemovableHandle:
     def call_hooks(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if isinstance(output, tuple):
-            return (call_hook(point, output[0]), *output[1:])
-        return call_hook(point, output)
+            return (call_hook_by_token(point, output[0]), *output[1:])
+        return call_hook_by_token(point, output)
 
     return module.register_forward_hook(in_this_thread(call_hooks))

@@ -17,7 +17,7 @@ from transformer_lens.hook_points import HookPoint
 from corelens.hf.layers import MLPModule
 from corelens.hf.norms import NormWeights, norm_weights
 from corelens.hf.wrapped_modules import WrappedModules
-from corelens.hooks.taps import call_hook, call_hook_detecting_edits
+from corelens.hooks.taps import call_hook_by_token, call_hook_detecting_edits
 from corelens.hooks.threads import in_this_thread
 from corelens.hooks.weights import MLPWeights
 
@@ -99,7 +99,7 @@ class HookedMLP(MLPWeights):
         def call_on_halves(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             gate, read = output.chunk(2, -1)
             assert linear is not None  # fused projections are gated
-            return torch.cat([_call_by_position(self.hook_pre, gate), _call_by_position(linear, read)], -1)
+            return torch.cat([call_hook_by_token(self.hook_pre, gate), call_hook_by_token(linear, read)], -1)
 
         with ExitStack() as connections:
             points = [(self.hook_pre, mlp.w_gate or mlp.w_in), *([(linear, mlp.w_in)] if linear is not None else [])]
@@ -122,15 +122,8 @@ class HookedMLP(MLPWeights):
 
 
 def _call_on_output(point: HookPoint, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    return _call_by_position(point, output)
+    return call_hook_by_token(point, output)
 
 
 def _call_on_input(point: HookPoint, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (_call_by_position(point, args[0]), *args[1:])
-
-
-def _call_by_position(point: HookPoint, neurons: Tensor) -> Tensor:
-    """Call hooks on [batch position d_mlp], also where a layer runs its tokens as one row (OPT)."""
-    if neurons.ndim == 3:
-        return call_hook(point, neurons)
-    return call_hook(point, neurons.unflatten(0, (-1, point.ctx["state"].n_computed))).flatten(0, 1)
+    return (call_hook_by_token(point, args[0]), *args[1:])
