@@ -85,6 +85,7 @@ WITHOUT_MODULE = {
     "test_nnsight.py": "docs/nnsight.md",
     "test_structure.py": "the tree of modules",
     "test_transformerlens.py": "docs/transformerlens.md",
+    "test_transformerlens_first_calls.py": "the calls that TransformerLens's users make first",
     "test_transformerlens_hooks.py": "what hooks and caches of TransformerLens do",
     "test_transformerlens_passes.py": "attention, ablations and patches, against TransformerLens's own models",
     "test_transformerlens_table.py": "every row of its table",

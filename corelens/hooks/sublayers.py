@@ -56,6 +56,16 @@ class HookedNorm(nn.Module):
         d_model = widths[0] if widths else self.wrapped.hf_model.config.get_text_config(decoder=True).hidden_size
         return norm_weights(self.hf_norm, d_model, self.wrapped.hf_model.dtype, self.name)
 
+    @property
+    def w(self) -> Float[Tensor, "d_model"]:
+        """Its gain, by which it multiplies: TransformerLens's weight of a norm."""
+        return self.weights.gain
+
+    @property
+    def b(self) -> Float[Tensor, "d_model"]:
+        """Its bias; zero if it has none."""
+        return self.weights.bias
+
     @contextmanager
     def connected(self) -> Iterator[None]:
         """Connect `hook_scale`, if it has hooks, until the block ends."""
