@@ -114,9 +114,13 @@ def test_weights(pair: Pair):
                 ours = getattr(block.get_submodule(part), name)
                 close(ours, theirs.reshape(ours.shape))
                 compared.add(name)
-    dense = any(layer.mlp is not None for layer in pair.model.hf_layers)
+    dense = [layer.layer for layer in pair.model.hf_layers if layer.mlp is not None]
     assert {name for name in WEIGHTS if dense or name[2] in "QKVO"} <= compared
     close(pair.model.W_U, pair.bridge.W_U)
+    if len(dense) == len(pair.layers) == pair.model.cfg.n_layers and not pair.name.startswith("gemma4"):
+        for name in WEIGHTS:
+            close(getattr(pair.model, name), getattr(pair.bridge, name))
+        assert not any(getattr(pair.model, name).any() for name in set(BIASES) - compared)
 
 
 def test_embeddings_are_what_the_first_layer_reads(pair: Pair):

@@ -59,7 +59,7 @@ OF_ITS_GENERATE = {
 NOT_RETURNED = {
     "output_attentions": "hook_pattern",
     "output_hidden_states": "hook_resid_post",
-    "output_router_logits": "hooks of your own",
+    "output_router_logits": "hook_expert_weights",
 }
 """Arguments that request what a pass does not return, and the hook points that give it."""
 

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint
 
 from corelens.hf.layers import ExpertsModule
-from corelens.hooks.taps import call_hook, call_hook_detecting_edits
+from corelens.hooks.taps import call_hook_by_token, call_hook_detecting_edits
 from corelens.hooks.threads import in_this_thread
 
 
@@ -50,10 +50,10 @@ class HookedExperts(nn.Module):
         """Call hooks on what the router returns: logits, weights, indices; or weights of all, logits (Llama 4)."""
 
         def call_hooks(router: nn.Module, args: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            n_computed = self.hook_expert_weights.ctx["state"].n_computed
             if len(output) == 2:
                 weights, logits = output
-                return call_hook(self.hook_expert_weights, weights.unflatten(0, (-1, n_computed))).flatten(0, 1), logits
+                return call_hook_by_token(self.hook_expert_weights, weights), logits
+            n_computed = self.hook_expert_weights.ctx["state"].n_computed
             weights = _weights_of_all(router, output).unflatten(0, (-1, n_computed))
             weights, edited = call_hook_detecting_edits(self.hook_expert_weights, weights)
             return _choose(weights.flatten(0, 1), output) if edited else output
