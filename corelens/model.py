@@ -34,6 +34,7 @@ from corelens.hf.forward import (
     argument_names,
     asks_for_attentions,
     check_arguments,
+    check_generate_arguments,
     check_prefix_arguments,
     check_return_type,
     check_text_ids,
@@ -130,8 +131,7 @@ class HookedMLLM(RefusedNames, TextTools, StackedWeights):
 
     def attn_names(self, point: str) -> list[str]:
         """Names of an attention hook point, e.g. `pattern`, in all decoder layers that have heads, in order."""
-        layers = [layer.layer for layer in self.hf_layers if "attn" in layer.attentions]
-        return [f"blocks.{layer}.attn.hook_{point}" for layer in layers]
+        return [f"blocks.{layer.layer}.attn.hook_{point}" for layer in self.hf_layers if "attn" in layer.attentions]
 
     @property
     def device(self) -> torch.device:
@@ -288,6 +288,7 @@ class HookedMLLM(RefusedNames, TextTools, StackedWeights):
         Returns:
             Prompt and continuation, [batch position], or another output of Hugging Face's if `kwargs` request it.
         """
+        check_generate_arguments(kwargs)
         tensors = self._tensors(inputs)
         kwargs = {**tensors, **kwargs}
         if self._has_hooks:
@@ -310,8 +311,7 @@ class HookedMLLM(RefusedNames, TextTools, StackedWeights):
         sequences = self.generate(inputs, prefix=prefix, max_new_tokens=max_new_tokens, do_sample=False)
         # Decoders beside an encoder return the answer without the prompt.
         n_prompt = 0 if self.hf_model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-        texts = self.processor.tokenizer.batch_decode(sequences[:, n_prompt:], skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return [text.strip() for text in self.tokenizer.batch_decode(sequences[:, n_prompt:], skip_special_tokens=True)]
 
     @contextmanager
     def hooks(

@@ -85,6 +85,7 @@ WITHOUT_MODULE = {
     "test_nnsight.py": "docs/nnsight.md",
     "test_structure.py": "the tree of modules",
     "test_transformerlens.py": "docs/transformerlens.md",
+    "test_transformerlens_first_calls.py": "the calls that TransformerLens's users make first",
     "test_transformerlens_hooks.py": "what hooks and caches of TransformerLens do",
     "test_transformerlens_passes.py": "attention, ablations and patches, against TransformerLens's own models",
     "test_transformerlens_table.py": "every row of its table",
@@ -224,6 +225,14 @@ def test_importing_loads_nothing_heavy_and_every_public_name_exists():
     heavy = "('transformers', 'transformer_lens', 'plotly', 'sklearn', 'torch')"
     assert run(f"import sys, corelens; print([name for name in {heavy} if name in sys.modules])") == "[]"
     assert run("import corelens; print(all(hasattr(corelens, name) for name in dir(corelens)))") == "True"
+
+
+def test_the_first_model_loads_no_more_than_transformers_and_transformerlens():
+    """Neither figures, servers and statistics, nor TransformerLens's own models: benchmarks/import_cost.py measures."""
+    both = "import sys, transformer_lens; from transformers import AutoProcessor, PreTrainedModel"
+    extra = run(f"{both}; n = set(sys.modules); from corelens import HookedMLLM; print(*(set(sys.modules) - n))")
+    packages = {name.partition(".")[0] for name in extra.split()} - sys.stdlib_module_names
+    assert packages <= {"corelens", "transformers", "lazy_loader"}
 
 
 def test_using_the_scan_module_does_not_hide_the_scan_function():

@@ -18,14 +18,7 @@ from transformer_lens import ActivationCache
 
 from corelens import HookedMLLM
 from tests.helpers import tiny
-from tests.helpers.bridges import bridge_of
-
-REBUILT = ("llava", "llava_next", "llava_onevision", "gemma3", "idefics3", "mistral3", "emu3", "qwen3_5", "qwen3_5_moe")
-"""Families whose attention TransformerLens computes itself."""
-
-LEFT_TO_HUGGING_FACE = (
-    *("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "llama4", "gemma4", "gemma4_unified", "muse_glimmer"),
-)
+from tests.helpers.bridges import LEFT_TO_HUGGING_FACE, REBUILT, bridge_of
 
 HEAD, POSITION = 1, -4
 

@@ -13,6 +13,7 @@ themselves are in `corelens.hooks.points`.
 
 import inspect
 import re
+from importlib.metadata import version
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from corelens.errors import docs_link
 from corelens.hf.layers import AttentionModule, DecoderLayer, HookLocation
-from corelens.hf.parts import dense_mlp, expert_router, head_norms, head_rows, input_norms, names_in_forward
+from corelens.hf.parts import dense_mlp, experts_module, head_norms, head_rows, input_norms, names_in_forward
 from corelens.hf.projections import inner_widths, widths
 
 KNOWN_BUGS = {
@@ -32,6 +33,12 @@ KNOWN_BUGS = {
     "depends on how much it is padded. Give it one sample at a time, or samples of one length.",
 }
 """Faults of transformers that change what is measured, by model type; wrapping such a model warns of them."""
+
+if version("transformers") == "5.24.0":
+    KNOWN_BUGS["llama4"] = (
+        "transformers 5.24.0 cannot run llama4, with or without corelens: its forward reads an output, image_outputs, "
+        "that its decoder does not give. Install another version."
+    )
 
 _VISION = re.compile("(?i:vision|visual|image)|ViT")
 _CONNECTORS = re.compile("qformer|perceiver|project|audio", re.IGNORECASE)
@@ -215,15 +222,17 @@ def _decoder_layer(
     points |= _inner_points(block)
     if not attentions:
         parts = ", ".join(type(part).__name__ for part in block.children() if "Norm" not in type(part).__name__)
-        missing["attn"] = f"layer {layer} has no softmax attention; it is made of {parts}"
+        missing["attn"] = missing["attn_out"] = f"layer {layer} has no softmax attention; it is made of {parts}"
         points.pop("attn_out", None)
     for name in ("attn_out", "resid_mid", "mlp_out"):
-        if name not in points:
+        if name not in points and name not in missing:
             missing[name] = f"how attention and MLP write to the residual stream in {type(block).__name__} is not known"
+            if scales := _scales(block):
+                missing[name] += f": it is scaled by {', '.join(scales)}"
     mlp, no_mlp = dense_mlp(layer, block)
     norms, no_norms = input_norms(block, points)
     missing |= no_norms | ({"mlp": no_mlp} if no_mlp else {})
-    return DecoderLayer(layer, stack, block, attentions, points, missing, mlp, expert_router(block), norms)
+    return DecoderLayer(layer, stack, block, attentions, points, missing, mlp, experts_module(block), norms)
 
 
 RESIDUAL_FORMS: dict[tuple[str, ...], dict[str, tuple[str, Literal["input in place", "output"]]]] = {
@@ -231,6 +240,11 @@ RESIDUAL_FORMS: dict[tuple[str, ...], dict[str, tuple[str, Literal["input in pla
         "attn_out": ("mixer", "output"),
         "resid_mid": ("post_attention_layernorm", "input in place"),
         "mlp_out": ("mlp", "output"),
+    },
+    ("input_layernorm", "mixer", "post_attention_layernorm", "feed_forward"): {
+        "attn_out": ("mixer", "output"),
+        "resid_mid": ("post_attention_layernorm", "input in place"),
+        "mlp_out": ("feed_forward", "output"),
     },
     ("mixer", "operator_norm", "feed_forward", "ffn_norm"): {
         "attn_out": ("mixer", "output"),
@@ -280,11 +294,15 @@ def _inner_points(block: Any) -> dict[str, HookLocation]:
         for name, part in used.items()
         if isinstance(part, nn.Module) and not isinstance(part, nn.Dropout)
     }
-    # Numbers scale what is added.
-    if any(isinstance(value, float | Tensor) for value in used.values()):
+    if _scales(block):
         return {}
     form = RESIDUAL_FORMS.get(tuple(parts), {})
     return {point: HookLocation(parts[part], side) for point, (part, side) in form.items()}
+
+
+def _scales(block: nn.Module) -> list[str]:
+    """Names of the numbers that scale what a layer adds to the residual stream, or the stream (Gemma 4)."""
+    return [name for name in names_in_forward(block) if isinstance(getattr(block, name, None), float | Tensor)]
 
 
 def _first_number(module: nn.Module, names: tuple[str, ...]) -> int:

@@ -44,6 +44,9 @@ class HookedMLLMConfig:
     normalization_type: Literal["RMS", "LN"]
     attn_only: bool = False
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"model.cfg has no {name}; model.hf_model.config is the model's full configuration.")
+
     @classmethod
     def of(cls, hf_model: PreTrainedModel, layers: Sequence[DecoderLayer]) -> "HookedMLLMConfig":
         """Configuration of a model with these decoder layers."""

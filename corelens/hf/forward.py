@@ -33,10 +33,34 @@ ELSEWHERE = {
 }
 """Arguments of other calls, and these calls."""
 
+OF_TRANSFORMERLENS = {
+    "loss_per_token": "model.loss_fn(logits, inputs, per_token=True) returns the loss of each token",
+    "start_at_layer": "a hook on blocks.LAYER.hook_resid_pre puts a stream in, and the layers before it run",
+    "return_cache_object": "the dictionary of a cache is cache.cache_dict",
+    "prepend_bos": "give it to model.to_tokens",
+    "padding_side": "give it to model.to_tokens",
+}
+"""Arguments of TransformerLens's passes, and what stands in their place."""
+
+OF_ITS_GENERATE = {
+    "stop_at_eos": "generate stops there, and min_new_tokens=... makes it go on",
+    "freq_penalty": "Hugging Face has repetition_penalty",
+    "use_past_kv_cache": "Hugging Face calls it use_cache",
+    "prepend_bos": "give it to model.to_tokens",
+    "padding_side": "give it to model.to_tokens",
+    "return_type": "model.answer(inputs) returns text, and model.to_string(ids) that of what generate returns",
+    "verbose": "it prints nothing",
+    "return_cache": "hooks in a `with model.hooks(...)` block see each step",
+    "names_filter": "hooks in a `with model.hooks(...)` block see each step",
+    "return_input_tokens": "what generate returns begins with the prompt",
+    "multimodal_kwargs": "they are among what model.prepare(pictures, question) returns",
+}
+"""The same of its `generate`."""
+
 NOT_RETURNED = {
     "output_attentions": "hook_pattern",
     "output_hidden_states": "hook_resid_post",
-    "output_router_logits": "hooks of your own",
+    "output_router_logits": "hook_expert_weights",
 }
 """Arguments that request what a pass does not return, and the hook points that give it."""
 
@@ -53,6 +77,8 @@ def input_mapping(inputs: Any = None) -> Mapping[str, Any]:
     """
     if isinstance(inputs, Tensor) and inputs.ndim == 2 and not inputs.is_floating_point():
         return {"input_ids": inputs}
+    if isinstance(inputs, Tensor) and inputs.is_floating_point():
+        raise TypeError(f"a residual stream is no input: {OF_TRANSFORMERLENS['start_at_layer']}.")
     if inputs is not None and not isinstance(inputs, Mapping):
         ids = " (or the ids of a text alone, model.to_tokens(text))" if isinstance(inputs, str) else ""
         raise TypeError(
@@ -103,6 +129,8 @@ def check_arguments(arguments: Mapping[str, Any], names: Collection[str]) -> Non
     for name, value in arguments.items():
         if name in ELSEWHERE and name not in names:
             raise TypeError(f"a pass takes no {name!r}; give it to {ELSEWHERE[name]}. {docs_link('arguments')}")
+        if name in OF_TRANSFORMERLENS and name not in names:
+            raise TypeError(f"a pass takes no {name!r}: {OF_TRANSFORMERLENS[name]}. {docs_link('arguments')}")
         if name not in names and name not in FROM_PROCESSORS and name != "return_dict":
             known = [*names, *ELSEWHERE, "prefix", "stop_at_layer", "return_type"]
             nearest = ", ".join(get_close_matches(name, known, n=3, cutoff=0))
@@ -114,6 +142,12 @@ def check_arguments(arguments: Mapping[str, Any], names: Collection[str]) -> Non
             )
         if name == "return_dict" and value is False:
             raise TypeError(f"return_dict=False has no effect, since a pass returns logits. {docs_link('arguments')}")
+
+
+def check_generate_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raise a TypeError if an argument is one of TransformerLens's `generate`, and none of Hugging Face's."""
+    for name in arguments.keys() & OF_ITS_GENERATE.keys():
+        raise TypeError(f"generate takes no {name!r}: {OF_ITS_GENERATE[name]}. {docs_link('arguments')}")
 
 
 def check_return_type(return_type: object) -> None:

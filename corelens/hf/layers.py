@@ -66,6 +66,25 @@ class MLPModule:
 
 
 @dataclass(frozen=True, eq=False)
+class ExpertsModule:
+    """Mixture of experts of a decoder layer."""
+
+    module: nn.Module
+    """Module that calls the routers."""
+
+    router: nn.Module
+    """Module that chooses experts for each token."""
+
+    visual_router: nn.Module | None = None
+    """Module that chooses experts for visual tokens, where these have their own; `router` then serves the others."""
+
+    @property
+    def routers(self) -> list[nn.Module]:
+        """All that choose experts."""
+        return [self.router] if self.visual_router is None else [self.router, self.visual_router]
+
+
+@dataclass(frozen=True, eq=False)
 class AttentionModule:
     """Attention module that calls one of transformers' attention functions."""
 
@@ -165,8 +184,8 @@ class DecoderLayer:
     mlp: MLPModule | None = None
     """The layer's MLP; None if it has no neurons that are known."""
 
-    router: nn.Module | None = None
-    """Module that chooses experts for each token, of a layer that is a mixture of them; None if none is known."""
+    experts: ExpertsModule | None = None
+    """Experts of the layer, of which each token gets some; None if none are known."""
 
     norms: dict[Literal["ln1", "ln2"], nn.Module] = field(default_factory=dict)
     """Norms of what attention (`ln1`) and MLP (`ln2`) read from the residual stream."""

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from corelens.hf.layers import HeadRows, HookLocation, MLPModule
+from corelens.hf.layers import ExpertsModule, HeadRows, HookLocation, MLPModule
 from corelens.hf.projections import inner_widths
 
 Part = Literal["q", "k", "v"]
@@ -80,34 +80,39 @@ def head_norms(module: nn.Module) -> dict[Part, nn.Module]:
     return {part: norm for name, norm in norms.items() if isinstance(norm, nn.Module) for part in HEAD_NORMS[name]}
 
 
-MLPS = ("mlp", "feed_forward", "ffn")
+MLPS = ("mlp", "feed_forward", "ffn", "mixer")
 MLP_PROJECTIONS = (
     ("up_proj", "down_proj", "gate_proj"), ("w3", "w2", "w1"), ("gate_up_proj", "down_proj", "gate_up_proj"),
-    ("fc1", "fc2", ""), ("dense_h_to_4h", "dense_4h_to_h", ""),
+    ("fc1", "fc2", ""), ("up_proj", "down_proj", ""), ("dense_h_to_4h", "dense_4h_to_h", ""),
 )  # fmt: skip
 """Names of the projections into an MLP, out of it, and of its gate, by the names of dense MLPs."""
 
 
-ROUTERS = ("gate", "router")
-"""Names of the modules that choose experts, in a mixture of them."""
+ROUTERS = (("gate",), ("router",), ("text_moe.gate", "vision_moe.gate"))
+"""Names of the modules that choose experts, in a mixture of them: one, or one for words and one for visual tokens."""
 
 
-def _mlp(block: nn.Module) -> nn.Module | None:
-    return next((part for name in MLPS if isinstance(part := getattr(block, name, None), nn.Module)), None)
+def _mlp(block: nn.Module) -> nn.Module:
+    """MLP of a layer; the layer itself, where it has the projections of one (OPT)."""
+    return next((part for name in MLPS if isinstance(part := getattr(block, name, None), nn.Module)), block)
 
 
-def expert_router(block: nn.Module) -> nn.Module | None:
-    """Module that chooses experts for each token and returns its choice, if a layer has one that is known."""
-    routers = (getattr(_mlp(block), name, None) for name in ROUTERS)
-    return next((part for part in routers if type(part).__name__.endswith("Router")), None)
+def experts_module(block: nn.Module) -> ExpertsModule | None:
+    """Mixture of experts of a layer, if it has one whose routers are known."""
+    # Gemma 4's layers have theirs beside the MLP.
+    for module in (_mlp(block), block):
+        parts = dict(module.named_modules())
+        for names in ROUTERS:
+            routers = [parts[name] for name in names if type(parts.get(name)).__name__.endswith("Router")]
+            if len(routers) == len(names):
+                return ExpertsModule(module, *routers)
+    return None
 
 
 def dense_mlp(layer: int, block: nn.Module) -> tuple[MLPModule | None, str]:
     """Dense MLP of a layer, or the reason why it has none whose neurons are known."""
     module = _mlp(block)
-    if module is None:
-        return None, f"which part of {type(block).__name__} is the MLP of layer {layer} is not known"
-    names = [name for name, part in module.named_children() if inner_widths(part)]
+    names = [name for name, part in module.named_children() if inner_widths(part) and "attn" not in name]
     for w_in, w_out, w_gate in MLP_PROJECTIONS:
         if set(names) == {w_in, w_out, w_gate} - {""}:
             return MLPModule(module, w_in, w_out, w_gate, fused=w_in == w_gate), ""
@@ -115,7 +120,7 @@ def dense_mlp(layer: int, block: nn.Module) -> tuple[MLPModule | None, str]:
         return None, (
             f"the MLP of layer {layer} ({type(module).__name__}) is a mixture of experts, and neurons of one "
             f"expert are none of another"
-            + (f": blocks.{layer}.mlp.hook_expert_weights has the experts of each token" * bool(expert_router(block)))
+            + (f": blocks.{layer}.mlp.hook_expert_weights has those of each token" if experts_module(block) else "")
         )
     return None, f"which projections of {type(module).__name__} in layer {layer} make its neurons is not known"
 

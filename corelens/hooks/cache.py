@@ -68,6 +68,8 @@ class MLLMCache(ActivationCache):
             mlp_input: The norm is that before the layer's MLP.
             kwargs: The same as `args`, by name.
         """
+        for number in range(len(self._hooked.blocks) if layer in (None, -1) else layer):
+            self._check_neurons(number)
         if apply_ln and project_output_onto is not None:
             # TransformerLens norms and projects at once.
             gain = self._gain(layer, mlp_input).to(project_output_onto)
@@ -82,12 +84,7 @@ class MLLMCache(ActivationCache):
         Raises:
             ValueError: If the layer has no neurons that are known: it is a mixture of experts, say.
         """
-        hf_layer = self._hooked.hf_layers[layer]
-        if hf_layer.mlp is None:
-            raise ValueError(
-                f"layer {layer} has no neuron results: {hf_layer.missing['mlp']}. What the whole MLP writes is "
-                f"cache['mlp_out', {layer}]. {docs_link('no-parts')}"
-            )
+        self._check_neurons(layer)
         return super().get_neuron_results(layer, *args, **kwargs)
 
     def compute_head_results(self) -> None:
@@ -146,6 +143,14 @@ class MLLMCache(ActivationCache):
             return key if "." in key else get_act_name(key)
         point, layer, *kind = key
         return get_act_name(point, layer % len(self._hooked.blocks) if isinstance(layer, int) else layer, *kind)
+
+    def _check_neurons(self, layer: int) -> None:
+        hf_layer = self._hooked.hf_layers[layer]
+        if hf_layer.mlp is None:
+            raise ValueError(
+                f"layer {layer} has no neuron results: {hf_layer.missing['mlp']}. What the whole MLP writes is "
+                f"cache['mlp_out', {layer}]. {docs_link('no-parts')}"
+            )
 
     def _is_final(self, layer: int | None) -> bool:
         return layer is None or layer in (-1, len(self._hooked.blocks))

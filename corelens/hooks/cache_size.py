@@ -19,8 +19,9 @@ from torch import nn
 
 from corelens.errors import docs_link
 from corelens.hf.layers import AttentionModule
+from corelens.hooks.experts import HookedExperts
 from corelens.hooks.points import HookedAttention
-from corelens.hooks.sublayers import HookedExperts, HookedMLP, HookedNorm
+from corelens.hooks.sublayers import HookedMLP, HookedNorm
 
 ROWS = ("hook_attn_scores", "hook_pattern")
 

@@ -27,10 +27,11 @@ from corelens.hf.layers import AttentionModule, DecoderLayer
 from corelens.hf.prefix_cache import PrefixCache
 from corelens.hf.versions import given_cache
 from corelens.hf.wrapped_modules import WrappedModules
+from corelens.hooks.experts import HookedExperts
 from corelens.hooks.points import HookedAttention, HookedBlock, HookedVision, hook_input
 from corelens.hooks.positions import Intervention, PassState, batch_shape
 from corelens.hooks.rows import RowHook
-from corelens.hooks.sublayers import HookedExperts, HookedMLP, HookedNorm
+from corelens.hooks.sublayers import HookedMLP, HookedNorm
 from corelens.hooks.taps import NAME, PACKED, HookedAttentionCall, route_attention
 from corelens.hooks.threads import in_this_thread
 from corelens.tokens import TokenMap

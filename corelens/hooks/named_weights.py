@@ -53,7 +53,7 @@ def block_weights(block: nn.Module) -> dict[str, Callable[[], Tensor]]:
 
 def norm_weights_of(norm: HookedNorm) -> dict[str, Callable[[], Tensor]]:
     """Functions that read the gain `w` and the bias `b` of a norm."""
-    return {"w": lambda: norm.weights.gain, "b": lambda: norm.weights.bias}
+    return {"w": lambda: norm.w, "b": lambda: norm.b}
 
 
 def _by_query_head(attention: AttentionWeights, weight: str) -> Any:

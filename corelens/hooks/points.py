@@ -4,7 +4,7 @@
       HookedAttention      blocks.{layer}.attn.hook_{q,k,v,attn_scores,pattern,z,o_in}
       HookedAttention      blocks.{layer}.cross_attn.hook_*    where a layer also attends to an encoder
       HookedMLP            blocks.{layer}.mlp.hook_{pre,pre_linear,post}    see `sublayers`
-      HookedExperts        blocks.{layer}.mlp.hook_expert_weights
+      HookedExperts        blocks.{layer}.mlp.hook_expert_weights, or `experts` beside a dense `mlp`
       HookedNorm           blocks.{layer}.{ln1,ln2}.hook_scale
     HookedVision           vision.blocks.{layer}.attn.hook_*
 
@@ -27,10 +27,11 @@ from corelens.errors import docs_link
 from corelens.heads import Head
 from corelens.hf.layers import AttentionModule, DecoderLayer
 from corelens.hf.wrapped_modules import WrappedModules
+from corelens.hooks.experts import HookedExperts
 from corelens.hooks.positions import PassState
 from corelens.hooks.refused import REFUSED_POINTS
-from corelens.hooks.sublayers import HookedExperts, HookedMLP, HookedNorm
-from corelens.hooks.taps import HookedAttentionCall, call_hook, call_hook_on_copy
+from corelens.hooks.sublayers import HookedMLP, HookedNorm
+from corelens.hooks.taps import HookedAttentionCall, call_hook, call_hook_by_token, call_hook_on_copy
 from corelens.hooks.threads import in_this_thread
 from corelens.hooks.weights import AttentionWeights
 
@@ -116,7 +117,8 @@ class HookedBlock(nn.Module):
 
     Those are [batch position d_model]: `hook_resid_pre`, `hook_attn_out`, `hook_resid_mid`, `hook_mlp_out`,
     `hook_resid_post`; a layer has those that its form allows. `mlp` is there if it is dense, or a mixture of experts
-    with a known router, and `ln1` and `ln2` are the norms of what attention and MLP read.
+    with a known router; experts beside a dense one are `experts`. `ln1` and `ln2` are the norms of what attention and
+    MLP read.
     """
 
     hook_out_is_single_residual_stream = True
@@ -131,8 +133,9 @@ class HookedBlock(nn.Module):
             self.add_module(name, HookedNorm(norm, wrapped))
         if hf_layer.mlp is not None:
             self.mlp = HookedMLP(hf_layer.mlp, wrapped)
-        elif hf_layer.router is not None:
-            self.mlp = HookedExperts(hf_layer.router)
+        if hf_layer.experts is not None:
+            # Beside an MLP, in Gemma 4's layers.
+            self.add_module("mlp" if hf_layer.mlp is None else "experts", HookedExperts(hf_layer.experts))
         for name in hf_layer.points:
             self.add_module(f"hook_{name}", HookPoint())
 
@@ -280,7 +283,7 @@ def _hook_input_in_place(point: HookPoint, module: nn.Module) -> RemovableHandle
 def _hook_output(point: HookPoint, module: nn.Module) -> RemovableHandle:
     def call_hooks(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if isinstance(output, tuple):
-            return (call_hook(point, output[0]), *output[1:])
-        return call_hook(point, output)
+            return (call_hook_by_token(point, output[0]), *output[1:])
+        return call_hook_by_token(point, output)
 
     return module.register_forward_hook(in_this_thread(call_hooks))

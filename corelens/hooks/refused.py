@@ -31,6 +31,8 @@ REFUSED = {
     "original_model": "the wrapped model is model.hf_model",
     "mps": 'move it with model.to("mps")',
     "hook_aliases": "each hook point has one name: see hook_dict",
+    "embed": "its matrix is W_E, and what enters the first layer, pictures in their places, hook_embed",
+    "pos_embed": NO_POSITION_TABLE,
     "get_hook_point": "look it up by its name: model.hook_dict[name]",
 }
 """Reason and way out of each name that would mean nothing, or something else, on a Hugging Face model with pictures."""
@@ -45,7 +47,7 @@ REFUSED_POINTS = {
     **dict.fromkeys(("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input"), SPLIT_INPUTS),
     "hook_mlp_in": REFUSED["set_use_hook_mlp_in"],
     "hook_result": REFUSED["set_use_attn_result"],
-    "hook_normalized": "the norm of the residual stream is model.blocks[layer].ln1(cache['resid_pre', layer])",
+    "hook_normalized": "call the norm: model.blocks[layer].ln1(cache['resid_pre', layer]), or model.ln_final",
     "hook_pos_embed": NO_POSITION_TABLE,
 }
 """Reason and way out of TransformerLens's names of hook points that a model does not have."""

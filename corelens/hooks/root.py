@@ -64,7 +64,7 @@ class HookedLayers(HookedRootModule):
             attentions += layer.attentions.values()
             modules |= {layer.block, *layer.norms.values(), *(location.module for location in layer.points.values())}
             modules |= set() if layer.mlp is None else {layer.mlp.module}
-            modules |= set() if layer.router is None else {layer.router}
+            modules |= set() if layer.experts is None else {layer.experts.module, *layer.experts.routers}
         modules |= {attention.module for attention in attentions}
         # W_O itself may be replaced, by an adapter; what holds it may not.
         modules |= {attention.w_o_owner for attention in attentions if attention.w_o_owner is not None}

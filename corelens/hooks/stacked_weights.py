@@ -13,10 +13,11 @@ from transformer_lens.utilities.matrix import composition_scores
 from corelens.errors import check_choice
 from corelens.hf.config import HookedMLLMConfig
 from corelens.hf.projections import effective_bias, effective_weight
+from corelens.hooks.experts import HookedExperts
 from corelens.hooks.layer_stack import LayerStack
 from corelens.hooks.named_weights import NamedWeights, block_weights, norm_weights_of
 from corelens.hooks.root import HookedLayers
-from corelens.hooks.sublayers import HookedExperts, HookedMLP
+from corelens.hooks.sublayers import HookedMLP
 
 Composition = Literal["Q", "K", "V"]
 

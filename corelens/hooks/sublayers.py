@@ -1,8 +1,7 @@
-"""Hook points of norms, of dense MLPs and of mixtures of experts.
+"""Hook points of norms and of dense MLPs.
 
 HookedNorm    ln_final.hook_scale    blocks.{layer}.{ln1,ln2}.hook_scale
 HookedMLP     blocks.{layer}.mlp.hook_{pre,pre_linear,post}
-HookedExperts blocks.{layer}.mlp.hook_expert_weights
 """
 
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from transformer_lens.hook_points import HookPoint
 from corelens.hf.layers import MLPModule
 from corelens.hf.norms import NormWeights, norm_weights
 from corelens.hf.wrapped_modules import WrappedModules
-from corelens.hooks.taps import call_hook, call_hook_detecting_edits
+from corelens.hooks.taps import call_hook_by_token, call_hook_detecting_edits
 from corelens.hooks.threads import in_this_thread
 from corelens.hooks.weights import MLPWeights
 
@@ -56,6 +55,16 @@ class HookedNorm(nn.Module):
         widths = [parameter.shape[-1] for parameter in self.hf_norm.parameters()]
         d_model = widths[0] if widths else self.wrapped.hf_model.config.get_text_config(decoder=True).hidden_size
         return norm_weights(self.hf_norm, d_model, self.wrapped.hf_model.dtype, self.name)
+
+    @property
+    def w(self) -> Float[Tensor, "d_model"]:
+        """Its gain, by which it multiplies: TransformerLens's weight of a norm."""
+        return self.weights.gain
+
+    @property
+    def b(self) -> Float[Tensor, "d_model"]:
+        """Its bias; zero if it has none."""
+        return self.weights.bias
 
     @contextmanager
     def connected(self) -> Iterator[None]:
@@ -100,7 +109,7 @@ class HookedMLP(MLPWeights):
         def call_on_halves(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             gate, read = output.chunk(2, -1)
             assert linear is not None  # fused projections are gated
-            return torch.cat([call_hook(self.hook_pre, gate), call_hook(linear, read)], -1)
+            return torch.cat([call_hook_by_token(self.hook_pre, gate), call_hook_by_token(linear, read)], -1)
 
         with ExitStack() as connections:
             points = [(self.hook_pre, mlp.w_gate or mlp.w_in), *([(linear, mlp.w_in)] if linear is not None else [])]
@@ -122,55 +131,9 @@ class HookedMLP(MLPWeights):
             yield
 
 
-class HookedExperts(nn.Module):
-    """Hook point of a mixture of experts: `hook_expert_weights`, [batch position expert].
-
-    They are the factors of what the chosen experts write, and zero for the others. Where a hook changes them, the
-    experts with the highest are chosen.
-    """
-
-    def __init__(self, router: nn.Module) -> None:
-        super().__init__()
-        # Past nn.Module's registration: the router is not ours to name.
-        self.__dict__["router"] = router
-        self.hook_expert_weights = HookPoint()
-
-    @property
-    def n_experts(self) -> int:
-        """Number of experts to choose from."""
-        return len(next(self.__dict__["router"].parameters()))
-
-    @contextmanager
-    def connected(self) -> Iterator[None]:
-        """Connect the hook point, if it has hooks, until the block ends."""
-        if not self.hook_expert_weights.has_hooks():
-            yield
-            return
-        handle = self.__dict__["router"].register_forward_hook(in_this_thread(self._call_hooks))
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    def _call_hooks(self, module: nn.Module, args: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Call hooks on what a router returns: logits, weights and indices; or weights of all, and logits (Llama 4)."""
-        n_computed = self.hook_expert_weights.ctx["state"].n_computed
-        if len(output) == 2:
-            weights, logits = output
-            return call_hook(self.hook_expert_weights, weights.unflatten(0, (-1, n_computed))).flatten(0, 1), logits
-        logits, chosen, indices, *rest = output
-        weights = chosen.new_zeros(len(chosen), self.n_experts).scatter(-1, indices, chosen)
-        weights, edited = call_hook_detecting_edits(self.hook_expert_weights, weights.unflatten(0, (-1, n_computed)))
-        if not edited:
-            return output
-        weights = weights.flatten(0, 1)
-        indices = weights.topk(indices.shape[-1]).indices
-        return logits, weights.gather(-1, indices), indices, *rest
-
-
 def _call_on_output(point: HookPoint, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    return call_hook(point, output)
+    return call_hook_by_token(point, output)
 
 
 def _call_on_input(point: HookPoint, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (call_hook(point, args[0]), *args[1:])
+    return (call_hook_by_token(point, args[0]), *args[1:])

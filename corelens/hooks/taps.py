@@ -267,6 +267,13 @@ def call_hook(point: HookPoint, tensor: Tensor) -> Tensor:
     return result
 
 
+def call_hook_by_token(point: HookPoint, tensor: Tensor) -> Tensor:
+    """Call the hooks of a point on [batch position ...], also where a layer runs all tokens as one row (OPT)."""
+    if tensor.ndim > 2:
+        return call_hook(point, tensor)
+    return call_hook(point, tensor.unflatten(0, (-1, point.ctx["state"].n_computed))).flatten(0, 1)
+
+
 def call_hook_on_copy(point: HookPoint, tensor: Tensor) -> Tensor:
     """Call the hooks of a point on a copy, where the tensor outlives the pass: it is in a cache, or the caller's."""
     return call_hook(point, tensor.clone() if point.fwd_hooks else tensor)

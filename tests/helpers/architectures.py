@@ -244,6 +244,16 @@ def mllama_inputs(inputs: dict[str, Tensor], generator: torch.Generator) -> dict
     return inputs | {"cross_attention_mask": torch.ones(rows, length, 1, 2)}
 
 
+def by_experts(architecture: Architecture) -> Architecture:
+    """With the input that tells which tokens get experts of pictures: the ends of pictures among them."""
+
+    def finish(inputs: dict[str, Tensor], _: torch.Generator) -> dict[str, Tensor]:
+        visual = torch.isin(inputs["input_ids"], torch.tensor([IMAGE, VISION_START, VISION_END]))
+        return inputs | dict(moe_mm_token_type_ids=visual.int())
+
+    return replace(architecture, finish=finish)
+
+
 def omni(architecture: Architecture, **tokens: int) -> Architecture:
     """With an audio tower, which the batch does not use."""
     config = {key: value for key, value in architecture.config.items() if key.endswith("config")}
@@ -768,18 +778,20 @@ ARCHITECTURES: dict[str, Architecture] = {
         projection_hidden_size=32,
         **QWEN_TOKENS,
     ),
-    "ernie4_5_vl_moe": flat(
-        dict(
-            rope_parameters=ROPE | dict(mrope_section=[3, 3, 2]),
-            moe_intermediate_size=[32, 32],
-            moe_k=2,
-            moe_num_experts=4,
-        ),
-        dict(depth=2, num_heads=2),
-        image_token_id=IMAGE,
-        video_token_id=VIDEO,
-        image_start_token_id=VISION_START,
-        image_end_token_id=VISION_END,
+    "ernie4_5_vl_moe": by_experts(
+        flat(
+            dict(
+                rope_parameters=ROPE | dict(mrope_section=[3, 3, 2]),
+                moe_intermediate_size=[32, 32],
+                moe_k=2,
+                moe_num_experts=4,
+            ),
+            dict(depth=2, num_heads=2),
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+            image_start_token_id=VISION_START,
+            image_end_token_id=VISION_END,
+        )
     ),
     "paddleocr_vl": square(dict(rope_parameters=MROPE), {}, **QWEN_TOKENS),
     "video_llama_3": replace(

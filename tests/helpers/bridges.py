@@ -9,6 +9,13 @@ from transformer_lens.model_bridge.sources.transformers import source
 
 from tests.helpers import tiny
 
+REBUILT = ("llava", "llava_next", "llava_onevision", "gemma3", "idefics3", "mistral3", "emu3", "qwen3_5", "qwen3_5_moe")
+"""Families whose attention TransformerLens computes itself."""
+
+LEFT_TO_HUGGING_FACE = (
+    *("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "llama4", "gemma4", "gemma4_unified", "muse_glimmer"),
+)
+
 
 def bridge_of(name: str, tokenizer: Any) -> Any:
     """TransformerLens's bridge to a tiny model, which attends by eager attention as bridges do."""

@@ -90,7 +90,7 @@ MODEL: dict[str, Row] = {
     "diffusion_generate": Row("refused", "these decoders predict one token after the other: `generate`"),
     "enable_compatibility_mode": FOLDED,
     "encoder_output": Row("refused", "encoders run in each pass: hooks on `vision.blocks`"),
-    "generate": Row("more", "takes prepared inputs, and is Hugging Face's: hooks act in each step"),
+    "generate": Row("more", "takes prepared inputs, and is Hugging Face's: greedy by default; hooks act in each step"),
     "generate_stream": Row("refused", "`model.generate(inputs, streamer=transformers.TextStreamer(model.tokenizer))`"),
     "get_caching_hooks": SAME,
     "get_hook_point": Row("refused", "`model.hook_dict[name]`"),

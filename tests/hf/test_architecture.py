@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from corelens import Head, HookedMLLM, ablate
+from corelens.hf.architecture import KNOWN_BUGS
 from tests.helpers import tiny
 
 OWN_ATTENTION = "its text attention does not call transformers' attention functions"
@@ -21,7 +22,7 @@ MESSAGES = {
 }
 """Their text attention is not dispatched, so they cannot be wrapped."""
 
-WARNED = ("phi4_multimodal", "minimax_m3_vl")
+WARNED = tuple(KNOWN_BUGS)
 """Wrapping them names a fault of transformers."""
 
 PADDED_UNDER_EAGER = "transformers masks padding under sdpa, the default, and not in the same way under eager"
@@ -466,4 +467,10 @@ def test_half_precision(name: str, padded: dict[str, Tensor], dtype: torch.dtype
     expected = build(name, attention="eager", dtype=dtype)(**inputs, output_attentions=True).attentions
     expected = next(layer for layer in expected if layer is not None)
     real = real_queries(hf_model, inputs, rows.shape[2])
-    assert_close(at(real, rows), at(real, expected).float(), atol=2e-2, rtol=0)
+    rows, expected = at(real, rows), at(real, expected).float()
+    if name == "mistral_large4":
+        # Its indexer picks other keys where rounding decides between two.
+        same = ((rows > 0) == (expected > 0)).all(-1)
+        assert same.float().mean() > 0.9
+        rows, expected = rows[same], expected[same]
+    assert_close(rows, expected, atol=2e-2, rtol=0)

@@ -54,7 +54,9 @@ def test_heads_and_neurons_read_and_write_by_these_weights(name: str):
     model = HookedMLLM(tiny.build(name))
     blocks = [block for block in model.hf_layers if "attn" in block.attentions]
     read = {layer.layer: reads(layer.attentions["attn"].module) for layer in blocks}
-    mlps = {layer.layer: reads(layer.mlp.module) for layer in model.hf_layers if layer.mlp is not None}
+    mlps = {
+        layer.layer: reads(layer.mlp.projection(layer.mlp.w_in)) for layer in model.hf_layers if layer.mlp is not None
+    }
     written: dict[int, list[Tensor]] = {layer: [] for layer in mlps}
     for layer, outputs in written.items():
         mlp = model.hf_layers[layer].mlp
@@ -89,7 +91,8 @@ def test_heads_and_neurons_read_and_write_by_these_weights(name: str):
             assert_close(cache["v", layer.layer], values, atol=1e-4, rtol=1e-4)
         assert bool(refused) == any(name in names for names in NOT_BY_HEAD.values()), refused
         for layer, inputs in mlps.items():
-            mlp, stream, flat = model.blocks[layer].mlp, inputs[0], inputs[0].shape[-1]
+            mlp: Any = model.blocks[layer].mlp
+            stream, flat = inputs[0], inputs[0].shape[-1]
             gated, pre = bool(mlp.hf_mlp.w_gate), cache["pre", layer].reshape(-1, mlp.hf_mlp.d_mlp)
             stream = stream.reshape(-1, flat)
             if gated:
@@ -97,4 +100,5 @@ def test_heads_and_neurons_read_and_write_by_these_weights(name: str):
                 assert_close(cache["pre_linear", layer, "mlp"].reshape_as(pre), stream @ mlp.W_in + mlp.b_in)
             else:
                 assert_close(pre, stream @ mlp.W_in + mlp.b_in, atol=1e-4, rtol=1e-4)
-            assert_close(cache["post", layer] @ mlp.W_out + mlp.b_out, written[layer][0], atol=1e-4, rtol=1e-4)
+            output = cache["post", layer] @ mlp.W_out + mlp.b_out
+            assert_close(output, written[layer][0].view_as(output), atol=1e-4, rtol=1e-4)
