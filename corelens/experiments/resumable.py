@@ -28,7 +28,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from corelens.data import Sample, prepare_batch
+from corelens.data import BoxUnit, Sample, prepare_batch, score
 from corelens.errors import docs_link, without_docs_link
 from corelens.experiments.fingerprint import samples_hash
 from corelens.experiments.run_folder import RunFolder, Shard
@@ -210,6 +210,13 @@ def sample_errors() -> Iterator[None]:
         raise SampleError(str(cause)) from cause
     except Exception as cause:
         raise SampleError(f"{type(cause).__name__}: {cause}") from cause
+
+
+def check_scoring(samples: DatasetSamples, box_unit: BoxUnit | None) -> None:
+    """Raise a ValueError if the answer to some sample cannot be scored."""
+    for _, sample in samples:
+        if sample.scoring != "box" or box_unit is None:  # scoring a box reads its picture
+            score(sample, "")
 
 
 def prepare_samples(model: HookedMLLM, samples: Sequence[Sample]) -> PreparedInputs:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from corelens.experiments.run_folder import RunFolder
-from corelens.experiments.scan import describe_groups, scan_summary
+from corelens.experiments.scan_summary import describe_groups, scan_summary
 from corelens.reports.common import close, interval_cell
 from corelens.reports.page import Page
 from corelens.scores import HeadScores

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 from scipy.stats import binomtest
 
-from corelens.experiments.ablation import AblationCurve
+from corelens.experiments.ablation_summary import AblationCurve
 from corelens.viz.style import QUIET, add_band, apply_style, colours
 
 

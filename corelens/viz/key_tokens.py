@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
-from corelens.experiments.key_tokens import CoverageCurve, HitRate
+from corelens.experiments.key_token_results import CoverageCurve, HitRate
 from corelens.viz.style import BLUE, QUIET, VERMILION, add_band, apply_style, colours
 
 

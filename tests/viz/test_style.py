@@ -12,7 +12,7 @@ import torch
 from markupsafe import escape
 
 from corelens import Box, HeadScores, HeadSet
-from corelens.experiments.key_tokens import HitRate
+from corelens.experiments.key_token_results import HitRate
 from corelens.reports.page import Page
 from corelens.viz import (
     DARK,
