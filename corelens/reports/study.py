@@ -41,7 +41,7 @@ from corelens.viz import (
     speed_against_accuracy,
     stable_head_map,
 )
-from corelens.viz.style import literal
+from corelens.viz.styles import literal
 
 
 def page(folder: Path) -> Page:

@@ -24,7 +24,7 @@ BoxFormat = Literal["xyxy", "xywh"]
 """Left, top, right, bottom; or left, top, width, height."""
 StoredUnit = Literal["pixels", "fractions", "thousandths"]
 """Unit of boxes in a file: pixels of the stored picture, or fractions or thousandths of its width and height."""
-Span = Annotated[list[Number], Field(min_length=2, max_length=2)]
+TimeSpan = Annotated[list[Number], Field(min_length=2, max_length=2)]
 """Start and end of evidence in a video, in seconds."""
 Rule = Literal["phrase", "exact", "contains", "anls", "numeric", "yes-no", "count", "label", "choice", "box"]
 
@@ -49,7 +49,7 @@ class OwnRow(BaseModel):
     box_format: BoxFormat | None = None
     box_unit: StoredUnit | None = None
     evidence_images: list[Annotated[int, Field(ge=0)]] = []
-    spans: list[Span] = []
+    spans: list[TimeSpan] = []
     group: Words | None = None
     task: Words | None = None
     id: Words | None = None
