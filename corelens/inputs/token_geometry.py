@@ -185,7 +185,7 @@ def _tiles_and_overview(image: ProcessedImage, tiles: Sequence[Tensor], side: in
     """Tiles of several sizes, of pictures of coordinates; a token is `side` pixels of the tile wide and high."""
     regions = [image.probe.regions(tile.double().numpy()[None])[0] for tile in tiles]
     return [
-        Segment(*(n // side for n in tile.shape[1:]), region, len(tiles) > 1 and region == image.whole_view)
+        Segment(tile.shape[1] // side, tile.shape[2] // side, region, len(tiles) > 1 and region == image.whole_view)
         for tile, region in zip(tiles, regions, strict=True)
     ]
 

@@ -115,7 +115,7 @@ def test_a_talk_has_larger_text_lines_and_dots_until_a_page_is_asked_for(scores:
         layout, (line, dot, *_) = (figure := lorenz_curves({"a": scores})).layout, figure.data
         fonts = layout.template.layout
         title = layout.title.font.size or fonts.title.font.size
-        return [layout.font.size or fonts.font.size, title, line.line.width, dot.marker.size, layout.margin.t]
+        return [layout.font.size or fonts.font.size, title, line.line.width, dot.marker.size]
 
     page = sizes()
     style("talk")
