@@ -125,5 +125,3 @@ def test_a_talk_has_larger_text_lines_and_dots_until_a_page_is_asked_for(scores:
         style("page")
     assert talk == pytest.approx([1.6 * size for size in page])
     assert sizes() == page
-    with pytest.raises(ValueError, match="use='poster' is not known; it is one of page, talk"):
-        style("poster")  # pyright: ignore[reportArgumentType]
