@@ -26,7 +26,7 @@ from corelens.causal import PairedDifference
 from corelens.metrics import bootstrap_interval, group_difference, simultaneous_interval
 from corelens.study.necessity import NEEDED_COST, power
 from corelens.study.verdict import estimate_mean
-from corelens.viz.style import QUIET, apply_style, colours
+from corelens.viz.styles import QUIET, apply_style, colours
 
 N_SAMPLES = (10, 20, 50, 100, 300)
 N_HEADS = (24, 48, 96, 200, 400, 1000)

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from corelens.experiments.conditions import ConditionResults
-from corelens.experiments.key_tokens import KeyTokens
+from corelens.experiments.key_token_results import KeyTokens
 from corelens.experiments.sparse_eval import SparseResults
 from corelens.experiments.speed import Speed
 from corelens.heads import Head, HeadSet

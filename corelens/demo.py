@@ -18,8 +18,8 @@ import numpy as np
 
 from corelens.data import Sample
 from corelens.experiments.ablation import run_ablation
-from corelens.experiments.conditions import BASELINE, low_to_high
-from corelens.experiments.controls import MATCHED, WRITE_NORM, n_writing, write_matched_random
+from corelens.experiments.conditions import BASELINE, MATCHED, low_to_high
+from corelens.experiments.controls import WRITE_NORM, n_writing, write_matched_random
 from corelens.experiments.scan import scan_metrics
 from corelens.files import write_file
 from corelens.heads import HeadSet

@@ -11,7 +11,6 @@ from corelens.causal.evaluate import Evaluation as Evaluation
 from corelens.causal.evaluate import evaluate as evaluate
 from corelens.causal.grad_drop import grad_drop as grad_drop
 from corelens.causal.integrated_gradients import integrated_gradients as integrated_gradients
-from corelens.causal.paired import PairedDifference as PairedDifference
 from corelens.causal.qk_attribution import QKAttribution as QKAttribution
 from corelens.causal.qk_attribution import qk_attribution as qk_attribution
 from corelens.causal.routes import HeadRoutes as HeadRoutes
@@ -20,3 +19,4 @@ from corelens.causal.routes import ov_by_route as ov_by_route
 from corelens.causal.self_repair import SelfRepair as SelfRepair
 from corelens.causal.self_repair import self_repair as self_repair
 from corelens.causal.session import Session as Session
+from corelens.metrics.paired import PairedDifference as PairedDifference

@@ -81,7 +81,7 @@ def announced(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**arguments: object) -> None:
         if sys.stderr.isatty() and "torch" not in sys.modules:
-            typer.echo("Loading PyTorch and transformers, which takes some seconds.", err=True)
+            typer.echo("Loading PyTorch, which takes some seconds.", err=True)
         command(**arguments)
 
     return run

@@ -54,9 +54,9 @@ def ablate(
         raise typer.BadParameter("give either heads or the scores that rank them.", param_hint="--heads, --scores")
     if scores is None and top is not None:
         raise typer.BadParameter("it is the number of top heads of a ranking; give --scores.", param_hint="--top")
-    from corelens.experiments.ablation import ablation_summary, run_ablation
-    from corelens.experiments.conditions import check_scoring
-    from corelens.experiments.resumable import flatten_datasets
+    from corelens.experiments.ablation import run_ablation
+    from corelens.experiments.ablation_summary import ablation_summary
+    from corelens.experiments.resumable import check_scoring, flatten_datasets
     from corelens.experiments.run_folder import write_summary
     from corelens.study.data_check import scored_answers
 
@@ -112,7 +112,8 @@ def _parsed_heads(heads: str) -> "dict[str, list[HeadSet]]":
 
 def _top_and_controls(ranking: "HeadScores | None", top: str | None) -> "dict[str, list[HeadSet]]":
     """The conditions that `--scores` and `--top` name; says which doses and controls are left out."""
-    from corelens.experiments.ablation import KINDS, PUBLISHED_DOSES, dose_conditions
+    from corelens.experiments.ablation import PUBLISHED_DOSES, dose_conditions
+    from corelens.experiments.ablation_summary import KINDS
 
     assert ranking is not None  # as --heads is not given
     published = [dose for dose in PUBLISHED_DOSES if 2 * dose <= ranking.n_heads]
@@ -142,7 +143,7 @@ def _n_draws(
     out: Path,
 ) -> int:
     """Number of draws of write-matched heads: that with which `out` began, else as many as are cheap."""
-    from corelens.experiments.controls import MATCHED
+    from corelens.experiments.conditions import MATCHED
     from corelens.experiments.run_folder import MANIFEST, read_manifest
     from corelens.experiments.throughput import (
         MAX_DRAWS,
@@ -170,7 +171,8 @@ def _with_write_matched(
     conditions: "Mapping[str, Sequence[HeadSet]]", write_norm: "HeadScores", n_draws: int
 ) -> "Mapping[str, Sequence[HeadSet]]":
     """Add random heads that write as much as the top ones; names the doses that have none."""
-    from corelens.experiments.controls import MATCHED, with_write_matched
+    from corelens.experiments.conditions import MATCHED
+    from corelens.experiments.controls import with_write_matched
 
     added = with_write_matched(conditions, write_norm, range(n_draws))
     doses = [name.removeprefix("top ") for name in conditions if name.startswith("top ")]

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from corelens.cli import options
+from corelens.errors import docs_link
 
 if TYPE_CHECKING:
     from corelens.study.data_check import DataCheck
@@ -76,7 +77,8 @@ def _summary(checked: "DataCheck") -> dict[str, Any]:
 
 
 def _print_check(checked: "DataCheck", page: Path) -> None:
-    from corelens.reports.data_check import ANSWER_COLUMNS, answer_row, named_counts
+    from corelens.reports.common import ANSWER_COLUMNS, answer_row
+    from corelens.reports.data_check import named_counts
 
     console = Console(highlight=False, markup=False)
     counts = ", ".join(f"{n:,} {name}" for name, n in checked.counts.items())
@@ -86,6 +88,8 @@ def _print_check(checked: "DataCheck", page: Path) -> None:
     for title, rows in (("refused", checked.refused), ("cannot be measured", checked.unmeasurable)):
         for row in rows:
             console.print(f"{title}: {row.id}: {row.reason}", soft_wrap=True)
+    if checked.refused:
+        console.print(f"What to do about refused rows: {docs_link('refused-rows')}")
     findings = Table("to measure", "possible", "since", box=box.SIMPLE)
     for finding in checked.findings:
         findings.add_row(finding.subject, finding.verdict, finding.reason)

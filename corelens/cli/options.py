@@ -106,7 +106,9 @@ def _samples(argument: str, seed: int, limit: int | None, evidence: bool) -> tup
 
     name, separator, where = argument.partition("=")
     if not separator:
-        raise typer.BadParameter(f"{argument!r} has no place; write NAME=WHERE, as in scenes=200.", param_hint="--data")
+        mine = f", or mine={argument} under any name for data of your own" if Path(argument).exists() else ""
+        message = f"{argument!r} has no place; write NAME=WHERE, as in scenes=200{mine}."
+        raise typer.BadParameter(message, param_hint="--data")
     try:
         place, *settings = where.split(",")
         if draw := _drawn().get(name):
@@ -255,7 +257,8 @@ def warn_of_shared(ranking: "HeadScores", samples: Mapping[str, Sequence["Sample
 
 def write_norm(model: "HookedMLLM", datasets: Mapping[str, Sequence["Sample"]]) -> "HeadScores | None":
     """Length of what each head writes; None, with the reason on the screen, if it cannot be measured."""
-    from corelens.experiments.controls import MATCHED, WRITE_NORM
+    from corelens.experiments.conditions import MATCHED
+    from corelens.experiments.controls import WRITE_NORM
     from corelens.experiments.scan import scan
 
     try:

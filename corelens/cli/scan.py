@@ -53,7 +53,8 @@ def scan(
     if ray is None and (actors is not None or gpus is not None):
         raise typer.BadParameter("they configure Ray actors; give --ray too.", param_hint="--actors, --gpus")
     from corelens.experiments.ray import scan_on_ray
-    from corelens.experiments.scan import resolve_metrics, scan_metrics, scan_summary
+    from corelens.experiments.scan import resolve_metrics, scan_metrics
+    from corelens.experiments.scan_summary import scan_summary
 
     names = [name.strip() for name in metric.split(",")]
     datasets = options.samples(data, seed, limit, evidence=True)
@@ -80,7 +81,7 @@ def scan(
 
 
 def _print_summaries(summaries: dict[str, Any], scores: "HeadScores", out: Path) -> None:
-    from corelens.experiments.scan import describe_groups
+    from corelens.experiments.scan_summary import describe_groups
 
     console = Console(highlight=False, markup=False)
     console.print(f"\n{scores.model}: {len(scores.samples)} samples, {scores.n_heads} heads")

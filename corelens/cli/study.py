@@ -40,9 +40,8 @@ def study(
     as_json: options.AsJson = False,
 ) -> None:
     """Test the paper's claims on a model. Verdicts by rules that are set before the run, and a report."""
-    from corelens.experiments.conditions import check_scoring
-    from corelens.experiments.resumable import flatten_datasets
-    from corelens.reports.study import save
+    from corelens.experiments.resumable import check_scoring, flatten_datasets
+    from corelens.reports.study_folder import save
     from corelens.study import FULL, QUICK, run_study
     from corelens.study.budget import halves, measure_throughput, planned_work
 

@@ -73,10 +73,6 @@ def load(name: str, *where: Any, **options: Any) -> Samples:
     return samples.options_in_question() if options_in_question else samples
 
 
-def _exists(place: Any) -> bool:
-    return isinstance(place, str | PathLike) and Path(place).expanduser().exists()
-
-
 def settings(name: str) -> list[str]:
     """Names of the options that `load` takes for a data set; none for drawn ones."""
     if name in SYNTHETIC:

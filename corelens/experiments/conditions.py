@@ -7,16 +7,17 @@ from typing import Any, Generic, TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
-from corelens.causal import PairedDifference
-from corelens.data import BoxUnit, score
-from corelens.experiments.resumable import DatasetSamples
 from corelens.experiments.run_folder import RunFolder
 from corelens.heads import HeadSet
+from corelens.metrics.paired import PairedDifference
 
 Condition = TypeVar("Condition")
 
 BASELINE = "plain"
 """Name of the condition that all others are compared with."""
+
+MATCHED = "write-matched"
+"""Name of the condition with random heads that write as much as the top ones."""
 
 
 @dataclass(frozen=True)
@@ -118,18 +119,3 @@ def low_to_high(values: Sequence[float | int], digits: int = 0) -> str:
     """Lowest and highest of some numbers, such as `0 to 2`, or the one that they all are; empty without numbers."""
     bounds = [f"{value:.{digits}f}" for value in (min(values), max(values))] if values else []
     return " to ".join(dict.fromkeys(bounds))
-
-
-def check_scoring(samples: DatasetSamples, box_unit: BoxUnit | None) -> None:
-    """Raise a ValueError if no answer to a data set can be scored; a run skips single ones when their turn comes."""
-    errors: dict[str, list[ValueError | None]] = {}
-    for dataset, sample in samples:
-        try:
-            if sample.scoring != "box" or box_unit is None:  # scoring a box reads its picture
-                score(sample, "")
-            errors.setdefault(dataset, []).append(None)
-        except ValueError as cause:
-            errors.setdefault(dataset, []).append(cause)
-    for of_dataset in errors.values():
-        if all(of_dataset):
-            raise next(cause for cause in of_dataset if cause)

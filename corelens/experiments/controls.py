@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from corelens.experiments.conditions import Condition
+from corelens.experiments.conditions import MATCHED, Condition
 from corelens.heads import Head, HeadSet
 from corelens.scores import HeadScores
 from corelens.sparse.plan import HeadPlan
@@ -14,9 +14,6 @@ from corelens.sparse.rules import Full
 
 WRITE_NORM = "question_write_norm"
 """Metric by which heads are matched."""
-
-MATCHED = "write-matched"
-"""Name of the condition."""
 
 FACTOR = 2.0
 """A control head writes at most this many times as much as the head that it stands for, and at least one part in so

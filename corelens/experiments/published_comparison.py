@@ -11,7 +11,7 @@ import torch
 from corelens.data.published import published_model, published_numbers, published_table
 from corelens.experiments.comparison import load_scores
 from corelens.experiments.conditions import BASELINE, read_conditions
-from corelens.experiments.key_tokens import read_key_tokens
+from corelens.experiments.key_token_results import read_key_tokens
 from corelens.experiments.run_folder import RunFolder, read_summary
 from corelens.metrics import spearman_matrix, stable_heads
 from corelens.scores import HeadScores

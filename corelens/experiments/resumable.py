@@ -29,7 +29,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from corelens.data import Sample, prepare_batch
+from corelens.data import BoxUnit, Sample, prepare_batch, score
 from corelens.errors import docs_link, without_docs_link
 from corelens.experiments.fingerprint import samples_hash
 from corelens.experiments.run_folder import RunFolder, Shard
@@ -234,6 +234,21 @@ def sample_errors() -> Iterator[None]:
 def _reason(error: Exception) -> str:
     """Text of an error; with its kind, if it is one whose text may not explain itself."""
     return str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+
+
+def check_scoring(samples: DatasetSamples, box_unit: BoxUnit | None) -> None:
+    """Raise a ValueError if no answer to a data set can be scored; a run skips single ones when their turn comes."""
+    errors: dict[str, list[ValueError | None]] = {}
+    for dataset, sample in samples:
+        try:
+            if sample.scoring != "box" or box_unit is None:  # scoring a box reads its picture
+                score(sample, "")
+            errors.setdefault(dataset, []).append(None)
+        except ValueError as cause:
+            errors.setdefault(dataset, []).append(cause)
+    for of_dataset in errors.values():
+        if all(of_dataset):
+            raise next(cause for cause in of_dataset if cause)
 
 
 def prepare_samples(model: HookedMLLM, samples: Sequence[Sample]) -> PreparedInputs:

@@ -200,6 +200,11 @@ def manifest_hash(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
+def run_hashes(folder: Path) -> dict[str, str]:
+    """Hash of the manifest of every run in the folder of a study, by the run's name."""
+    return {run.parent.name: manifest_hash(read_manifest(run.parent)) for run in sorted(folder.glob(f"*/{MANIFEST}"))}
+
+
 def write_scores(folder: str | PathLike[str], name: str, scores: HeadScores) -> None:
     """Write scores as `NAME.safetensors`, for `HeadScores.load`, and as `NAME.csv`, a table of the heads."""
     scores.save(Path(folder) / f"{name}.safetensors")

@@ -12,12 +12,13 @@ from torch import Tensor
 from corelens import metrics
 from corelens.causal import evaluate
 from corelens.data import BoxUnit, Sample
-from corelens.experiments.conditions import BASELINE, ConditionResults, check_scoring
+from corelens.experiments.conditions import BASELINE, ConditionResults
 from corelens.experiments.controls import full_heads, n_writing
 from corelens.experiments.fingerprint import model_fingerprint
 from corelens.experiments.passes import finite_passes
 from corelens.experiments.resumable import (
     SampleSets,
+    check_scoring,
     flatten_datasets,
     prepare_samples,
     prompt_length,

@@ -9,12 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from corelens.causal.paired import PairedDifference
 from corelens.data import Sample, evidence_tokens, prepare_batches, score
 from corelens.heads import HeadSet
 from corelens.hooks.positions import PositionName
 from corelens.inputs.prepare import PreparedInputs
 from corelens.interventions import FwdHooks, bias_attention
+from corelens.metrics.paired import PairedDifference
 from corelens.model import HookedMLLM
 
 

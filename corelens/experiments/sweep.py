@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -26,7 +27,7 @@ from corelens.experiments.resumable import (
     run_resumable,
     sample_errors,
 )
-from corelens.experiments.run_folder import write_scores
+from corelens.experiments.run_folder import write_scores, write_summary
 from corelens.heads import Head, HeadSet
 from corelens.inputs.prepare import PreparedInputs
 from corelens.interventions import FwdHooks, ablate
@@ -226,8 +227,8 @@ def run_sweep(
         samples: Questions with media and answers; a mapping if there are several data sets.
         method: What head outputs are replaced by; means are those of positions from the question on.
         per: Each head; all heads of a layer; or all heads that share a key and a value.
-        out: A folder that keeps finished shards, and for single heads in the end `sweep.safetensors`: the drops, for
-            `HeadScores.load`. The same sweep into the same folder resumes it.
+        out: A folder that keeps finished shards, and in the end `sweep.json`, the summary, and for single heads
+            `sweep.safetensors`: the drops, for `HeadScores.load`. The same sweep into the same folder resumes it.
 
     Returns:
         Log-probabilities of the answers. Samples that cannot be evaluated are skipped: `Sweep.skipped` has the reason
@@ -272,8 +273,10 @@ def run_sweep(
         units, results.values["values"], results.values["plain"][:, 0], label, results.samples,
         model.cfg.model_name, choices, results.datasets, results.skipped, results.groups,
     )  # fmt: skip
-    if out is not None and per == "head":
-        write_scores(out, "sweep", swept.scores())
+    if out is not None:
+        if per == "head":
+            write_scores(out, "sweep", swept.scores())
+        write_summary(Path(out) / "sweep.json", sweep_summary(swept))
     return swept
 
 

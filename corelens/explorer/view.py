@@ -22,7 +22,7 @@ from corelens.model import HookedMLLM
 from corelens.scores import HeadScores
 from corelens.tokens import Role
 from corelens.viz.panels import PIXELS, View, data_url, flatten_panels
-from corelens.viz.style import ABLATED, ACCENT, DARK, HEAT, LIGHT
+from corelens.viz.styles import ABLATED, ACCENT, DARK, HEAT, LIGHT
 
 MAX_MAPS = 16
 """Most heads whose attention is shown at a time."""

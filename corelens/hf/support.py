@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrain
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as _MAPPED
 
 from corelens.hf.architecture import KNOWN_BUGS, decoder_layers, vision_layers
-from corelens.inputs.token_geometry import LEARNED_QUERIES, SEGMENTS, no_boxes
+from corelens.inputs.token_geometry import SEGMENTS, WITHOUT_BOXES, no_boxes
 
 CHECKS = ("unhooked", "eager", "padded", "rows", "generation", "padded generation", "edits", "weights")
 """Properties of the attention of a model type that tests check on a tiny random model of its architecture:
@@ -184,7 +184,7 @@ def _tested_type(name: str, results: dict[str, Any]) -> TestedType:
         model_type=name,
         attention="refused" if "refused" in passed else f"{n_passed} of {len(CHECKS)}" if n_passed else "not tested",
         heads=results.get("heads", ""),
-        picture="queries" if name in LEARNED_QUERIES else boxes("picture"),
+        picture=WITHOUT_BOXES.get(name) or boxes("picture"),
         video=boxes("video"),
         tower=results.get("tower", "") if "tower" in passed else "",
         caveat="; ".join(caveats),

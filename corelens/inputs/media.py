@@ -6,15 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from transformers.utils.import_utils import is_av_available, is_torchcodec_available, is_torchvision_available
-from transformers.video_utils import VideoMetadata, load_video
 
 from corelens.errors import docs_link
+
+if TYPE_CHECKING:
+    from transformers.video_utils import VideoMetadata
 
 ORIENTATION = ExifTags.Base.Orientation
 """EXIF's tag of the orientation."""
@@ -106,7 +107,7 @@ class Clip(NamedTuple):
     """The sampled frames of a video, which are those that the model gets."""
 
     frames: UInt8[np.ndarray, "frame height width 3"]
-    metadata: VideoMetadata
+    metadata: "VideoMetadata"
     """Metadata of the whole video; `frames_indices` are the numbers of the sampled frames."""
 
     @property
@@ -126,6 +127,9 @@ def load_clip(video: object, processor: Any) -> Clip:
         ValueError: If the model takes no videos, or the video cannot be sampled or decoded.
         TypeError: If it is neither a `Video` nor a path.
     """
+    from transformers.utils.import_utils import is_torchvision_available
+    from transformers.video_utils import VideoMetadata
+
     if not isinstance(video, Footage):
         raise TypeError(
             f"a video is the path of a file or corelens.Video(frames, fps), not {type(video).__name__}: frames alone "
@@ -203,7 +207,7 @@ def _in_rgb(picture: Image.Image, has_16_bits: bool, name: str) -> Image.Image:
     return on_white if np.asarray(on_white).min() < _NEARLY_WHITE else on_black
 
 
-def _sample_frames(metadata: VideoMetadata, video_processor: Any) -> list[int]:
+def _sample_frames(metadata: "VideoMetadata", video_processor: Any) -> list[int]:
     """Numbers of the frames of a video that the processor samples."""
     if not video_processor.do_sample_frames:
         return list(range(metadata.total_num_frames))
@@ -221,6 +225,9 @@ def _sample_frames(metadata: VideoMetadata, video_processor: Any) -> list[int]:
 
 def _decode_video(path: Path, video_processor: Any) -> Clip:
     """Decode the sampled frames of a file by Hugging Face's own loading."""
+    from transformers.utils.import_utils import is_av_available, is_torchcodec_available
+    from transformers.video_utils import load_video
+
     if not path.is_file():
         raise FileNotFoundError(f"there is no video file {str(path)!r}.")
     backend = "torchcodec" if is_torchcodec_available() else "pyav" if is_av_available() else None
@@ -231,7 +238,7 @@ def _decode_video(path: Path, video_processor: Any) -> Clip:
         )
     indices: list[int] = []
 
-    def sample_indices(metadata: VideoMetadata, **_: Any) -> list[int]:
+    def sample_indices(metadata: "VideoMetadata", **_: Any) -> list[int]:
         indices.extend(_sample_frames(metadata, video_processor))
         return indices
 

@@ -15,7 +15,7 @@ from transformers.utils.import_utils import is_torchvision_available
 
 from corelens.errors import docs_link
 from corelens.inputs.chats import Chat, Prompt
-from corelens.inputs.token_geometry import LEARNED_QUERIES
+from corelens.inputs.token_geometry import WITHOUT_BOXES, no_boxes
 
 
 def load_processor(name_or_path: str, **kwargs: Any) -> Any:
@@ -58,7 +58,9 @@ def pictures_only(processor_class: Any) -> Any:
 
     def from_args_and_dict(cls: Any, args: list[Any], *rest: Any, **settings: Any) -> Any:
         arg_of = dict(zip(parts, args, strict=True))
-        return super(derived, cls).from_args_and_dict([arg_of.get(part) for part in all_parts], *rest, **settings)
+        made = super(derived, cls).from_args_and_dict([arg_of.get(part) for part in all_parts], *rest, **settings)
+        vars(made[0] if isinstance(made, tuple) else made).pop("video_processor")
+        return made
 
     methods: dict[str, Any] = {
         "get_attributes": classmethod(lambda cls: parts),
@@ -76,6 +78,8 @@ class _WithoutVideos(ProcessorMixin):
     def __init__(self, *parts: Any, **named: Any) -> None:
         named.pop("video_processor", None)
         super().__init__(*(part for part in parts if part is not None), **named)
+        # Until it is made: MiniCPM-V's class reads settings that both have.
+        self.video_processor = vars(self).get("image_processor")
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is made while the program runs, and another process has to make it, too.
@@ -140,7 +144,10 @@ def encode(
         f"{type(processor).__name__} does not report what it writes in place of a picture, so visual tokens cannot be "
         f"found. Call the processor itself and pass its tensors to the model."
     )
-    has_queries = config.model_type in LEARNED_QUERIES
+    kind = WITHOUT_BOXES.get(config.model_type)
+    if kind == "patches" and any(chat.pictures for chat in chats):
+        raise ValueError(no_boxes(config.model_type))
+    has_queries = kind == "queries"
     if getattr(processor, "image_token", None) is None and not has_queries:
         raise no_replacements
     tensors, replacements = _call(processor, prompts, chats)

@@ -15,18 +15,17 @@ views are frames, or pairs of frames where the model merges two.
     its 14 image tokens        Segment(2, 2, region,    Segment(2, 4, region, row_end=1)
                                        overview=True)
 
-`SEGMENTS` and `VIDEO_SEGMENTS` map model types to these functions; a new family is an entry there. This file and
-`corelens.hf.architecture` are the only ones that know the details of Hugging Face's models. Read on:
-`corelens.inputs.processor_probe` for the probe, `corelens.inputs.prepare` for the token map that segments end in.
+`SEGMENTS` and `VIDEO_SEGMENTS` map model types to these functions; a new family is an entry there.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from einops import rearrange
+from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 from transformers.video_utils import VideoMetadata
 
@@ -161,18 +160,34 @@ def pooled_picture(image: ProcessedImage) -> list[Segment]:
 def patched_tiles(image: ProcessedImage) -> list[Segment]:
     """Tiles that the processor returns as lists of patches; an overview is last."""
     patch, shrink = image.processor.image_processor.encoder_patch_size, image.config.downsample_factor
-    tile_segments = []
     shapes = image.probe.tensors["spatial_shapes"].tolist()
-    for patches, (rows, columns) in zip(
-        image.probe.tensors["pixel_values"], shapes[: len(shapes) // image.probe.n_copies], strict=False
-    ):
-        tile = rearrange(
-            patches[: rows * columns], "(row column) (y x c) -> c (row y) (column x)", row=rows, y=patch, x=patch
+    tiles = [
+        rearrange(patches[: rows * columns], "(row column) (y x c) -> c (row y) (column x)", row=rows, y=patch, x=patch)
+        for patches, (rows, columns) in zip(
+            image.probe.tensors["pixel_values"], shapes[: len(shapes) // image.probe.n_copies], strict=False
         )
-        (region,) = image.probe.regions(tile.double().numpy()[None])
-        tile_segments.append(Segment(rows // shrink, columns // shrink, region))
-    has_overview = len(tile_segments) > 1
-    return [tile._replace(overview=has_overview and tile.region == image.whole_view) for tile in tile_segments]
+    ]
+    return _tiles_and_overview(image, tiles, patch * shrink)
+
+
+def patches_in_a_row(image: ProcessedImage) -> list[Segment]:
+    """An overview and tiles that the processor returns as one row of patches, of which squares are merged."""
+    (pixels,), settings = image.probe.tensors["pixel_values"], image.processor.image_processor
+    shapes = image.probe.tensors["target_sizes"].tolist()
+    tiles = []
+    for rows, columns in shapes[: len(shapes) // image.probe.n_copies]:
+        patches, pixels = pixels.split([n := rows * columns * settings.patch_size, pixels.shape[-1] - n], -1)
+        tiles.append(rearrange(patches, "c y (row column x) -> c (row y) (column x)", row=rows, column=columns))
+    return _tiles_and_overview(image, tiles, settings.patch_size * (2 if settings.downsample_mode == "4x" else 4))
+
+
+def _tiles_and_overview(image: ProcessedImage, tiles: Sequence[Tensor], side: int) -> list[Segment]:
+    """Tiles of several sizes, of pictures of coordinates; a token is `side` pixels of the tile wide and high."""
+    regions = [image.probe.regions(tile.double().numpy()[None])[0] for tile in tiles]
+    return [
+        Segment(tile.shape[1] // side, tile.shape[2] // side, region, len(tiles) > 1 and region == image.whole_view)
+        for tile, region in zip(tiles, regions, strict=True)
+    ]
 
 
 def overview_and_joined_crops(image: ProcessedImage) -> list[Segment]:
@@ -250,7 +265,8 @@ def frames_as_tiles(image: ProcessedImage) -> list[Segment]:
 _WHOLE_PICTURE = (
     "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "cosmos3_omni",
     "glm4v", "glm4v_moe", "glm46v", "glm_ocr", "glmga", "glm5_next", "ernie4_5_vl_moe", "paddleocr_vl", "exaone4_5",
-    "hyperclovax_vision_v2", "cohere_compass", "lfm3_vl", "video_llama_3", "minimax_m3_vl",
+    "hyperclovax_vision_v2", "cohere_compass", "lfm3_vl", "video_llama_3", "minimax_m3_vl", "qwen2_5_omni_thinker",
+    "qwen3_omni_moe_thinker",
 )  # fmt: skip
 
 SEGMENTS: dict[str, Callable[[ProcessedImage], list[Segment]]] = {
@@ -258,13 +274,13 @@ SEGMENTS: dict[str, Callable[[ProcessedImage], list[Segment]]] = {
     "llava": resized_picture_or_tiles,
     **dict.fromkeys(["vipllava", "fast_vlm", "deepseek_vl", "janus", "paligemma"], square_tiles),
     **dict.fromkeys(["gemma3", "internvl", "idefics3", "smolvlm", "aya_vision", "cohere2_vision"], square_tiles),
-    **dict.fromkeys(["llama4", "perception_lm"], square_tiles),
+    **dict.fromkeys(["gemma3n", "llama4", "ovis2", "perception_lm"], square_tiles),
     **dict.fromkeys(["llava_next", "llava_onevision"], unpadded_canvas),
     **dict.fromkeys(["mistral3", "mistral_large4", "lighton_ocr"], resized_picture),
-    "ovis2": square_tiles,
     "kimi_k25": padded_picture,
     "gemma4": pooled_picture,
     "lfm2_vl": patched_tiles,
+    **dict.fromkeys(["minicpmv4_6", "minicpmv4_7"], patches_in_a_row),
     "molmo2": overview_and_joined_crops,
     "phi4_multimodal": crops_and_overview,
 }
@@ -277,20 +293,33 @@ VIDEO_SEGMENTS: dict[str, Callable[[ProcessedImage], list[Segment]]] = {
 }
 """Functions from videos to segments, by model type."""
 
-LEARNED_QUERIES = ("aria", "blip-2", "idefics2", "instructblip", "kosmos-2")
-"""Model types whose visual tokens are learned queries, each of which attends to the whole picture."""
+WITHOUT_BOXES = {
+    **dict.fromkeys(["aria", "blip-2", "idefics2", "instructblip", "kosmos-2"], "queries"),
+    **dict.fromkeys(["chameleon", "emu3"], "codes"),
+    **dict.fromkeys(["idefics", "mllama"], "patches"),
+}
+"""Model types without rectangles: of learned queries, codes of a codebook, and patches seen by cross-attention."""
 
 
 def no_boxes(model_type: str, kind: str = "image") -> str:
     """Return the reason why visual tokens of a model type have no rectangles; empty if they have."""
     if model_type in (VIDEO_SEGMENTS if kind == "video" else SEGMENTS):
         return ""
-    if model_type in LEARNED_QUERIES:
-        return (
-            f"the visual tokens of {model_type} are learned queries; each attends to the whole picture and has no "
-            f"pixels of its own. "
-            f"{docs_link('no-rectangles')}"
-        )
+    match WITHOUT_BOXES.get(model_type):
+        case "queries":
+            return (
+                f"the visual tokens of {model_type} are learned queries; each attends to the whole picture and has no "
+                f"pixels of its own. {docs_link('no-rectangles')}"
+            )
+        case "codes":
+            return (
+                f"the visual tokens of {model_type} are codes: each is the entry of a codebook nearest to a patch and "
+                f"what is around it, and changed pixels may not change it. {docs_link('no-rectangles')}"
+            )
+        case "patches":
+            return (
+                f"{model_type} has no visual tokens: it sees pictures by cross-attention. {docs_link('no-rectangles')}"
+            )
     table, medium = ("VIDEO_SEGMENTS", "video") if kind == "video" else ("SEGMENTS", "picture")
     return (
         f"how the visual tokens of {model_type} tile a {medium} is not known. To add it, put a function from a "
@@ -315,7 +344,7 @@ def segments(image: ProcessedImage) -> list[Segment]:
     if n_tokens != image.n_tokens:
         grids = " + ".join(f"{part.rows} x {part.columns}" for part in parts)
         raise ValueError(
-            f"{image.kind} {image.index} became {image.n_tokens} visual tokens, but its grid is {grids}: the processor "
-            f"does not belong to the model."
+            f"{image.kind} {image.index} became {image.n_tokens} visual tokens, but its grid is {grids} ({n_tokens} "
+            f"with the ends of rows): the processor is of another model, or the function in SEGMENTS is wrong."
         )
     return parts

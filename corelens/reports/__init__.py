@@ -36,7 +36,8 @@ def write_report(folder: str | PathLike[str]) -> Path:
         file, page = "study.html", study.page(folder)
     elif (folder / "scan" / "manifest.json").is_file():
         raise ValueError(
-            f"{folder} holds an unfinished study: it has no study.json. The command that began it resumes it."
+            f"{folder} holds an unfinished study: it has no study.json. The command that began it resumes it, and "
+            f"corelens.reports.study_folder.save writes one that was run in Python."
         )
     elif (folder / "demo.json").is_file():
         raise ValueError(f"{folder} holds a demo, whose report is {folder / 'report.html'}.")

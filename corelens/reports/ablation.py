@@ -3,14 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from corelens.experiments.ablation import ablation_summary, dose_curve
-from corelens.experiments.conditions import BASELINE, low_to_high, read_conditions
-from corelens.experiments.controls import MATCHED
+from corelens.data.scoring.answers import ScoredAnswer
+from corelens.experiments.ablation_summary import ablation_summary, dose_curve
+from corelens.experiments.conditions import BASELINE, MATCHED, low_to_high, read_conditions
 from corelens.experiments.run_folder import RunFolder, read_summary
-from corelens.reports.common import change_cells, close, percent
-from corelens.reports.data_check import ANSWER_COLUMNS, answer_row
+from corelens.reports.common import ANSWER_COLUMNS, answer_row, change_cells, close, percent
 from corelens.reports.page import Page
-from corelens.study.data_check import ScoredAnswer
 from corelens.viz import ablation_curves, accuracy_bars
 
 

@@ -4,9 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from corelens.data.scoring.answers import ScoredAnswer
 from corelens.errors import without_docs_link
 from corelens.experiments.run_folder import RunFolder, read_warnings
 from corelens.reports.page import Page
+
+ANSWER_COLUMNS = ("sample", "question", "answer", "accepted", "rule", "right")
 
 _SHOWN_ELSEWHERE = {
     "work", "model", "revision", "weights", "dtype", "heads", "versions", "data sets", "samples", "samples sha256",
@@ -76,3 +79,9 @@ def change_cells(result: Mapping[str, Any]) -> list[str]:
         f"{100 * result['change']:+.1f}" if "change" in result else "",
         "{:+.1f} to {:+.1f}".format(*(100 * bound for bound in result["interval"])) if "interval" in result else "",
     ]
+
+
+def answer_row(answer: ScoredAnswer) -> list[str]:
+    """Cells of `ANSWER_COLUMNS`."""
+    right = {None: "cannot be read", 0.0: "no", 1.0: "yes"}.get(answer.score, f"{answer.score or 0:.2f}")
+    return [answer.sample, answer.question, answer.answer, " or ".join(answer.accepted), answer.rule, right]

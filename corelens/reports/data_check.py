@@ -4,11 +4,10 @@ from collections.abc import Mapping
 
 from corelens.data import Sample, evidence_tokens, prepare_batch
 from corelens.model import HookedMLLM
+from corelens.reports.common import ANSWER_COLUMNS, answer_row
 from corelens.reports.page import Page
-from corelens.study.data_check import DataCheck, ScoredAnswer
+from corelens.study.data_check import DataCheck
 from corelens.viz import attention_over_media
-
-ANSWER_COLUMNS = ("sample", "question", "answer", "accepted", "rule", "right")
 
 
 def data_page(check: DataCheck, model: HookedMLLM) -> Page:
@@ -32,12 +31,6 @@ def data_page(check: DataCheck, model: HookedMLLM) -> Page:
             report.heading(title)
             report.table(["row", "reason"], [[row.id, row.reason] for row in rows])
     return report
-
-
-def answer_row(answer: ScoredAnswer) -> list[str]:
-    """Cells of `ANSWER_COLUMNS`."""
-    right = {None: "cannot be read", 0.0: "no", 1.0: "yes"}.get(answer.score, f"{answer.score or 0:.2f}")
-    return [answer.sample, answer.question, answer.answer, " or ".join(answer.accepted), answer.rule, right]
 
 
 def named_counts(counts: Mapping[str, int]) -> str:

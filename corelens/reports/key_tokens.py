@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from corelens.experiments.key_tokens import KeyTokens, read_key_tokens
+from corelens.experiments.key_token_results import KeyTokens, read_key_tokens
 from corelens.experiments.run_folder import RunFolder
 from corelens.heads import HeadSet
 from corelens.reports.common import close, percent

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from plotly.io.json import to_json_plotly
 
-from corelens.viz.style import DARK, LIGHT
+from corelens.viz.styles import DARK, LIGHT
 
 _ENVIRONMENT = Environment(
     loader=PackageLoader("corelens", "reports"), autoescape=True, trim_blocks=True, lstrip_blocks=True

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from corelens.experiments.run_folder import RunFolder
-from corelens.experiments.scan import describe_groups, scan_summary
+from corelens.experiments.scan_summary import describe_groups, scan_summary
+from corelens.heads import Head
 from corelens.reports.common import close, interval_cell
 from corelens.reports.page import Page
 from corelens.scores import HeadScores
@@ -12,6 +13,9 @@ from corelens.viz import depth_profiles, head_map, lorenz_curves, overlap_matrix
 
 N_ROWS = 20
 """Heads in a table; figures show all."""
+
+N_SAMPLES = 4
+"""Samples at either end of a head's scores."""
 
 
 def page(run: RunFolder) -> Page:
@@ -42,6 +46,8 @@ def page(run: RunFolder) -> Page:
         ["head", "score", "95 % interval"],
         [[head["head"], f"{head['score']:.3g}", interval_cell(head["interval"])] for head in top[:N_ROWS]],
     )
+    report.heading("Samples on which they score most and least")
+    report.table(["head", "most", "least"], [_samples_of(first, head) for head in first.top().heads[:N_ROWS]])
     report.heading("All heads")
     for scores in by_metric.values():
         if bool(scores.per_head.isinf().any()):
@@ -78,6 +84,15 @@ def _row(name: str, label: str, summary: Mapping[str, Any]) -> list[str]:
         f"{summary['split-half overlap']:.0%}" if "split-half overlap" in summary else "",
         f"{summary['mean depth']:.2f}",
     ]
+
+
+def _samples_of(scores: HeadScores, head: Head) -> list[str]:
+    """A head, and the samples at both ends of its scores, the most extreme first."""
+    order = scores.values[:, head.layer, head.head].argsort(stable=True).tolist()
+    order = [row for row in order if not scores.values[row, head.layer, head.head].isnan()]
+    ends = order[::-1][:N_SAMPLES], order[:N_SAMPLES]
+    named = [[f"{scores.samples[row]} ({scores.values[row, *head]:.2g})" for row in rows] for rows in ends]
+    return [str(head), *map(", ".join, named)]
 
 
 def _lead(scores: HeadScores, summary: Mapping[str, Any]) -> str:

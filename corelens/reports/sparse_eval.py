@@ -5,19 +5,22 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from corelens.experiments.conditions import BASELINE, low_to_high
+from corelens.experiments.conditions import BASELINE, low_to_high, read_conditions
 from corelens.experiments.run_folder import RunFolder, read_summary
 from corelens.reports.common import change_cells, close, percent
 from corelens.reports.page import Page
 from corelens.viz import speed_against_accuracy
 
 REQUIRED = ("model", "other heads", "positions", "plans", "data", "skipped")
+LEAD = "Accuracy with full attention in some heads and sparse attention in all others."
 FIGURE_WAYS = ("core", "write-matched", "best groups", "whole layers", "random", "random, same layers", "bottom")
 """Ways to spend a budget that the figures show; the table has all."""
 
 
 def page(run: RunFolder) -> Page:
     """Accuracy by speed, one line for each way to spend a budget, for every data set."""
+    if not (run.folder / "acceleration.json").is_file():
+        return _accuracy_page(run)
     summary = read_summary(run.folder / "acceleration.json", *REQUIRED)
     report = Page(f"{summary['model']} under sparse plans", _lead(summary))
     for dataset, data in summary["data"].items():
@@ -55,6 +58,26 @@ def page(run: RunFolder) -> Page:
     )  # fmt: skip
 
 
+def _accuracy_page(run: RunFolder) -> Page:
+    """Accuracy of plans whose speed was not measured."""
+    results = read_conditions(run)
+    datasets = results.summary_by_dataset()
+    report = Page(f"{run.manifest['model']} under sparse plans", LEAD)
+    for name, data in datasets.items():
+        report.heading(f"{name or 'Samples'}: {data['samples']:,} samples, accuracy in percent")
+        report.table(
+            ["plan", "accuracy", "change", "95 % interval"],
+            [[plan, percent(result["accuracy"]), *change_cells(result)] for plan, result in data["conditions"].items()],
+        )
+    return close(
+        report,
+        run,
+        results.skipped,
+        "Speed was not measured; corelens accelerate does that when the answers are there. Intervals are over samples, "
+        "paired, and not corrected for the number of plans.",
+    )
+
+
 def too_short(summary: Mapping[str, Any]) -> str:
     """Note that the plans change nothing at this length, or gain nothing; empty if they do."""
     plans = [plan for name, plan in summary["plans"].items() if "full attention" in plan and name != BASELINE]
@@ -73,7 +96,7 @@ def _lead(summary: Mapping[str, Any]) -> str:
     plans = summary["plans"]
     core = next((name for name in plans if name.startswith("core ")), None)
     if core is None:
-        return "Accuracy with full attention in some heads and sparse attention in all others."
+        return LEAD
     plan, baseline = plans[core], plans[BASELINE]
     by_dataset = {name or "the samples": data["conditions"] for name, data in summary["data"].items()}
     changes = [

@@ -1,4 +1,4 @@
-"""Report of a study, as JSON and as an HTML page: verdicts first, then a section for each claim."""
+"""The report of a study: verdicts first, then a section for each claim."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,31 +11,20 @@ import torch
 
 from corelens.data.published import published_model
 from corelens.errors import docs_link
-from corelens.experiments.ablation import KINDS, dose_curve
-from corelens.experiments.conditions import BASELINE, ConditionResults, read_conditions
-from corelens.experiments.controls import MATCHED
-from corelens.experiments.key_tokens import KeyTokens, read_key_tokens
+from corelens.experiments.ablation_summary import KINDS, dose_curve
+from corelens.experiments.conditions import BASELINE, MATCHED, ConditionResults, read_conditions
+from corelens.experiments.key_token_results import KeyTokens, read_key_tokens
 from corelens.experiments.published_comparison import compare_with_published
-from corelens.experiments.run_folder import (
-    MANIFEST,
-    RunFolder,
-    manifest_hash,
-    read_manifest,
-    read_summary,
-    write_summary,
-)
-from corelens.files import write_file
+from corelens.experiments.run_folder import RunFolder, read_summary, run_hashes
 from corelens.heads import HeadSet
 from corelens.metrics import stable_heads
 from corelens.reports.common import add_limits, identity
 from corelens.reports.page import Page
 from corelens.scores import HeadScores
-from corelens.study.acceleration import speed_up
-from corelens.study.division import METRICS
+from corelens.study.division import METRICS, every_other
 from corelens.study.generality import TOP_SHARE
 from corelens.study.key_tokens import n_compared
 from corelens.study.query_tokens import QUERY_TOKENS
-from corelens.study.run import Study, every_other
 from corelens.study.sparsity import EXCESS, shuffled
 from corelens.study.verdict import accuracy
 from corelens.viz import (
@@ -53,40 +42,7 @@ from corelens.viz import (
     speed_against_accuracy,
     stable_head_map,
 )
-from corelens.viz.style import literal
-
-
-def save(study: Study, folder: Path, choices: Mapping[str, Any]) -> dict[str, Any]:
-    """Write `study.json` and `study.html` into the folder of the study, and return the content of the former."""
-    manifest = RunFolder.load(folder / "scan").manifest
-    summary = {
-        "model": study.scores["ram"].model,
-        "findings": [finding.to_json() for finding in study.findings],
-        "core heads": [str(head) for head in study.core],
-        "accuracy": {
-            "zero": _summaries(study.ablations) | (_summaries(study.text_ablations) if study.text_ablations else {}),
-            **{method: _summaries(results) for method, results in study.other_ablations.items()},
-            "plans": _summaries(study.sparse_results),
-        },
-        "compared with": {name: scores.model for name, scores in study.compared_models.items()},
-        "tasks": {metric: dict(costs) for metric, costs in study.task_costs.items()},
-        "times as fast": {
-            name: round(speed_up(study.timing, name).value, 4) for name in study.timing.rounds[0] if name != BASELINE
-        },
-        "text-only": list(dict.fromkeys(study.text_ablations.datasets)) if study.text_ablations else [],
-        "choices": dict(choices) | study.scores["ram"].choices,
-        "skipped": dict(study.scores["ram"].skipped) | dict(study.ablations.skipped),
-        "runs": _runs(folder),
-        "run": {name: manifest[name] for name in ("model", "revision", "weights", "dtype", "heads", "versions")},
-    }
-    write_summary(folder / "study.json", summary)
-    write_file(folder / "study.html", page(folder).html())
-    return summary
-
-
-def _runs(folder: Path) -> dict[str, str]:
-    """Hash of the manifest of every run in the folder of a study."""
-    return {run.parent.name: manifest_hash(read_manifest(run.parent)) for run in sorted(folder.glob(f"*/{MANIFEST}"))}
+from corelens.viz.styles import literal
 
 
 def page(folder: Path) -> Page:
@@ -97,7 +53,7 @@ def page(folder: Path) -> Page:
     """
     keys = ("model", "findings", "times as fast", "compared with", "choices", "run", "runs", "skipped", "tasks")
     summary = read_summary(folder / "study.json", *keys)
-    if differing := [name for name, run in _runs(folder).items() if summary["runs"].get(name) != run]:
+    if differing := [name for name, run in run_hashes(folder).items() if summary["runs"].get(name) != run]:
         raise ValueError(
             f"{folder / 'study.json'} is not of the run in {differing[0]}: run the study into this folder again, which "
             f"takes what is finished from it. {docs_link('damaged')}"
@@ -175,10 +131,6 @@ def _add_published(report: Page, folder: Path, model: str) -> None:
         for table in tables:
             report.text(f"{table.where}: {table.of}, on {table.dataset}. {table.note}")
             report.table(["", "paper", "this run"], [number.texts for number in table.numbers])
-
-
-def _summaries(results: ConditionResults[Any]) -> dict[str, Any]:
-    return {name: results.summary(name) for name in dict.fromkeys(results.datasets)}
 
 
 def _scores(folder: Path) -> dict[str, HeadScores]:

@@ -21,8 +21,8 @@ from corelens.hooks.positions import Phase
 from corelens.model import HookedMLLM
 from corelens.progress import total_progress
 from corelens.study.division import EVIDENCE_SHARE, METRICS
+from corelens.study.other_evidence import with_other_questions
 from corelens.study.query_tokens import QUERY_TOKENS
-from corelens.study.relevance import with_other_questions
 from corelens.study.sparsity import EXCESS
 from corelens.study.tasks import TASK_METRICS, task_groups, unnamed
 

@@ -10,11 +10,13 @@ import numpy as np
 
 from corelens.causal import evaluate
 from corelens.data import BoxUnit, Sample, Samples, Skipped, evidence_tokens, prepare_batch
-from corelens.errors import without_docs_link
+from corelens.data.scoring.answers import ScoredAnswer
+from corelens.errors import docs_link, without_docs_link
 from corelens.experiments.layer_scores import DESCRIPTIVE_METRICS
 from corelens.metrics import PRESETS
 from corelens.model import HookedMLLM
-from corelens.study.relevance import MOST_OVERLAP, with_other_evidence
+from corelens.study.other_evidence import with_other_evidence
+from corelens.study.relevance import MOST_OVERLAP
 from corelens.study.tasks import MIN_SAMPLES
 
 N_LOOKED_AT = 32
@@ -32,19 +34,6 @@ class DataFinding:
     subject: str
     verdict: Literal["yes", "in part", "no"]
     reason: str
-
-
-@dataclass(frozen=True)
-class ScoredAnswer:
-    """The answer of a model to a sample, and what its rule makes of it."""
-
-    sample: str
-    question: str
-    accepted: Sequence[str]
-    answer: str
-    rule: str
-    score: float | None
-    """From zero to one; None where no answer can be read."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +78,11 @@ def check_data(
         warnings.filterwarnings("ignore", message=".* rows of .* were skipped", category=UserWarning)
         listed = list(samples)[:limit]
     if not listed:
-        first = f": {samples.skipped[0].id}: {samples.skipped[0].reason}" if samples.skipped else ""
-        raise ValueError(f"{samples.name} has no sample; {len(samples.skipped)} rows were refused{first}.")
+        first = f", {samples.skipped[0].id} since {samples.skipped[0].reason}" if samples.skipped else ""
+        raise ValueError(
+            f"{samples.name} has no sample: {len(samples.skipped)} rows were refused{first}. "
+            f"{docs_link('refused-rows')}"
+        )
     prepared = _prepare(model, listed[:N_LOOKED_AT])
     measurable = [sample for sample in listed[:N_LOOKED_AT] if isinstance(prepared[sample.id], float)]
     answers = tuple(scored_answers(model, measurable[:N_ANSWERED], box_unit))

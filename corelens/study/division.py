@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corelens.heads import HeadSet
-from corelens.metrics import Metric, bimodality_test, group_difference, rho, spearman
+from corelens.metrics import Metric, bimodality_test, group_difference, group_rows, rho, spearman
 from corelens.scores import HeadScores
 from corelens.study import relevance
 from corelens.study.verdict import Finding, Measurement, estimate, p_value, sources
@@ -35,6 +36,15 @@ RULE = (
     "Thresholds are corelens's own. Intervals are over samples. The dip test for two peaks is reported and not in the "
     "rule: a group of 5 % is too small a peak for it in models of few heads."
 )
+
+
+def every_other(scores: Mapping[str, HeadScores], start: Literal[0, 1]) -> dict[str, HeadScores]:
+    """Scores of every other group of samples: the first half chooses heads whose attention is described on the second.
+
+    Where each sample is its own group, it is every other sample.
+    """
+    parts = {name: group_rows(of_metric.groups, len(of_metric.samples))[start::2] for name, of_metric in scores.items()}
+    return {name: scores[name].select(sorted(np.concatenate(rows).tolist())) for name, rows in parts.items()}
 
 
 def division(

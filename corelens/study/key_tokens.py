@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corelens.experiments.key_tokens import KeyTokens
+from corelens.experiments.key_token_results import KeyTokens
 from corelens.heads import Head
 from corelens.metrics import hit_rate
 from corelens.study.verdict import Finding, Measurement, estimate, sources

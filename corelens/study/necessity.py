@@ -8,8 +8,8 @@ from itertools import count
 import numpy as np
 from scipy.stats import norm
 
-from corelens.experiments.conditions import BASELINE, ConditionResults, low_to_high
-from corelens.experiments.controls import MATCHED, write_matched_random
+from corelens.experiments.conditions import BASELINE, MATCHED, ConditionResults, low_to_high
+from corelens.experiments.controls import write_matched_random
 from corelens.heads import HeadSet
 from corelens.metrics import stability_curve
 from corelens.scores import HeadScores

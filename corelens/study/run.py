@@ -6,23 +6,22 @@ from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import dispatch_model
 
 from corelens.data import BoxUnit, Sample
 from corelens.experiments.ablation import dose_conditions, run_ablation
-from corelens.experiments.conditions import ConditionResults, check_scoring
+from corelens.experiments.conditions import ConditionResults
 from corelens.experiments.controls import WRITE_NORM
-from corelens.experiments.key_tokens import KeyTokens, rank_and_draw, scan_key_tokens
-from corelens.experiments.resumable import flatten_datasets
+from corelens.experiments.key_token_results import KeyTokens
+from corelens.experiments.key_tokens import rank_and_draw, scan_key_tokens
+from corelens.experiments.resumable import check_scoring, flatten_datasets
 from corelens.experiments.scan import scan_metrics
 from corelens.experiments.sparse_eval import SparseResults, longest_prompt, run_sparse_eval
 from corelens.experiments.sweep import run_sweep
 from corelens.heads import Head, HeadSet
-from corelens.metrics import group_rows
 from corelens.model import HookedMLLM
 from corelens.progress import progress, total_progress
 from corelens.scores import HeadScores
@@ -30,13 +29,14 @@ from corelens.sparse import Streaming
 from corelens.sparse.controls import plans_and_controls
 from corelens.study.acceleration import Timing, acceleration, measure_timing, published_counts, run_published
 from corelens.study.budget import FULL, SCANNED_METRICS, StudyBudget, Texts, halves, planned_work
-from corelens.study.division import division
+from corelens.study.division import division, every_other
 from corelens.study.generality import TOP_SHARE, generality
 from corelens.study.key_tokens import key_token_finding, n_compared
 from corelens.study.markers import markers, with_markers
 from corelens.study.necessity import matched_controls, necessity, reliability
+from corelens.study.other_evidence import with_other_evidence, with_other_questions
 from corelens.study.query_tokens import QUERY_TOKENS, query_tokens
-from corelens.study.relevance import relevance, with_other_evidence, with_other_questions
+from corelens.study.relevance import relevance
 from corelens.study.sparsity import EXCESS, sparsity
 from corelens.study.tasks import (
     TASK_METRICS,
@@ -284,12 +284,3 @@ def complement(scores: HeadScores, heads: HeadSet) -> HeadSet:
 def streaming(n_positions: int) -> Streaming:
     """Rule of heads that do not attend to everything: the laboratory's 128 and 2,048, or less for short prompts."""
     return Streaming(min(128, n_positions // 32), max(1, min(2048, n_positions // 4)))
-
-
-def every_other(scores: Mapping[str, HeadScores], start: Literal[0, 1]) -> dict[str, HeadScores]:
-    """Scores of every other group of samples: the first half chooses heads whose attention is described on the second.
-
-    Where each sample is its own group, it is every other sample.
-    """
-    parts = {name: group_rows(of_metric.groups, len(of_metric.samples))[start::2] for name, of_metric in scores.items()}
-    return {name: scores[name].select(sorted(np.concatenate(rows).tolist())) for name, rows in parts.items()}

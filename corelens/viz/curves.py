@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 from corelens.heads import HeadSet
 from corelens.metrics import depth_profile, lorenz_curve, rho
 from corelens.scores import HeadScores
-from corelens.viz.style import ACCENT, QUIET, apply_style, colours
+from corelens.viz.styles import ACCENT, QUIET, apply_style, colours
 
 
 def score_curve(scores: HeadScores, chosen: HeadSet) -> go.Figure:

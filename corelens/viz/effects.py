@@ -6,8 +6,8 @@ import numpy as np
 import plotly.graph_objects as go
 from scipy.stats import binomtest
 
-from corelens.experiments.ablation import AblationCurve
-from corelens.viz.style import QUIET, add_band, apply_style, colours
+from corelens.experiments.ablation_summary import AblationCurve
+from corelens.viz.styles import QUIET, add_band, apply_style, bar_marker, colours
 
 
 def ablation_curves(curve: AblationCurve, n_samples: int | None = None) -> go.Figure:
@@ -84,9 +84,14 @@ def accuracy_bars(accuracies: Mapping[str, Mapping[str, Sequence[float]]], chang
             offsetgroup=task,
             x=list(conditions),
             y=[float(np.mean(values)) for values in conditions.values()],
-            marker=dict(
-                color=bar_colours[number], pattern_shape=("", "/", "x")[number // 6 % 3]
-            ),  # there are six colours
+            marker=bar_marker(bar_colours[number]),
+            marker_pattern_shape=("", "/", "x")[number // 6 % 3],  # there are six colours
+            texttemplate="%{y:.0%}",
+            # Inside, at the foot, where dots are.
+            textposition=["inside" if len(of) > 1 and np.mean(of) > 0.2 else "outside" for of in conditions.values()],
+            insidetextanchor="start",
+            textangle=0,
+            cliponaxis=False,
             hovertemplate="%{x}<br>" + task + " %{y:.1%}<extra></extra>",
         )
         seeds = [(name, value) for name, values in conditions.items() if len(values) > 1 for value in values]
@@ -100,9 +105,9 @@ def accuracy_bars(accuracies: Mapping[str, Mapping[str, Sequence[float]]], chang
             showlegend=False,
             hovertemplate="%{x}<br>" + task + " %{y:.1%}, one seed<extra></extra>",
         )
-    figure.update_layout(barmode="group", scattermode="group", bargap=0.25)
+    figure.update_layout(barmode="group", scattermode="group", bargap=0.25, uniformtext=dict(mode="hide", minsize=8))
     figure.update_xaxes(title=changed, showgrid=False)
-    figure.update_yaxes(title="accuracy", range=[0, 1.02], tickformat=".0%")
+    figure.update_yaxes(title="accuracy", range=[0, 1.1], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".0%")
     return apply_style(figure, f"Accuracy by {changed}", "Bars are means, dots single seeds.")
 
 

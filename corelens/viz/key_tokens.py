@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
-from corelens.experiments.key_tokens import CoverageCurve, HitRate
-from corelens.viz.style import BLUE, QUIET, VERMILION, add_band, apply_style, colours
+from corelens.experiments.key_token_results import CoverageCurve, HitRate
+from corelens.viz.styles import BLUE, QUIET, VERMILION, add_band, apply_style, bar_marker, colours
 
 
 def hit_rate_bars(rates: Mapping[str, HitRate], n_heads: int = 15, threshold: float | int = 0.5) -> go.Figure:
@@ -37,7 +37,7 @@ def hit_rate_bars(rates: Mapping[str, HitRate], n_heads: int = 15, threshold: fl
             name=name,
             x=kinds,
             y=values,
-            marker=dict(color=colour),
+            marker=bar_marker(colour),
             texttemplate="%{y:.1%}",
             textposition="outside",
             cliponaxis=False,

@@ -16,7 +16,7 @@ from corelens.heads import Head, HeadSet
 from corelens.metrics.score_distribution import Amount
 from corelens.metrics.stability import StableHeads
 from corelens.scores import HeadScores, agreement
-from corelens.viz.style import (
+from corelens.viz.styles import (
     ACCENT,
     BLUE,
     QUIET,

@@ -15,7 +15,7 @@ from corelens.data import Evidence
 from corelens.inputs.media import Picture, Video, load_picture
 from corelens.tokens import Box, TokenMap
 from corelens.viz.panels import PIXELS, Grid, data_url, media_views
-from corelens.viz.style import HEAT, apply_style, colour_bar
+from corelens.viz.styles import HEAT, apply_style, colour_bar
 
 
 def attention_over_picture(

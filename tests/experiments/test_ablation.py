@@ -11,7 +11,8 @@ from torch.testing import assert_close
 import corelens as cl
 from corelens import HeadScores, HookedMLLM, ablation_curve, toy
 from corelens.data.synthetic.text import plain_text
-from corelens.experiments.ablation import UniformMethod, dose_conditions, dose_curve, run_ablation
+from corelens.experiments.ablation import UniformMethod, dose_conditions, run_ablation
+from corelens.experiments.ablation_summary import dose_curve
 from tests.helpers import processors, tiny
 
 

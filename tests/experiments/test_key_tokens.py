@@ -12,7 +12,8 @@ from torch.testing import assert_close
 
 from corelens import HeadScores, HeadSet, HookedMLLM, metrics
 from corelens.experiments import key_tokens as key_tokens_module
-from corelens.experiments.key_tokens import rank_and_draw, read_key_tokens, scan_key_tokens
+from corelens.experiments.key_token_results import read_key_tokens
+from corelens.experiments.key_tokens import rank_and_draw, scan_key_tokens
 from corelens.experiments.run_folder import RunFolder
 from tests.helpers import tiny_family
 from tests.helpers.questions import samples

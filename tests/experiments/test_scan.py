@@ -12,7 +12,8 @@ from torch import nn
 from corelens import Evidence, HeadScores, HookedMLLM, scan
 from corelens.experiments import head_metrics
 from corelens.experiments import scan as scan_module
-from corelens.experiments.scan import scan_metrics, scan_summary
+from corelens.experiments.scan import scan_metrics
+from corelens.experiments.scan_summary import scan_summary
 from corelens.metrics import PRESETS, Metric, localization_heads
 from tests.helpers import processors, tiny
 from tests.helpers.questions import samples

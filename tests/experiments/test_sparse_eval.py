@@ -10,7 +10,9 @@ from corelens import HookedMLLM, toy
 from corelens.experiments.sparse_eval import attention_recall, run_sparse_eval
 from corelens.heads import Head, HeadSet
 from corelens.interventions.token_pruning import TokenPruning
+from corelens.reports import write_report
 from corelens.sparse import Full, HeadPlan, Off, Streaming, StreamingBlocks, hybrid
+from tests.helpers.reports import tables
 
 
 def test_attention_recall_is_that_of_a_loop(toy_model: HookedMLLM):
@@ -60,5 +62,9 @@ def test_plans_are_compared_part_by_part_and_again(toy_model: HookedMLLM, tmp_pa
     assert 0 < results.attention_recall("none") < results.attention_recall("core") < 1
     resumed = run_sparse_eval(toy_model, samples, plans, max_new_tokens=4, out=tmp_path)
     assert all(torch.equal(resumed.values[name], results.values[name]) for name in results.values)
+    page = write_report(tmp_path).read_text()
+    changes = [results.paired_difference(name, "").mean for name in plans]
+    assert [row[2] for row in tables(page)[0][2:]] == [f"{100 * change:+.1f}" for change in changes]
+    assert "Speed was not measured" in page
     with pytest.raises(ValueError, match=r"holds another run: plans\.core was"):
         run_sparse_eval(toy_model, samples, {"core": [hybrid(core, 4, 17)]}, max_new_tokens=4, out=tmp_path)

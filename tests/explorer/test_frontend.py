@@ -28,7 +28,7 @@ from corelens import Head, HeadScores, HookedMLLM, toy
 from corelens.explorer import Explorer
 from corelens.explorer.server import create_app
 from corelens.explorer.view import MAX_MAPS
-from corelens.viz.style import ABLATED, ACCENT, DARK, HEAT, LIGHT
+from corelens.viz.styles import ABLATED, ACCENT, DARK, HEAT, LIGHT
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")

@@ -194,6 +194,17 @@ def patches(processor: str, patch: int = 14, images: str = "Qwen2VLImageProcesso
     return Family(processor, images, settings, chat or (GLM_TEMPLATE if special is GLM else QWEN_TEMPLATE), special)
 
 
+def omni(processor: str, patch: int) -> Family:
+    """A family that also hears and speaks."""
+    audio = {504: "<|AUDIO|>", 505: "<|audio_bos|>", 506: "<|audio_eos|>"}
+    special = QWEN | audio | {507: "<|im_start|>", 508: "<|im_end|>"}
+    names = ("image_token", "video_token", "vision_bos_token", "vision_eos_token")
+    named = dict(zip(names, list(QWEN.values())[:4], strict=True))
+    named |= dict(audio_token="<|AUDIO|>", audio_bos_token="<|audio_bos|>", audio_eos_token="<|audio_eos|>")
+    parts = {"feature_extractor": "WhisperFeatureExtractor"}
+    return replace(patches(processor, patch), special=special, named=named, parts=parts)
+
+
 def llava(**options: Any) -> Family:
     defaults = dict(patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1)
     settings = dict(size={"shortest_edge": 56}, crop_size=SQUARE)
@@ -228,6 +239,22 @@ def gemma3(**pictures: Any) -> Family:
     )
 
 
+def minicpm(processor: str) -> Family:
+    named = dict(
+        image_token="<|image_pad|>", video_token="<|video_pad|>", image_start_token="<image>",
+        image_end_token="</image>", slice_start_token="<slice>", slice_end_token="</slice>",
+        image_id_start_token="<image_id>", image_id_end_token="</image_id>",
+    )  # fmt: skip
+    return Family(
+        processor,
+        "MiniCPMV4_6ImageProcessorPil",
+        dict(scale_resolution=112, max_slice_nums=6),
+        chatml("<|image_pad|>"),
+        QWEN | dict(enumerate(list(named.values())[2:], 490)),
+        named,
+    )
+
+
 FAMILIES: dict[str, Family] = {
     **dict.fromkeys(
         ["qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "cosmos3_omni"],
@@ -238,6 +265,8 @@ FAMILIES: dict[str, Family] = {
     "exaone4_5": patches("Exaone4_5_Processor"),
     "hyperclovax_vision_v2": patches("HyperCLOVAXVisionV2Processor"),
     "lfm3_vl": patches("Lfm3VlProcessor", 16),
+    "qwen2_5_omni_thinker": omni("Qwen2_5OmniProcessor", 14),
+    "qwen3_omni_moe_thinker": omni("Qwen3OmniMoeProcessor", 16),
     "video_llama_3": patches(
         "VideoLlama3Processor", images="VideoLlama3ImageProcessorPil", chat=chatml("<|image_pad|>")
     ),
@@ -282,6 +311,18 @@ FAMILIES: dict[str, Family] = {
     "gemma3_pan_and_scan": gemma3(
         do_pan_and_scan=True, pan_and_scan_min_crop_size=40, pan_and_scan_max_num_crops=4,
         pan_and_scan_min_ratio_to_activate=1.2,
+    ),
+    "gemma3n": Family(
+        "Gemma3nProcessor",
+        "SiglipImageProcessorPil",
+        dict(size=SQUARE),
+        template("<image_soft_token>", "<s>{role}\n"),
+        {tiny.IMAGE: "<image_soft_token>", tiny.VISION_START: "<start_of_image>", tiny.VISION_END: "<end_of_image>",
+         504: "<audio_soft_token>", 505: "<start_of_audio>", 506: "<end_of_audio>"},
+        dict(image_token="<image_soft_token>", boi_token="<start_of_image>", eoi_token="<end_of_image>",
+             audio_token="<audio_soft_token>", boa_token="<start_of_audio>", eoa_token="<end_of_audio>"),
+        dict(image_seq_length=16),
+        parts={"feature_extractor": "Gemma3nAudioFeatureExtractor"},
     ),
     "idefics3": Family(
         "Idefics3Processor", "Idefics3ImageProcessorPil", IDEFICS_SETTINGS, IDEFICS_CHAT, IDEFICS,
@@ -402,6 +443,8 @@ FAMILIES: dict[str, Family] = {
         | {481 + 4 * row + column: f"<|img_row_{row + 1}_col_{column + 1}|>"
            for row in range(4) for column in range(4)},
     ),
+    "minicpmv4_6": minicpm("MiniCPMV4_6Processor"),
+    "minicpmv4_7": minicpm("MiniCPMV4_7Processor"),
     "kimi_k25": Family(
         "Kimi_K25Processor", "Kimi_K25ImageProcessor", dict(max_patches=48),
         chatml("<|media_begin|><|media_pad|><|media_end|>"),
@@ -461,6 +504,19 @@ QUERIES = {
 }  # fmt: skip
 """Families whose visual tokens are learned queries."""
 
+OTHERS = {
+    "chameleon": Family(
+        "ChameleonProcessor", "ChameleonImageProcessorPil", dict(size={"shortest_edge": 16}, crop_size=16),
+        template("<image>"), {tiny.IMAGE: "<image>", 502: "<racm3:break>", 503: "<eoss>"},
+        options=dict(image_seq_length=16),
+    ),
+    "mllama": Family(
+        "MllamaProcessor", "MllamaImageProcessorPil", dict(size={"height": 28, "width": 28}, max_image_tiles=2),
+        template("<|image|>"), {tiny.IMAGE: "<|image|>"},
+    ),
+}  # fmt: skip
+"""Families whose pictures are codes, or are not among the tokens."""
+
 
 def families(names: Iterable[str]) -> list[Any]:
     """Parameters of a test; those whose processor needs torchvision are skipped where it is not installed."""
@@ -472,7 +528,7 @@ def families(names: Iterable[str]) -> list[Any]:
 
 def build(name: str) -> Any:
     """Build a family's own processor, for pictures only."""
-    family = (FAMILIES | QUERIES)[name]
+    family = (FAMILIES | QUERIES | OTHERS)[name]
     processor_class = getattr(transformers, family.processor)
     if name == "smolvlm" and not importlib.util.find_spec("num2words"):
         # It spells out the number of a video's frames; without it, not even a processor of pictures can be built.
@@ -484,6 +540,7 @@ def build(name: str) -> Any:
         **{part: getattr(transformers, name)() for part, name in family.parts.items()},
         **family.options,
     )
+    vars(processor).pop("video_processor", None)  # as loading does
     processor.chat_template = family.chat  # some processors do not take it
     processor.images_kwargs = getattr(processor, "images_kwargs", {}) | family.pictures
     return processor

@@ -2,6 +2,8 @@
 
 import html
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.helpers.cli import invoke
@@ -39,3 +41,16 @@ def report_of(folder: Path, file: str) -> str:
     assert page.count('<script type="application/json">') == len(titles(page))
     assert len(page) < 1_000_000
     return page
+
+
+def model_code_of_a_report(folder: Path) -> set[str]:
+    """Packages that load models and were imported while a process of its own wrote the report of a run."""
+    code = (
+        "import sys; from corelens.cli import app; app(['report', sys.argv[1]], standalone_mode=False); "
+        "print(*{'transformers', 'transformer_lens', 'accelerate', 'corelens.model'} & sys.modules.keys())"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    report, imported = ran.stdout.rsplit("\n", 2)[:2]
+    assert report.startswith("Report: ")
+    return set(imported.split())

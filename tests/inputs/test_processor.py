@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from corelens import HookedMLLM
 from corelens.inputs.prepare import prepare
 from corelens.inputs.processor import load_processor
 from tests.helpers import processors, tiny
@@ -52,3 +53,23 @@ def test_preparing_changes_nothing_of_the_processor():
     assert inputs.tokens.padding[1, 0]
     assert vars(processor) == attributes
     assert vars(processor.tokenizer) == tokenizer_attributes
+
+
+def test_pictures_of_cross_attention_are_no_tokens_and_their_patches_are_seen_by_hooks():
+    model = HookedMLLM(tiny.build("mllama"), processors.build("mllama"))
+    with pytest.raises(ValueError, match="mllama has no visual tokens: it sees pictures by cross-attention"):
+        model.prepare(random_picture(), "Which digit is red?")
+    assert model.prepare(None, "Which digit is red?").tokens.question.any()
+    inputs = model.processor(text=["<|image|>a?"], images=[[random_picture()]], return_tensors="pt")
+    _, cache = model.run_with_cache(inputs)
+    n_patches = 2 * (1 + 2 * 2)  # two tiles, each with a class token
+    n = inputs["input_ids"].shape[1]
+    assert [cache["pattern", layer].shape[-1] for layer in range(4)] == [n, n_patches, n, n_patches]
+
+
+def test_codes_are_visual_tokens_without_rectangles():
+    model = HookedMLLM(tiny.build("chameleon"), processors.build("chameleon"))
+    tokens = model.prepare(random_picture(), "Which digit is red?").tokens
+    assert tokens.image.sum() == 16
+    with pytest.raises(ValueError, match="the visual tokens of chameleon are codes"):
+        tokens.in_box((0, 0, 9, 9))

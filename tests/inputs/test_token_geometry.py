@@ -29,7 +29,7 @@ PAIR = [(160, 96), (61, 250)]
 FAMILIES = (
     "qwen3_vl", "qwen2_5_vl", "llava", "llava_pixtral", "vipllava", "fast_vlm", "llava_next", "llava_onevision",
     "internvl", "gemma3", "gemma3_pan_and_scan", "idefics3", "smolvlm", "mistral3", "mistral_large4", "lighton_ocr",
-    "deepseek_vl", "janus", "paligemma", "aya_vision", "cohere2_vision", "llama4", "perception_lm",
+    "deepseek_vl", "janus", "paligemma", "aya_vision", "cohere2_vision", "llama4", "perception_lm", "gemma3n",
 )  # fmt: skip
 """Families whose vision towers are called here; `test_token_geometry_decoder` checks the others by their decoders."""
 VARIANTS = {"gemma3_pan_and_scan": "gemma3", "llava_pixtral": "llava"}

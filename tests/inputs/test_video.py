@@ -333,7 +333,7 @@ def test_files_are_decoded_only_where_sampled(tmp_path: Path, monkeypatch: pytes
     file = tmp_path / "a.mp4"
     file.write_bytes(b"no video")
     monkeypatch.setattr(media, "is_torchcodec_available", lambda: False)
-    monkeypatch.setattr(media, "is_av_available", lambda: False)
+    monkeypatch.setattr("transformers.utils.import_utils.is_av_available", lambda: False)
     with pytest.raises(ImportError, match=r"nothing that decodes .*a.mp4' is installed: pip install torchcodec"):
         model.prepare(question="a", videos=file)
 
@@ -344,7 +344,7 @@ def test_files_are_decoded_only_where_sampled(tmp_path: Path, monkeypatch: pytes
         return torch.from_numpy(frames).permute(0, 3, 1, 2)[metadata.frames_indices[:n_decoded]], metadata
 
     monkeypatch.setattr(media, "is_torchcodec_available", lambda: True)
-    monkeypatch.setattr(media, "load_video", load)
+    monkeypatch.setattr("transformers.video_utils.load_video", load)
     n_decoded = 12
     expected = prepared(model, frames)
     inputs = model.prepare(question=QUESTION, videos=str(file))
@@ -366,7 +366,7 @@ def test_checkpoints_load_with_their_video_processor(family: str, sampling: Hook
 
 
 def test_without_torchvision_videos_raise_an_error_with_the_way_out(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(media, "is_torchvision_available", lambda: False)
+    monkeypatch.setattr("transformers.utils.import_utils.is_torchvision_available", lambda: False)
     model = HookedMLLM(tiny.build("qwen3_vl"), processors.build("qwen3_vl"))
     with pytest.raises(ImportError, match=r"need torchvision, which is not installed: pip install 'corelens\[video\]'"):
         model.prepare(question="a", videos=Video(noise(4), 8.0))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from corelens import HookedMLLM, scan, toy
-from corelens.experiments.scan import describe_groups, scan_summary
+from corelens.experiments.scan_summary import describe_groups, scan_summary
 from corelens.metrics import sample_groups
 from corelens.metrics.dip_test import SMALLEST_P
 

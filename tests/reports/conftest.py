@@ -12,7 +12,7 @@ def runs(toy_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import corelens as cl
     from corelens import toy
     from corelens.experiments.key_tokens import rank_and_draw, scan_key_tokens
-    from tests.helpers.cli import invoke
+    from corelens.experiments.sweep import run_sweep
 
     folder = tmp_path_factory.mktemp("runs")
     datasets = {"few": list(toy.scenes(6, 0, n_things=3)), "many": list(toy.scenes(6, 1))}
@@ -34,6 +34,5 @@ def runs(toy_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         rank_and_draw(scores["ram"], 4),
         out=folder / "key-tokens",
     )
-    result = invoke("sweep", "--model", "corelens/toy", "--data", "scenes=2", "--out", folder / "sweep")
-    assert result.exit_code == 0, result.output
+    run_sweep(toy_model, list(toy.scenes(2, 0)), out=folder / "sweep")
     return folder

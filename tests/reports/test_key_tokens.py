@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from corelens.experiments.key_tokens import read_key_tokens
+from corelens.experiments.key_token_results import read_key_tokens
 from corelens.experiments.run_folder import RunFolder
 from tests.helpers.reports import report_of, tables, text_of, titles
 

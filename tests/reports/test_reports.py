@@ -10,11 +10,16 @@ from playwright.sync_api import sync_playwright
 from corelens.experiments.run_folder import write_summary
 from tests.explorer.test_frontend import CHROMIUM
 from tests.helpers.cli import invoke
-from tests.helpers.reports import report_of
+from tests.helpers.reports import model_code_of_a_report, report_of
 
 
 def test_a_report_is_the_same_every_time(runs: Path):
     assert report_of(runs / "scan", "scan.html") == report_of(runs / "scan", "scan.html")
+
+
+@pytest.mark.parametrize("run", ["scan", "ablate", "sweep", "key-tokens"])
+def test_a_report_of_finished_numbers_needs_no_model(runs: Path, run: str):
+    assert model_code_of_a_report(runs / run) == set()
 
 
 def test_folders_without_a_finished_run_are_refused(runs: Path, tmp_path: Path):

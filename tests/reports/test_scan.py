@@ -1,5 +1,6 @@
 """The report of a scan has its numbers."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ def test_the_report_of_a_scan_holds_its_numbers(runs: Path):
     ram = cl.HeadScores.load(runs / "scan" / "ram.safetensors")
     held = sum(float(ram.per_head[head]) for head in ram.top()) / float(ram.per_head.clamp(min=0).sum())
     assert f"{ram.top()}; they hold {held:.0%} of it, where 5% is an even share" in text_of(page)
-    metrics, top, facts = tables(page)
+    metrics, top, samples, facts = tables(page)
     assert [row[0] for row in metrics[1:]] == [
         "ram: retrieval attention mass",
         "write_ram: write-weighted retrieval attention mass",
@@ -24,6 +25,10 @@ def test_the_report_of_a_scan_holds_its_numbers(runs: Path):
     for head, row in zip(ram.top(), top[1:], strict=True):
         numbers = (float(ram.per_head[head]), float(low[head]), float(high[head]))
         assert row == [str(head), f"{numbers[0]:.3g}", f"{numbers[1]:.3g} to {numbers[2]:.3g}"]
+    for head, (name, most, least) in zip(ram.top(), samples[1:], strict=True):
+        ranked = [f"{value:.2g}" for value in sorted(ram.values[:, head.layer, head.head].tolist())]
+        assert name == str(head)
+        assert [re.findall(r"\((.+?)\)", cell) for cell in (most, least)] == [ranked[:-5:-1], ranked[:4]]
     about = dict(facts)
     assert about["data"] == "few, many"
     assert about["samples"] == "12, 0 skipped"

@@ -10,8 +10,7 @@ import torch
 from corelens import HookedMLLM, SparseResults, toy
 from corelens.experiments.speed import Speed
 from corelens.sparse import Full, HeadPlan
-from corelens.study import acceleration
-from corelens.study.acceleration import Timing, measure_timing
+from corelens.study.acceleration import Timing, acceleration, measure_timing
 
 
 def test_acceleration_needs_speed_and_accuracy():

@@ -98,5 +98,5 @@ def test_samples_that_the_model_cannot_take_have_their_reason(toy_model: HookedM
     assert "there is no picture file 'nowhere.png'" in check.unmeasurable[0].reason
     assert check.counts["samples"] == 18
     assert check.example == scenes[0]
-    with pytest.raises(ValueError, match="none has no sample; 1 rows were refused: line 9: it is broken"):
+    with pytest.raises(ValueError, match="none has no sample: 1 rows were refused, line 9 since it is broken"):
         check_data(toy_model, Samples("none", lambda: iter([broken])))

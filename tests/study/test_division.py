@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from corelens import HeadScores
-from corelens.study import Finding, division
-from corelens.study.division import METRICS
+from corelens.study import Finding
+from corelens.study.division import METRICS, division
 from tests.helpers.studies import head_scores, relevant
 
 

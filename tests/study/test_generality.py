@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from corelens import HeadScores
-from corelens.study import generality
+from corelens.study.generality import generality
 from tests.helpers.studies import head_scores
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from corelens import Head, HeadSet
-from corelens.experiments.key_tokens import KeyTokens
+from corelens.experiments.key_token_results import KeyTokens
 from corelens.study.key_tokens import key_token_finding
 from tests.helpers.studies import head_scores
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from corelens import ConditionResults, HeadSet
-from corelens.study import Measurement, necessity
-from corelens.study.necessity import power, reliability, samples_for_power
+from corelens.study import Measurement
+from corelens.study.necessity import necessity, power, reliability, samples_for_power
 from corelens.study.verdict import estimate_mean
 from tests.helpers.studies import head_scores
 

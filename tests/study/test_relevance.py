@@ -7,7 +7,8 @@ import torch
 
 from corelens import Box, Evidence, HeadSet, HookedMLLM, Sample, evidence_tokens, toy
 from corelens.experiments.scan import scan_metrics
-from corelens.study.relevance import MovedEvidence, partners, relevance, with_other_evidence, with_other_questions
+from corelens.study.other_evidence import partners, with_other_evidence, with_other_questions
+from corelens.study.relevance import MovedEvidence, relevance
 from tests.helpers.studies import head_scores
 
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from corelens.reports.study import _sparsity
-from corelens.study import sparsity
-from corelens.study.sparsity import EXCESS, _gini
+from corelens.study.sparsity import EXCESS, _gini, sparsity
 from tests.helpers.studies import head_scores, relevant
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from corelens import HeadSet
-from corelens.experiments.ablation import AblationCurve
+from corelens.experiments.ablation_summary import AblationCurve
 from corelens.viz import ablation_curves, accuracy_bars, accuracy_strips, speed_against_accuracy, speed_by_length
 
 

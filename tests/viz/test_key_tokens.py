@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from corelens.experiments.key_tokens import CoverageCurve, HitRate
+from corelens.experiments.key_token_results import CoverageCurve, HitRate
 from corelens.viz import coverage_curves, hit_rate_bars
 
 

@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BeforeValidator, Field, FiniteFloat, StringConstraints, TypeAdapter, ValidationError
 
 from corelens.data.sample import Sample
+from corelens.errors import docs_link
 from corelens.files import parse_json
 from corelens.inputs.media import ORIENTATION, QUARTER_TURNS, upright_box
 from corelens.tokens import Box
@@ -74,7 +75,7 @@ class Samples:
             first = self.skipped[0]
             warnings.warn(
                 f"{len(self.skipped)} of {n_rows} rows of {self.name} were skipped, the first of them {first.id}: "
-                f"{first.reason}; see .skipped.",
+                f"{first.reason}; .skipped has all. {docs_link('refused-rows')}",
                 stacklevel=2,
             )
 

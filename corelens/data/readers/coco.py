@@ -24,6 +24,7 @@ from corelens.data.readers.base import (
     stored_form,
 )
 from corelens.data.sample import Evidence, Sample
+from corelens.errors import docs_link
 
 Key = int | str
 """Number or name of a picture, category or annotation."""
@@ -60,7 +61,9 @@ def coco(path: Path, folder: Path, name: str) -> Samples:
     content = read_json(path)
     for part in LISTS:
         if not isinstance(content, dict) or not isinstance(content.get(part), list):
-            raise ValueError(f"{path.name} is not in COCO's form: it needs lists of {', '.join(LISTS)}.")
+            raise ValueError(
+                f"{path.name} is not in COCO's form: it needs lists of {', '.join(LISTS)}. {docs_link('own-file')}"
+            )
     return Samples(name, partial(_rows, _annotations(content), path.stem, folder))
 
 

@@ -20,6 +20,7 @@ from corelens.data.readers.base import (
 )
 from corelens.data.readers.coco import coco
 from corelens.data.readers.own_row import ROW_FIELDS, SINGULAR, plural_fields, row_sample, unknown_field, validated_row
+from corelens.errors import docs_link
 
 METADATA = ("metadata.jsonl", "metadata.parquet")
 """Files that a folder of pictures may have, as in Hugging Face's ImageFolder."""
@@ -47,7 +48,8 @@ def own_data(source: str | PathLike[str], name: str = "", images: str | PathLike
         path = next((path / file for file in METADATA if (path / file).is_file()), path)
     if path.is_dir():
         raise FileNotFoundError(
-            f"{str(source)!r} holds no {' and no '.join(METADATA)}, which say what its pictures show."
+            f"{str(source)!r} holds no {' and no '.join(METADATA)}, which say what its pictures show. "
+            f"{docs_link('own-file')}"
         )
     if not path.is_file():
         raise FileNotFoundError(f"there is no file or folder {str(source)!r}.")
@@ -62,7 +64,7 @@ def own_data(source: str | PathLike[str], name: str = "", images: str | PathLike
         return Samples(name, partial(_rows, _Table(_undecoded(read_table([path]))), stem, folder))
     raise ValueError(
         f"{path.name} ends in {path.suffix or 'nothing'!r}: data of your own are .jsonl, .parquet, a folder with "
-        f"metadata.jsonl, or .json in COCO's form."
+        f"metadata.jsonl, or .json in COCO's form. {docs_link('own-file')}"
     )
 
 
@@ -151,7 +153,9 @@ def _defaults(path: Path) -> dict[str, Any]:
     except BadRow:
         return {}
     if unknown := [name for name in row if name not in ROW_FIELDS]:
-        raise ValueError(f"the defaults in the first line of {path.name} have {unknown_field(unknown[0])}.")
+        raise ValueError(
+            f"the defaults in the first line of {path.name} have {unknown_field(unknown[0])}. {docs_link('own-file')}"
+        )
     return row
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from corelens.data.readers.base import BadRow, Corners, StoredPicture, Text, media_file, pixel_box, stored_form
+from corelens.data.readers.base import BadRow, Corners, Number, StoredPicture, Text, media_file, pixel_box, stored_form
 from corelens.data.sample import Evidence, Sample
 from corelens.data.scoring import score
 from corelens.tokens import Box
@@ -24,9 +24,11 @@ BoxFormat = Literal["xyxy", "xywh"]
 """Left, top, right, bottom; or left, top, width, height."""
 StoredUnit = Literal["pixels", "fractions", "thousandths"]
 """Unit of boxes in a file: pixels of the stored picture, or fractions or thousandths of its width and height."""
+TimeSpan = Annotated[list[Number], Field(min_length=2, max_length=2)]
+"""Start and end of evidence in a video, in seconds."""
 Rule = Literal["phrase", "exact", "contains", "anls", "numeric", "yes-no", "count", "label", "choice", "box"]
 
-SINGULAR = {"image": "images", "file_name": "images", "answer": "answers", "box": "boxes"}
+SINGULAR = {"image": "images", "file_name": "images", "answer": "answers", "box": "boxes", "seconds": "spans"}
 """Fields that hold one value, and those that hold a list of them; `file_name` is the name in Hugging Face's folders."""
 BEST_OPTION = "Only give the best option."
 
@@ -38,6 +40,7 @@ class OwnRow(BaseModel):
 
     question: Words
     images: list[Text | StoredPicture] = []
+    video: Text | None = None
     answers: list[Words] = []
     choices: Annotated[list[Words], Field(min_length=2, max_length=26)] | None = None
     instruction: Words | None = None
@@ -46,6 +49,7 @@ class OwnRow(BaseModel):
     box_format: BoxFormat | None = None
     box_unit: StoredUnit | None = None
     evidence_images: list[Annotated[int, Field(ge=0)]] = []
+    spans: list[TimeSpan] = []
     group: Words | None = None
     task: Words | None = None
     id: Words | None = None
@@ -100,7 +104,8 @@ def unknown_field(name: str) -> str:
 
 def row_sample(row: OwnRow, row_id: str, folder: Path) -> Sample:
     pictures = tuple(_picture(picture, folder) for picture in row.images)
-    evidence = _evidence(row, pictures)
+    videos = () if row.video is None else (_file(row.video, folder, "video"),)
+    evidence = _spans(row) if videos else _evidence(row, pictures)
     scoring = row.scoring or ("choice" if row.choices else "phrase")
     choices = tuple(row.choices or ())
     if (scoring == "choice") != bool(choices):
@@ -111,13 +116,14 @@ def row_sample(row: OwnRow, row_id: str, folder: Path) -> Sample:
         raise BadRow("it has no field 'answer'")
     if choices and (set(answers) - set(choices) or len(set(choices)) < len(choices)):
         raise BadRow(f"its answer is the text of one of its choices, each of which is there once; it is {answers[0]!r}")
-    about = {**row.about, "group": row.group or _group(row.images, folder), "task": row.task}
+    about = {**row.about, "group": row.group or _group([*row.images, *videos], folder), "task": row.task}
     sample = Sample(
         row_id,
         row.question,
         answers[0],
         pictures,
         evidence,
+        videos,
         instruction=_instruction(choices, row.instruction),
         choices=choices,
         also_accepted=() if choices else tuple(answers[1:]),
@@ -132,14 +138,33 @@ def row_sample(row: OwnRow, row_id: str, folder: Path) -> Sample:
 def _picture(picture: str | StoredPicture, folder: Path) -> str | StoredPicture:
     if isinstance(picture, StoredPicture):
         return picture
-    if "://" in picture:
-        raise BadRow(f"its picture {picture} is an address, and nothing is fetched: download it and give the file")
-    return media_file(folder, picture)
+    return _file(picture, folder, "picture")
+
+
+def _file(name: str, folder: Path, kind: Literal["picture", "video"]) -> str:
+    if "://" in name:
+        raise BadRow(f"its {kind} {name} is an address, and nothing is fetched: download it and give the file")
+    return media_file(folder, name, kind)
+
+
+def _spans(row: OwnRow) -> tuple[Evidence, ...]:
+    """Evidence in a video: stretches of time."""
+    if row.images or row.boxes or row.evidence_images:
+        raise BadRow(
+            "it has a 'video', whose evidence is in 'seconds', so that it has no pictures and no boxes: a cl.Sample in "
+            "Python takes them together"
+        )
+    for start, end in row.spans:
+        if not 0 <= start < end:
+            raise BadRow(f"its 'seconds' are [{start}, {end}]: from a start to a later end")
+    return tuple(Evidence(seconds=(start, end)) for start, end in row.spans)
 
 
 def _evidence(row: OwnRow, pictures: tuple[str | StoredPicture, ...]) -> tuple[Evidence, ...]:
     """Boxes, each in its picture; or whole pictures, if only these are named."""
     numbers = row.evidence_images
+    if row.spans:
+        raise BadRow("it has 'seconds', and no 'video' that they are of")
     if outside := [number for number in numbers if number >= len(pictures)]:
         raise BadRow(f"its 'evidence_images' name picture {outside[0]}, and it has {len(pictures)}, counted from zero")
     if not row.boxes:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from corelens.data import Sample, score
+from corelens.data import Evidence, Sample, score
 from corelens.data.readers.base import BadRow
 from corelens.data.readers.own_row import ROW_FIELDS, plural_fields, row_sample, validated_row
 from corelens.tokens import Box
@@ -23,6 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     for name in ("a.png", "b.png"):
         Image.new("RGB", SIZE).save(folder / name)
+    (folder / "a.mp4").touch()
     (folder / "broken.png").write_text("no picture")
     exif = Image.Exif()
     exif[274] = 6
@@ -81,6 +82,14 @@ ACCEPTED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"group": "report", "task": "colour", "about": {"year": 2020}}, {"group": "report"}),
     ({"image": None, "images": ["a.png", "b.png"], "evidence_images": [1]}, {}),
     ({"image": None}, {"images": (), "group": "1"}),
+    (
+        {"image": None, "video": "a.mp4", "seconds": [2, 4.5]},
+        {"images": (), "evidence": (Evidence(seconds=(2, 4.5)),)},
+    ),
+    (
+        {"image": None, "video": "a.mp4", "spans": [[0, 1], [2, 3]]},
+        {"evidence": (Evidence(seconds=(0, 1)), Evidence(seconds=(2, 3)))},
+    ),
 ]
 """Fields, and what the sample has of them."""
 
@@ -95,6 +104,8 @@ def test_tasks_and_annotations_are_about_the_sample_and_a_picture_is_a_group(fol
     sample = sample_of(folder, PLAIN | {"task": "colour", "about": {"year": 2020}})
     assert sample.about == {"task": "colour", "year": 2020, "group": str(folder / "a.png")}
     assert score(sample, "It is red.") == 1
+    clip = sample_of(folder, PLAIN | {"image": None, "video": "a.mp4"})
+    assert (clip.videos, clip.group) == ((str(folder / "a.mp4"),), str(folder / "a.mp4"))
     whole = sample_of(folder, PLAIN | {"evidence_images": [0]})
     assert [(region.box, region.media) for region in whole.evidence] == [(None, 0)]
 
@@ -133,6 +144,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"image": None, "images": ["a.png", "b.png"], "box": [0, 0, 9, 9], **IN_PIXELS},
         "it has 1 boxes, 2 pictures and 0 'evidence_images': name the picture of each box",
     ),
+    ({"image": None, "video": "b.mp4"}, "its video '/pictures/b.mp4' does not exist"),
+    ({"video": "a.mp4"}, "so that it has no pictures and no boxes: a cl.Sample in Python takes them together"),
+    ({"image": None, "video": "a.mp4", "seconds": [3, 3]}, "its 'seconds' are [3, 3]: from a start to a later end"),
+    ({"image": None, "video": "a.mp4", "spans": [3, 4]}, "(of one, the field is 'seconds')"),
+    ({"seconds": [3, 4]}, "it has 'seconds', and no 'video' that they are of"),
     ({"choices": ["green", "blue"]}, "its answer is the text of one of its choices, each of which is there once"),
     ({"choices": ["red", "red"]}, "each of which is there once"),
     ({"choices": ["red"]}, "its 'choices' has ['red']: List should have at least 2 items"),
@@ -161,10 +177,9 @@ def test_the_page_explains_every_field_and_its_example_is_read_whole(tmp_path: P
         assert f"`{name}`" in page
     rows = [json.loads(line) for line in page.split("```json\n")[1].split("```")[0].splitlines()]
     for row in rows:
-        for name in (row.get("image"), *row.get("images", [])):
-            if name:
-                (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-                Image.new("RGB", (640, 480)).save(tmp_path / name)
+        for name in filter(None, (row.get("image"), row.get("video"), *row.get("images", []))):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (640, 480)).save(tmp_path / name, "PNG")
     defaults = plural_fields(rows[0]["defaults"])
     samples = [sample_of(tmp_path, defaults | plural_fields(row)) for row in rows[1:]]
     assert len(samples) >= 4

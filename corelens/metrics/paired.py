@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor
 
-from corelens.metrics import bootstrap_means, group_rows
+from corelens.metrics.bootstrap import bootstrap_means, group_rows
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import torch
 from markupsafe import escape
 
 from corelens import Box, HeadScores, HeadSet
-from corelens.experiments.key_tokens import HitRate
+from corelens.experiments.key_token_results import HitRate
 from corelens.reports.page import Page
 from corelens.viz import (
     DARK,
@@ -29,6 +29,7 @@ from corelens.viz import (
     score_curve,
     speed_against_accuracy,
     speed_by_length,
+    style,
 )
 from tests.helpers.figures import noise, token_map
 
@@ -107,3 +108,20 @@ def test_a_page_shows_the_title_of_a_figure_letter_by_letter():
     page = Page("t", "l")
     page.figures(score_curve(HeadScores(torch.rand(1, 3, 4), LABEL, ("a",)), HeadSet(())))
     assert f"<h3>Every head by {escape(LABEL)}, best first</h3>" in page.html()
+
+
+def test_a_talk_has_larger_text_lines_and_dots_until_a_page_is_asked_for(scores: HeadScores):
+    def sizes() -> list[float]:
+        layout, (line, dot, *_) = (figure := lorenz_curves({"a": scores})).layout, figure.data
+        fonts = layout.template.layout
+        title = layout.title.font.size or fonts.title.font.size
+        return [layout.font.size or fonts.font.size, title, line.line.width, dot.marker.size]
+
+    page = sizes()
+    style("talk")
+    try:
+        talk = sizes()
+    finally:
+        style("page")
+    assert talk == pytest.approx([1.6 * size for size in page])
+    assert sizes() == page

@@ -4,13 +4,15 @@ import re
 import textwrap
 from collections.abc import Iterable
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float32, Shaped
 from plotly.colors import hex_to_rgb
 from torch import Tensor
+
+from corelens.errors import check_choice
 
 BLUE, VERMILION, GREEN, PINK, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
 """Colours that colour-blind readers can tell apart (Okabe and Ito 2008)."""
@@ -63,6 +65,24 @@ DARK = _template("#e8eaed", "#14171f", "#2c313c", "#20262f", "#2f7fb5", "#d9f0ff
 """Light ink on a dark page: `figure.update_layout(template=DARK)`."""
 
 
+Use = Literal["page", "talk"]
+"""Figures for a page, or for a projector."""
+
+_SCALES: dict[Use, float] = {"page": 1.0, "talk": 1.6}
+_use: Use = "page"
+
+
+def style(use: Use) -> None:
+    """Set the size of text, lines and dots in all figures that are drawn from now on.
+
+    Args:
+        use: `page` for notebooks and documents, as from the start; `talk` for a projector, read from the last row.
+    """
+    global _use
+    check_choice("use", use, Use)
+    _use = use
+
+
 def colours(n: int) -> list[str]:
     """Return `n` colours; they repeat after six."""
     return list(islice(cycle((BLUE, VERMILION, GREEN, PINK, ORANGE, SKY)), n))
@@ -100,7 +120,9 @@ def apply_style(figure: go.Figure, title: str, below: str = "") -> go.Figure:
         title: Title, which is wrapped.
         below: Subtitle: how to read the figure.
     """
-    lines, small = ([literal(line) for line in textwrap.wrap(*text)] for text in ((title, 56), (below, 72)))
+    scale = _SCALES[_use]
+    widths = {title: round(56 / scale), below: round(72 / scale)}
+    lines, small = ([literal(line) for line in textwrap.wrap(text, width)] for text, width in widths.items())
     has_panel_titles = bool(list(figure.select_annotations()))
     layout = figure.layout.to_plotly_json()
     for name in ("images", "shapes", "template"):  # without texts
@@ -117,7 +139,32 @@ def apply_style(figure: go.Figure, title: str, below: str = "") -> go.Figure:
             l=56, r=24, t=22 + 19 * len(lines) + (8 + 16 * len(small)) * bool(small) + 20 * has_panel_titles, b=48
         ),
     )
+    return figure if scale == 1 else _scaled(figure, scale)
+
+
+def _scaled(figure: go.Figure, scale: float) -> go.Figure:
+    """The same figure with larger text, lines and dots."""
+    layout: Any = figure.layout  # plotly does not type it
+    fonts, margin = layout.template.layout, layout.margin
+    figure.update_layout(
+        font_size=scale * fonts.font.size,
+        title=dict(
+            font_size=scale * fonts.title.font.size,
+            subtitle_font_size=scale * fonts.title.subtitle.font.size,
+            pad_t=scale * layout.title.pad.t,
+        ),
+        margin={side: scale * margin[side] for side in ("l", "r", "t", "b")},
+    )
+    figure.update_annotations(font_size=scale * fonts.font.size)
+    for trace in figure.select_traces(dict(type="scatter")):
+        for name, default in (("line.width", 2), ("marker.size", 6)):
+            trace[name] = scale * (default if trace[name] is None else trace[name])
     return figure
+
+
+def bar_marker(colour: str) -> dict[str, Any]:
+    """Return the marker of bars whose edge is seen where their height is zero."""
+    return dict(color=colour, line=dict(color=colour, width=2))
 
 
 def add_band(
