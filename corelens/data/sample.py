@@ -150,6 +150,9 @@ class Sample:
         texts = {"prompt": prompt, "choices": choices, "also_accepted": also_accepted}
         if alone := [name for name, value in texts.items() if isinstance(value, str)]:
             raise TypeError(f"sample {id}: {alone[0]} is several texts: write [{texts[alone[0]]!r}].")
+        given = {"id": id, "question": question, "answer": answer, "instruction": instruction, "scoring": scoring}
+        if other := [name for name, value in given.items() if not isinstance(value, str)]:
+            raise TypeError(f"sample {id}: {other[0]} is a text, not {given[other[0]]!r:.80}.")
         try:
             _set(
                 self,
@@ -159,7 +162,7 @@ class Sample:
             )
         except TypeError as cause:
             raise TypeError(f"sample {id}: {cause}") from cause
-        _set(self, id=id, question=question, answer=answer, instruction=instruction, scoring=scoring)
+        _set(self, **given)
         _set(self, about={} if about is None else about, **{name: tuple(value) for name, value in texts.items()})
         n_media = len(self.images) + len(self.videos)
         numbers = [part for part in self.prompt if isinstance(part, int)]

@@ -214,6 +214,7 @@ MISTAKEN = {
     "(10, 20, 60, 40), not 1.",
     "images='a.png', evidence={'box': (1, 2, 3, 4)}": "sample s: a box is left, top, right and bottom in pixels, as in "
     "(10, 20, 60, 40), not {'box': (1, 2, 3, 4)}.",
+    "instruction=3": "sample s: instruction is a text, not 3.",
     "choices='red'": "sample s: choices is several texts: write ['red'].",
 }
 """Arguments that are none, and what is said; in a process without the checks of types that tests have."""
