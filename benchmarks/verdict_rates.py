@@ -87,12 +87,14 @@ def sparse(is_true: bool, n: int, rng: np.random.Generator) -> Finding:
 
 
 def general(is_true: bool, n: int, rng: np.random.Generator) -> Finding:
-    """Data sets have the same top heads and ranks; or each has its own."""
+    """Data sets have the same top heads and ranks; or each has its own, as heads of untrained models have."""
     per_head = with_top_heads(masses(rng), rng)
     others = per_head if is_true else with_top_heads(masses(rng), rng)
-    by_sample = np.stack([(per_head, others)[number % 2] for number in range(n)])
-    untrained = [head_scores(masses(rng), n, rng) for _ in range(3)]
-    return generality(head_scores(by_sample, n, rng), untrained)
+
+    def scores(*of_datasets: np.ndarray) -> HeadScores:
+        return head_scores(np.stack([of_datasets[number % 2] for number in range(n)]), n, rng)
+
+    return generality(scores(per_head, others), [scores(masses(rng), masses(rng)) for _ in range(3)])
 
 
 def needed(is_true: bool, n: int, rng: np.random.Generator) -> Finding:
