@@ -18,7 +18,7 @@ from typing import Any, get_args
 from transformers.utils import logging
 
 from corelens import HeadSet, HookedMLLM, Sample, metrics, rank_pages, scan_metrics, toy
-from corelens.experiments.page_ranking import Asking, PageRanking
+from corelens.experiments.page_ranking import PageQueries, PageRanking
 
 MODELS: dict[str, Callable[..., Iterator[Sample]]] = {
     "corelens/toy-haystack": toy.haystacks,
@@ -59,7 +59,7 @@ def main() -> None:
         model = HookedMLLM.from_pretrained(name)
         sets = head_sets(model, draw(60, 1, 4), arguments.draws)
         print(f"\n{name}: ram {sets['ram']}; ram_last {sets['ram_last']}")
-        for queries in get_args(Asking):
+        for queries in get_args(PageQueries):
             ranking = rank_pages(model, draw(arguments.samples, 2, arguments.pictures), sets, queries, batch_size=4)
             for kind in sets:
                 results[f"{name}, {queries}, {kind}"] = found = recalls(ranking, kind)

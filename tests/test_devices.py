@@ -20,6 +20,7 @@ from corelens import (
     mean_activations,
     ov_by_route,
     qk_attribution,
+    rank_pages,
     self_repair,
 )
 from corelens.experiments.ablation import run_ablation
@@ -78,6 +79,7 @@ OPERATIONS: dict[str, Callable[[HookedMLLM, Any], Any]] = {
     "why": why,
     "scan": scanned,
     "key tokens": lambda model, inputs: scan_key_tokens(model, samples(2), {"top": [HEADS]}).ratios.values,
+    "pages": lambda model, inputs: rank_pages(model, samples(2), {"top": HEADS}).scores["top"],
     "sweep": lambda model, inputs: run_sweep(model, samples(1)).values,
     "ablation": lambda model, inputs: run_ablation(
         model, samples(1), {"top": [HEADS]}, max_new_tokens=2

@@ -26,7 +26,7 @@ from corelens.metrics import page_masses, recall_at_k
 from corelens.model import HookedMLLM
 from corelens.tokens import TokenMap
 
-Asking = Literal["question", "last"]
+PageQueries = Literal["question", "last"]
 """Query tokens: all tokens of the question, or the last token of the prompt."""
 
 
@@ -77,12 +77,12 @@ def rank_pages(
     model: HookedMLLM,
     samples: Iterable[Sample],
     heads: Mapping[str, HeadSet],
-    queries: Asking = "question",
+    queries: PageQueries = "question",
     batch_size: int = 16,
 ) -> PageRanking:
     r"""Rank the pages of each prompt by the attention of some heads, minus that under a question about nothing.
 
-    $$s(p) = \frac{1}{|H|} \sum_{h \in H} \mathrm{RAM}_h(p) - \mathrm{RAM}^\text{N/A}_h(p)$$
+    $$s(p) = \frac{1}{|H|} \sum_{h \in H} \bigl(\mathrm{RAM}_h(p) - \mathrm{RAM}^\text{N/A}_h(p)\bigr)$$
 
     Args:
         model: The model.
@@ -96,10 +96,11 @@ def rank_pages(
             sample has no media or cannot be prepared.
 
     Source:
-        MMRetHeads (arXiv 2605.27243), which re-ranks pages of MMDocIR so; over frames of a video, the curve of TG-Heads
-        (arXiv 2605.21954). Both take the tokens of the question.
+        MMRetHeads (arXiv 2605.27243) re-ranks pages of MMDocIR by the mean over heads and question tokens of the
+        attention to each; TG-Heads (arXiv 2605.21954) draws it over frames, minus that under a null prompt. `last` is
+        corelens's own.
     """
-    check_choice("queries", queries, Asking)
+    check_choice("queries", queries, PageQueries)
     if not heads or not all(map(len, heads.values())):
         raise ValueError("pages are ranked by head sets: pass one or more by name, each with a head or more.")
     for of_set in heads.values():
@@ -134,7 +135,7 @@ def page_numbers(tokens: TokenMap) -> Int[Tensor, "batch position"]:
 
 
 def _curves(
-    model: HookedMLLM, inputs: PreparedInputs, heads: Mapping[str, HeadSet], queries: Asking
+    model: HookedMLLM, inputs: PreparedInputs, heads: Mapping[str, HeadSet], queries: PageQueries
 ) -> Float[Tensor, "set batch page"]:
     """Mean attention of each head set to every page, in one pass."""
     rows: Bool[Tensor, "batch position"] = getattr(inputs.tokens, queries)

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from corelens import Evidence, HeadSet, HookedMLLM, Role, Sample, TokenMap, rank_pages
 from corelens.data import mmdocir
-from corelens.experiments.page_ranking import Asking, page_numbers
+from corelens.experiments.page_ranking import PageQueries, page_numbers
 from tests.helpers import tiny_family
 from tests.helpers.dataset_files import mmdocir_folder, mmdocir_question
 from tests.helpers.questions import samples
@@ -33,7 +33,7 @@ def several_pictures() -> list[Sample]:
     ]
 
 
-def masses_by_loop(model: HookedMLLM, sample: Sample, heads: HeadSet, queries: Asking) -> list[float]:
+def masses_by_loop(model: HookedMLLM, sample: Sample, heads: HeadSet, queries: PageQueries) -> list[float]:
     """Mean attention of some heads to every picture of a prompt, from whole patterns."""
     inputs = model.prepare(list(sample.images), sample.question)
     rows = (inputs.tokens.question if queries == "question" else inputs.tokens.last)[0].nonzero().flatten().tolist()
@@ -49,7 +49,7 @@ def masses_by_loop(model: HookedMLLM, sample: Sample, heads: HeadSet, queries: A
 
 @pytest.mark.parametrize("queries", ["question", "last"])
 @pytest.mark.parametrize("family", ["qwen3_vl", "llava", "internvl"])
-def test_scores_are_differences_of_masses_of_whole_patterns(family: str, queries: Asking):
+def test_scores_are_differences_of_masses_of_whole_patterns(family: str, queries: PageQueries):
     model = build(family)
     ranking = rank_pages(model, several_pictures(), SETS, queries, batch_size=2)
     for index, sample in enumerate(several_pictures()):
