@@ -158,7 +158,7 @@ def _curves(
 def _has_evidence(
     sample: Sample, tokens: TokenMap, pages: Int[Tensor, "position"], n_pages: int
 ) -> Bool[Tensor, "page"]:
-    """Mask of the pages that a region of evidence is on, wherever on the page; needs no rectangles of tokens."""
+    """Mask of the pages that a region of evidence is on, wherever on the page; pictures need no rectangles for it."""
     has_evidence = torch.zeros(n_pages, dtype=torch.bool)
     if sample.evidence:
         whole = replace(sample, evidence=[replace(region, box=None) for region in sample.evidence])
