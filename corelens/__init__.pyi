@@ -22,6 +22,8 @@ from .data import prepare_batches as prepare_batches
 from .experiments.ablation import ablation_curve as ablation_curve
 from .experiments.ablation import run_ablation as run_ablation
 from .experiments.conditions import ConditionResults as ConditionResults
+from .experiments.page_ranking import PageRanking as PageRanking
+from .experiments.page_ranking import rank_pages as rank_pages
 from .experiments.scan import scan as scan
 from .experiments.scan import scan_metrics as scan_metrics
 from .experiments.sparse_eval import SparseResults as SparseResults

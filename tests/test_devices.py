@@ -29,6 +29,7 @@ from corelens import (
     ov_by_route,
     patch,
     qk_attribution,
+    rank_pages,
     resample_activations,
     self_repair,
 )
@@ -137,6 +138,7 @@ OPERATIONS: dict[str, Callable[[HookedMLLM, Any], Any]] = {
     "scan": scanned,
     "resumed scan": resumed,
     "key tokens": lambda model, inputs: scan_key_tokens(model, samples(2), {"top": [HEADS]}).ratios.values,
+    "pages": lambda model, inputs: rank_pages(model, samples(2), {"top": HEADS}).scores["top"],
     "sweep": lambda model, inputs: run_sweep(model, samples(1)).values,
     "ablation": lambda model, inputs: run_ablation(
         model, samples(1), {"top": [HEADS]}, max_new_tokens=2

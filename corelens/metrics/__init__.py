@@ -27,6 +27,8 @@ from corelens.metrics.key_tokens import hit_rate as hit_rate
 from corelens.metrics.key_tokens import key_token_coverage as key_token_coverage
 from corelens.metrics.key_tokens import key_token_ratio as key_token_ratio
 from corelens.metrics.key_tokens import top_tokens as top_tokens
+from corelens.metrics.page_ranking import page_masses as page_masses
+from corelens.metrics.page_ranking import recall_at_k as recall_at_k
 from corelens.metrics.presets import PRESETS as PRESETS
 from corelens.metrics.presets import Metric as Metric
 from corelens.metrics.sample_groups import sample_groups as sample_groups

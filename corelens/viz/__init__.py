@@ -24,6 +24,7 @@ with optional_import("app"):
     from corelens.viz.maps import stable_head_map as stable_head_map
     from corelens.viz.overlays import attention_over_media as attention_over_media
     from corelens.viz.overlays import attention_over_picture as attention_over_picture
+    from corelens.viz.pages import relevance_curves as relevance_curves
     from corelens.viz.styles import DARK as DARK
     from corelens.viz.styles import LIGHT as LIGHT
     from corelens.viz.styles import style as style
