@@ -229,7 +229,7 @@ def test_importing_loads_nothing_heavy_and_every_public_name_exists():
 
 def test_the_first_model_loads_no_more_than_transformers_and_transformerlens():
     """Neither figures, servers and statistics, nor TransformerLens's own models: benchmarks/import_cost.py measures."""
-    both = "import sys, transformer_lens; from transformers import AutoProcessor, PreTrainedModel"
+    both = "import sys, transformer_lens; from transformers import AutoProcessor, GenerationMixin, PreTrainedModel"
     extra = run(f"{both}; n = set(sys.modules); from corelens import HookedMLLM; print(*(set(sys.modules) - n))")
     packages = {name.partition(".")[0] for name in extra.split()} - sys.stdlib_module_names
     assert packages <= {"corelens", "transformers", "lazy_loader"}
