@@ -13,7 +13,7 @@ from PIL import Image
 from transformers.video_utils import VideoMetadata
 
 from corelens import Box, Evidence, HookedMLLM, Role, Sample, Video, evidence_tokens, prepare_batches
-from corelens.inputs import media, token_geometry
+from corelens.inputs import token_geometry
 from corelens.inputs.media import load_clip
 from corelens.inputs.prepare import PreparedInputs
 from corelens.viz import attention_over_media
@@ -332,7 +332,7 @@ def test_files_are_decoded_only_where_sampled(tmp_path: Path, monkeypatch: pytes
     frames = noise(12)
     file = tmp_path / "a.mp4"
     file.write_bytes(b"no video")
-    monkeypatch.setattr(media, "is_torchcodec_available", lambda: False)
+    monkeypatch.setattr("transformers.utils.import_utils.is_torchcodec_available", lambda: False)
     monkeypatch.setattr("transformers.utils.import_utils.is_av_available", lambda: False)
     with pytest.raises(ImportError, match=r"nothing that decodes .*a.mp4' is installed: pip install torchcodec"):
         model.prepare(question="a", videos=file)
@@ -343,7 +343,7 @@ def test_files_are_decoded_only_where_sampled(tmp_path: Path, monkeypatch: pytes
         assert backend == "torchcodec"
         return torch.from_numpy(frames).permute(0, 3, 1, 2)[metadata.frames_indices[:n_decoded]], metadata
 
-    monkeypatch.setattr(media, "is_torchcodec_available", lambda: True)
+    monkeypatch.setattr("transformers.utils.import_utils.is_torchcodec_available", lambda: True)
     monkeypatch.setattr("transformers.video_utils.load_video", load)
     n_decoded = 12
     expected = prepared(model, frames)
