@@ -47,7 +47,7 @@ ATTACKS = (
         ("test_samples_that_differ_have_other_hashes", "test_changed_evidence_is_another_run"),
     ),
     Attack(
-        "processes and Ray actors killed at any moment, memory that runs out, a full disk, Ctrl-C",
+        "processes and Ray actors killed at any moment, memory that runs out, a full disk",
         "no file is half-written, and the resumed run has the same bytes",
         (
             "test_a_scan_killed_at_any_moment_ends_with_the_same_bytes",
@@ -94,7 +94,7 @@ ATTACKS = (
         ("test_what_is_no_file_of_the_folder_is_refused_by_name",),
     ),
     Attack(
-        "head lists, head sets and scores that are malformed, of another form or shape, or of a model's size squared",
+        "head lists, head sets and scores that are malformed, or of another form or shape",
         "one error that names the file and the field",
         (
             "test_malformed_lists_are_one_error_that_names_the_file",
