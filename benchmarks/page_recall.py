@@ -18,7 +18,8 @@ from typing import Any, get_args
 from transformers.utils import logging
 
 from corelens import HeadSet, HookedMLLM, Sample, metrics, rank_pages, scan_metrics, toy
-from corelens.experiments.page_ranking import PageQueries, PageRanking
+from corelens.experiments.page_ranking import PageQueries
+from corelens.metrics.page_ranking import PageRanking
 
 MODELS: dict[str, Callable[..., Iterator[Sample]]] = {
     "corelens/toy-haystack": toy.haystacks,

@@ -22,7 +22,6 @@ from .data import prepare_batches as prepare_batches
 from .experiments.ablation import ablation_curve as ablation_curve
 from .experiments.ablation import run_ablation as run_ablation
 from .experiments.conditions import ConditionResults as ConditionResults
-from .experiments.page_ranking import PageRanking as PageRanking
 from .experiments.page_ranking import rank_pages as rank_pages
 from .experiments.scan import scan as scan
 from .experiments.scan import scan_metrics as scan_metrics
@@ -51,6 +50,7 @@ from .interventions import path_patch as path_patch
 from .interventions import resample_activations as resample_activations
 from .interventions import scale_attention as scale_attention
 from .interventions import zeroed_weights as zeroed_weights
+from .metrics.page_ranking import PageRanking as PageRanking
 from .model import HookedMLLM as HookedMLLM
 from .scores import HeadScores as HeadScores
 from .scores import agreement as agreement

@@ -5,8 +5,8 @@ The score of a page is the attention of a head set to it, minus that of the same
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,54 +22,13 @@ from corelens.hooks.attention import in_float32
 from corelens.hooks.points import layer_of
 from corelens.hooks.rows import row_mask
 from corelens.inputs.prepare import PreparedInputs
-from corelens.metrics import page_masses, recall_at_k
+from corelens.metrics import page_masses
+from corelens.metrics.page_ranking import PageRanking
 from corelens.model import HookedMLLM
 from corelens.tokens import TokenMap
 
 PageQueries = Literal["question", "last"]
 """Query tokens: all tokens of the question, or the last token of the prompt."""
-
-
-class RankedPage(NamedTuple):
-    """A page with its score."""
-
-    page: int
-    score: float
-
-
-@dataclass(frozen=True, eq=False)
-class PageRanking:
-    """Scores of the pages of every sample, by head sets."""
-
-    samples: tuple[str, ...]
-
-    scores: dict[str, Float[Tensor, "sample page"]]
-    """By head set: the relevance curve of every sample; NaN where it has no such page."""
-
-    evidence: Bool[Tensor, "sample page"]
-    """Mask of the pages with the evidence; empty for a sample that names none."""
-
-    groups: tuple[str, ...]
-    """Group of each sample, such as its document."""
-
-    def ranked(self, heads: str, sample: int = 0) -> list[RankedPage]:
-        """Pages of a sample by a head set, the most relevant first."""
-        scores = self.scores[heads][sample]
-        order = scores[~scores.isnan()].argsort(descending=True, stable=True)
-        return [RankedPage(page, float(scores[page])) for page in order.tolist()]
-
-    def recall(self, heads: str, k: int) -> Float[Tensor, "sample"]:
-        """Share of the pages with the evidence that are among the first `k` by a head set.
-
-        Raises:
-            ValueError: If `k` is less than one, or a sample has no evidence.
-        """
-        return recall_at_k(self.scores[heads], self.evidence, k)
-
-    def chance(self, k: int) -> Float[Tensor, "sample"]:
-        """Expected recall of pages in random order."""
-        n_pages = (~next(iter(self.scores.values())).isnan()).sum(-1)
-        return (k / n_pages).clamp(max=1)
 
 
 @torch.no_grad()

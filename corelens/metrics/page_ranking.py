@@ -3,6 +3,9 @@
 A page is a picture, such as one of a document, or a frame of a video.
 """
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import torch
 from einops import einsum
 from jaxtyping import Bool, Float, Int
@@ -64,3 +67,45 @@ def recall_at_k(
     order = scores.nan_to_num(-torch.inf).argsort(dim=-1, descending=True, stable=True)
     found = relevant.gather(-1, order)[:, :k].sum(-1)
     return found / relevant.sum(-1)
+
+
+class RankedPage(NamedTuple):
+    """A page with its score."""
+
+    page: int
+    score: float
+
+
+@dataclass(frozen=True, eq=False)
+class PageRanking:
+    """Scores of the pages of every sample, by head sets."""
+
+    samples: tuple[str, ...]
+
+    scores: dict[str, Float[Tensor, "sample page"]]
+    """By head set: the relevance curve of every sample; NaN where it has no such page."""
+
+    evidence: Bool[Tensor, "sample page"]
+    """Mask of the pages with the evidence; empty for a sample that names none."""
+
+    groups: tuple[str, ...]
+    """Group of each sample, such as its document."""
+
+    def ranked(self, heads: str, sample: int = 0) -> list[RankedPage]:
+        """Pages of a sample by a head set, the most relevant first."""
+        scores = self.scores[heads][sample]
+        order = scores[~scores.isnan()].argsort(descending=True, stable=True)
+        return [RankedPage(page, float(scores[page])) for page in order.tolist()]
+
+    def recall(self, heads: str, k: int) -> Float[Tensor, "sample"]:
+        """Share of the pages with the evidence that are among the first `k` by a head set.
+
+        Raises:
+            ValueError: If `k` is less than one, or a sample has no evidence.
+        """
+        return recall_at_k(self.scores[heads], self.evidence, k)
+
+    def chance(self, k: int) -> Float[Tensor, "sample"]:
+        """Expected recall of pages in random order."""
+        n_pages = (~next(iter(self.scores.values())).isnan()).sum(-1)
+        return (k / n_pages).clamp(max=1)

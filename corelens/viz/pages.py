@@ -3,7 +3,7 @@
 import numpy as np
 import plotly.graph_objects as go
 
-from corelens.experiments.page_ranking import PageRanking
+from corelens.metrics.page_ranking import PageRanking
 from corelens.viz.styles import QUIET, apply_style, colours
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from corelens.experiments.page_ranking import PageRanking
+from corelens.metrics.page_ranking import PageRanking
 from corelens.viz import relevance_curves
 
 
