@@ -56,6 +56,10 @@ def append_answers(
     hf_model: Any = model.hf_model
     for _ in range(longest):
         tensors = hf_model._update_model_kwargs_for_generation(ModelOutput(), tensors, False)
+    for name, types in tensors.items():
+        # Answers are text, as the prompt's last token is. Ernie's own types of tokens are not among the bookkeeping.
+        if name.endswith("token_type_ids") and types.shape[1] == n:
+            tensors[name] = torch.cat([types, types[:, -1:].expand(-1, longest)], 1)
     tensors["input_ids"] = input_ids
     tensors["attention_mask"] = torch.cat([inputs["attention_mask"], mask.to(inputs["attention_mask"])], 1)
     check_context(hf_model.config, tensors["attention_mask"])

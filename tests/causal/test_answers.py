@@ -20,7 +20,9 @@ def vlm(request: pytest.FixtureRequest) -> HookedMLLM:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", [*tiny.FAMILIES, "paligemma", "mllama", "qwen3_5", "idefics3", "llama4"])
+@pytest.mark.parametrize(
+    "family", [*tiny.FAMILIES, "paligemma", "mllama", "qwen3_5", "idefics3", "llama4", "ernie4_5_vl_moe"]
+)
 def test_positions_that_say_an_answer_attend_as_in_generation(family: str):
     model = HookedMLLM(tiny.build(family))
     tensors = tiny.batch(family)
