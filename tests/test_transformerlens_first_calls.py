@@ -17,7 +17,7 @@ LAYERS, HEADS, KV_HEADS, WIDTH, D_HEAD, NEURONS, WORDS, POSITIONS, IMAGE = 6, 16
 
 
 class Names(dict[str, Any]):
-    """What the lines know."""
+    """Names that the lines use: the model, its inputs, and what earlier lines assigned."""
 
     __getattr__ = dict.__getitem__
 

@@ -48,7 +48,7 @@ class Pair(NamedTuple):
         return self.model.hf_layers[layer].attentions["attn"]
 
     def o_in(self, layer: int) -> Tensor:
-        """What `W_O` reads, by head: `z`, or what a gate makes of it."""
+        """Input of `W_O` by head: `z`, or the gate's output where there is one."""
         gated = f"blocks.{layer}.attn.hook_o_in" in self.model.hook_dict
         return self.cache["o_in", layer, "attn"] if gated else self.cache["z", layer]
 

@@ -146,7 +146,8 @@ def evaluate_shard(samples: DatasetSamples, evaluate: Evaluate, batch_size: int,
     skipped: dict[str, str] = {}
     unexpected: dict[str, Exception] = {}
     while batches:
-        batch = batches.pop(0)
+        if not (batch := batches.pop(0)):
+            continue
         half = -(-len(batch) // 2)
         try:
             # Results are kept on the host, wherever the model is.
@@ -166,8 +167,11 @@ def evaluate_shard(samples: DatasetSamples, evaluate: Evaluate, batch_size: int,
                 skipped[sample] = str(error)
             else:
                 unexpected[sample] = error
-                # Two are enough to see that it is not the sample's.
-                batches = batches if values or len(unexpected) < 2 else []
+                if not values and len(unexpected) > 1:
+                    break
+                if not values and batches:
+                    # Whether it is the sample's is known soonest from the sample that is least like it: the longest.
+                    batches.insert(0, [batches[-1].pop()])
         else:
             for row, index in enumerate(batch):
                 values[index] = {name: tensor[row].flatten() for name, tensor in results.items()}
@@ -193,7 +197,7 @@ def _report_skipped(results: Shard, n_samples: int) -> None:
     rest = " All are in .skipped." if results.samples else ""
     message = (
         f"{n_samples - len(results.samples)} of {n_samples} samples cannot be measured; the first, {sample}: "
-        f"{without_docs_link(reason)}{rest} {docs_link('skipped')}"
+        f"{without_docs_link(reason).rstrip('.')}.{rest} {docs_link('skipped')}"
     )
     if not results.samples:
         raise ValueError(message)

@@ -9,7 +9,7 @@ from typing import Any
 from corelens.errors import docs_link
 
 TESTED = ((5, 23), (5, 24))
-"""Versions of transformers with which every test passes, oldest and newest."""
+"""Versions of transformers that are tested: the oldest by all architectures and hooks, the newest by everything."""
 
 
 def _release(installed: str) -> tuple[int, ...]:

@@ -53,7 +53,8 @@ def page(folder: Path) -> Page:
     """
     keys = ("model", "findings", "times as fast", "compared with", "choices", "run", "runs", "skipped", "tasks")
     summary = read_summary(folder / "study.json", *keys)
-    if differing := [name for name, run in run_hashes(folder).items() if summary["runs"].get(name) != run]:
+    found = run_hashes(folder)
+    if differing := [name for name, run in summary["runs"].items() if found.get(name, run) != run]:
         raise ValueError(
             f"{folder / 'study.json'} is not of the run in {differing[0]}: run the study into this folder again, which "
             f"takes what is finished from it. {docs_link('damaged')}"

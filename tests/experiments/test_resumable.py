@@ -249,6 +249,18 @@ def test_samples_on_which_the_models_own_code_fails_are_left_out(name: str):
     assert results.samples == tuple(sample.id for sample in good)
 
 
+def test_the_first_samples_of_a_shard_may_all_be_bad():
+    """Batches begin with the shortest prompts: a shard goes on where its longest is good."""
+    model, good = HookedMLLM.from_pretrained("corelens/toy"), list(toy.scenes(3, seed=0))
+    long = [replace(sample, question=sample.question.replace(" ?", " one" * 9 + " ?")) for sample in good]
+    bad = [replace(sample, id=f"bad {sample.id}") for sample in good]
+    longest_bad = max(model.prepare(one.images[0], one.question)["input_ids"].shape[1] for one in good)
+    with failing_on(model, lambda n: n <= longest_bad), pytest.warns(UserWarning, match="3 of 6 samples cannot"):
+        scores = scan(model, [*bad, *long], batch_size=3)
+    assert scores.samples == tuple(sample.id for sample in long)
+    assert set(scores.skipped) == {sample.id for sample in bad}
+
+
 @pytest.mark.parametrize("n", [1, 2, 40])
 def test_an_error_that_no_sample_survives_ends_the_scan_at_once(n: int, tmp_path: Path):
     model = HookedMLLM.from_pretrained("corelens/toy")

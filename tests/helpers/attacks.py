@@ -1,4 +1,4 @@
-"""What was tried to break corelens: tests by kind of attack, counted from their results for docs/robustness.md."""
+"""Attacks on corelens: the tests that make them, by kind, counted from their results for docs/robustness.md."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
