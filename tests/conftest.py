@@ -26,9 +26,11 @@ import torch
 
 from tests.helpers import tiny
 
-# Whether a test passes says nothing of how busy the machine is.
-hypothesis.settings.register_profile("untimed", deadline=None)
-hypothesis.settings.load_profile("untimed")
+# Whether a test passes says nothing of how busy the machine is, nor of luck: each run tries the same examples. New ones
+# are looked for with `--hypothesis-profile search`.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile("repeatable")
 
 
 SLOW = ("test_train.py", "test_docs.py", "test_reproduce.py", "test_run.py", "test_ray.py", "test_resumable.py")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from einops import einsum
+from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -40,8 +40,9 @@ def page_masses(
     """
     require_queries(queries=queries)
     on_page = one_hot(pages + 1)[..., 1:].to(pattern)
-    masses = einsum(pattern, on_page, "batch head query key, batch key page -> batch head query page")
-    return torch.stack([mean_over_queries(of_page, queries) for of_page in masses.unbind(-1)], -1)
+    masses = einsum(pattern, on_page, "batch head query key, batch key page -> batch head page query")
+    of_pages = mean_over_queries(rearrange(masses, "batch head page query -> batch (head page) query"), queries)
+    return rearrange(of_pages, "batch (head page) -> batch head page", head=pattern.shape[1])
 
 
 def recall_at_k(

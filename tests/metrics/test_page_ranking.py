@@ -42,6 +42,11 @@ def test_recall_is_that_of_sorted_pages(n_samples: int, n_pages: int, k: int, se
         assert float(recall[sample]) == pytest.approx(len(wanted & set(first)) / len(wanted))
 
 
+def test_without_pages_there_are_no_masses():
+    masses = metrics.page_masses(torch.ones(1, 2, 3, 3), torch.full((1, 3), -1), torch.ones(1, 3, dtype=torch.bool))
+    assert masses.shape == (1, 2, 0)
+
+
 def test_what_is_undefined_is_refused():
     with pytest.raises(ValueError, match="`relevant` marks nothing in sample"):
         metrics.recall_at_k(torch.zeros(2, 3), torch.tensor([[True, False, False], [False] * 3]), 1)
