@@ -23,6 +23,7 @@ from .experiments.ablation import ablation_curve as ablation_curve
 from .experiments.ablation import run_ablation as run_ablation
 from .experiments.conditions import ConditionResults as ConditionResults
 from .experiments.page_ranking import rank_pages as rank_pages
+from .experiments.ray import RayModel as RayModel
 from .experiments.scan import scan as scan
 from .experiments.scan import scan_metrics as scan_metrics
 from .experiments.sparse_eval import SparseResults as SparseResults

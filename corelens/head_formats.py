@@ -124,6 +124,28 @@ class HeadList(BaseModel):
         """Write the list as JSON."""
         write_file(path, self.model_dump_json(indent=1) + "\n")
 
+    def save_vllm_hook(
+        self, path: str | PathLike[str], queries: Literal["last_token", "all_tokens"] = "last_token"
+    ) -> None:
+        """Write a configuration of vLLM-Hook, a plug-in by which vLLM shows the attention of listed heads.
+
+        Args:
+            path: The JSON file, for its folder `model_configs/attention_tracker` or `model_configs/core_reranker`.
+            queries: Prompt tokens whose queries it keeps.
+
+        Source: github.com/IBM/vLLM-Hook, model_configs.
+        """
+        listed = [list(head) for head in self.head_set()]
+        note = (
+            f"{self.metric} of {self.n_samples} samples of {', '.join(self.datasets)}, by corelens: {self.definition}"
+        )
+        config = {
+            "model_info": {"name": Path(path).stem, "model_id": self.model, "note": note},
+            "params": {"important_heads": listed},
+            "hookq": {"hookq_mode": queries},
+        }
+        write_file(path, json.dumps(config, indent=1))
+
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "HeadList":
         """Read a list that `save` wrote, or others of that form.
@@ -209,8 +231,8 @@ def load_published(path: str | PathLike[str], layers: int, heads: int) -> HeadSc
 
     With scores: `{"head_score_list": [["21-10", 0.5], ...]}`, or that list alone (MMRetHeads, arXiv 2605.27243);
     `{"21-10": [0.4, 0.6], ...}`, a score for each trial, or one (retrieval heads, arXiv 2404.15574; SparseMM, arXiv
-    2506.05344); a `HeadList`. Without, best first: `["L21H10", ...]`, `[[21, 10], ...]`, and what `HeadSet.save`
-    writes.
+    2506.05344); a `HeadList`. Without, best first: `["L21H10", ...]`, `[[21, 10], ...]`, what `HeadSet.save` writes,
+    and configurations of vLLM-Hook.
 
     Args:
         path: A JSON file. Layers and heads count from zero.
@@ -262,6 +284,8 @@ def _read(path: Path) -> dict[Head, float] | HeadSet:
         saved = parse_json(path.read_bytes(), _with_unique_keys)
         if isinstance(saved, dict) and saved.get("format") == FORMAT:
             return {Head.parse(row.head): row.score for row in HeadList.load(path).heads}
+        if isinstance(saved, dict) and isinstance(parameters := saved.get("params"), dict):
+            return _head_set(parameters.get("important_heads"), path.name)
         if isinstance(saved, dict) and "heads" in saved:
             return _head_set(saved["heads"], saved.get("name"))
         rows = saved.get("head_score_list", list(saved.items())) if isinstance(saved, dict) else saved

@@ -107,6 +107,18 @@ def test_a_head_list_that_is_not_one_is_refused_by_field(scores: HeadScores, tmp
         HeadList.of(replace(scores, model=""), scores.top(1), "mass", ["scenes"])
 
 
+def test_a_head_list_configures_vllm_hook(scores: HeadScores, tmp_path: Path):
+    path = tmp_path / "tiny.json"
+    HeadList.of(scores, scores.top(2), "mass of the last token", ["scenes"]).save_vllm_hook(path)
+    config = json.loads(path.read_text())
+    assert config["model_info"]["model_id"] == "tiny"
+    assert config["params"]["important_heads"] == [list(head) for head in scores.top(2)]
+    assert config["hookq"] == {"hookq_mode": "last_token"}
+    read = load_published(path, 6, 16)
+    assert isinstance(read, HeadSet)
+    assert read.heads == scores.top(2).heads
+
+
 def test_the_schema_in_the_docs_is_that_of_the_code():
     schema = Path(__file__).parent.parent / "docs/head-list.schema.json"
     assert json.loads(schema.read_text()) == HeadList.model_json_schema()

@@ -1,6 +1,7 @@
 """`corelens ablate`."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from corelens.data import BoxUnit, Sample
+    from corelens.experiments.remote import AnyModel
     from corelens.heads import HeadSet
     from corelens.model import HookedMLLM
     from corelens.scores import HeadScores
@@ -47,6 +49,9 @@ def ablate(
     seed: options.Seed = 0,
     dtype: options.Dtype = "auto",
     device: options.DeviceOption = "auto",
+    ray: options.Ray = None,
+    actors: options.Actors = None,
+    gpus: options.Gpus = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Answer questions with and without some heads. With --scores, also without control heads."""
@@ -56,9 +61,9 @@ def ablate(
         raise typer.BadParameter("it is the number of top heads of a ranking; give --scores.", param_hint="--top")
     from corelens.experiments.ablation import run_ablation
     from corelens.experiments.ablation_summary import ablation_summary
+    from corelens.experiments.remote import call
     from corelens.experiments.resumable import check_scoring, flatten_datasets
     from corelens.experiments.run_folder import write_summary
-    from corelens.study.data_check import scored_answers
 
     ranking = None if scores is None else options.ranking(scores, model)
     chosen_by = ranking and options.source(ranking)
@@ -68,27 +73,24 @@ def ablate(
         if ranking is not None:
             options.warn_of_shared(ranking, datasets)
         check_scoring(flatten_datasets(datasets), box_unit)
-        hooked = options.loaded(model, dtype, device)
         everything = {**datasets, **{name: list(texts) for name, texts in options.text_samples(model, limit).items()}}
-        write_norm = None if ranking is None else options.write_norm(hooked, datasets)
-        if write_norm is not None:
-            n_draws = _n_draws(hooked, everything, conditions, box_unit, out)
-            conditions = _with_write_matched(conditions, write_norm, n_draws)
-        results = run_ablation(
-            hooked,
-            everything,
-            conditions,
-            how,
-            phase,
-            box_unit=box_unit,
-            chosen_by=chosen_by,
-            write_norm=write_norm,
-            out=out,
-        )
-        answers = {
-            name: [asdict(answer) for answer in scored_answers(hooked, of_name[:N_ANSWERS], box_unit)]
-            for name, of_name in datasets.items()
-        }
+        with options.placed(model, dtype, device, ray, actors, gpus) as placed:
+            write_norm = None if ranking is None else options.write_norm(placed, datasets)
+            if write_norm is not None:
+                n_draws = _n_draws(placed, everything, conditions, box_unit, out)
+                conditions = _with_write_matched(conditions, write_norm, n_draws)
+            results = run_ablation(
+                placed,
+                everything,
+                conditions,
+                how,
+                phase,
+                box_unit=box_unit,
+                chosen_by=chosen_by,
+                write_norm=write_norm,
+                out=out,
+            )
+            answers = call(placed, partial(_first_answers, datasets=datasets, box_unit=box_unit))
     summary = {"model": model, "how": how, "phase": phase, "chosen by": chosen_by, **ablation_summary(results)}
     summary["answers"] = answers
     text = write_summary(out / "ablation.json", summary)
@@ -96,6 +98,18 @@ def ablate(
         print(text)
         return
     _print_summary(summary, out)
+
+
+def _first_answers(
+    model: "HookedMLLM", datasets: "Mapping[str, Sequence[Sample]]", box_unit: "BoxUnit | None"
+) -> dict[str, list[dict[str, Any]]]:
+    """Answers with nothing ablated, by data set."""
+    from corelens.study.data_check import scored_answers
+
+    return {
+        name: [asdict(answer) for answer in scored_answers(model, samples[:N_ANSWERS], box_unit)]
+        for name, samples in datasets.items()
+    }
 
 
 def _parsed_heads(heads: str) -> "dict[str, list[HeadSet]]":
@@ -136,7 +150,7 @@ def _top_and_controls(ranking: "HeadScores | None", top: str | None) -> "dict[st
 
 
 def _n_draws(
-    model: "HookedMLLM",
+    model: "AnyModel",
     samples: "Mapping[str, Sequence[Sample]]",
     conditions: "Mapping[str, Sequence[HeadSet]]",
     box_unit: "BoxUnit | None",
@@ -144,6 +158,7 @@ def _n_draws(
 ) -> int:
     """Number of draws of write-matched heads: that with which `out` began, else as many as are cheap."""
     from corelens.experiments.conditions import MATCHED
+    from corelens.experiments.remote import call
     from corelens.experiments.run_folder import MANIFEST, read_manifest
     from corelens.experiments.throughput import (
         MAX_DRAWS,
@@ -160,7 +175,9 @@ def _n_draws(
     timed = timed_samples(samples)
     with total_progress(N_TIMED_ANSWERS * sum(map(len, timed.values())), "timing a few samples", "pass") as bar:
         bar.begin("", N_TIMED_ANSWERS)
-        seconds = seconds_per_answer(model, timed, box_unit=box_unit) * sum(map(len, samples.values()))
+        seconds = call(model, partial(seconds_per_answer, samples=timed, box_unit=box_unit)) * sum(
+            map(len, samples.values())
+        )
     n_doses = sum(name.startswith("top ") for name in conditions)
     n_draws = affordable_draws(seconds * n_doses)
     typer.echo(f"{MATCHED} heads: {n_draws} draws, of at most {MAX_DRAWS}; one takes {seconds:.2g} seconds.", err=True)

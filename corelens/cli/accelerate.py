@@ -1,5 +1,6 @@
 """`corelens accelerate`."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -56,6 +57,9 @@ def accelerate(
     seed: options.Seed = 0,
     dtype: options.Dtype = "auto",
     device: options.DeviceOption = "auto",
+    ray: options.Ray = None,
+    actors: options.Actors = None,
+    gpus: options.Gpus = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Answer with full attention in few heads, sparse in others.
@@ -74,8 +78,9 @@ def accelerate(
             param_hint="--plan",
         )
     from corelens.experiments.controls import with_write_matched_plans
+    from corelens.experiments.remote import call
     from corelens.experiments.run_folder import write_summary
-    from corelens.experiments.sparse_eval import longest_prompt, measure_speeds, run_sparse_eval, sparse_summary
+    from corelens.experiments.sparse_eval import measured_summary, run_sparse_eval, shape_and_longest
     from corelens.interventions.token_pruning import TokenPruning
     from corelens.reports import write_report
     from corelens.sparse import Streaming, StreamingBlocks
@@ -85,35 +90,32 @@ def accelerate(
     own_rule = Streaming(128 if sink is None else sink, 2048 if window is None else window, text)
     rule = StreamingBlocks() if plan == "published" else own_rule
     with options.resumable(out, "accelerate"):
-        hooked = options.loaded(model, dtype, device)
-        group_size = hooked.cfg.n_heads // hooked.cfg.n_key_value_heads
         budgets = [*(heads or ()), *(budget or (() if heads else BUDGETS))]
         datasets = {name: list(samples) for name, samples in options.samples(data, seed, limit).items()}
         options.warn_of_shared(ranking, datasets)
-        write_norm = options.write_norm(hooked, datasets)
-        plans: dict[str, Any] = dict(plans_and_controls(ranking, group_size, rule, budgets))
-        if write_norm is not None:
-            plans = with_write_matched_plans(plans, write_norm)
-        # As FastV, after the second layer that has heads, with the same shares of visual tokens as of heads.
-        second_layer = sorted({head.layer for head in hooked.heads})[:2][-1]
-        for n_or_share in budgets:
-            share = n_or_share / ranking.n_heads if isinstance(n_or_share, int) else n_or_share
-            plans[f"visual tokens {100 * share:.3g}%"] = [TokenPruning(second_layer, share)]
-        prompt = longest_prompt(hooked, datasets)
-        n_positions = prompt["input_ids"].shape[1]
-        _warn_if_full(rule, n_positions)
-        results = run_sparse_eval(
-            hooked,
-            datasets,
-            plans,
-            max_new_tokens=max_new_tokens,
-            chosen_by=chosen_by,
-            write_norm=write_norm,
-            out=out,
-        )
-        speeds = measure_speeds(hooked, prompt, results.conditions)
-        summary = {"model": model, "chosen by": chosen_by, "plan": plan, "other heads": describe_rule(rule)}
-        summary |= sparse_summary(hooked, results, n_positions, speeds)
+        with options.placed(model, dtype, device, ray, actors, gpus) as placed:
+            shape, n_positions = call(placed, partial(shape_and_longest, samples=datasets))
+            write_norm = options.write_norm(placed, datasets)
+            plans: dict[str, Any] = dict(plans_and_controls(ranking, shape.group_size, rule, budgets))
+            if write_norm is not None:
+                plans = with_write_matched_plans(plans, write_norm)
+            # As FastV, after the second layer that has heads, with the same shares of visual tokens as of heads.
+            second_layer = sorted({head.layer for head in shape.heads})[:2][-1]
+            for n_or_share in budgets:
+                share = n_or_share / ranking.n_heads if isinstance(n_or_share, int) else n_or_share
+                plans[f"visual tokens {100 * share:.3g}%"] = [TokenPruning(second_layer, share)]
+            _warn_if_full(rule, n_positions)
+            results = run_sparse_eval(
+                placed,
+                datasets,
+                plans,
+                max_new_tokens=max_new_tokens,
+                chosen_by=chosen_by,
+                write_norm=write_norm,
+                out=out,
+            )
+            summary = {"model": model, "chosen by": chosen_by, "plan": plan, "other heads": describe_rule(rule)}
+            summary |= call(placed, partial(measured_summary, samples=datasets, results=results))
     json_text = write_summary(out / "acceleration.json", summary)
     write_report(out)
     if as_json:

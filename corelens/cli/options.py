@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from corelens.data import Sample
+    from corelens.experiments.remote import AnyModel
     from corelens.model import HookedMLLM
     from corelens.scores import HeadScores
 
@@ -51,6 +53,19 @@ BoxUnitOption = Annotated[
 Seed = Annotated[int, typer.Option(metavar="NUMBER", help="Seed of synthetic data.", min=0)]
 Dtype = Annotated[str, typer.Option(metavar="TYPE", help="Such as bfloat16; auto: the checkpoint's own.")]
 DeviceOption = Annotated[str, typer.Option(metavar="DEVICE", help="Such as cuda:1; auto: all GPUs together.")]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CLUSTER", help="Run on a Ray cluster: auto: this machine's; local: a new one here; or HOST:PORT."
+    ),
+]
+Actors = Annotated[
+    int | None, typer.Option(metavar="NUMBER", help="With --ray: most models at a time.", show_default="2", min=1)
+]
+Gpus = Annotated[
+    int | None,
+    typer.Option(metavar="NUMBER", help="With --ray: GPUs of each model.", show_default="1 if there are any", min=0),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, no table.")]
 
 
@@ -176,6 +191,22 @@ def loaded(model: str, dtype: str, device: str) -> "HookedMLLM":
 
 
 @contextmanager
+def placed(
+    model: str, dtype: str, device: str, ray: str | None, actors: int | None, gpus: int | None
+) -> Iterator["AnyModel"]:
+    """The model in this process, or on a Ray cluster, to which it stays connected until the block ends."""
+    if ray is None:
+        if actors is not None or gpus is not None:
+            raise typer.BadParameter("they configure Ray actors; give --ray too.", param_hint="--actors, --gpus")
+        yield loaded(model, dtype, device)
+        return
+    from corelens.experiments.ray import RayModel, connect_to_ray
+
+    with connect_to_ray(ray):
+        yield RayModel(partial(loaded, model, dtype, device), ray, actors or 2, gpus)
+
+
+@contextmanager
 def resumable(out: Path, work: str) -> Iterator[None]:
     """Print errors without a traceback, that of a folder with another run first, and how to resume after Ctrl-C."""
     from corelens.experiments.run_folder import check_work
@@ -255,7 +286,7 @@ def warn_of_shared(ranking: "HeadScores", samples: Mapping[str, Sequence["Sample
         )
 
 
-def write_norm(model: "HookedMLLM", datasets: Mapping[str, Sequence["Sample"]]) -> "HeadScores | None":
+def write_norm(model: "AnyModel", datasets: Mapping[str, Sequence["Sample"]]) -> "HeadScores | None":
     """Length of what each head writes; None, with the reason on the screen, if it cannot be measured."""
     from corelens.experiments.conditions import MATCHED
     from corelens.experiments.controls import WRITE_NORM

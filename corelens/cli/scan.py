@@ -1,7 +1,6 @@
 """`corelens scan`."""
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -30,49 +29,25 @@ def scan(
     seed: options.Seed = 0,
     dtype: options.Dtype = "auto",
     device: options.DeviceOption = "auto",
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CLUSTER", help="Scan on a Ray cluster: auto: this machine's; local: a new one here; or HOST:PORT."
-        ),
-    ] = None,
-    actors: Annotated[
-        int | None, typer.Option(metavar="NUMBER", help="With --ray: most models at a time.", show_default="2", min=1)
-    ] = None,
-    gpus: Annotated[
-        int | None,
-        typer.Option(
-            metavar="NUMBER", help="With --ray: GPUs of each model.", show_default="1 if there are any", min=0
-        ),
-    ] = None,
+    ray: options.Ray = None,
+    actors: options.Actors = None,
+    gpus: options.Gpus = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Score every head of a model on data with evidence regions."""
     if batch != "auto" and not (batch.isdecimal() and int(batch)):
         raise typer.BadParameter(f"{batch!r} is neither auto nor a number of samples.", param_hint="--batch")
-    if ray is None and (actors is not None or gpus is not None):
-        raise typer.BadParameter("they configure Ray actors; give --ray too.", param_hint="--actors, --gpus")
-    from corelens.experiments.ray import scan_on_ray
     from corelens.experiments.scan import resolve_metrics, scan_metrics
     from corelens.experiments.scan_summary import scan_summary
 
     names = [name.strip() for name in metric.split(",")]
     datasets = options.samples(data, seed, limit, evidence=True)
-    load = partial(options.loaded, model, dtype, device)
     with options.resumable(out, "scan"):
         resolve_metrics(names)  # an unknown metric is an error before the model is loaded
-        run = (
-            partial(scan_on_ray, load, address=ray, actors=actors or 2, gpus=gpus)
-            if ray
-            else partial(scan_metrics, load())
-        )
-        scores = run(
-            datasets,
-            names,
-            rule=rule,  # pyright: ignore[reportArgumentType] checked by scan_metrics
-            batch_size=16 if batch == "auto" else int(batch),
-            out=out,
-        )
+        with options.placed(model, dtype, device, ray, actors, gpus) as placed:
+            scores = scan_metrics(
+                placed, datasets, names, rule, batch_size=16 if batch == "auto" else int(batch), out=out
+            )
     summaries = {name: scan_summary(of_metric) for name, of_metric in scores.items()}
     if as_json:
         print(json.dumps(summaries, indent=1))

@@ -13,6 +13,7 @@ from rich.table import Table
 from corelens.cli import options
 
 if TYPE_CHECKING:
+    from corelens.model import HookedMLLM
     from corelens.scores import HeadScores
 
 
@@ -37,9 +38,13 @@ def study(
     seed: options.Seed = 0,
     dtype: options.Dtype = "auto",
     device: options.DeviceOption = "auto",
+    ray: options.Ray = None,
+    actors: options.Actors = None,
+    gpus: options.Gpus = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Test the paper's claims on a model. Verdicts by rules that are set before the run, and a report."""
+    from corelens.experiments.remote import call
     from corelens.experiments.resumable import check_scoring, flatten_datasets
     from corelens.reports.study_folder import save
     from corelens.study import FULL, QUICK, run_study
@@ -55,26 +60,32 @@ def study(
         texts = {name: list(dataset) for name, dataset in options.text_samples(model, limit).items()}
         _, tested = halves(samples)  # too few samples are an error before the model is loaded
         check_scoring(flatten_datasets({**samples, **texts}), box_unit)
-        hooked = options.loaded(model, dtype, device)
-        throughput = measure_throughput(hooked, samples, out, max_new_tokens, box_unit)
-        budget = budget.affordable(throughput, sum(map(len, tested.values())))
-        works = planned_work(samples, texts, budget, len(hooked.heads))
-        for name, work in works.items():
-            unit = "answers" if work.answers else "passes"
-            console.print(f"{name}: {work.samples} samples x {work.conditions} = {work.total:,} {unit}")
-        seconds = sum(throughput.remaining_seconds(work, out) for work in works.values())
-        console.print(
-            f"What is left takes about {timedelta(seconds=round(seconds))}, at {throughput.seconds_per_pass:.2g} "
-            f"seconds a pass and {throughput.seconds_per_answer:.2g} an answer. Write-matched heads are "
-            f"drawn {budget.n_matched} times, of at most {most_draws}.",
-            soft_wrap=True,
-        )
-        results = run_study(hooked, samples, texts, out, budget, max_new_tokens, box_unit, compared_models, time_again)
+        with options.placed(model, dtype, device, ray, actors, gpus) as placed:
+            throughput = measure_throughput(placed, samples, out, max_new_tokens, box_unit)
+            budget = budget.affordable(throughput, sum(map(len, tested.values())))
+            works = planned_work(samples, texts, budget, call(placed, _n_heads))
+            for name, work in works.items():
+                unit = "answers" if work.answers else "passes"
+                console.print(f"{name}: {work.samples} samples x {work.conditions} = {work.total:,} {unit}")
+            seconds = sum(throughput.remaining_seconds(work, out) for work in works.values())
+            console.print(
+                f"What is left takes about {timedelta(seconds=round(seconds))}, at {throughput.seconds_per_pass:.2g} "
+                f"seconds a pass and {throughput.seconds_per_answer:.2g} an answer. Write-matched heads are "
+                f"drawn {budget.n_matched} times, of at most {most_draws}.",
+                soft_wrap=True,
+            )
+            results = run_study(
+                placed, samples, texts, out, budget, max_new_tokens, box_unit, compared_models, time_again
+            )
     summary = save(results, out, {"data": ",".join(data), "seed": seed, "limit": limit, "quick": quick})
     if as_json:
         print(json.dumps(summary, indent=1))
         return
     _print_findings(summary, out)
+
+
+def _n_heads(model: "HookedMLLM") -> int:
+    return len(model.heads)
 
 
 def _scores(folder: Path) -> "HeadScores":

@@ -23,6 +23,9 @@ def sweep(
     seed: options.Seed = 0,
     dtype: options.Dtype = "auto",
     device: options.DeviceOption = "auto",
+    ray: options.Ray = None,
+    actors: options.Actors = None,
+    gpus: options.Gpus = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Ablate each head, layer or group of heads by itself.
@@ -35,8 +38,8 @@ def sweep(
     from corelens.experiments.sweep import run_sweep, sweep_summary
 
     datasets = options.samples(data, seed, limit)
-    with options.resumable(out, "sweep"):
-        swept = run_sweep(options.loaded(model, dtype, device), datasets, how, per, out)
+    with options.resumable(out, "sweep"), options.placed(model, dtype, device, ray, actors, gpus) as placed:
+        swept = run_sweep(placed, datasets, how, per, out)
     summary = sweep_summary(swept, fdr)
     text = write_summary(out / "sweep.json", summary)
     if as_json:

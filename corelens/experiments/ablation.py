@@ -17,8 +17,8 @@ from corelens.errors import check_choice
 from corelens.experiments.ablation_summary import KINDS, AblationCurve
 from corelens.experiments.conditions import BASELINE, ConditionResults
 from corelens.experiments.controls import n_writing
-from corelens.experiments.fingerprint import model_fingerprint
 from corelens.experiments.passes import finite_passes
+from corelens.experiments.remote import AnyModel, Evaluate, checked_fingerprint
 from corelens.experiments.resumable import (
     SampleSets,
     check_scoring,
@@ -131,7 +131,7 @@ SHARD_SIZE = 16
 
 
 def run_ablation(
-    model: HookedMLLM,
+    model: AnyModel,
     samples: SampleSets,
     conditions: Mapping[str, Sequence[HeadSet]],
     method: AnswerMethod = "zero",
@@ -172,24 +172,17 @@ def run_ablation(
     listed = flatten_datasets(samples)
     check_scoring(listed, box_unit)
     head_sets = {BASELINE: [NOTHING]} | {name: list(sets) for name, sets in conditions.items()}
-    model.check_heads(head for sets in head_sets.values() for heads in sets for head in heads)
+    fingerprint, _ = checked_fingerprint(model, out is not None, partial(_check_heads, head_sets=head_sets))
     with_media = [sample for _, sample in listed if sample.images or sample.videos]
-    hooks = partial(_blind, phase=phase) if method == "blind" else lazy_ablation(method, model, with_media, phase=phase)
-
-    def answer_batch(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _draw"]]:
-        batches = [(batch, prepare_samples(model, batch))]
-        if method == "uniform_all_keys" and batches[0][1].tokens.padding.any():
-            batches = [([sample], prepare_samples(model, [sample])) for sample in batch]
-
-        def scores(heads: HeadSet) -> Float[Tensor, "batch"]:
-            ablated = hooks(heads)  # may run passes of the samples that a mean is of
-            with finite_passes(model, batches[0][1]) if heads is NOTHING and len(batches) == 1 else nullcontext():
-                evaluation = evaluate(model, batches, ablated, max_new_tokens, box_unit=box_unit)
-            return evaluation.scores.masked_fill(~evaluation.parsed, torch.nan)
-
-        with cached_vision(model.hf_model):
-            return {name: torch.stack([scores(heads) for heads in sets], 1) for name, sets in head_sets.items()}
-
+    evaluator = partial(
+        _answer_batches,
+        head_sets=head_sets,
+        method=method,
+        phase=phase,
+        max_new_tokens=max_new_tokens,
+        box_unit=box_unit,
+        sources=with_media if needs_reference(method) else [],
+    )
     writing = {
         name: [n_writing(heads, write_norm) for heads in sets]
         for name, sets in conditions.items()
@@ -204,9 +197,7 @@ def run_ablation(
         "chosen_by": chosen_by,
         "conditions": {name: [str(heads) for heads in sets] for name, sets in head_sets.items()},
     } | ({"heads that write": writing} if writing else {})
-    results = run_resumable(
-        "ablate", listed, answer_batch, model_fingerprint(model, out is not None), choices, SHARD_SIZE, batch_size, out
-    )
+    results = run_resumable("ablate", model, listed, evaluator, fingerprint, choices, SHARD_SIZE, batch_size, out)
     return ConditionResults(
         head_sets,
         results.values,
@@ -216,6 +207,44 @@ def run_ablation(
         groups=results.groups,
         n_writing=writing,
     )
+
+
+def _check_heads(model: HookedMLLM, head_sets: Mapping[str, Sequence[HeadSet]]) -> None:
+    model.check_heads(head for sets in head_sets.values() for heads in sets for head in heads)
+
+
+def _answer_batches(
+    model: HookedMLLM,
+    head_sets: Mapping[str, Sequence[HeadSet]],
+    method: AnswerMethod,
+    phase: Phase,
+    max_new_tokens: int,
+    box_unit: BoxUnit | None,
+    sources: Sequence[Sample],
+) -> Evaluate:
+    """Evaluation of answers with each set of heads ablated; reference activations are taken from `sources`."""
+    hooks = partial(_blind, phase=phase) if method == "blind" else lazy_ablation(method, model, sources, phase=phase)
+
+    def answer_batch(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _draw"]]:
+        batches = [(batch, prepare_samples(model, batch))]
+        if method == "uniform_all_keys" and batches[0][1].tokens.padding.any():
+            batches = [([sample], prepare_samples(model, [sample])) for sample in batch]
+
+        def scores(heads: HeadSet) -> Float[Tensor, "batch"]:
+            ablated = hooks(heads)  # may run passes of the samples that a mean is of
+            with finite_passes(model, batches[0][1]) if heads == NOTHING and len(batches) == 1 else nullcontext():
+                evaluation = evaluate(model, batches, ablated, max_new_tokens, box_unit=box_unit)
+            return evaluation.scores.masked_fill(~evaluation.parsed, torch.nan)
+
+        with cached_vision(model.hf_model):
+            return {name: torch.stack([scores(heads) for heads in sets], 1) for name, sets in head_sets.items()}
+
+    return answer_batch
+
+
+def needs_reference(method: AnswerMethod) -> bool:
+    """True if heads are replaced by activations of samples."""
+    return method in ("mean", "mean_by_role", "resample")
 
 
 def lazy_ablation(

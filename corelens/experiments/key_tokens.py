@@ -25,9 +25,9 @@ from torch import Tensor
 from corelens import metrics
 from corelens.data import Sample, evidence_tokens
 from corelens.errors import check_choice
-from corelens.experiments.fingerprint import model_fingerprint
 from corelens.experiments.key_token_results import METRIC, KeyTokens, Rankings, key_tokens_of
 from corelens.experiments.passes import finite_passes, run_pattern_hooks, stack_layers
+from corelens.experiments.remote import AnyModel, Evaluate, checked_fingerprint
 from corelens.experiments.resumable import (
     SampleSets,
     flatten_datasets,
@@ -69,7 +69,7 @@ def rank_and_draw(scores: HeadScores, n: int = 250, seeds: Sequence[int] = range
 
 
 def scan_key_tokens(
-    model: HookedMLLM,
+    model: AnyModel,
     samples: SampleSets,
     rankings: Rankings,
     rule: BoxRule = "overlap",
@@ -116,19 +116,24 @@ def scan_key_tokens(
     for kind, draws in rankings.items():
         if len(lengths := {len(ranking) for ranking in draws}) != 1 or not all(lengths):
             raise ValueError(f"{kind!r} has rankings of {sorted(lengths)} heads; it needs one or more of one length.")
-        for ranking in draws:
-            model.check_heads(ranking)
-    fingerprint = model_fingerprint(model, out is not None)
+    fingerprint, _ = checked_fingerprint(model, out is not None, partial(_check_heads, rankings=rankings))
     choices = {"rule": rule, "views": views, "batch_size": batch_size}
     choices |= {"rankings": {kind: [str(ranking) for ranking in draws] for kind, draws in rankings.items()}}
-    evaluate = partial(_measure_batch, model, rankings, rule, views)
-    shards = run_resumable(
-        "key-tokens", flatten_datasets(samples), evaluate, fingerprint, choices, SHARD_SIZE, batch_size, out
-    )
+    listed = flatten_datasets(samples)
+    evaluator = partial(_measure_batches, rankings=rankings, rule=rule, views=views)
+    shards = run_resumable("key-tokens", model, listed, evaluator, fingerprint, choices, SHARD_SIZE, batch_size, out)
     key_tokens = key_tokens_of(shards, rankings, {**fingerprint, **choices})
     if out is not None:
         write_scores(out, METRIC.replace(" ", "_"), key_tokens.ratios)
     return key_tokens
+
+
+def _check_heads(model: HookedMLLM, rankings: Rankings) -> None:
+    model.check_heads(head for draws in rankings.values() for ranking in draws for head in ranking)
+
+
+def _measure_batches(model: HookedMLLM, rankings: Rankings, rule: BoxRule, views: Views) -> Evaluate:
+    return partial(_measure_batch, model, rankings, rule, views)
 
 
 @torch.no_grad()

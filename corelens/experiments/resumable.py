@@ -1,8 +1,9 @@
 """Resumable evaluation of many samples: every experiment is a function of a batch, and this module runs it.
 
-An experiment (`scan_metrics`, `run_sweep`, `run_ablation`, `run_sparse_eval`) passes `run_resumable` its samples and
-`evaluate`, which turns a batch into named tensors. Samples are cut into shards; a shard is the unit of disk writes, so
-that a run that is killed loses no more than the shards it was working on, and resumes to the same bytes.
+An experiment (`scan_metrics`, `run_sweep`, `run_ablation`, `run_sparse_eval`) passes `run_resumable` its samples and a
+function of the model that returns `evaluate`, which turns a batch into named tensors. Samples are cut into shards; a
+shard is the unit of disk writes, so that a run that is killed loses no more than the shards it was working on, and
+resumes to the same bytes.
 
     samples  --shard_size-->  shards  --batch_size, by prompt length-->  batches
                                 |                                           | evaluate(batch)
@@ -11,27 +12,27 @@ that a run that is killed loses no more than the shards it was working on, and r
 
 A batch that runs out of memory is halved and so are all after it; a batch that raises another error is halved until
 the sample that raises it is alone, and this is recorded as skipped. An error that no sample of a shard survives is not
-a sample's, and ends the run. `map` decides where shards are evaluated: in this process, or on a Ray cluster
+a sample's, and ends the run. Shards are evaluated where the model is: in this process, or on a Ray cluster
 (`corelens.experiments.ray`).
 
 See `run_folder` for the files, and `scan` for the simplest experiment.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from os import PathLike
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from corelens.data import BoxUnit, Sample, prepare_batch, score
 from corelens.errors import docs_link, without_docs_link
 from corelens.experiments.fingerprint import samples_hash
+from corelens.experiments.remote import AnyModel, DatasetSamples, Evaluate, Evaluator, map_shards
 from corelens.experiments.run_folder import RunFolder, Shard
 from corelens.inputs.prepare import PreparedInputs
 from corelens.metrics import join_groups
@@ -42,15 +43,6 @@ Element = TypeVar("Element")
 
 SampleSets = Iterable[Sample] | Mapping[str, Iterable[Sample]]
 """Samples of one data set, or of several by name."""
-
-DatasetSamples = Sequence[tuple[str, Sample]]
-"""Samples, each with the name of its data set."""
-
-Evaluate = Callable[[list[Sample]], Mapping[str, Float[Tensor, "batch *units"]]]
-"""Computes the results of a batch, by name; raises `SampleError` if a sample of it cannot be evaluated."""
-
-ShardMap = Callable[[Callable[[DatasetSamples], Shard], Mapping[int, DatasetSamples]], Iterable[tuple[int, Shard]]]
-"""Applies a function to the samples of each shard and yields the results with their numbers, in any order."""
 
 
 class SampleError(ValueError):
@@ -63,27 +55,27 @@ OF_NO_SAMPLE = (MemoryError, ImportError, torch.AcceleratorError)
 
 def run_resumable(
     work: str,
+    model: AnyModel,
     samples: DatasetSamples,
-    evaluate: Evaluate,
+    evaluator: Evaluator,
     fingerprint: Mapping[str, Any],
     choices: Mapping[str, Any],
     shard_size: int,
     batch_size: int,
     out: str | PathLike[str] | None,
-    map: ShardMap | None = None,
 ) -> Shard:
     """Evaluate all samples, except those of shards that a run folder already holds.
 
     Args:
         work: Name of the experiment, for the progress bar and the run folder.
+        model: The model, or one that other processes hold.
         samples: As returned by `flatten_datasets`.
-        evaluate: Evaluates one batch.
-        fingerprint: As returned by `model_fingerprint`.
+        evaluator: Returns the function that evaluates one batch.
+        fingerprint: As returned by `checked_fingerprint`.
         choices: All other settings that must be the same for shards to belong together, ready for JSON.
         shard_size: Samples that are kept or lost together when the run is interrupted.
         batch_size: Most samples of a batch; without a folder, batches may be larger than shards.
         out: The run folder, or none.
-        map: Where shards are evaluated; in this process by default.
 
     Returns:
         The results of all samples, in order.
@@ -107,9 +99,9 @@ def run_resumable(
         missing = {number: batch for number, batch in shard_samples.items() if number not in shards}
         n_finished = len(samples) - sum(len(batch) for batch in missing.values())
         whole = len(shard_samples) == 1
-        function = partial(evaluate_shard, evaluate=evaluate, batch_size=batch_size, whole=whole)
+        function = partial(evaluate_shard, batch_size=batch_size, whole=whole)
         with progress(len(samples), work, "sample", n_finished) as advance:
-            for number, shard in (map or map_locally)(function, missing):
+            for number, shard in map_shards(model, evaluator, function, missing, fingerprint):
                 if folder:
                     folder.write(number, shard)
                 shards[number] = shard
@@ -117,14 +109,6 @@ def run_resumable(
     results = Shard.concatenate([shards[number] for number in shard_samples])
     _report_skipped(results, len(samples))
     return results
-
-
-def map_locally(
-    function: Callable[[DatasetSamples], Shard], shard_samples: Mapping[int, DatasetSamples]
-) -> Iterator[tuple[int, Shard]]:
-    """Evaluate shards one after another in this process."""
-    for number, samples in shard_samples.items():
-        yield number, function(samples)
 
 
 def evaluate_shard(samples: DatasetSamples, evaluate: Evaluate, batch_size: int, whole: bool = True) -> Shard:

@@ -8,17 +8,10 @@ from os import PathLike
 from typing import Any
 
 from corelens.errors import check_choice, docs_link
-from corelens.experiments.fingerprint import model_fingerprint
 from corelens.experiments.head_metrics import WHOLE, ScanConfig, score_batch
 from corelens.experiments.layer_scores import DESCRIPTIVE_METRICS, AnyMetric, check_can_score, metric_name
-from corelens.experiments.resumable import (
-    DatasetSamples,
-    Evaluate,
-    SampleSets,
-    ShardMap,
-    flatten_datasets,
-    run_resumable,
-)
+from corelens.experiments.remote import AnyModel, Evaluate, checked_fingerprint
+from corelens.experiments.resumable import SampleSets, flatten_datasets, run_resumable
 from corelens.experiments.run_folder import Shard, write_scores
 from corelens.metrics import (
     PRESETS,
@@ -33,7 +26,7 @@ SHARD_SIZE = 32
 """Samples that are kept or lost together when a scan is interrupted."""
 
 
-def scan(model: HookedMLLM, samples: SampleSets, metric: AnyMetric = "ram", **options: Any) -> HeadScores:
+def scan(model: AnyModel, samples: SampleSets, metric: AnyMetric = "ram", **options: Any) -> HeadScores:
     """Score every head by one metric on every sample.
 
     Args:
@@ -46,7 +39,7 @@ def scan(model: HookedMLLM, samples: SampleSets, metric: AnyMetric = "ram", **op
 
 
 def scan_metrics(
-    model: HookedMLLM,
+    model: AnyModel,
     samples: SampleSets,
     metrics: Sequence[AnyMetric] = ("ram", "ram_last"),
     rule: BoxRule = "overlap",
@@ -85,45 +78,26 @@ def scan_metrics(
             skipped, or `out` holds another scan; the message names the difference.
         RuntimeError: If another process is writing to `out`.
     """
-    config = scan_config(metrics, rule=rule, views=views, batch_size=batch_size, max_new_tokens=max_new_tokens)
-    check_can_score(model, config.metrics)
-    evaluate = partial(score_batch, model, config=config)
-    return run_scan(
-        flatten_datasets(samples), metrics, config, evaluate, model_fingerprint(model, out is not None), out
-    )
-
-
-def run_scan(
-    samples: DatasetSamples,
-    metrics: Sequence[AnyMetric],
-    config: ScanConfig,
-    evaluate: Evaluate,
-    fingerprint: Mapping[str, Any],
-    out: str | PathLike[str] | None,
-    map: ShardMap | None = None,
-) -> dict[str, HeadScores]:
-    """Run a scan, in this process or elsewhere, and turn its shards into head scores.
-
-    Args:
-        samples: As returned by `flatten_datasets`.
-        metrics: As for `scan_metrics`.
-        config: As returned by `scan_config`.
-        evaluate: `score_batch` of a model.
-        fingerprint: As returned by `model_fingerprint`.
-        out: As for `scan_metrics`.
-        map: As for `run_resumable`.
-    """
+    config = ScanConfig(resolve_metrics(metrics), rule, views, batch_size, max_new_tokens)
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} is less than one.")
+    check_choice("rule", rule, BoxRule)
+    check_choice("views", views, Views)
+    listed = flatten_datasets(samples)
+    check = partial(check_can_score, metrics=config.metrics)
+    fingerprint, _ = checked_fingerprint(model, out is not None, check)
     choices = {name: value for name, value in asdict(config).items() if name != "metrics"}
     choices["measures"] = {
         metric_name(metric): _axes(metric) if isinstance(metric, Metric) else {} for metric in config.metrics
     }
-    shards = run_resumable("scan", samples, evaluate, fingerprint, choices, SHARD_SIZE, config.batch_size, out, map)
+    evaluator = partial(_score_batches, config=config)
+    shards = run_resumable("scan", model, listed, evaluator, fingerprint, choices, SHARD_SIZE, batch_size, out)
     scores = _head_scores(shards, metrics, config, fingerprint)
     if WHOLE in shards.values and (n_whole := int(shards.values[WHOLE].sum())):
         warnings.warn(
             f"the evidence of {n_whole} of {len(shards.samples)} samples is all of their visual tokens: there, "
             f"attention on the evidence is attention on the picture, whatever a head retrieves. {docs_link('whole')}",
-            stacklevel=3,
+            stacklevel=2,
         )
     if out is not None:
         for name, of_metric in scores.items():
@@ -131,14 +105,8 @@ def run_scan(
     return scores
 
 
-def scan_config(metrics: Sequence[AnyMetric], **settings: Any) -> ScanConfig:
-    """Build the settings of a scan, and check them."""
-    config = ScanConfig(resolve_metrics(metrics), **settings)
-    if config.batch_size < 1:
-        raise ValueError(f"batch_size={config.batch_size} is less than one.")
-    check_choice("rule", config.rule, BoxRule)
-    check_choice("views", config.views, Views)
-    return config
+def _score_batches(model: HookedMLLM, config: ScanConfig) -> Evaluate:
+    return partial(score_batch, model, config=config)
 
 
 def resolve_metrics(metrics: Sequence[AnyMetric]) -> tuple[AnyMetric, ...]:

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from os import PathLike
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,8 +15,8 @@ from corelens.causal import evaluate
 from corelens.data import BoxUnit, Sample
 from corelens.experiments.conditions import BASELINE, ConditionResults
 from corelens.experiments.controls import full_heads, n_writing
-from corelens.experiments.fingerprint import model_fingerprint
 from corelens.experiments.passes import finite_passes
+from corelens.experiments.remote import AnyModel, Evaluate, checked_fingerprint
 from corelens.experiments.resumable import (
     SampleSets,
     check_scoring,
@@ -25,6 +26,7 @@ from corelens.experiments.resumable import (
     run_resumable,
 )
 from corelens.experiments.speed import Speed, measure_speed
+from corelens.heads import Head
 from corelens.hf.module_outputs import cached_vision
 from corelens.hooks.points import hook_name
 from corelens.inputs.prepare import PreparedInputs
@@ -97,6 +99,10 @@ Plans = Mapping[str, Sequence[HeadPlan | TokenPruning]]
 one for each seed."""
 
 
+NO_PLAN = HeadPlan({}, Full(), name="no plan")
+"""The baseline's plan."""
+
+
 @dataclass(frozen=True)
 class SparseResults(ConditionResults[HeadPlan | TokenPruning]):
     """Scores of answers under plans, and attention recall."""
@@ -111,7 +117,7 @@ class SparseResults(ConditionResults[HeadPlan | TokenPruning]):
 
 
 def run_sparse_eval(
-    model: HookedMLLM,
+    model: AnyModel,
     samples: SampleSets,
     plans: Plans,
     batch_size: int = 16,
@@ -142,36 +148,10 @@ def run_sparse_eval(
     """
     listed = flatten_datasets(samples)
     check_scoring(listed, box_unit)
-    full = HeadPlan({}, Full(), name="no plan")
-    conditions: dict[str, list[HeadPlan | TokenPruning]] = {BASELINE: [full]}
+    conditions: dict[str, list[HeadPlan | TokenPruning]] = {BASELINE: [NO_PLAN]}
     conditions |= {name: list(draws) for name, draws in plans.items()}
-    head_plans = [plan for draws in conditions.values() for plan in draws if isinstance(plan, HeadPlan)]
-    for plan in head_plans:
-        resolve(plan, model.hf_model)
-
-    def answer_batch(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _draw"]]:
-        inputs = prepare_samples(model, batch)
-        batches = [(batch, inputs)]
-
-        def scores(plan: HeadPlan | TokenPruning) -> Float[Tensor, "batch"]:
-            if isinstance(plan, TokenPruning):
-                hooks = prune_tokens(model, inputs, plan)
-                evaluation = evaluate(model, batches, hooks, max_new_tokens, box_unit=box_unit)
-            else:
-                with finite_passes(model, inputs) if plan is full else apply(model, plan, force=True):
-                    evaluation = evaluate(model, batches, None, max_new_tokens, box_unit=box_unit)
-            return evaluation.scores.masked_fill(~evaluation.parsed, torch.nan)
-
-        unknown = torch.full((len(batch),), torch.nan)
-        results = {}
-        with cached_vision(model.hf_model):
-            recalls = iter(attention_recall(model, inputs, head_plans))
-            for name, draws in conditions.items():
-                results[name] = torch.stack([scores(plan) for plan in draws], 1)
-                recall = [next(recalls) if isinstance(plan, HeadPlan) else unknown for plan in draws]
-                results[RECALL + name] = torch.stack(recall, 1)
-        return results
-
+    fingerprint, _ = checked_fingerprint(model, out is not None, partial(_check_plans, conditions=conditions))
+    evaluator = partial(_answer_batches, conditions=conditions, max_new_tokens=max_new_tokens, box_unit=box_unit)
     writing = {
         name: [n_writing(full_heads(plan), write_norm) for plan in draws if isinstance(plan, HeadPlan)]
         for name, draws in plans.items()
@@ -184,16 +164,7 @@ def run_sparse_eval(
         "chosen_by": chosen_by,
         "plans": {name: [_plan_json(plan) for plan in draws] for name, draws in conditions.items()},
     } | ({"heads that write": writing} if writing else {})
-    results = run_resumable(
-        "accelerate",
-        listed,
-        answer_batch,
-        model_fingerprint(model, out is not None),
-        choices,
-        SHARD_SIZE,
-        batch_size,
-        out,
-    )
+    results = run_resumable("accelerate", model, listed, evaluator, fingerprint, choices, SHARD_SIZE, batch_size, out)
     values = {name: results.values[name] for name in conditions}
     recall = {name: results.values[RECALL + name] for name in conditions}
     return SparseResults(
@@ -208,20 +179,59 @@ def run_sparse_eval(
     )
 
 
-def sparse_summary(
-    model: HookedMLLM, results: SparseResults, n_positions: int, speeds: Mapping[str, Speed]
-) -> dict[str, Any]:
-    """Plans, accuracies and skipped samples of a sparse evaluation, ready for JSON.
+def _check_plans(model: HookedMLLM, conditions: Plans) -> None:
+    for plan in _head_plans(conditions):
+        resolve(plan, model.hf_model)
+
+
+def _head_plans(conditions: Plans) -> list[HeadPlan]:
+    return [plan for draws in conditions.values() for plan in draws if isinstance(plan, HeadPlan)]
+
+
+def _answer_batches(model: HookedMLLM, conditions: Plans, max_new_tokens: int, box_unit: BoxUnit | None) -> Evaluate:
+    """Evaluation of answers under each plan."""
+    head_plans = _head_plans(conditions)
+
+    def answer_batch(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _draw"]]:
+        inputs = prepare_samples(model, batch)
+        batches = [(batch, inputs)]
+
+        def scores(plan: HeadPlan | TokenPruning) -> Float[Tensor, "batch"]:
+            if isinstance(plan, TokenPruning):
+                hooks = prune_tokens(model, inputs, plan)
+                evaluation = evaluate(model, batches, hooks, max_new_tokens, box_unit=box_unit)
+            else:
+                with finite_passes(model, inputs) if plan == NO_PLAN else apply(model, plan, force=True):
+                    evaluation = evaluate(model, batches, None, max_new_tokens, box_unit=box_unit)
+            return evaluation.scores.masked_fill(~evaluation.parsed, torch.nan)
+
+        unknown = torch.full((len(batch),), torch.nan)
+        results = {}
+        with cached_vision(model.hf_model):
+            recalls = iter(attention_recall(model, inputs, head_plans))
+            for name, draws in conditions.items():
+                results[name] = torch.stack([scores(plan) for plan in draws], 1)
+                recall = [next(recalls) if isinstance(plan, HeadPlan) else unknown for plan in draws]
+                results[RECALL + name] = torch.stack(recall, 1)
+        return results
+
+    return answer_batch
+
+
+def measured_summary(model: HookedMLLM, samples: SampleSets, results: SparseResults) -> dict[str, Any]:
+    """Plans, accuracies and skipped samples of a sparse evaluation, ready for JSON, with speeds on the longest prompt.
 
     Every plan of heads has both of its budgets: the share of heads that attend to everything, and of the cache of the
     prompt that is stored; and whether it is full attention, since its sinks and window cover the prompt.
 
     Args:
         model: The model.
+        samples: The samples that were evaluated.
         results: As returned by `run_sparse_eval`.
-        n_positions: Length of the prompt on which speeds were measured.
-        speeds: Speeds under the first draw of each plan, as returned by `measure_speeds`.
     """
+    prompt = longest_prompt(model, samples)
+    n_positions = prompt["input_ids"].shape[1]
+    speeds = measure_speeds(model, prompt, results.conditions)
     return {
         "positions": n_positions,
         "plans": {name: _plan_summary(model, results, name, n_positions, speeds) for name in results.conditions},
@@ -254,6 +264,20 @@ def longest_prompt(model: HookedMLLM, samples: SampleSets) -> PreparedInputs:
     """Prepare the longest prompt, as far as lengths are known before media are read."""
     _, longest = max(flatten_datasets(samples), key=lambda named: prompt_length(named[1]))
     return prepare_samples(model, [longest])
+
+
+class HeadShape(NamedTuple):
+    """The heads of a model, which plans are made for."""
+
+    heads: tuple[Head, ...]
+    group_size: int
+    """Heads that share keys and values."""
+
+
+def shape_and_longest(model: HookedMLLM, samples: SampleSets) -> tuple[HeadShape, int]:
+    """Heads of the model, and number of positions of the longest prompt."""
+    shape = HeadShape(tuple(model.heads), model.cfg.n_heads // model.cfg.n_key_value_heads)
+    return shape, longest_prompt(model, samples)["input_ids"].shape[1]
 
 
 def measure_speeds(

@@ -17,9 +17,9 @@ from corelens.causal.effects import PatchingMetric, kl_div, log_prob
 from corelens.causal.session import Session
 from corelens.data import Sample, prepare_batches
 from corelens.errors import check_choice
-from corelens.experiments.ablation import ReferenceMethod, lazy_ablation
-from corelens.experiments.fingerprint import model_fingerprint
+from corelens.experiments.ablation import ReferenceMethod, lazy_ablation, needs_reference
 from corelens.experiments.passes import finite_passes
+from corelens.experiments.remote import AnyModel, Evaluate, checked_fingerprint
 from corelens.experiments.resumable import (
     SampleSets,
     flatten_datasets,
@@ -214,7 +214,7 @@ SHARD_SIZE = 4
 
 
 def run_sweep(
-    model: HookedMLLM,
+    model: AnyModel,
     samples: SampleSets,
     method: ReferenceMethod = "zero",
     per: Unit = "head",
@@ -242,9 +242,35 @@ def run_sweep(
     check_choice("method", method, ReferenceMethod)
     check_choice("per", per, Unit)
     listed = flatten_datasets(samples)
-    # A pass over any prompt gives the number of heads that share a key.
-    units = sweep_units(model, per, prepare_samples(model, [listed[0][1]]) if per == "group" else None)
-    intervention = lazy_ablation(method, model, [sample for _, sample in listed], positions="from_question")
+    first = listed[0][1] if per == "group" else None
+    fingerprint, units = checked_fingerprint(model, out is not None, partial(_units_of, per=per, sample=first))
+    sources = [sample for _, sample in listed] if needs_reference(method) else []
+    evaluator = partial(_sweep_batches, units=units, method=method, sources=sources)
+    label = METRIC_LABELS[log_prob]
+    choices = {"how": method, "per": per, "effect": label, "positions": "from_question"}
+    # One by one: samples whose questions differ in length share no prefix.
+    results = run_resumable("sweep", model, listed, evaluator, fingerprint, choices, SHARD_SIZE, 1, out)
+    swept = Sweep(
+        units, results.values["values"], results.values["plain"][:, 0], label, results.samples,
+        fingerprint["model"], choices, results.datasets, results.skipped, results.groups,
+    )  # fmt: skip
+    if out is not None:
+        if per == "head":
+            write_scores(out, "sweep", swept.scores())
+        write_summary(Path(out) / "sweep.json", sweep_summary(swept))
+    return swept
+
+
+def _units_of(model: HookedMLLM, per: Unit, sample: Sample | None) -> tuple[HeadSet, ...]:
+    """The units; a pass over the sample gives the number of heads that share a key, which groups need."""
+    return sweep_units(model, per, None if sample is None else prepare_samples(model, [sample]))
+
+
+def _sweep_batches(
+    model: HookedMLLM, units: tuple[HeadSet, ...], method: ReferenceMethod, sources: Sequence[Sample]
+) -> Evaluate:
+    """Evaluation of the log-probabilities of answers with each unit ablated."""
+    intervention = lazy_ablation(method, model, sources, positions="from_question")
 
     def sweep_batch(batch: list[Sample]) -> dict[str, Float[Tensor, "batch _unit"]]:
         inputs = prepare_samples(model, batch)
@@ -256,28 +282,7 @@ def run_sweep(
                 model(inputs)
         return {"values": effects.values, "plain": effects.baseline[:, None]}
 
-    label = METRIC_LABELS[log_prob]
-    choices = {"how": method, "per": per, "effect": label, "positions": "from_question"}
-    # One by one: samples whose questions differ in length share no prefix.
-    results = run_resumable(
-        "sweep",
-        listed,
-        sweep_batch,
-        model_fingerprint(model, out is not None),
-        choices,
-        SHARD_SIZE,
-        batch_size=1,
-        out=out,
-    )
-    swept = Sweep(
-        units, results.values["values"], results.values["plain"][:, 0], label, results.samples,
-        model.cfg.model_name, choices, results.datasets, results.skipped, results.groups,
-    )  # fmt: skip
-    if out is not None:
-        if per == "head":
-            write_scores(out, "sweep", swept.scores())
-        write_summary(Path(out) / "sweep.json", sweep_summary(swept))
-    return swept
+    return sweep_batch
 
 
 def sweep_summary(swept: Sweep, fdr: float = 0.05) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,17 @@ import torch
 
 from corelens.data import Sample
 from corelens.experiments.conditions import BASELINE, low_to_high
+from corelens.experiments.remote import AnyModel, call
 from corelens.experiments.run_folder import read_summary, write_summary
 from corelens.experiments.sparse_eval import (
     Plans,
     SparseResults,
+    longest_prompt,
     measure_speeds,
+    measured_summary,
     run_sparse_eval,
-    sparse_summary,
 )
 from corelens.experiments.speed import Speed
-from corelens.inputs.prepare import PreparedInputs
 from corelens.model import HookedMLLM
 from corelens.progress import progress
 from corelens.scores import HeadScores
@@ -133,12 +135,12 @@ def published_counts(n_positions: int, n_heads: int) -> tuple[int, ...]:
 
 
 def run_published(
-    model: HookedMLLM,
+    model: AnyModel,
     samples: Mapping[str, Sequence[Sample]],
     ranking: HeadScores,
+    group_size: int,
     counts: Sequence[int],
     seeds: Sequence[int],
-    longest: PreparedInputs,
     out: Path,
     **options: Any,
 ) -> SparseResults:
@@ -148,13 +150,13 @@ def run_published(
         model: The model.
         samples: Questions with media, by data set.
         ranking: Scores whose top heads attend to everything.
+        group_size: Heads that share keys and values.
         counts: As returned by `published_counts`.
         seeds: Seeds of the random draws.
-        longest: The prompt whose speed is measured.
         out: The run folder, as `corelens accelerate --plan published` writes it.
         options: Further arguments of `run_sparse_eval`.
     """
-    rule, group_size = StreamingBlocks(), model.cfg.n_heads // model.cfg.n_key_value_heads
+    rule = StreamingBlocks()
     plans = {
         name: draws
         for name, draws in plans_and_controls(ranking, group_size, rule, counts, seeds).items()
@@ -162,10 +164,9 @@ def run_published(
     }
     results = run_sparse_eval(model, samples, plans, out=out, **options)
     if not (file := out / "acceleration.json").exists():
-        speeds = measure_speeds(model, longest, results.conditions)
         summary = {"model": ranking.model, "chosen by": f"{ranking.metric} of {ranking.model}"}
         summary |= {"plan": "published", "other heads": describe_rule(rule)}
-        write_summary(file, summary | sparse_summary(model, results, longest["input_ids"].shape[1], speeds))
+        write_summary(file, summary | call(model, partial(measured_summary, samples=samples, results=results)))
     return results
 
 
@@ -176,36 +177,50 @@ def speed_up(timing: Timing, plan: str, at_least: float | None = None) -> Measur
 
 
 def measure_timing(
-    model: HookedMLLM, inputs: PreparedInputs, plans: Plans, n_rounds: int, folder: Path, remeasure: bool = False
+    model: AnyModel,
+    samples: Mapping[str, Sequence[Sample]],
+    plans: Plans,
+    n_rounds: int,
+    folder: Path,
+    remeasure: bool = False,
 ) -> Timing:
-    """Measure speeds on one prompt in as many rounds as the folder lacks.
+    """Measure speeds on the longest prompt in as many rounds as the folder lacks.
 
     Args:
         model: The model.
-        inputs: The prompt.
+        samples: The samples.
         plans: The plans; the unchanged model, `plain`, is always measured with them.
         n_rounds: Number of rounds, each of which runs every plan once.
         folder: Folder that keeps the rounds in `speed.json`.
         remeasure: Measure all rounds again, e.g. on another machine.
     """
     file = folder / "speed.json"
-    positions, device = inputs["input_ids"].shape[1], _device_name(model.device)
-    timing = Timing([], positions, device)
+    timing = call(model, partial(_empty_timing, samples=samples))
     if file.exists() and not remeasure:
         saved = read_summary(file, "rounds", "positions", "device")
         rounds = [
             {name: Speed(**speed) for name, speed in round_speeds.items()} for round_speeds in saved.pop("rounds")
         ]
-        same_work = saved["positions"] == positions and all(set(speeds) == {*plans, BASELINE} for speeds in rounds)
+        same_work = saved["positions"] == timing.positions and all(
+            set(speeds) == {*plans, BASELINE} for speeds in rounds
+        )
         # Rounds of two machines cannot be told apart later.
-        if same_work and (len(rounds) >= n_rounds or saved["device"] == device):
+        if same_work and (len(rounds) >= n_rounds or saved["device"] == timing.device):
             timing = Timing(rounds[:n_rounds], **saved)
     with progress(n_rounds, "speed", "round", len(timing.rounds)) as advance:
         while len(timing.rounds) < n_rounds:
-            timing.rounds.append(measure_speeds(model, inputs, plans, 4, 1))
+            timing.rounds.append(call(model, partial(_measure_round, samples=samples, plans=plans)))
             write_summary(file, asdict(timing))
             advance(1)
     return timing
+
+
+def _empty_timing(model: HookedMLLM, samples: Mapping[str, Sequence[Sample]]) -> Timing:
+    return Timing([], longest_prompt(model, samples)["input_ids"].shape[1], _device_name(model.device))
+
+
+def _measure_round(model: HookedMLLM, samples: Mapping[str, Sequence[Sample]], plans: Plans) -> dict[str, Speed]:
+    return measure_speeds(model, longest_prompt(model, samples), plans, 4, 1)
 
 
 def _device_name(device: torch.device) -> str:

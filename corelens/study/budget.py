@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from corelens.data import BoxUnit, Sample
 from corelens.experiments import ablation, key_tokens, scan, sparse_eval, sweep
 from corelens.experiments.ablation import ReferenceMethod
 from corelens.experiments.controls import WRITE_NORM
+from corelens.experiments.remote import AnyModel, call
 from corelens.experiments.run_folder import read_summary, write_summary
 from corelens.experiments.throughput import (
     N_TIMED_ANSWERS,
@@ -200,7 +202,7 @@ class Throughput:
 
 
 def measure_throughput(
-    model: HookedMLLM,
+    model: AnyModel,
     samples: Mapping[str, Sequence[Sample]],
     out: str | PathLike[str],
     max_new_tokens: int,
@@ -215,10 +217,15 @@ def measure_throughput(
     n_samples = sum(map(len, timed.values()))
     with total_progress((2 + N_TIMED_ANSWERS) * n_samples, "timing a few samples", "pass") as bar:
         bar.begin("", 1)
-        seconds_per_pass(model, timed, SCANNED_METRICS)  # warm-up
-        of_pass = seconds_per_pass(model, timed, SCANNED_METRICS)
+        of_pass = call(model, partial(_seconds_per_pass, samples=timed))
         bar.begin("", N_TIMED_ANSWERS)
-        throughput = Throughput(of_pass, seconds_per_answer(model, timed, max_new_tokens, box_unit))
+        answers = partial(seconds_per_answer, samples=timed, max_new_tokens=max_new_tokens, box_unit=box_unit)
+        throughput = Throughput(of_pass, call(model, answers))
     Path(out).mkdir(parents=True, exist_ok=True)
     write_summary(file, asdict(throughput))
     return throughput
+
+
+def _seconds_per_pass(model: HookedMLLM, samples: Mapping[str, Sequence[Sample]]) -> float:
+    seconds_per_pass(model, samples, SCANNED_METRICS)  # warm-up
+    return seconds_per_pass(model, samples, SCANNED_METRICS)

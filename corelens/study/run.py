@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import dispatch_model
@@ -17,9 +17,10 @@ from corelens.experiments.conditions import ConditionResults
 from corelens.experiments.controls import WRITE_NORM
 from corelens.experiments.key_token_results import KeyTokens
 from corelens.experiments.key_tokens import rank_and_draw, scan_key_tokens
+from corelens.experiments.remote import AnyModel, call, changed
 from corelens.experiments.resumable import check_scoring, flatten_datasets
 from corelens.experiments.scan import scan_metrics
-from corelens.experiments.sparse_eval import SparseResults, longest_prompt, run_sparse_eval
+from corelens.experiments.sparse_eval import SparseResults, run_sparse_eval, shape_and_longest
 from corelens.experiments.sweep import run_sweep
 from corelens.heads import Head, HeadSet
 from corelens.model import HookedMLLM
@@ -36,7 +37,7 @@ from corelens.study.markers import markers, with_markers
 from corelens.study.necessity import matched_controls, necessity, reliability
 from corelens.study.other_evidence import with_other_evidence, with_other_questions
 from corelens.study.query_tokens import QUERY_TOKENS, query_tokens
-from corelens.study.relevance import relevance
+from corelens.study.relevance import MovedEvidence, relevance
 from corelens.study.sparsity import EXCESS, sparsity
 from corelens.study.tasks import (
     TASK_METRICS,
@@ -81,7 +82,7 @@ class Study:
 
 
 def run_study(
-    model: HookedMLLM,
+    model: AnyModel,
     samples: Mapping[str, Sequence[Sample]],
     texts: Texts,
     out: str | PathLike[str],
@@ -110,11 +111,12 @@ def run_study(
             and `run_sparse_eval` raise.
     """
     check_scoring(flatten_datasets({**samples, **texts}), box_unit)
-    folder, works = Path(out), planned_work(samples, texts, budget, len(model.heads))
+    folder = Path(out)
     scanned, tested = halves(samples)
-    longest, seeds, doses = longest_prompt(model, tested), range(budget.n_seeds), budget.doses_of(len(model.heads))
-    n_positions = longest["input_ids"].shape[1]
-    counts = published_counts(n_positions, len(model.heads))
+    facts = call(model, partial(_facts, scanned=scanned, tested=tested))
+    works, n_heads, n_positions = planned_work(samples, texts, budget, facts.n_heads), facts.n_heads, facts.n_positions
+    seeds, doses = range(budget.n_seeds), budget.doses_of(n_heads)
+    counts = published_counts(n_positions, n_heads)
     n_published = 1 + (1 + budget.n_seeds) * len(counts) if counts else 0
     total = sum(work.total for work in works.values()) + budget.n_rounds * budget.n_timed_plans
     total += n_published * works["accelerate"].samples
@@ -127,22 +129,21 @@ def run_study(
         scores = scan_metrics(model, scanned, SCANNED_METRICS, out=begin("scan"))
         ram = scores["ram"]
         core = ram.top(TOP_SHARE)
-        moved = {name: with_other_evidence(model, half) for name, half in scanned.items()}
         asked = {name: with_other_questions(half) for name, half in scanned.items()}
         moved_ram, asked_ram = (
             scan_metrics(model, with_partners, ("ram",), out=begin(name))["ram"] if with_partners else None
             for name, with_partners in (
-                ("other-evidence", {name: of_half.samples for name, of_half in moved.items() if of_half.samples}),
+                ("other-evidence", {name: of_half.samples for name, of_half in facts.moved.items() if of_half.samples}),
                 ("other-questions", {name: half for name, half in asked.items() if half}),
             )
         )
         untrained_scores, untrained_key_tokens = [], []
         for init_seed in range(budget.n_untrained):
-            untrained_model = untrained(model, init_seed)
+            untrained_model = changed(model, partial(untrained, seed=init_seed))
             of_untrained = scan_metrics(untrained_model, scanned, ("ram", EXCESS), out=begin(f"untrained-{init_seed}"))
             untrained_scores.append(of_untrained)
             if init_seed == 0:
-                top = {"top": [of_untrained["ram"].top(n_compared(len(model.heads)))]}
+                top = {"top": [of_untrained["ram"].top(n_compared(n_heads))]}
                 untrained_key_tokens.append(
                     scan_key_tokens(untrained_model, tested, top, out=begin("untrained-key-tokens"))
                 )
@@ -190,15 +191,14 @@ def run_study(
         }
         other_ablations["sufficiency"] = ablate(tested, blinded, "blind", out=begin("blind"))
 
-        group_size = model.cfg.n_heads // model.cfg.n_key_value_heads
-        plans = plans_and_controls(ram, group_size, streaming(n_positions), budget.kept_fractions, seeds)
+        plans = plans_and_controls(ram, facts.group_size, streaming(n_positions), budget.kept_fractions, seeds)
         writing: Any = answers | {"write_norm": scores[WRITE_NORM]}
         sparse_results = run_sparse_eval(model, tested, plans, out=begin("accelerate"), **writing)
         published_results = None
         if counts:
             bar.begin("published", n_published)
             published_results = run_published(
-                model, tested, ram, counts, seeds, longest, folder / "published", **writing
+                model, tested, ram, facts.group_size, counts, seeds, folder / "published", **writing
             )
         timed_names = (
             "none",
@@ -206,12 +206,12 @@ def run_study(
         )
         timed_plans = {name: plans[name] for name in plans if name in timed_names}
         bar.begin("speed", budget.n_timed_plans)
-        timing = measure_timing(model, longest, timed_plans, budget.n_rounds, folder, time_again)
+        timing = measure_timing(model, tested, timed_plans, budget.n_rounds, folder, time_again)
 
     chance = {name: mean_chance(dataset) for name, dataset in {**tested, **texts}.items()}
     first, second = (every_other(scores, start) for start in (0, 1))
     chosen = first["ram"].top(TOP_SHARE)
-    relevant = relevance(second["ram"], moved_ram, asked_ram, chosen, moved)
+    relevant = relevance(second["ram"], moved_ram, asked_ram, chosen, facts.moved)
     untrained_ram, untrained_excess = ([of[name] for of in untrained_scores] for name in ("ram", EXCESS.name))
     chosen_again = reliability(ram, TOP_SHARE)
     claims: list[Callable[[], Finding]] = [
@@ -244,6 +244,28 @@ def run_study(
         timing=timing,
         compared_models=compare_with or {},
     )
+
+
+class _Facts(NamedTuple):
+    """What a study needs to know of its model, and of its samples by the model's processor."""
+
+    n_heads: int
+    group_size: int
+    """Heads that share keys and values."""
+
+    n_positions: int
+    """Length of the longest prompt."""
+
+    moved: dict[str, MovedEvidence]
+    """Samples with the evidence of others, by data set."""
+
+
+def _facts(
+    model: HookedMLLM, scanned: Mapping[str, Sequence[Sample]], tested: Mapping[str, Sequence[Sample]]
+) -> _Facts:
+    shape, n_positions = shape_and_longest(model, tested)
+    moved = {name: with_other_evidence(model, half) for name, half in scanned.items()}
+    return _Facts(len(shape.heads), shape.group_size, n_positions, moved)
 
 
 def untrained(model: HookedMLLM, seed: int) -> HookedMLLM:

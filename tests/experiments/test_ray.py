@@ -1,4 +1,4 @@
-"""Scans on a Ray cluster of two nodes: the bytes of a scan in one process, whoever dies on the way."""
+"""Experiments on a Ray cluster of two nodes: the bytes of a run in one process, whoever dies on the way."""
 
 import dataclasses
 import os
@@ -15,15 +15,20 @@ import torch
 from PIL import Image
 from torch import nn
 
-from corelens import HookedMLLM, Sample, toy
+from corelens import Head, HeadSet, HookedMLLM, Sample, toy
 from corelens.data.readers.vidstg import FileFrames
-from corelens.experiments import scan as scan_module
+from corelens.experiments import ablation, head_metrics, key_tokens, scan, sparse_eval, sweep
 from corelens.experiments.fingerprint import model_fingerprint
-from corelens.experiments.ray import ScoreInActor, _ShardActor, scan_on_ray
+from corelens.experiments.head_metrics import ScanConfig
+from corelens.experiments.ray import RayModel, ShardActor
+from corelens.experiments.remote import AnyModel, changed
 from corelens.experiments.resumable import evaluate_shard
-from corelens.experiments.scan import scan_config, scan_metrics
+from corelens.experiments.scan import scan_metrics
+from corelens.sparse import Full, HeadPlan, Streaming
+from corelens.study import run_study
 from tests.helpers.cli import invoke_on_toy, text_of
 from tests.helpers.run_folders import files_of
+from tests.helpers.studies import SMALL_BUDGET, study_samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +105,8 @@ def cluster() -> Iterator[str]:
 def _small_parts_and_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As actors with one CPU compute: other numbers of threads may round differently."""
 
-    monkeypatch.setattr(scan_module, "SHARD_SIZE", 4)
+    for module in (ablation, key_tokens, scan, sparse_eval, sweep):
+        monkeypatch.setattr(module, "SHARD_SIZE", 4)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -112,7 +118,7 @@ def test_a_killed_actor_costs_nothing_and_either_scan_goes_on_with_the_other(clu
 
     scenes, metrics = samples(tmp_path / "pictures"), ["ram", "entropy"]
     with pytest.warns(UserWarning, match="1 of 14 samples cannot be measured"):
-        scores = scan_on_ray(toy_model, {"x": scenes}, metrics, address=cluster, out=tmp_path / "ray", batch_size=3)
+        scores = scan_metrics(RayModel(toy_model, cluster), {"x": scenes}, metrics, out=tmp_path / "ray", batch_size=3)
     assert (tmp_path / "pictures" / "killed").exists()
     assert not ray.is_initialized()
     with pytest.warns(UserWarning, match="1 of 14 samples cannot be measured"):
@@ -124,18 +130,83 @@ def test_a_killed_actor_costs_nothing_and_either_scan_goes_on_with_the_other(clu
         assert torch.equal(scores[name].values, expected[name].values)
         assert (scores[name].samples, scores[name].skipped) == (expected[name].samples, expected[name].skipped)
 
-    for folder, resume in {
-        "serial": partial(scan_on_ray, toy_model, address=cluster, actors=1),
-        "ray": partial(scan_metrics, toy_model()),
-    }.items():
+    for folder, model in {"serial": RayModel(toy_model, cluster, actors=1), "ray": toy_model()}.items():
         for name in ("parts/00001.parquet", "parts/00003.parquet", "ram.safetensors", "entropy.safetensors"):
             (tmp_path / folder / name).unlink()
         finished = tmp_path / folder / "parts" / "00002.parquet"
         modified = finished.stat().st_mtime_ns
         with pytest.warns(UserWarning, match="1 of 14 samples cannot be measured"):
-            resume({"x": scenes}, metrics, out=tmp_path / folder, batch_size=3)
+            scan_metrics(model, {"x": scenes}, metrics, out=tmp_path / folder, batch_size=3)
         assert files_of(tmp_path / folder) == files
         assert finished.stat().st_mtime_ns == modified
+
+
+def ablate_means(model: AnyModel, samples: list[Sample], out: Path) -> Any:
+    """Reference activations are computed in every actor."""
+    heads = [HeadSet.parse("L2H0,L3H1"), HeadSet.parse("L1H1")]
+    return ablation.run_ablation(model, samples, {"heads": heads}, "mean", batch_size=3, max_new_tokens=3, out=out)
+
+
+def sweep_groups(model: AnyModel, samples: list[Sample], out: Path) -> Any:
+    return sweep.run_sweep(model, samples, per="group", out=out)
+
+
+def answer_sparsely(model: AnyModel, samples: list[Sample], out: Path) -> Any:
+    plan = HeadPlan({Head(2, 0): Full()}, Streaming(2, 8))
+    return sparse_eval.run_sparse_eval(model, samples, {"core": [plan]}, batch_size=3, max_new_tokens=3, out=out)
+
+
+def find_key_tokens(model: AnyModel, samples: list[Sample], out: Path) -> Any:
+    return key_tokens.scan_key_tokens(model, samples, {"top": [HeadSet.parse("L2H0,L3H1")]}, batch_size=3, out=out)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("run", [ablate_means, sweep_groups, answer_sparsely, find_key_tokens])
+def test_every_experiment_has_the_bytes_of_one_machine(run: Any, cluster: str, tmp_path: Path):
+    scenes = samples(tmp_path / "pictures", 10)
+    scenes[5] = list(toy.scenes(6, 3))[5]  # sound: means are of all samples
+    on_ray = run(RayModel(toy_model, cluster), scenes, tmp_path / "ray")
+    assert (tmp_path / "pictures" / "killed").exists()
+    expected = run(toy_model(), scenes, tmp_path / "serial")
+    assert files_of(tmp_path / "ray") == files_of(tmp_path / "serial")
+    assert len(files_of(tmp_path / "serial")) >= 4
+    assert type(on_ray) is type(expected)
+
+
+@pytest.mark.nightly
+@pytest.mark.usefixtures("few_draws")
+def test_a_study_on_a_cluster_is_that_of_one_machine(cluster: str, tmp_path: Path):
+    import ray
+
+    ray.init(cluster, log_to_driver=False)  # once, not for each experiment
+    try:
+        there = run_study(RayModel(toy_model), *study_samples(4), tmp_path / "ray", SMALL_BUDGET, max_new_tokens=2)
+    finally:
+        ray.shutdown()
+    here = run_study(toy_model(), *study_samples(4), tmp_path / "serial", SMALL_BUDGET, max_new_tokens=2)
+    of_ray, of_serial = (files_of(tmp_path / name) for name in ("ray", "serial"))
+    assert of_ray.keys() == of_serial.keys()
+    assert [name for name in of_ray if of_ray[name] != of_serial[name]] == ["speed.json"]
+    claims = {finding.claim: finding.verdict for finding in here.findings if "Acceleration" not in finding.claim}
+    assert {finding.claim: finding.verdict for finding in there.findings if finding.claim in claims} == claims
+
+
+def silenced(model: HookedMLLM) -> HookedMLLM:
+    with torch.no_grad():
+        model.W_O[3, 0].zero_()
+    return model
+
+
+@pytest.mark.nightly
+def test_a_changed_model_is_changed_in_the_actors(cluster: str):
+    scenes = list(toy.scenes(3, 0))
+    there, here, before = (
+        scan_metrics(model, scenes, ["write_ram"])["write_ram"].values
+        for model in (changed(RayModel(toy_model, cluster), silenced), changed(toy_model(), silenced), toy_model())
+    )
+    assert torch.equal(there, here)
+    assert (there[:, 3, 0] == 0).all()
+    assert (before[:, 3, 0] > 0).all()
 
 
 @pytest.mark.nightly
@@ -145,21 +216,22 @@ def test_errors_of_the_machines_come_back_as_they_are(cluster: str, tmp_path: Pa
     ray.init(cluster, log_to_driver=False)
     try:
         with pytest.raises(ValueError, match=r"write_ram cannot be computed: the W_O of blocks.0.* has no matrix"):
-            scan_on_ray(quantised, toy.scenes(2, 0), ("ram", "write_ram"), out=tmp_path / "quantised")
+            scan_metrics(RayModel(quantised), toy.scenes(2, 0), ("ram", "write_ram"), out=tmp_path / "quantised")
         assert not (tmp_path / "quantised").exists()
         with pytest.raises(FileNotFoundError, match="there is no model here"):
-            scan_on_ray(fails, toy.scenes(2, 0))
+            scan_metrics(RayModel(fails), toy.scenes(2, 0))
+        another = RayModel(partial(another_next_time, tmp_path / "seen"))
         with pytest.raises(
             RuntimeError, match=r"loads another model than the first machine: weights '\w+', not '\w+'\."
         ):
-            scan_on_ray(partial(another_next_time, tmp_path / "seen"), toy.scenes(2, 0), out=tmp_path / "run")
+            scan_metrics(another, toy.scenes(2, 0), out=tmp_path / "run")
         assert not list((tmp_path / "run" / "parts").iterdir())
         with pytest.raises(ValueError, match="gpus=100, but the machines of the cluster have at most"):
-            scan_on_ray(toy_model, toy.scenes(2, 0), gpus=100)
+            scan_metrics(RayModel(toy_model, gpus=100), toy.scenes(2, 0))
         generator = (sample for sample in ())
         cannot = dataclasses.replace(next(toy.scenes(1, 0)), images=(lambda: next(generator),))
         with pytest.raises(TypeError, match="a sample cannot travel to other machines: cannot pickle 'generator'"):
-            scan_on_ray(toy_model, [cannot])
+            scan_metrics(RayModel(toy_model), [cannot])
         assert ray.is_initialized()  # a connection that was there before stays
     finally:
         ray.shutdown()
@@ -182,7 +254,11 @@ def test_mistakes_are_named_before_anything_starts(tmp_path: Path, monkeypatch: 
         raise ConnectionError(address)
 
     monkeypatch.setattr(ray, "init", refused)
-    run = partial(scan_on_ray, fails, list(toy.scenes(2, 0)), out=tmp_path / "run")
+    scenes = list(toy.scenes(2, 0))
+
+    def run(metrics: tuple[str, ...] = ("ram",), **settings: Any) -> None:
+        scan_metrics(RayModel(fails, **settings), scenes, metrics, out=tmp_path / "run")
+
     for wrong in ("nonsense", "ray://here:10001", "here:there"):
         with pytest.raises(ValueError, match=f"address='{wrong}' is neither `auto` nor `local` nor HOST:PORT"):
             run(address=wrong)
@@ -193,7 +269,7 @@ def test_mistakes_are_named_before_anything_starts(tmp_path: Path, monkeypatch: 
     with pytest.raises(ValueError, match="actors=0 is less than one"):
         run(actors=0)
     with pytest.raises(ValueError, match="there is no metric 'rham'"):
-        run(["rham"])
+        run(("rham",))
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"needs Ray, which is not installed: pip install 'corelens\[cluster\]'"):
         run()
@@ -204,11 +280,12 @@ def test_mistakes_are_named_before_anything_starts(tmp_path: Path, monkeypatch: 
 
 
 def test_a_machine_without_a_file_of_the_first_is_named(tmp_path: Path):
-    evaluate = ScoreInActor(toy_model, model_fingerprint(toy_model(), whole=True), scan_config(["ram"]))
-    actor = _ShardActor(partial(evaluate_shard, evaluate=evaluate, batch_size=1))
+    evaluate: Any = partial(evaluate_shard, batch_size=1)
+    evaluator = partial(partial, head_metrics.score_batch, config=ScanConfig(()))
+    actor = ShardActor(toy_model, evaluator, evaluate, model_fingerprint(toy_model(), whole=True))
     assert actor({"number": 3, "samples": [], "files": [__file__]})["number"] == 3
     with pytest.raises(
-        FileNotFoundError, match=r" has no file 'nowhere.png', which the machine that began the scan has"
+        FileNotFoundError, match=r" has no file 'nowhere.png', which the machine that began the run has"
     ):
         actor({"number": 3, "samples": [], "files": [__file__, "nowhere.png"]})
 

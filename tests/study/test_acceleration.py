@@ -42,8 +42,7 @@ def test_acceleration_needs_speed_and_accuracy():
 
 
 def test_speeds_of_another_prompt_or_of_other_plans_are_not_kept(toy_model: HookedMLLM, tmp_path: Path):
-    samples = (next(toy.scenes(1, 0)), next(toy.texts(1, 0, "sum")))
-    scene, text = (toy_model.prepare(sample.images, sample.question) for sample in samples)
+    scene, text = ({"": list(samples)} for samples in (toy.scenes(1, 0), toy.texts(1, 0, "sum")))
     plans = {"core 5%": [HeadPlan({}, Full(), name="all")]}
     one_round = measure_timing(toy_model, scene, plans, 1, tmp_path)
     two_rounds = measure_timing(toy_model, scene, plans, 2, tmp_path)
