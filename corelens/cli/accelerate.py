@@ -46,9 +46,7 @@ def accelerate(
     ] = None,
     heads: Annotated[
         list[int] | None,
-        typer.Option(
-            metavar="NUMBER", help="Number of heads that attend to everything. Can be given several times.", min=1
-        ),
+        typer.Option(metavar="NUMBER", help="The same as a number of heads. Can be given several times.", min=1),
     ] = None,
     max_new_tokens: Annotated[
         int, typer.Option(metavar="NUMBER", help="Length at which answers are cut off.", min=1)

@@ -55,16 +55,14 @@ Dtype = Annotated[str, typer.Option(metavar="TYPE", help="Such as bfloat16; auto
 DeviceOption = Annotated[str, typer.Option(metavar="DEVICE", help="Such as cuda:1; auto: all GPUs together.")]
 Ray = Annotated[
     str | None,
-    typer.Option(
-        metavar="CLUSTER", help="Run on a Ray cluster: auto: this machine's; local: a new one here; or HOST:PORT."
-    ),
+    typer.Option(metavar="CLUSTER", help="Ray cluster to run on: auto, local (a new one) or HOST:PORT."),
 ]
 Actors = Annotated[
     int | None, typer.Option(metavar="NUMBER", help="With --ray: most models at a time.", show_default="2", min=1)
 ]
 Gpus = Annotated[
     int | None,
-    typer.Option(metavar="NUMBER", help="With --ray: GPUs of each model.", show_default="1 if there are any", min=0),
+    typer.Option(metavar="NUMBER", help="With --ray: GPUs of each model.", show_default="1 if any", min=0),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, no table.")]
 

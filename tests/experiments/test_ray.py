@@ -174,10 +174,10 @@ def test_every_experiment_has_the_bytes_of_one_machine(run: Any, cluster: str, t
 
 
 @pytest.mark.nightly
-@pytest.mark.usefixtures("few_draws")
-def test_a_study_on_a_cluster_is_that_of_one_machine(cluster: str, tmp_path: Path):
+def test_a_study_on_a_cluster_is_that_of_one_machine(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import ray
 
+    monkeypatch.setattr("corelens.study.verdict.N_DRAWS", 40)
     ray.init(cluster, log_to_driver=False)  # once, not for each experiment
     try:
         there = run_study(RayModel(toy_model), *study_samples(4), tmp_path / "ray", SMALL_BUDGET, max_new_tokens=2)
