@@ -6,9 +6,11 @@ three of the template and an answer of one. Compared with one full pass for each
 `model(inputs)` runs it, without the logits of other positions.
 
 `sweep` is all of it, preparation included. `first` is the time to the answer after one head was changed in an existing
-session, the mean over the heads of all layers. Times are seconds of CPU, summed over threads, so that other work on the
-machine counts little: medians over interleaved repetitions in one process. Peaks are resident memory above the
-loaded model, each in a process of its own. The last line is JSON; only its ratios carry over to other machines.
+session, the mean over the heads of all layers. `layer 0` and so on are the same for a head of that layer that is
+ablated at all positions, so that all layers from there on run again: (8 - layer) / 8 of a pass. Times are seconds of
+CPU, summed over threads, so that other work on the machine counts little: medians over interleaved repetitions in one
+process. Peaks are resident memory above the loaded model, each in a process of its own. The last line is JSON; only its
+ratios carry over to other machines.
 
     [OMP_NUM_THREADS=1] python benchmarks/sweep_cost.py [--lengths 1024 4096] [--repetitions 3] [--at-once 4]
 """
@@ -29,6 +31,7 @@ from corelens import Head, HookedMLLM, Role, Session, TokenMap, ablate, sweep
 from corelens.inputs.prepare import PreparedInputs
 
 N_QUESTION, N_TEMPLATE, N_ANSWER = 20, 3, 1
+N_LAYERS = 8
 
 
 def prompt(n_visual: int) -> PreparedInputs:
@@ -61,13 +64,20 @@ def workloads(n_visual: int, at_once: int) -> dict[str, Callable[[], Any]]:
 
     sessions: list[Session] = []
 
-    def first() -> None:
+    def session() -> Session:
         if not sessions:
             sessions.append(Session(model, inputs))
-        for layer in range(8):
-            sessions[0].logits(ablate([Head(layer, 3)], positions="from_question"))
+        return sessions[0]
 
-    return {"pass": one_pass, "sweep": partial(sweep, model, inputs, at_once=at_once), "first": first}
+    def first() -> None:
+        for layer in range(N_LAYERS):
+            session().logits(ablate([Head(layer, 3)], positions="from_question"))
+
+    def whole(layer: int) -> None:
+        session().logits(ablate([Head(layer, 3)]))
+
+    of_layers = {f"layer {layer}": partial(whole, layer) for layer in range(N_LAYERS)}
+    return {"pass": one_pass, "sweep": partial(sweep, model, inputs, at_once=at_once), "first": first, **of_layers}
 
 
 def median_times(n_visual: int, repetitions: int, at_once: int) -> dict[str, float]:
@@ -81,7 +91,7 @@ def median_times(n_visual: int, repetitions: int, at_once: int) -> dict[str, flo
             if repetition:  # the first one is a warm-up
                 times.setdefault(name, []).append(time.process_time() - start)
     seconds = {name: statistics.median(values) for name, values in times.items()}
-    return seconds | {"first": seconds["first"] / 8}
+    return seconds | {"first": seconds["first"] / N_LAYERS}
 
 
 def peak_bytes(name: str, n_visual: int, at_once: int) -> int:
@@ -117,9 +127,14 @@ def main() -> None:
             "sweep / pass, memory": peaks["sweep"] / peaks["pass"],
             "first / pass, time": seconds["first"] / seconds["pass"],
         }
+        of_layers = [seconds[f"layer {layer}"] / seconds["pass"] for layer in range(N_LAYERS)]
         cells = f"{seconds['pass']:.2f} s, {peaks['pass'] / 2**20:.0f} MB"
         speed_up, memory, first = ratios.values()
         print(f"{length:>13} {cells:>18} {speed_up:>19.1f}x {memory:>11.2f}x MB {first:>12.1%} s", flush=True)
+        predicted = [(N_LAYERS - layer) / N_LAYERS for layer in range(N_LAYERS)]
+        print("at all positions, of a pass, by layer:", *(f"{ratio:.2f}" for ratio in of_layers), flush=True)
+        print("             as the layers predict it:", *(f"{ratio:.2f}" for ratio in predicted), flush=True)
+        ratios["all positions / passes, time"] = statistics.mean(of_layers)
         results.append({"visual tokens": length, "seconds": seconds, "peak_bytes": peaks, "ratios": ratios})
     print(json.dumps({"benchmark": "sweep_cost", "threads": torch.get_num_threads(), "results": results}))
 
