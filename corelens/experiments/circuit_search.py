@@ -1,6 +1,7 @@
 """Rankings of heads for circuits: by gradients, and by elimination in exact passes."""
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -105,8 +106,8 @@ def eliminate_heads(
         ValueError: If `at_once` is no number of heads, a choice is not known, or there is no sample.
 
     Source:
-        corelens's own. As in ACDC (Conmy et al. 2023, arXiv 2304.14997), what can be ablated is, without a return; there
-        these are edges in the order of the model, each by a threshold.
+        corelens's own. ACDC (Conmy et al. 2023, arXiv 2304.14997) eliminates edges, in the order of the model and by a
+        threshold.
     """
     check_choice("method", method, ReferenceMethod)
     samples = list(samples)
@@ -115,7 +116,7 @@ def eliminate_heads(
     intervention = lazy_ablation(method, model, samples, positions="from_question")
     gone = HeadSet(())
     with total_progress(sum(rounds[:-1]) * len(samples), "eliminate heads", "pass") as bar:
-        for n, n_next in zip(rounds, rounds[1:], strict=False):
+        for n, n_next in pairwise(rounds):
             bar.begin(f"{n} heads left", n)
             units = [gone | HeadSet((head,)) for head in left]
             means = sweep(model, samples, intervention, metric, per=units, progress=False).values.double().mean(0)
@@ -129,8 +130,8 @@ def eliminate_heads(
 def _rounds(n_heads: int, at_once: Amount) -> list[int]:
     """Number of heads that each round of an elimination begins with; the last is one."""
     plain = plain_amount(at_once)
-    if not 0 < plain or isinstance(plain, float) and plain >= 1:
-        raise ValueError(f"at_once={plain} is no number of heads: give one, such as 1, or a share of them, such as 0.1.")
+    if not plain > 0 or (isinstance(plain, float) and plain >= 1):
+        raise ValueError(f"at_once={plain} is no number of heads: give one, such as 1, or a share, such as 0.1.")
     rounds = [n_heads]
     while rounds[-1] > 1:
         going = plain if isinstance(plain, int) else head_count(plain, rounds[-1])
