@@ -7,11 +7,13 @@ heads by single effects, and that by elimination, are then tested for minimality
 No time is measured. The last line is JSON, and the numbers carry over to other machines.
 
     python benchmarks/circuits.py [--model corelens/toy-worlds-organism] [--samples 40] [--heads 20] [--how resample]
+                                   [--figure circuits.webp]
 """
 
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 from transformers.utils import logging
@@ -19,11 +21,15 @@ from transformers.utils import logging
 from corelens import Head, HeadSet, HookedMLLM, Sample, run_sweep, scan_metrics, toy
 from corelens.experiments.ablation import ReferenceMethod
 from corelens.experiments.circuit_search import attribution_scores, eliminate_heads
-from corelens.experiments.circuits import CircuitCriteria, circuit_criteria, circuit_curves
+from corelens.experiments.circuits import RANDOM, CircuitCriteria, circuit_criteria, circuit_curves
 from corelens.metrics import PRESETS
+from corelens.viz import faithfulness_curves
 
 WRITE_NORM = "question_write_norm"
 """Length of what a head writes at the question's tokens: a ranking, and what tells heads that write nothing."""
+
+SHOWN = ("elimination", "single effects", WRITE_NORM, "integrated gradients", "ram", "ram_last", RANDOM)
+"""Rankings of the figure."""
 
 TOLERANCE = 0.01
 """Faithfulness below which a head is called unneeded."""
@@ -57,6 +63,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=40)
     parser.add_argument("--heads", type=int, default=20)
     parser.add_argument("--how", choices=get_args(ReferenceMethod), default="resample")
+    parser.add_argument("--figure", help="a picture of some rankings; needs kaleido")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     model = HookedMLLM.from_pretrained(arguments.model)
@@ -73,6 +80,9 @@ def main() -> None:
     ]
     for row in rows:
         print(row, flush=True)
+    if arguments.figure:
+        shown = replace(curves, values={name: curves.values[name] for name in SHOWN})
+        faithfulness_curves(shown).write_image(arguments.figure, width=860, height=460, scale=2)
     circuits = {
         name: summary(
             circuit_criteria(model, others, HeadSet(tuple(ranked[name][: arguments.heads]), name), arguments.how)

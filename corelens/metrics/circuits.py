@@ -106,7 +106,7 @@ def _check_rising(shares: Float[Tensor, "size"]) -> None:
 AREAS = {"cpr": circuit_performance_ratio, "cmd": circuit_model_distance}
 """Areas by their abbreviation."""
 
-N_DRAWS = 2_000
+N_RESAMPLES = 2_000
 """Draws of a bootstrap interval."""
 
 
@@ -147,7 +147,7 @@ class CircuitCurves:
     def interval(self, ranking: str, area: Literal["cpr", "cmd"], level: float = 0.95) -> tuple[float, float]:
         """Percentile bootstrap interval of CPR or CMD over samples, of the mean over draws."""
         values = self.values[ranking].permute(2, 0, 1)
-        drawn = bootstrap_means(values, N_DRAWS, np.random.default_rng(0), groups=self.groups)
+        drawn = bootstrap_means(values, N_RESAMPLES, np.random.default_rng(0), groups=self.groups)
         areas = AREAS[area](_of_curve(drawn), self.shares).mean(-1)
         low, high = areas.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=areas.dtype)).tolist()
         return low, high

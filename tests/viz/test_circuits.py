@@ -15,7 +15,7 @@ def test_every_ranking_has_a_line_and_random_orders_a_band():
     curves = CircuitCurves((0, 2, 8), {"ram": one, "random": random}, "logit margin", "resample", ("a", "b"))
     figure: Any = faithfulness_curves(curves)
     line, band, mean = figure.data
-    assert [line.name, mean.name] == ["ram, 1.00", "random, 0.53"]
+    assert [line.name, mean.name] == ["ram, 0.88", "random, 0.56"]
     assert list(line.x) == [0, 0.25, 1]
     assert list(line.y) == [0, 1, 1]
     assert list(line.customdata) == [0, 2, 8]
