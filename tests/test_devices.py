@@ -89,14 +89,15 @@ def gradients(model: HookedMLLM, inputs: Any) -> Any:
         estimate(model, cache, other.tokens, answered, positions="last")
         for estimate in (attribution_patch, integrated_gradients, grad_drop)
     ]
-    return [estimate.detach() for estimate in estimates]
+    scores = attribution_scores(model, samples(2)).values.nan_to_num()
+    return [estimate.detach() for estimate in [*estimates, scores]]
 
 
 def circuits(model: HookedMLLM, inputs: Any) -> Any:
     ranking = eliminate_heads(model, samples(2), 0.5)
     curves = circuit_curves(model, samples(2), {"elimination": ranking}, (2,), seeds=(0,))
     criteria = circuit_criteria(model, samples(2), HeadSet(ranking.heads[:2]), seeds=(0,))
-    return curves.values["elimination"], criteria.minimality, attribution_scores(model, samples(2)).values.nan_to_num()
+    return curves.values["elimination"], criteria.minimality
 
 
 def patched(model: HookedMLLM, inputs: Any) -> Any:
