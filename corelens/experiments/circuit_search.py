@@ -111,20 +111,19 @@ def eliminate_heads(
     """
     check_choice("method", method, ReferenceMethod)
     samples = list(samples)
-    left = HeadSet(tuple(model.heads))
+    left, gone = list(model.heads), []
     rounds = _rounds(len(left), at_once)
     intervention = lazy_ablation(method, model, samples, positions="from_question")
-    gone = HeadSet(())
     with total_progress(sum(rounds[:-1]) * len(samples), "eliminate heads", "pass") as bar:
         for n, n_next in pairwise(rounds):
             bar.begin(f"{n} heads left", n)
-            units = [gone | HeadSet((head,)) for head in left]
+            units = [HeadSet((*gone, head)) for head in left]
             means = sweep(model, samples, intervention, metric, per=units, progress=False).values.double().mean(0)
             bar.advance(len(samples))
             order = means.argsort(descending=True, stable=True).tolist()
-            gone = gone | HeadSet(tuple(left.heads[index] for index in order[: n - n_next]))
-            left = left - gone
-    return HeadSet((*left, *gone.heads[::-1]), "heads by elimination")
+            gone += [left[index] for index in order[: n - n_next]]
+            left = [head for head in left if head not in gone]
+    return HeadSet((*left, *gone[::-1]), "heads by elimination")
 
 
 def _rounds(n_heads: int, at_once: Amount) -> list[int]:
