@@ -21,6 +21,11 @@ from .data import evidence_tokens as evidence_tokens
 from .data import prepare_batches as prepare_batches
 from .experiments.ablation import ablation_curve as ablation_curve
 from .experiments.ablation import run_ablation as run_ablation
+from .experiments.circuit_search import attribution_scores as attribution_scores
+from .experiments.circuit_search import eliminate_heads as eliminate_heads
+from .experiments.circuits import CircuitCriteria as CircuitCriteria
+from .experiments.circuits import circuit_criteria as circuit_criteria
+from .experiments.circuits import circuit_curves as circuit_curves
 from .experiments.conditions import ConditionResults as ConditionResults
 from .experiments.page_ranking import rank_pages as rank_pages
 from .experiments.ray import RayModel as RayModel
@@ -51,6 +56,7 @@ from .interventions import path_patch as path_patch
 from .interventions import resample_activations as resample_activations
 from .interventions import scale_attention as scale_attention
 from .interventions import zeroed_weights as zeroed_weights
+from .metrics.circuits import CircuitCurves as CircuitCurves
 from .metrics.page_ranking import PageRanking as PageRanking
 from .model import HookedMLLM as HookedMLLM
 from .scores import HeadScores as HeadScores

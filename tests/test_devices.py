@@ -21,7 +21,11 @@ from corelens import (
     append_answers,
     attention_knockout,
     attribution_patch,
+    attribution_scores,
+    circuit_criteria,
+    circuit_curves,
     cut_route,
+    eliminate_heads,
     grad_drop,
     integrated_gradients,
     key_routes,
@@ -85,7 +89,15 @@ def gradients(model: HookedMLLM, inputs: Any) -> Any:
         estimate(model, cache, other.tokens, answered, positions="last")
         for estimate in (attribution_patch, integrated_gradients, grad_drop)
     ]
-    return [estimate.detach() for estimate in estimates]
+    scores = attribution_scores(model, samples(2)).values.nan_to_num()
+    return [estimate.detach() for estimate in [*estimates, scores]]
+
+
+def circuits(model: HookedMLLM, inputs: Any) -> Any:
+    ranking = eliminate_heads(model, samples(2), 0.5)
+    curves = circuit_curves(model, samples(2), {"elimination": ranking}, (2,), seeds=(0,))
+    criteria = circuit_criteria(model, samples(2), HeadSet(ranking.heads[:2]), seeds=(0,))
+    return curves.values["elimination"], criteria.minimality
 
 
 def patched(model: HookedMLLM, inputs: Any) -> Any:
@@ -140,6 +152,7 @@ OPERATIONS: dict[str, Callable[[HookedMLLM, Any], Any]] = {
     "key tokens": lambda model, inputs: scan_key_tokens(model, samples(2), {"top": [HEADS]}).ratios.values,
     "pages": lambda model, inputs: rank_pages(model, samples(2), {"top": HEADS}).scores["top"],
     "sweep": lambda model, inputs: run_sweep(model, samples(1)).values,
+    "circuits": circuits,
     "ablation": lambda model, inputs: run_ablation(
         model, samples(1), {"top": [HEADS]}, max_new_tokens=2
     ).values["top"].nan_to_num(),

@@ -52,6 +52,11 @@ METRIC_LABELS: dict[PatchingMetric, str] = {log_prob: "log probability", kl_div:
 """Labels of metrics, as saved files have them, where they differ from the function's name."""
 
 
+def metric_label(metric: PatchingMetric) -> str:
+    """Label of a metric in figures and files."""
+    return METRIC_LABELS.get(metric) or getattr(metric, "__name__", "effect").replace("_", " ")
+
+
 @dataclass(frozen=True)
 class Sweep:
     """Effect of one intervention on every sample, for each set of heads by itself."""
@@ -154,9 +159,8 @@ def sweep(
         baselines.append(metric(baseline, baseline).cpu())
         sample_ids += ids
         sample_groups += groups
-    label = METRIC_LABELS.get(metric) or getattr(metric, "__name__", "effect").replace("_", " ")
     return Sweep(
-        units, torch.cat(values), torch.cat(baselines), label, tuple(sample_ids), model.cfg.model_name,
+        units, torch.cat(values), torch.cat(baselines), metric_label(metric), tuple(sample_ids), model.cfg.model_name,
         groups=join_groups([(sample_ids, sample_groups)]),
     )  # fmt: skip
 

@@ -11,6 +11,9 @@ from corelens.metrics.bootstrap import bootstrap_means as bootstrap_means
 from corelens.metrics.bootstrap import group_rows as group_rows
 from corelens.metrics.bootstrap import join_groups as join_groups
 from corelens.metrics.bootstrap import simultaneous_interval as simultaneous_interval
+from corelens.metrics.circuits import circuit_model_distance as circuit_model_distance
+from corelens.metrics.circuits import circuit_performance_ratio as circuit_performance_ratio
+from corelens.metrics.circuits import faithfulness as faithfulness
 from corelens.metrics.contributions import logit_contributions as logit_contributions
 from corelens.metrics.contributions import output_norms as output_norms
 from corelens.metrics.contributions import retrieval_score as retrieval_score

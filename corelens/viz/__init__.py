@@ -3,6 +3,7 @@
 from corelens.errors import optional_import
 
 with optional_import("app"):
+    from corelens.viz.circuits import faithfulness_curves as faithfulness_curves
     from corelens.viz.curves import depth_profiles as depth_profiles
     from corelens.viz.curves import group_distributions as group_distributions
     from corelens.viz.curves import heads_by_two as heads_by_two
