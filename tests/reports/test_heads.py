@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 import corelens as cl
 from corelens.experiments.run_folder import read_manifest, write_summary
@@ -13,6 +14,8 @@ from corelens.reports import heads as pages
 from corelens.reports.heads import read_runs, write_head_pages
 from corelens.reports.scanned_samples import ScannedSamples
 from tests.helpers.reports import tables, text_of, titles
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,28 @@ def test_the_map_leads_to_a_page_of_every_head_and_back(written: Path):
         assert f"<h1>{name} of corelens/toy</h1>" in page
         assert '<a href="index.html">All heads</a>' in page
         assert f'"{file}"' in index, "the map's cell has no address"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
+def test_a_click_on_the_map_opens_the_page_of_a_head_and_of_no_other(written: Path):
+    scores = cl.HeadScores.load(written.parent / "scan" / "ram.safetensors")
+    best, *_, last = scores.ranked()
+    with sync_playwright() as playwright:
+        page = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]).new_page()
+        page.set_default_timeout(60_000)
+        page.goto((written / "index.html").as_uri())
+        plot = page.locator(".nsewdrag").bounding_box()
+        assert plot
+        for layer, head in (last, best):  # layers go upwards
+            x, y = (head + 0.5) / 16 * plot["width"], (5.5 - layer) / 6 * plot["height"]
+            page.mouse.move(plot["x"] + x, plot["y"] + y)
+            page.wait_for_selector(".hoverlayer .hovertext")
+            page.wait_for_timeout(200)
+            assert page.url.endswith("index.html")
+            page.mouse.down()
+            page.mouse.up()
+        page.wait_for_url(f"**/{best}.html")
+        assert page.title() == f"{best} of corelens/toy"
 
 
 def test_pages_are_small_and_load_one_file_beside_them(written: Path):
