@@ -19,6 +19,7 @@ from corelens.cli.compare import compare
 from corelens.cli.demo import demo
 from corelens.cli.explain import explain
 from corelens.cli.explore import explore
+from corelens.cli.heads import heads
 from corelens.cli.models import models
 from corelens.cli.report import report
 from corelens.cli.scan import scan
@@ -38,6 +39,7 @@ EXAMPLES = {
     study: "corelens study --model corelens/toy --data scenes=40 --quick --out runs/study",
     compare: "corelens compare runs/scan published.json",
     report: "corelens report runs/scan",
+    heads: "corelens heads runs/scan runs/sweep runs/ablate --data scenes=100 --out pages",
     explain: "corelens explain other-run",
 }
 """Example of each command, with which its help ends."""

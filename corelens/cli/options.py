@@ -120,7 +120,7 @@ def _samples(argument: str, seed: int, limit: int | None, evidence: bool) -> tup
     name, separator, where = argument.partition("=")
     if not separator:
         mine = f", or mine={argument} under any name for data of your own" if Path(argument).exists() else ""
-        message = f"{argument!r} has no place; write NAME=WHERE, as in scenes=200{mine}."
+        message = f"{argument!r} has no place; write NAME=WHERE, as in scenes=200{mine}. {docs_link('data-name')}"
         raise typer.BadParameter(message, param_hint="--data")
     try:
         place, *settings = where.split(",")
@@ -128,13 +128,13 @@ def _samples(argument: str, seed: int, limit: int | None, evidence: bool) -> tup
             if settings or not (place.isdecimal() and 0 < int(place) <= MOST_DRAWN):
                 raise ValueError(
                     f"{argument}: {name} needs a number of samples up to {MOST_DRAWN:,}, as in {name}=200; data of "
-                    f"your own need another name."
+                    f"your own need another name. {docs_link('data-name')}"
                 )
             return name, islice(draw(int(place), seed), limit)
         if name not in registry.READERS and not Path(place).expanduser().exists():
             raise ValueError(
                 f"{name!r} is no data set that corelens knows; it knows {', '.join([*registry.READERS, *_drawn()])}. "
-                f"Nor is there a file or folder {place!r} of your own."
+                f"Nor is there a file or folder {place!r} of your own. {docs_link('data-name')}"
             )
         keywords = dict(setting.split("=", 1) for setting in settings if "=" in setting)
         if len(keywords) < len(settings):

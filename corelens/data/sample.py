@@ -17,8 +17,11 @@ from corelens.tokens import Box, BoxRule, TokenMap, Views
 MEDIUM = "<image>"
 """Text of a picture or video within a question."""
 
-Edges = Sequence[float | int]
-"""Left, top, right, bottom in pixels: a `Box`, or four numbers."""
+Edges = Sequence[float | int] | Mapping[str, float | int]
+"""Left, top, right, bottom in pixels: a `Box`, four numbers, or a dict whose keys say which they are."""
+
+_BOX_KEYS = (("left", "top", "right", "bottom"), ("x1", "y1", "x2", "y2"), ("x", "y", "width", "height"))
+"""Keys of a box that is given as a dict."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,27 @@ def _set(frozen: Any, **values: Any) -> None:
         object.__setattr__(frozen, name, value)
 
 
-def _box(corners: Any) -> Box:
-    """The box of four numbers."""
-    if isinstance(corners, Box):
-        return corners
+def _box(given: Any) -> Box:
+    """The box of four numbers, or of a dict of them."""
+    if isinstance(given, Box):
+        return given
+    corners = _named_corners(given) if isinstance(given, Mapping) else given
     if not _are_corners(corners):
-        raise TypeError(f"a box is left, top, right and bottom in pixels, as in (10, 20, 60, 40), not {corners!r:.80}.")
+        forms = f", or a dict of {'; '.join(map(', '.join, _BOX_KEYS))}" if isinstance(given, Mapping) else ""
+        raise TypeError(
+            f"a box is left, top, right and bottom in pixels, as in (10, 20, 60, 40){forms}, not {given!r:.80}."
+        )
     return Box(*corners)
+
+
+def _named_corners(named: Mapping[Any, Any]) -> Any:
+    """Left, top, right and bottom of a dict; nothing if its keys do not say which they are."""
+    keys = next((keys for keys in _BOX_KEYS if named.keys() == {*keys}), ())
+    corners = [named[key] for key in keys]
+    if "width" in keys and _are_corners(corners):
+        x, y, width, height = corners
+        return [x, y, x + width, y + height]
+    return corners
 
 
 def _are_corners(value: Any) -> bool:

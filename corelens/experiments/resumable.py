@@ -201,7 +201,7 @@ def flatten_datasets(samples: SampleSets) -> DatasetSamples:
     lists = {name: list(dataset) for name, dataset in datasets.items()}
     if not all(lists.values()) or not lists:
         empty = next((f" of {name}" for name, dataset in lists.items() if name and not dataset), "")
-        raise ValueError(f"there are no samples{empty}.")
+        raise ValueError(f"there are no samples{empty}. {docs_link('no-samples')}")
     return [(name, sample) for name, dataset in lists.items() for sample in dataset]
 
 

@@ -27,6 +27,9 @@ from corelens.viz.styles import ABLATED, ACCENT, DARK, HEAT, LIGHT
 MAX_MAPS = 16
 """Most heads whose attention is shown at a time."""
 
+PANEL_PIXELS = 100_000
+"""Pixels that each of many pictures may have, since each can be shown large."""
+
 N_ALTERNATIVES = 5
 _TEMPLATES: dict[str, Any] = {"light": LIGHT, "dark": DARK}
 COLOURS = {
@@ -138,7 +141,7 @@ class Explorer:
             "question": prompt.sample.question,
             "expected": prompt.sample.answer,
             "note": unknown_words(tokenizer, prompt.inputs),
-            "panels": [_panel_json(view, PIXELS // len(prompt.views)) for view in prompt.views],
+            "panels": [_panel_json(view, max(PIXELS // len(prompt.views), PANEL_PIXELS)) for view in prompt.views],
             "no_boxes": tokens.no_boxes,
             "evidence": ExplorerState(evidence=prompt.sample.evidence).json()["evidence"],
             "tokens": [

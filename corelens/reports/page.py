@@ -50,16 +50,31 @@ class Page:
         """Add one figure across the page, or several side by side."""
         self.parts.append({"figures": [_card(figure, height) for figure in figures]})
 
-    def html(self) -> str:
-        """Return the page."""
+    def html(self, library: str = "") -> str:
+        """Return the page.
+
+        Args:
+            library: Address of a file with `plotly_script`, for pages that share it; the page holds it by default.
+        """
         return _ENVIRONMENT.get_template("page.html.jinja").render(
             title=self.title,
             lead=self.lead,
             parts=self.parts,
-            plotly=base64.b64encode(PLOTLY.read_bytes()).decode(),
+            library=library,
+            plotly=Markup("" if library else plotly_script()),
             light=Markup(to_json_plotly(LIGHT)),
             dark=Markup(to_json_plotly(DARK)),
         )
+
+
+def plotly_script() -> str:
+    """Return the JavaScript that holds plotly.js, which pages unpack."""
+    return f'const PLOTLY = "{base64.b64encode(PLOTLY.read_bytes()).decode()}";'
+
+
+def link(text: str, address: str) -> Markup:
+    """Return a link, as a paragraph or cell of a page."""
+    return Markup('<a href="{}">{}</a>').format(address, text)
 
 
 def _are_numbers(cells: Sequence[str]) -> bool:

@@ -24,7 +24,7 @@ def page(run: RunFolder) -> Page:
     Raises:
         ValueError: If the scores are not written yet.
     """
-    by_metric = _scores(run)
+    by_metric = read_scores(run)
     summaries = {name: scan_summary(scores) for name, scores in by_metric.items()}
     (name, first), *_ = by_metric.items()
     report = Page(f"Heads of {first.model} by {first.metric}", _lead(first, summaries[name]))
@@ -67,8 +67,12 @@ def page(run: RunFolder) -> Page:
     )  # fmt: skip
 
 
-def _scores(run: RunFolder) -> dict[str, HeadScores]:
-    """Scores by metric name, in the order in which they were requested."""
+def read_scores(run: RunFolder) -> dict[str, HeadScores]:
+    """Load the scores of a scan by metric name, in the order in which they were requested.
+
+    Raises:
+        ValueError: If the scores are not written yet.
+    """
     files = {path.stem: path for path in sorted(run.folder.glob("*.safetensors"))}
     if not files:
         raise ValueError(f"{run.folder} has no scores yet; the command that began the scan writes them when it ends.")
@@ -87,12 +91,18 @@ def _row(name: str, label: str, summary: Mapping[str, Any]) -> list[str]:
 
 
 def _samples_of(scores: HeadScores, head: Head) -> list[str]:
-    """A head, and the samples at both ends of its scores, the most extreme first."""
+    """A head, and the samples at both ends of its scores."""
+    named = [
+        [f"{scores.samples[row]} ({scores.values[row, *head]:.2g})" for row in rows] for rows in both_ends(scores, head)
+    ]
+    return [str(head), *map(", ".join, named)]
+
+
+def both_ends(scores: HeadScores, head: Head) -> tuple[list[int], list[int]]:
+    """Numbers of the samples on which a head scores most, and of those on which it scores least, in that order."""
     order = scores.values[:, head.layer, head.head].argsort(stable=True).tolist()
     order = [row for row in order if not scores.values[row, head.layer, head.head].isnan()]
-    ends = order[::-1][:N_SAMPLES], order[:N_SAMPLES]
-    named = [[f"{scores.samples[row]} ({scores.values[row, *head]:.2g})" for row in rows] for rows in ends]
-    return [str(head), *map(", ".join, named)]
+    return order[::-1][:N_SAMPLES], order[:N_SAMPLES]
 
 
 def _lead(scores: HeadScores, summary: Mapping[str, Any]) -> str:

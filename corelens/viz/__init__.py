@@ -8,6 +8,7 @@ with optional_import("app"):
     from corelens.viz.curves import group_distributions as group_distributions
     from corelens.viz.curves import heads_by_two as heads_by_two
     from corelens.viz.curves import lorenz_curves as lorenz_curves
+    from corelens.viz.curves import sample_distribution as sample_distribution
     from corelens.viz.curves import score_curve as score_curve
     from corelens.viz.effects import ablation_curves as ablation_curves
     from corelens.viz.effects import accuracy_bars as accuracy_bars

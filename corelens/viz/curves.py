@@ -6,10 +6,10 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from corelens.heads import HeadSet
+from corelens.heads import Head, HeadSet
 from corelens.metrics import depth_profile, lorenz_curve, rho
 from corelens.scores import HeadScores
-from corelens.viz.styles import ACCENT, QUIET, apply_style, colours
+from corelens.viz.styles import ACCENT, BLUE, QUIET, apply_style, colours
 
 
 def score_curve(scores: HeadScores, chosen: HeadSet) -> go.Figure:
@@ -183,6 +183,37 @@ def group_distributions(scores: Mapping[str, HeadScores], chosen: HeadSet) -> go
                 col=1 + number % 2,
             )
     return apply_style(figure, "Heads of two groups by each metric", f"Chosen: {chosen.name}.")
+
+
+def sample_distribution(scores: HeadScores, head: Head) -> go.Figure:
+    """Draw the scores of one head over samples.
+
+    Marks: a dot is a sample, a box the middle half of a data set with its median. Samples without a finite score are
+    left out.
+
+    Raises:
+        ValueError: If the head has no score.
+    """
+    if head not in scores.ranked():
+        raise ValueError(f"{head} has no score by {scores.metric}.")
+    values = scores.values[:, head.layer, head.head]
+    datasets = scores.datasets or [""] * len(scores.samples)
+    figure = go.Figure()
+    for name in reversed(dict.fromkeys(datasets)):
+        rows = [row for row, dataset in enumerate(datasets) if dataset == name and values[row].isfinite()]
+        figure.add_box(
+            x=values[rows].numpy(),
+            text=[scores.samples[row] for row in rows],
+            name=name or "samples",
+            boxpoints="all",
+            pointpos=0,
+            marker=dict(color=BLUE, size=5, opacity=0.6),
+            hovertemplate="%{text}<br>%{x:.3f}<extra></extra>",
+            hoveron="points",
+            showlegend=False,
+        )
+    figure.update_xaxes(title=scores.metric)
+    return apply_style(figure, f"{scores.metric[:1].upper()}{scores.metric[1:]} of {head} in every sample")
 
 
 def _require_scores(scores: Mapping[str, HeadScores]) -> None:

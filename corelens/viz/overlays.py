@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from corelens.data import Evidence
-from corelens.inputs.media import Picture, Video, load_picture
+from corelens.inputs.media import Clip, Picture, Video, load_picture
 from corelens.tokens import Box, TokenMap
 from corelens.viz.panels import PIXELS, Grid, data_url, media_views
 from corelens.viz.styles import HEAT, apply_style, colour_bar
@@ -55,11 +55,12 @@ def attention_over_picture(
 
 
 def attention_over_media(
-    media: Sequence[Picture | Video],
+    media: Sequence[Picture | Video | Clip],
     attention: Mapping[str, Float[Tensor, "position"]],
     tokens: TokenMap,
     title: str,
     evidence: Sequence[Evidence] = (),
+    n_pixels: int = PIXELS,
 ) -> go.Figure:
     """Draw attention over all pictures, pages and frames of a prompt; of one head, or of several side by side.
 
@@ -75,6 +76,7 @@ def attention_over_media(
         tokens: The map of the prompt.
         title: Title of the figure.
         evidence: Regions to outline; of a video, in the panels that show some of their time.
+        n_pixels: Most pixels of all panels together.
 
     Raises:
         ValueError: If the map is of several samples, does not fit media or attention, or has no boxes.
@@ -99,7 +101,7 @@ def attention_over_media(
     for number, (_, view, maps) in enumerate(panels):
         outlined = [region.box or Box(0, 0, *view.picture.size) for region in evidence if view.shows(region)]
         cell = (number // columns + 1, number % columns + 1)
-        _draw(figure, cell, view.picture, maps, outlined, PIXELS // n_panels)
+        _draw(figure, cell, view.picture, maps, outlined, n_pixels // n_panels)
     figure.update_annotations(font_size=12)
     tallest = max(view.picture.height / view.picture.width for view in views)
     figure.update_layout(height=110 + rows * min(30 + 760 / columns * tallest, 420))
@@ -160,7 +162,7 @@ def _require_attention(name: str, attention: Float[Tensor, "*axes"]) -> None:
 
 
 def _require_match(
-    media: Sequence[Picture | Video], attention: Mapping[str, Float[Tensor, "..."]], tokens: TokenMap
+    media: Sequence[Picture | Video | Clip], attention: Mapping[str, Float[Tensor, "..."]], tokens: TokenMap
 ) -> None:
     if len(tokens) != 1:
         raise ValueError(f"this map holds {len(tokens)} samples; choose one first, e.g. tokens[0].")
@@ -171,11 +173,10 @@ def _require_match(
     if tokens.no_boxes:
         raise ValueError(f"attention cannot be laid over the picture: {tokens.no_boxes}")
     for number, (medium, (width, height)) in enumerate(zip(media, tokens.sizes[0], strict=True)):
-        if isinstance(medium, Video) != bool((tokens.video & (tokens.media == number)).any()):
-            raise ValueError(
-                f"media {number} is no {'video' if isinstance(medium, Video) else 'picture'} in the prompt."
-            )
-        if not isinstance(medium, Video) and (size := load_picture(medium).size) != (width, height):
+        is_video = isinstance(medium, Video | Clip)
+        if is_video != bool((tokens.video & (tokens.media == number)).any()):
+            raise ValueError(f"media {number} is no {'video' if is_video else 'picture'} in the prompt.")
+        if not is_video and (size := load_picture(medium).size) != (width, height):
             raise ValueError(
                 f"picture {number} has {size[0]} x {size[1]} pixels, and in the prompt {width} x {height}."
             )

@@ -182,6 +182,9 @@ GIVEN: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"images": picture}, {"images": (picture,)}),
     ({"evidence": (10, 20, 60, 40)}, {"evidence": (Evidence(BOX),)}),
     ({"evidence": [10, 20, 60, 40]}, {"evidence": (Evidence(BOX),)}),
+    ({"evidence": {"x1": 10, "y1": 20, "x2": 60, "y2": 40}}, {"evidence": (Evidence(BOX),)}),
+    ({"evidence": {"bottom": 40, "right": 60, "top": 20, "left": 10}}, {"evidence": (Evidence(BOX),)}),
+    ({"evidence": [{"x": 10, "y": 20, "width": 50, "height": 20}]}, {"evidence": (Evidence(BOX),)}),
     ({"evidence": BOX}, {"evidence": (Evidence(BOX),)}),
     ({"evidence": Evidence(BOX)}, {"evidence": (Evidence(BOX),)}),
     ({"evidence": [(10, 20, 60, 40), Evidence()]}, {"evidence": (Evidence(BOX), Evidence())}),
@@ -212,8 +215,12 @@ MISTAKEN = {
     "videos=[3]": "sample s: a video is a path or corelens.Video(frames, fps), not int.",
     "images='a.png', evidence=(1, 2, 3)": "sample s: a box is left, top, right and bottom in pixels, as in "
     "(10, 20, 60, 40), not 1.",
-    "images='a.png', evidence={'box': (1, 2, 3, 4)}": "sample s: a box is left, top, right and bottom in pixels, as in "
-    "(10, 20, 60, 40), not {'box': (1, 2, 3, 4)}.",
+    "images='a.png', evidence={'bbox': [1, 2, 3, 4]}": "sample s: a box is left, top, right and bottom in pixels, as "
+    "in (10, 20, 60, 40), or a dict of left, top, right, bottom; x1, y1, x2, y2; x, y, width, height, not "
+    "{'bbox': [1, 2, 3, 4]}.",
+    "images='a.png', evidence={'x': 1, 'y': 2, 'width': '3', 'height': 4}": "sample s: a box is left, top, right and "
+    "bottom in pixels, as in (10, 20, 60, 40), or a dict of left, top, right, bottom; x1, y1, x2, y2; x, y, width, "
+    "height, not {'x': 1, 'y': 2, 'width': '3', 'height': 4}.",
     "instruction=3": "sample s: instruction is a text, not 3.",
     "choices='red'": "sample s: choices is several texts: write ['red'].",
 }

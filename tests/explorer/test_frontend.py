@@ -11,6 +11,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,9 +25,10 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from plotly.colors import hex_to_rgb
 
-from corelens import Head, HeadScores, HookedMLLM, toy
+from corelens import Head, HeadScores, HookedMLLM, Sample, toy
 from corelens.explorer import Explorer
 from corelens.explorer.server import create_app
+from corelens.explorer.state import ExplorerState
 from corelens.explorer.view import MAX_MAPS
 from corelens.viz.styles import ABLATED, ACCENT, DARK, HEAT, LIGHT
 
@@ -47,8 +49,9 @@ def head_values() -> torch.Tensor:
     return values
 
 
-@pytest.fixture(scope="module")
-def address(explorer: Explorer) -> Iterator[str]:
+@contextmanager
+def served(explorer: Explorer) -> Iterator[str]:
+    """Serve an explorer, and give its address."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(
             uvicorn.Config(create_app(explorer, "token"), log_level="error", lifespan="off", ws="none")
@@ -60,6 +63,12 @@ def address(explorer: Explorer) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+@pytest.fixture(scope="module")
+def address(explorer: Explorer) -> Iterator[str]:
+    with served(explorer) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -604,6 +613,53 @@ def test_many_heads_scroll_and_none_vanishes_unsaid(page: Page, explorer: Explor
     assert state(page)["heads"][-1] == str(explorer.first().heads[0])
     assert page.locator(".others figure").count() == MAX_MAPS - 1
     assert page.locator(".others").evaluate("others => others.scrollWidth > others.clientWidth")
+
+
+def test_a_strip_has_the_attention_on_every_picture_and_chooses_the_large_one(browser: Browser, toy_model: HookedMLLM):
+    scenes = list(toy.scenes(3, seed=0))
+    pictures, asked = [scene.images[0] for scene in scenes], scenes[1]
+    region = replace(asked.evidence[0], media=1)
+    explorer = Explorer(toy_model, [Sample("several", asked.question, asked.answer, pictures, region)])
+    with served(explorer) as address:
+        page = opened(browser, address)
+        page.fill("[aria-label='Heads to show']", "L3H14, L0H13")
+        page.click("text=Go")
+        page.wait_for_selector(".others figure")
+        maps = explorer.view(ExplorerState.parse(state(page)))["maps"]
+        masses = np.mean([np.reshape(shown["cells"], (3, -1)).sum(1) for shown in maps], 0)
+        items = page.locator(".strip button")
+        shares = [float(text.split()[0]) / 100 for text in page.locator(".strip .share").all_inner_texts()]
+        assert shares == pytest.approx(masses, rel=0.06)
+        bars = items.evaluate_all("all => all.map((one) => Number(one.style.getPropertyValue('--share')))")
+        assert bars == pytest.approx(masses / masses.max(), rel=0.01)
+        titles = items.evaluate_all("all => all.map((one) => one.title)")
+        assert [title.endswith("; with evidence") for title in titles] == [False, True, False]
+        assert titles[0].startswith("picture 0: ")
+        assert "the attention of 2 heads, on average" in titles[0]
+        pressed = page.locator(".strip [aria-pressed=true]")
+        assert pressed.get_attribute("data-panel") == str(most_attended(explorer))
+        page.fill(".strength input", "0")
+        page.click("[data-panel='0']")
+        for number in range(3):
+            assert pressed.get_attribute("data-panel") == str(number)
+            side = drawn(page).shape[1::-1]
+            errors = [np.abs(drawn(page) - np.asarray(picture.resize(side), float)).mean() for picture in pictures]
+            assert np.argmin(errors) == number
+            page.keyboard.press("ArrowRight")
+        page.click("[data-value=wall]")
+        page.wait_for_selector(".heads.wall canvas")
+        assert not page.errors  # pyright: ignore
+        page.context.close()
+
+
+def most_attended(explorer: Explorer) -> int:
+    """Number of the picture that gets most attention of the head that is shown at first."""
+    (first,) = explorer.view(explorer.first())["maps"]
+    return int(np.reshape(first["cells"], (3, -1)).sum(1).argmax())
+
+
+def test_one_picture_needs_no_strip(page: Page):
+    expect(page.locator(".strip")).to_be_hidden()
 
 
 def test_fingers_draw_with_a_tool_and_scroll_without(page: Page):

@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from corelens import HeadScores, HeadSet
-from corelens.viz import depth_profiles, group_distributions, heads_by_two, lorenz_curves, score_curve
+from corelens import Head, HeadScores, HeadSet
+from corelens.viz import (
+    depth_profiles,
+    group_distributions,
+    heads_by_two,
+    lorenz_curves,
+    sample_distribution,
+    score_curve,
+)
 from tests.helpers.figures import head_scores
 
 
@@ -93,3 +100,13 @@ def test_two_groups_hold_every_head_with_a_finite_score_once():
 def test_errors_name_what_cannot_be_drawn(draw: Callable[[], object], message: str):
     with pytest.raises(ValueError, match=message):
         draw()
+
+
+def test_every_sample_is_a_dot_at_its_score_in_the_row_of_its_data_set():
+    values = torch.tensor([0.1, 0.7, torch.nan, 0.4, torch.inf]).reshape(5, 1, 1)
+    scores = HeadScores(values, "mass", tuple("abcde"), datasets=("one", "two", "one", "one", "two"))
+    two, one = sample_distribution(scores.aggregate("median"), Head(0, 0)).data
+    assert (one.name, one.text, one.x.tolist()) == ("one", ("a", "d"), pytest.approx([0.1, 0.4]))
+    assert (two.name, two.text, two.x.tolist()) == ("two", ("b",), pytest.approx([0.7]))
+    with pytest.raises(ValueError, match="L1H0 has no score by mass"):
+        sample_distribution(scores, Head(1, 0))

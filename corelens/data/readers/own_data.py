@@ -55,7 +55,7 @@ def own_data(source: str | PathLike[str], name: str = "", images: str | PathLike
         raise FileNotFoundError(f"there is no file or folder {str(source)!r}.")
     folder = path.parent if images is None else Path(images).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(folder)!r} of pictures.")
+        raise FileNotFoundError(f"there is no folder {str(folder)!r} of pictures. {docs_link('own-file')}")
     if path.suffix == ".json":
         return coco(path, folder, name)
     if path.suffix == ".jsonl":

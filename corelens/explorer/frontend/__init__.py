@@ -4,8 +4,8 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 PARTS = (
-    "elements", "numbers", "help", "questions", "canvas", "interaction", "pictures", "wall", "heads", "answers",
-    "figure", "files", "header", "explorer",
+    "elements", "numbers", "help", "questions", "canvas", "interaction", "strip", "pictures", "wall", "heads",
+    "answers", "figure", "files", "header", "explorer",
 )  # fmt: skip
 """Files in order; all share one scope, and the last exports the function that notebooks call."""
 

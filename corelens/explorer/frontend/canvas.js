@@ -34,6 +34,10 @@ const topOfScale = (ui, map) => (ui.ownScale ? maxAttention(map) : 1);
 /** The place of attention on the scale of colours: a root, since a head has many patches to share its attention. */
 const brightness = (attention, top) => Math.sqrt(attention / top);
 
+/** True if a panel shows a part of a region. */
+const isOnPanel = ({ media, seconds }, panel) => media === panel.media
+  && (!seconds || !panel.seconds || (seconds[0] < panel.seconds[1] && panel.seconds[0] < seconds[1]));
+
 /** Draws a picture with attention over it: clear where there is none, and never opaque. */
 function paint(ui, context, width, panel, image, map, start, marks) {
   const scale = width / panel.width;
@@ -54,8 +58,7 @@ function paint(ui, context, width, panel, image, map, start, marks) {
       }
     }
   }
-  const isInPanel = ({ media, seconds }) => media === panel.media
-    && (!seconds || !panel.seconds || (seconds[0] < panel.seconds[1] && panel.seconds[0] < seconds[1]));
+  const isInPanel = (region) => isOnPanel(region, panel);
   for (const { box } of marks.regions.filter(isInPanel)) {
     context.fillStyle = "rgba(16,18,24,0.88)";
     context.fillRect(...onCanvas(box));

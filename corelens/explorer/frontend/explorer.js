@@ -11,6 +11,7 @@ function render({ model, el }) {
     clicking: "show", // applied by a click on a head
     strength: 1, // of the overlay
     ownScale: false, // of every map
+    panel: 0, // number of the picture or frame that is large
     files: {}, // uploaded pictures
     images: new Map(), // decoded, by address
     past: [], future: [],

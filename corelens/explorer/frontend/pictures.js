@@ -1,4 +1,4 @@
-// The pictures of a prompt: large under the head in focus, small under the others.
+// The pictures of a prompt: one is large under the head in focus, and small under the others; a strip has all.
 
 const SCALES = {
   one: ["One scale", "The same colour is the same share of attention, for all heads and questions"],
@@ -10,13 +10,14 @@ const TOOL_HINTS = {
 };
 
 function picturesSection(ui) {
+  const strip = panelStrip(ui);
   const large = make("div", { className: "panels" });
   const small = make("div", { className: "others" });
   const bar = make("div", { className: "bar" });
   const readout = make("p", { className: "readout", "aria-live": "polite" });
   const scale = make("div", { className: "legend" });
   const pointer = { panel: null, at: null, drag: null };
-  let canvases = []; // { canvas, panel: its number, map: its number }
+  let canvases = []; // { canvas, map: its number }
   let drawnLayout = { large: "", small: "" };
 
   function readoutText() {
@@ -39,10 +40,10 @@ function picturesSection(ui) {
   function repaint() {
     readout.textContent = readoutText();
     if (!ui.current) return;
-    const offsets = cellOffsets(ui.prompt.panels);
-    for (const { canvas, panel: index, map } of canvases) {
-      const panel = ui.prompt.panels[index], image = loadedImage(ui, panel.src);
-      if (!image) continue;
+    const panel = ui.prompt.panels[ui.panel], image = panel && loadedImage(ui, panel.src);
+    if (!image) return;
+    const start = cellOffsets(ui.prompt.panels)[ui.panel];
+    for (const { canvas, map } of canvases) {
       const isPointedAt = map === 0 && pointer.panel === panel;
       const isDragged = pointer.drag && pointer.drag.tool !== "read";
       const cursor = !isPointedAt ? null
@@ -53,7 +54,7 @@ function picturesSection(ui) {
       const context = canvas.getContext("2d");
       context.scale(ratio, ratio);
       const marks = { ...regionMarks(ui), cursor };
-      paint(ui, context, width, panel, image, ui.view.maps[map], offsets[index], marks);
+      paint(ui, context, width, panel, image, ui.view.maps[map], start, marks);
     }
   }
 
@@ -72,43 +73,45 @@ function picturesSection(ui) {
 
   /** Makes canvases where others are needed; those that stay keep the focus. */
   function layOut() {
-    const { panels, key } = ui.prompt;
+    strip.draw();
+    const { panels, key } = ui.prompt, panel = panels[ui.panel];
     const otherMaps = ui.view.maps.slice(1);
-    const canvasOf = (panel, map) => {
+    const canvasOf = (map) => {
       const canvas = make("canvas", { role: "img" });
-      canvases.push({ canvas, panel, map });
+      canvases.push({ canvas, map });
       return canvas;
     };
-    if (drawnLayout.large !== key) {
-      drawnLayout = { large: key, small: "" };
+    const largeKey = `${key} ${ui.panel}`;
+    if (drawnLayout.large !== largeKey) {
+      drawnLayout = { large: largeKey, small: "" };
       canvases = [];
       pointer.panel = null;
-      large.style.setProperty("--columns", Math.min(panels.length, panels.length > 4 ? 4 : 2));
-      large.replaceChildren(...panels.map((panel, index) => {
-        const canvas = canvasOf(index, 0);
+      large.replaceChildren();
+      if (panel) {
+        const canvas = canvasOf(0);
         canvas.tabIndex = 0;
         listen(ui, canvas, panel, pointer, repaint);
-        return make("figure", {}, canvas, panel.label ? make("figcaption", {}, panel.label) : null);
-      }));
+        large.append(make("figure", {}, canvas, panel.label ? make("figcaption", {}, panel.label) : null));
+      }
     }
     const smallKey = JSON.stringify(otherMaps.map((map) => [map.head, maxAttention(map)]));
     if (drawnLayout.small !== smallKey) {
       drawnLayout.small = smallKey;
       canvases = canvases.filter(({ map }) => map === 0);
       small.replaceChildren(...otherMaps.map((map, index) => make("figure", {},
-        button(make("span", { className: "row" }, ...panels.map((_, panel) => canvasOf(panel, index + 1))),
+        button(panel ? canvasOf(index + 1) : "",
           () => ui.change({ heads: [map.head, ...without(ui.state.heads, map.head)] }),
           { title: `Bring ${map.head} to the front`, "aria-label": `Bring ${map.head} to the front` }),
         make("figcaption", {}, `${map.head}: ${share(map.on_pictures)}`))));
     }
     const head = ui.view.maps[0]?.head ?? "no head";
-    for (const { canvas, panel } of canvases) {
-      const name = panels[panel].label || "picture";
+    for (const { canvas } of canvases) {
+      const name = panel.label || "picture";
       canvas.setAttribute("aria-label", `${name}, attention of ${head}; arrow keys read patches`);
     }
   }
 
-  const element = make("section", { className: "pictures" }, bar, large, scale, readout, small);
+  const element = make("section", { className: "pictures" }, bar, strip.element, large, scale, readout, small);
 
   function draw() {
     element.classList.toggle("using", ui.tool !== "read");
@@ -133,6 +136,7 @@ function picturesSection(ui) {
     else if (!ui.prompt) {
       drawnLayout = { large: "", small: "" };
       canvases = [];
+      strip.element.hidden = true;
       large.replaceChildren();
       small.replaceChildren();
     }

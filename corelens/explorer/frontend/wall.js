@@ -13,18 +13,12 @@ function wallOf(ui) {
   return { maps, panels, offsets: cellOffsets(panels) };
 }
 
-/** Draws the panels of a head side by side. */
+/** Draws the large panel for a head. */
 function paintThumbnail(ui, canvas, wall, name) {
-  const panels = wall.panels.filter(({ grids }) => grids.length);
-  const images = panels.map((panel) => loadedImage(ui, panel.src));
-  if (!panels.length || images.includes(null)) return;
-  const side = 96, height = side * Math.max(...panels.map((panel) => panel.height / panel.width));
-  canvas.width = side * panels.length;
-  canvas.height = Math.round(height);
-  const context = canvas.getContext("2d");
-  panels.forEach((panel, index) => {
-    context.setTransform(1, 0, 0, 1, side * index, 0);
-    const start = wall.offsets[wall.panels.indexOf(panel)];
-    paint(ui, context, side, panel, images[index], wall.maps.get(name), start, { regions: [], evidence: [] });
-  });
+  const panel = wall.panels[ui.panel], image = panel?.grids.length ? loadedImage(ui, panel.src) : null;
+  if (!image) return;
+  canvas.width = 96;
+  canvas.height = Math.round(96 * panel.height / panel.width);
+  const marks = { regions: [], evidence: [] };
+  paint(ui, canvas.getContext("2d"), 96, panel, image, wall.maps.get(name), wall.offsets[ui.panel], marks);
 }
