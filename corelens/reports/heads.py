@@ -210,7 +210,7 @@ def _head_page(runs: HeadRuns, head: Head, drawn: Drawn | None) -> Page:
     page.text(
         "The page was written without the samples, and has their names and scores alone."
         if drawn is None
-        else f"The maps show {drawn.attention}. Boxes are evidence."
+        else f"The maps show {drawn.attention}, on one scale. Boxes are evidence."
     )
     return _close(page, runs)
 

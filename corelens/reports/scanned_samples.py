@@ -91,6 +91,8 @@ class ScannedSamples:
             for head in of_sample:
                 title = f"{sample.id}: {scores.values[row, *head]:.3g}"
                 figures[head, row] = self._figure(sample, tokens, attention[head], title)
+        for head in heads:
+            _share_scale([figure for (of_figure, _), figure in figures.items() if of_figure == head])
         of = "mean attention of the question's tokens" if of_question else "attention of the prompt's last token"
         return Drawn(figures, f"the {of}")
 
@@ -122,6 +124,14 @@ class ScannedSamples:
         # Half as high, since two stand side by side.
         height = 110 + (layout.height - 110) / 2
         return figure.update_layout(height=height, title_subtitle_text=literal(f"{sample.question} {sample.answer}"))
+
+
+def _share_scale(figures: Sequence[go.Figure | str]) -> None:
+    """Give figures one scale, so that samples in which a head hardly looks at the pictures do not light up."""
+    drawn: list[Any] = [figure for figure in figures if isinstance(figure, go.Figure)]
+    highest = max((figure.layout.coloraxis.cmax for figure in drawn), default=1.0)
+    for figure in drawn:
+        figure.update_layout(coloraxis_cmax=highest)
 
 
 def _query_kind(scores: HeadScores) -> str:

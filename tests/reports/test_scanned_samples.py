@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,6 +53,10 @@ def test_a_page_shows_the_attention_of_the_tokens_by_which_it_was_scored(
         (head,) = scores.top(1)
         assert words in drawn.attention
         assert drawn.figures.keys() == {(head, row) for row in range(3)}
+        figures: list[Any] = list(drawn.figures.values())
+        (highest,) = {figure.layout.coloraxis.cmax for figure in figures}  # one scale
+        drawn_values = [np.nanmax(trace.z) for figure in figures for trace in figure.data if trace.type == "heatmap"]
+        assert highest == pytest.approx(max(drawn_values))
 
 
 def test_samples_that_do_not_fit_a_page_are_named_with_the_reason(
