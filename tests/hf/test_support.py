@@ -68,7 +68,8 @@ def test_mistakes_are_one_sentence(mistake: str, tmp_path: Path, monkeypatch: py
 def test_the_list_has_every_model_type():
     said = {one["model_type"]: one for one in json.loads(models("--json").output)}
     assert set(said) == {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, "phi4_multimodal"}
-    assert {name for name, one in said.items() if one["attention"] == "refused"} == {"git", "blip"}
+    refused = {"git", "blip", "inkling2_loop"} & set(said)  # the last one since transformers 5.24
+    assert {name for name, one in said.items() if one["attention"] == "refused"} == refused
     assert {name for name, one in said.items() if one["attention"] == "not tested"} == set()
     assert said["qwen3_vl"] == {
         "model_type": "qwen3_vl", "attention": "8 of 8", "heads": "", "picture": "yes", "video": "yes",
