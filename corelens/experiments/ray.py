@@ -31,13 +31,12 @@ class RayModel:
     there. A file that only this machine has is an error; a sample whose file no machine has is skipped.
 
     Raises:
-        ValueError: If there is less than one actor. All else, when the model is used:
-        ImportError: If Ray is not installed.
-        ConnectionError: If there is no cluster at the address.
-        ValueError: If no machine of the cluster has so many GPUs.
-        RuntimeError: If `load` returns different models on the machines.
-        FileNotFoundError: If a machine lacks a file that this one has.
-        TypeError: If a sample cannot travel, because it holds a generator, say.
+        ValueError: If `actors` is less than one; in use, if no machine of the cluster has so many GPUs.
+        ImportError: In use, if Ray is not installed.
+        ConnectionError: In use, if there is no cluster at the address.
+        RuntimeError: In use, if `load` returns different models on the machines.
+        FileNotFoundError: In use, if a machine lacks a file that this one has.
+        TypeError: In use, if a sample cannot travel, because it holds a generator, say.
     """
 
     load: Callable[[], HookedMLLM]

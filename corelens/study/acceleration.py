@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -184,7 +184,7 @@ def measure_timing(
     folder: Path,
     remeasure: bool = False,
 ) -> Timing:
-    """Measure speeds on the longest prompt in as many rounds as the folder lacks.
+    """Measure speeds on the longest prompt in as many rounds as the folder lacks, in one go.
 
     Args:
         model: The model.
@@ -194,33 +194,31 @@ def measure_timing(
         folder: Folder that keeps the rounds in `speed.json`.
         remeasure: Measure all rounds again, e.g. on another machine.
     """
-    file = folder / "speed.json"
-    timing = call(model, partial(_empty_timing, samples=samples))
+    file, earlier = folder / "speed.json", None
     if file.exists() and not remeasure:
         saved = read_summary(file, "rounds", "positions", "device")
-        rounds = [
-            {name: Speed(**speed) for name, speed in round_speeds.items()} for round_speeds in saved.pop("rounds")
-        ]
-        same_work = saved["positions"] == timing.positions and all(
-            set(speeds) == {*plans, BASELINE} for speeds in rounds
-        )
+        rounds = [{name: Speed(**speed) for name, speed in speeds.items()} for speeds in saved.pop("rounds")]
+        earlier = Timing(rounds, **saved)
+    timing = call(model, partial(_timing, samples=samples, plans=plans, n_rounds=n_rounds, earlier=earlier))
+    write_summary(file, asdict(timing))
+    return replace(timing, rounds=timing.rounds[:n_rounds])
+
+
+def _timing(
+    model: HookedMLLM, samples: Mapping[str, Sequence[Sample]], plans: Plans, n_rounds: int, earlier: Timing | None
+) -> Timing:
+    """Rounds of an earlier timing, if it is of the same prompt and plans, and those that it lacks."""
+    prompt = longest_prompt(model, samples)
+    positions, device = prompt["input_ids"].shape[1], _device_name(model.device)
+    timing = Timing([], positions, device)
+    if earlier and earlier.positions == positions and all(set(of) == {*plans, BASELINE} for of in earlier.rounds):
         # Rounds of two machines cannot be told apart later.
-        if same_work and (len(rounds) >= n_rounds or saved["device"] == timing.device):
-            timing = Timing(rounds[:n_rounds], **saved)
-    with progress(n_rounds, "speed", "round", len(timing.rounds)) as advance:
+        timing = earlier if len(earlier.rounds) >= n_rounds or earlier.device == device else timing
+    with progress(n_rounds, "speed", "round", min(len(timing.rounds), n_rounds)) as advance:
         while len(timing.rounds) < n_rounds:
-            timing.rounds.append(call(model, partial(_measure_round, samples=samples, plans=plans)))
-            write_summary(file, asdict(timing))
+            timing.rounds.append(measure_speeds(model, prompt, plans, 4, 1))
             advance(1)
     return timing
-
-
-def _empty_timing(model: HookedMLLM, samples: Mapping[str, Sequence[Sample]]) -> Timing:
-    return Timing([], longest_prompt(model, samples)["input_ids"].shape[1], _device_name(model.device))
-
-
-def _measure_round(model: HookedMLLM, samples: Mapping[str, Sequence[Sample]], plans: Plans) -> dict[str, Speed]:
-    return measure_speeds(model, longest_prompt(model, samples), plans, 4, 1)
 
 
 def _device_name(device: torch.device) -> str:

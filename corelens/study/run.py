@@ -247,7 +247,7 @@ def run_study(
 
 
 class _Facts(NamedTuple):
-    """What a study needs to know of its model, and of its samples by the model's processor."""
+    """Numbers of a model, and of samples as its processor prepares them."""
 
     n_heads: int
     group_size: int
